@@ -1,1 +1,58 @@
-//! skeleton
+//! Opening LUNs and knowing which one it is.
+//!
+//! The worst thing Shunt can do is to overwrite the wrong disk, and the kernel does not prevent it. So a path is
+//! only a way to find a LUN. This crate reads from the *opened descriptor* what identifies the LUN
+//! ([`Identity`]), says everything that speaks against using it ([`inspect`]), and names who uses it
+//! ([`in_use`], [`openers`]).
+//!
+//! | file | purpose |
+//! |---|---|
+//! | `open` | open a path as a LUN, its limits, its lock |
+//! | `identity` | what identifies a LUN, comparing it with what was recorded |
+//! | `inspect` | all findings about a LUN, and the word that confirms an overwrite |
+//! | `finding` | the findings and their texts |
+//! | `usage` | mounts, swap, holders, partitions in use, other paths |
+//! | `stack` | which devices lie beneath a path or a device |
+//! | `openers` | which processes have a LUN open |
+//! | `signature` | what libblkid recognises on a LUN |
+//! | `sysfs`, `proc_text`, `vpd` | reading the kernel's texts and the SCSI pages |
+//! | `kernel` | the system calls: the only unsafe code |
+//!
+//! Absent: any decision. Whether a finding refuses a command is for the caller to say. Nothing here writes to a LUN.
+//!
+//! All calls block (they read devices, `/sys`, `/proc` and run `wipefs`): an asynchronous caller gives them a thread.
+
+#![deny(unsafe_code)]
+
+mod finding;
+mod identity;
+mod inspect;
+mod kernel;
+mod open;
+mod openers;
+mod proc_text;
+mod signature;
+mod stack;
+mod sysfs;
+mod usage;
+mod vpd;
+
+pub use finding::Finding;
+pub use identity::{Difference, FileId, Identity, Kind, Mismatch};
+pub use inspect::{Inspection, inspect, overwrite_word};
+pub use open::{Lun, OpenError, OpenOptions};
+pub use openers::{Opener, openers};
+pub use signature::{Signature, SignatureError, SignatureUsage, signatures};
+pub use usage::in_use;
+
+/// Tests that start programs, or that a copy of a descriptor in a program being started would disturb, run one after the other.
+#[cfg(test)]
+mod testing {
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    static ALONE: Mutex<()> = Mutex::new(());
+
+    pub(crate) fn alone() -> MutexGuard<'static, ()> {
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

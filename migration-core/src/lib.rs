@@ -1,1 +1,26 @@
-//! skeleton
+//! The decisions of a volume migration, without any I/O.
+//!
+//! What can be decided without a disk, a clock or a socket is decided here, as state machines that
+//! take events and answer with effects; the shells (`ublk-target`, `mgr`) only carry them out. Time,
+//! results and requests are arguments. All state derives `Clone`, `PartialEq`, `Eq`, `Hash` and `Debug`, so
+//! that a model can explore it.
+//!
+//! * [`volume`]: one volume: requests, legs, write intent, claims, suspension, change of route.
+//! * [`region`], [`bits`]: what is dirty.
+//! * [`pair`], [`session`]: what an operator sees and may do.
+//! * [`map`]: the format of the map file.
+//! * [`route`], [`units`]: the words.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod bits;
+pub mod layout;
+pub mod map;
+pub mod pair;
+pub mod region;
+pub mod route;
+pub mod session;
+pub mod units;
+pub mod volume;

@@ -1,1 +1,63 @@
-fn main() {}
+//! The program `ublk-target`: shuntd starts it, one process a volume.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use ublk_target::serve::{self, Options};
+
+/// The data plane of Shunt. It is started by shuntd; by hand only to look for faults.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create the map file of a new volume; its descriptor comes as JSON on standard input.
+    Format {
+        /// The file to create; an existing one is refused.
+        #[arg(long)]
+        map: PathBuf,
+    },
+    /// Serve a volume until it is stopped. Exits with 3 if another process serves it.
+    Serve {
+        /// The map file.
+        #[arg(long)]
+        map: PathBuf,
+        /// The control socket.
+        #[arg(long)]
+        socket: PathBuf,
+        /// Hardware queues; at most one a processor, and one with a driver that cannot recover several.
+        #[arg(long, default_value_t = 1)]
+        queues: u16,
+        /// Requests that a queue can have open.
+        #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]
+        queue_depth: u16,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SHUNT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let outcome = match arguments.command {
+        Command::Format { map } => serve::format(&map, std::io::stdin().lock()),
+        Command::Serve { map, socket, queues, queue_depth } => {
+            serve::serve(&Options { map, socket, queues, queue_depth })
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ublk-target: {error:#}");
+            if serve::is_locked(&error) {
+                ExitCode::from(serve::EXIT_LOCKED)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The system calls that neither std nor nix offers safely. The only unsafe code of the crate.
+//!
+//! Numbers and structures are those of Linux's `include/uapi/linux/fs.h` (`BLK*`) and `loop.h`.
+#![allow(unsafe_code)]
+
+use std::ffi::{c_int, c_uint};
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::identity::FileId;
+
+/// The flags of `open(2)` beyond the access mode; close-on-exec is always set.
+pub(crate) const O_EXCL: c_int = libc::O_EXCL;
+/// Unbuffered I/O.
+pub(crate) const O_DIRECT: c_int = libc::O_DIRECT;
+
+const BLKROGET: libc::Ioctl = nix::request_code_none!(0x12, 94) as libc::Ioctl;
+const BLKSSZGET: libc::Ioctl = nix::request_code_none!(0x12, 104) as libc::Ioctl;
+// The header says size_t; the kernel writes 64 bits whatever the size of size_t is.
+const BLKGETSIZE64: libc::Ioctl =
+    nix::request_code_read!(0x12, 114, size_of::<usize>()) as libc::Ioctl;
+const BLKPBSZGET: libc::Ioctl = nix::request_code_none!(0x12, 123) as libc::Ioctl;
+const BLKGETDISKSEQ: libc::Ioctl =
+    nix::request_code_read!(0x12, 128, size_of::<u64>()) as libc::Ioctl;
+const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
+
+/// `struct loop_info64`.
+#[repr(C)]
+struct LoopInfo64 {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+const _: () = assert!(size_of::<LoopInfo64>() == 232);
+
+/// Size of the block device in bytes.
+pub(crate) fn device_size_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: BLKGETSIZE64 writes one u64.
+    unsafe { read_ioctl::<u64>(fd, BLKGETSIZE64) }
+}
+
+/// Logical block size of the block device in bytes: the smallest and the alignment of any direct I/O.
+pub(crate) fn logical_block_bytes(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: BLKSSZGET writes one int.
+    let bytes = unsafe { read_ioctl::<c_int>(fd, BLKSSZGET) }?;
+    u32::try_from(bytes).map_err(|_| io::Error::other(format!("the kernel reports {bytes}")))
+}
+
+/// Physical block size of the block device in bytes.
+pub(crate) fn physical_block_bytes(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: BLKPBSZGET writes one unsigned int.
+    unsafe { read_ioctl::<c_uint>(fd, BLKPBSZGET) }
+}
+
+/// Whether the kernel refuses writes to the block device.
+pub(crate) fn is_read_only(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: BLKROGET writes one int.
+    Ok(unsafe { read_ioctl::<c_int>(fd, BLKROGET) }? != 0)
+}
+
+/// The number that the kernel gives to no second disk until it reboots. Linux 5.15 and later.
+pub(crate) fn disk_sequence(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: BLKGETDISKSEQ writes one u64.
+    unsafe { read_ioctl::<u64>(fd, BLKGETDISKSEQ) }
+}
+
+/// The file or device beneath a loop device.
+pub(crate) fn loop_backing_file(fd: BorrowedFd<'_>) -> io::Result<FileId> {
+    // SAFETY: LOOP_GET_STATUS64 writes one struct loop_info64; every bit pattern of it is valid.
+    let info = unsafe { read_ioctl::<LoopInfo64>(fd, LOOP_GET_STATUS64) }?;
+    Ok(FileId {
+        device: info.device,
+        inode: info.inode,
+    })
+}
+
+/// Alignment in bytes that the file system asks of direct I/O on this file.
+///
+/// `Ok(None)`: the kernel or the file system does not say. `Ok(Some(0))`: no direct I/O on this file.
+pub(crate) fn direct_io_alignment_bytes(fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    let mut status = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is an empty C string, which AT_EMPTY_PATH allows; the kernel fills one struct statx.
+    let result = unsafe {
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            status.as_mut_ptr(),
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed before and filled by the kernel; every bit pattern is valid.
+    let status = unsafe { status.assume_init() };
+    Ok((status.stx_mask & libc::STATX_DIOALIGN != 0).then_some(status.stx_dio_offset_align))
+}
+
+/// Whether the file system of this file is mounted read-only.
+pub(crate) fn file_system_is_read_only(file: &File) -> io::Result<bool> {
+    Ok(nix::sys::statvfs::fstatvfs(file)?
+        .flags()
+        .contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
+}
+
+/// Takes an exclusive `flock` without waiting; `Ok(false)` when somebody else holds one.
+pub(crate) fn try_lock_exclusive(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: flock takes no pointer, and the descriptor is borrowed, therefore open.
+    if unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::EWOULDBLOCK) {
+        Ok(false)
+    } else {
+        Err(error)
+    }
+}
+
+/// Lets go of a `flock`.
+pub(crate) fn unlock(fd: BorrowedFd<'_>) {
+    // SAFETY: as above. LOCK_UN on an open descriptor has no error to report.
+    let _ = unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_UN) };
+}
+
+/// # Safety
+/// The request must write at most one `T`, and all-zero bytes and whatever it writes must be a valid `T`.
+unsafe fn read_ioctl<T>(fd: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    // SAFETY: the caller says that the request writes at most one T; the descriptor is borrowed, therefore open.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request, value.as_mut_ptr()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed before; the caller says that what the kernel wrote is a valid T.
+    Ok(unsafe { value.assume_init() })
+}

@@ -1,0 +1,211 @@
+//! Which processes have a LUN open: a scan of `/proc/PID/fd`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::FileId;
+use crate::open::{file_id, number_of};
+use crate::proc_text::DeviceNumber;
+
+/// The write bit of a link in `/proc/PID/fd`: the descriptor is open for writing.
+const WRITE_BIT: u32 = 0o200;
+
+/// A process that has a LUN open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Opener {
+    /// Process id.
+    pub pid: u32,
+    /// The name of its program (`/proc/PID/comm`, at most 15 characters); empty when it is gone.
+    pub command: String,
+    /// Whether one of its descriptors can write.
+    pub write: bool,
+}
+
+/// What to look for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opened {
+    BlockDevice(DeviceNumber),
+    CharacterDevice(DeviceNumber),
+    File(FileId),
+}
+
+/// The processes that have the block device with this major and minor number open, by process id; this process too, if it has.
+///
+/// Not seen: processes of other users when not root, mappings whose descriptor is closed, and opens by the kernel itself (mounts, swap).
+///
+/// # Errors
+/// `/proc` cannot be listed. What vanishes or is hidden during the scan is passed over.
+pub fn openers(device_number: (u32, u32)) -> io::Result<Vec<Opener>> {
+    openers_of(Path::new("/proc"), &[Opened::BlockDevice(device_number)])
+}
+
+pub(crate) fn openers_of(proc: &Path, targets: &[Opened]) -> io::Result<Vec<Opener>> {
+    let mut found: BTreeMap<u32, bool> = BTreeMap::new();
+    for process in fs::read_dir(proc)? {
+        let process = process?;
+        let Some(pid) = process
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
+        for descriptor in descriptors.flatten() {
+            if let Some(write) = opens(&descriptor.path(), targets) {
+                *found.entry(pid).or_default() |= write;
+            }
+        }
+    }
+    Ok(found
+        .into_iter()
+        .map(|(pid, write)| Opener {
+            pid,
+            command: command(proc, pid),
+            write,
+        })
+        .collect())
+}
+
+/// Whether the process is this one, or a child of it that has not yet become another program: between fork and exec it
+/// has copies of all descriptors.
+pub(crate) fn is_this_process(proc: &Path, pid: u32) -> bool {
+    let own = std::process::id();
+    if pid == own {
+        return true;
+    }
+    let program = |pid: u32| fs::read_link(proc.join(format!("{pid}/exe"))).ok();
+    let parent = fs::read_to_string(proc.join(format!("{pid}/status")))
+        .ok()
+        .and_then(|text| parent_in_status(&text));
+    parent == Some(own) && program(pid).is_some() && program(pid) == program(own)
+}
+
+/// `PPid` of a `/proc/PID/status` text.
+fn parent_in_status(text: &str) -> Option<u32> {
+    text.lines()
+        .find_map(|line| line.strip_prefix("PPid:"))?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// Whether this descriptor is one of the targets, and if so, whether it can write.
+fn opens(descriptor: &Path, targets: &[Opened]) -> Option<bool> {
+    // Sockets and the like have no path; asking them for their status is useless work.
+    let names_a_path = fs::read_link(descriptor).is_ok_and(|target| target.is_absolute());
+    if !names_a_path {
+        return None;
+    }
+    let metadata = fs::metadata(descriptor).ok()?;
+    targets.iter().any(|target| target.is(&metadata)).then(|| {
+        fs::symlink_metadata(descriptor)
+            .is_ok_and(|link| link.permissions().mode() & WRITE_BIT != 0)
+    })
+}
+
+impl Opened {
+    fn is(self, metadata: &Metadata) -> bool {
+        match self {
+            Opened::BlockDevice(number) => {
+                metadata.file_type().is_block_device() && number_of(metadata.rdev()) == number
+            }
+            Opened::CharacterDevice(number) => {
+                metadata.file_type().is_char_device() && number_of(metadata.rdev()) == number
+            }
+            Opened::File(file) => metadata.is_file() && file_id(metadata) == file,
+        }
+    }
+}
+
+impl fmt::Display for Opener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let purpose = if self.write { "writing" } else { "reading" };
+        write!(f, "{} (pid {}, for {purpose})", self.command, self.pid)
+    }
+}
+
+fn command(proc: &Path, pid: u32) -> String {
+    fs::read(proc.join(format!("{pid}/comm")))
+        .ok()
+        .and_then(|text| crate::sysfs::clean_text(&text))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    fn me(openers: &[Opener]) -> Option<&Opener> {
+        openers
+            .iter()
+            .find(|opener| opener.pid == std::process::id())
+    }
+
+    #[test]
+    fn own_open_of_a_file_is_found_with_its_mode_until_it_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lun");
+        fs::write(&path, [0; 512]).unwrap();
+        let target = [Opened::File(file_id(&fs::metadata(&path).unwrap()))];
+        let scan = || openers_of(Path::new("/proc"), &target).unwrap();
+        assert_eq!(me(&scan()), None);
+        let reading = File::open(&path).unwrap();
+        assert!(me(&scan()).is_some_and(|opener| !opener.write && !opener.command.is_empty()));
+        let writing = File::options().write(true).open(&path).unwrap();
+        assert!(me(&scan()).is_some_and(|opener| opener.write));
+        drop((reading, writing));
+        assert_eq!(me(&scan()), None);
+    }
+
+    #[test]
+    fn character_device_is_not_taken_for_the_block_device_of_its_number() {
+        let null = File::open("/dev/null").unwrap();
+        let number = number_of(null.metadata().unwrap().rdev());
+        let scan = |target| openers_of(Path::new("/proc"), &[target]).unwrap();
+        assert!(me(&scan(Opened::CharacterDevice(number))).is_some());
+        assert_eq!(me(&scan(Opened::BlockDevice(number))), None);
+    }
+
+    #[test]
+    fn parent_is_read_from_a_status_text() {
+        let table = [
+            ("Name:\tcat\nPPid:\t41\nTracerPid:\t0\n", Some(41)),
+            ("TracerPid:\t7\n", None),
+            ("PPid:\tx\n", None),
+            ("", None),
+        ];
+        for (text, parent) in table {
+            assert_eq!(parent_in_status(text), parent, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn child_that_is_another_program_is_not_this_process() {
+        let _alone = crate::testing::alone();
+        let mut child = std::process::Command::new("/bin/cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let answer = is_this_process(Path::new("/proc"), child.id());
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(!answer);
+        assert!(is_this_process(Path::new("/proc"), std::process::id()));
+    }
+
+    #[test]
+    fn missing_proc_is_an_error_and_not_an_empty_answer() {
+        assert!(openers_of(Path::new("/nonexistent"), &[]).is_err());
+    }
+}

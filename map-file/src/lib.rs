@@ -1,0 +1,248 @@
+//! The map file: created, locked, read. `ublk-target` alone writes it afterwards, by its own ring.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use migration_core::{
+    map::{self, Area, BitmapSector, Chosen, MapError, RoleRecord, SECTOR_BYTES},
+    route::{Route, Side},
+    units::{Epoch, Geometry},
+};
+use migration_proto::route::Descriptor;
+
+/// Why a map file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum MapFileError {
+    /// The file could not be opened, read or written.
+    #[error("map file {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The contents are damaged. Never guessed.
+    #[error("map file {path} is damaged: {source}; nothing is served until the operator says which leg is right")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: MapError,
+    },
+    /// The descriptor has a valid checksum and makes no sense.
+    #[error("map file {path}: its descriptor cannot be used: {cause}")]
+    Descriptor {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        cause: String,
+    },
+    /// Another process serves the volume.
+    #[error("map file {path} is locked: another ublk-target serves this volume")]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// A map file that is locked by this process and was read.
+#[derive(Debug)]
+pub struct MapFile {
+    /// The file, opened so that every write is durable when it returns. Holds the lock.
+    pub file: File,
+    /// Where it is.
+    pub path: PathBuf,
+    /// The role record that holds, and the slot that has to be refreshed.
+    pub chosen: Chosen,
+    /// What the volume is.
+    pub descriptor: Descriptor,
+    /// The words of the dirty bitmap; empty in `Single`.
+    pub dirty: Vec<u64>,
+    /// The words of the write intent bitmap; empty in `Single`.
+    pub intent: Vec<u64>,
+}
+
+/// The 16 bytes of a UUID in its usual spelling.
+///
+/// # Errors
+/// A text that says what is wrong.
+pub fn parse_volume_id(text: &str) -> Result<[u8; 16], String> {
+    let digits: Vec<u8> = text.bytes().filter(|byte| *byte != b'-').collect();
+    let mut id = [0; 16];
+    if digits.len() != 32 {
+        return Err(format!("{text:?} is not a UUID"));
+    }
+    for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+        let pair = std::str::from_utf8(pair).map_err(|error| error.to_string())?;
+        *byte = u8::from_str_radix(pair, 16).map_err(|_| format!("{text:?} is not a UUID"))?;
+    }
+    Ok(id)
+}
+
+/// Creates a map file: route `Single(source)`, epoch 1. All of its space is allocated, so that no later write can
+/// find the file system full.
+///
+/// # Errors
+/// [`MapFileError`]; an existing file is never touched.
+pub fn format(path: &Path, descriptor: &Descriptor) -> Result<(), MapFileError> {
+    let unusable = |cause: String| MapFileError::Descriptor { path: path.to_owned(), cause };
+    let bytes = serde_json::to_vec(descriptor).map_err(|error| unusable(error.to_string()))?;
+    if bytes.len() > map::DESCRIPTOR_BYTES_MAX {
+        return Err(unusable(format!("{} bytes are too long", bytes.len())));
+    }
+    let record = RoleRecord {
+        epoch: Epoch(1),
+        route: Route::Single(Side::Source),
+        descriptor_slot: 0,
+        descriptor_bytes: u32::try_from(bytes.len()).map_err(|error| unusable(error.to_string()))?,
+        descriptor_crc: map::checksum(&bytes),
+        volume_id: parse_volume_id(&descriptor.volume_id).map_err(unusable)?,
+        geometry: Geometry::for_size(descriptor.size_bytes)
+            .map_err(|error| unusable(error.to_string()))?,
+    };
+    check_descriptor(path, &record, descriptor)?;
+    write_new(path, &record, &bytes).map_err(|source| MapFileError::Io { path: path.to_owned(), source })
+}
+
+fn write_new(path: &Path, record: &RoleRecord, descriptor: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let result = (|| {
+        let zeroes = vec![0; 1 << 20];
+        let mut left = map::file_bytes(record.geometry);
+        while left > 0 {
+            let part = left.min(zeroes.len() as u64);
+            file.write_all(&zeroes[..part as usize])?;
+            left -= part;
+        }
+        for (offset, bytes) in map::initial_parts(record, descriptor) {
+            file.write_all_at(&bytes, offset)?;
+        }
+        file.sync_all()?;
+        match path.parent() {
+            Some(parent) if parent != Path::new("") => File::open(parent)?.sync_all(),
+            Some(_) | None => File::open(".")?.sync_all(),
+        }
+    })();
+    if result.is_err() {
+        // The file is ours and nobody has seen it yet.
+        let _ = std::fs::remove_file(path);
+    }
+    result
+}
+
+impl MapFile {
+    /// Opens, locks and reads a map file. A lock that a dying predecessor still holds is waited for, up to
+    /// `lock_limit`.
+    ///
+    /// # Errors
+    /// [`MapFileError`]
+    pub fn open(path: &Path, lock_limit: Duration) -> Result<Self, MapFileError> {
+        let io_error = |source| MapFileError::Io { path: path.to_owned(), source };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_DSYNC)
+            .open(path)
+            .map_err(io_error)?;
+        lock(&file, lock_limit).map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => MapFileError::Locked { path: path.to_owned() },
+            _ => io_error(source),
+        })?;
+        Self::read(file, path)
+    }
+
+    /// Reads a map file without locking it, for tools that only look.
+    ///
+    /// # Errors
+    /// [`MapFileError`]
+    pub fn open_read_only(path: &Path) -> Result<Self, MapFileError> {
+        let file = File::open(path)
+            .map_err(|source| MapFileError::Io { path: path.to_owned(), source })?;
+        Self::read(file, path)
+    }
+
+    fn read(file: File, path: &Path) -> Result<Self, MapFileError> {
+        let io_error = |source| MapFileError::Io { path: path.to_owned(), source };
+        let damaged = |source| MapFileError::Damaged { path: path.to_owned(), source };
+        let sector_at = |offset| -> Result<[u8; SECTOR_BYTES], MapFileError> {
+            let mut sector = [0; SECTOR_BYTES];
+            file.read_exact_at(&mut sector, offset).map_err(io_error)?;
+            Ok(sector)
+        };
+        let slots = [sector_at(map::ROLE_OFFSETS[0])?, sector_at(map::ROLE_OFFSETS[1])?];
+        let chosen = RoleRecord::choose([&slots[0], &slots[1]]).map_err(damaged)?;
+        let record = &chosen.record;
+        let mut bytes = vec![0; record.descriptor_bytes as usize];
+        let offset = map::DESCRIPTOR_OFFSETS[usize::from(record.descriptor_slot)];
+        file.read_exact_at(&mut bytes, offset).map_err(io_error)?;
+        record.check_descriptor(&bytes).map_err(damaged)?;
+        let descriptor: Descriptor = serde_json::from_slice(&bytes).map_err(|error| {
+            MapFileError::Descriptor { path: path.to_owned(), cause: error.to_string() }
+        })?;
+        check_descriptor(path, record, &descriptor)?;
+        let read_area = |area| -> Result<Vec<u64>, MapFileError> {
+            let mut words = Vec::new();
+            if record.route.mirror().is_some() {
+                for index in 0..map::bitmap_sectors(record.geometry) {
+                    let which = BitmapSector { area, index };
+                    let sector = sector_at(which.offset(record.geometry))?;
+                    words.extend(which.decode(&record.volume_id, &sector).map_err(damaged)?);
+                }
+            }
+            Ok(words)
+        };
+        let (dirty, intent) = (read_area(Area::Dirty)?, read_area(Area::Intent)?);
+        Ok(Self { path: path.to_owned(), chosen, descriptor, dirty, intent, file })
+    }
+}
+
+/// What the role record and the descriptor both say has to agree, and the legs have to be long enough.
+fn check_descriptor(
+    path: &Path,
+    record: &RoleRecord,
+    descriptor: &Descriptor,
+) -> Result<(), MapFileError> {
+    let unusable = |cause: String| Err(MapFileError::Descriptor { path: path.to_owned(), cause });
+    if parse_volume_id(&descriptor.volume_id) != Ok(record.volume_id) {
+        return unusable(format!("it is of volume {}", descriptor.volume_id));
+    }
+    let size = record.geometry.size_bytes();
+    if descriptor.size_bytes != size {
+        return unusable(format!("it says {} bytes, the role record {size}", descriptor.size_bytes));
+    }
+    for side in [Side::Source, Side::Target] {
+        let used = side == record.route.authoritative() || Some(side) == record.route.mirror();
+        match descriptor.leg(side.into()) {
+            Some(leg) if leg.length_bytes() < size => {
+                return unusable(format!("the {side} leg has {} bytes of {size}", leg.length_bytes()));
+            }
+            None if used => return unusable(format!("the route needs a {side} leg, and there is none")),
+            Some(_) | None => {}
+        }
+    }
+    Ok(())
+}
+
+fn lock(file: &File, limit: Duration) -> io::Result<()> {
+    const RETRY: Duration = Duration::from_millis(5);
+    let started = Instant::now();
+    loop {
+        // SAFETY: flock takes a descriptor that `file` keeps open, and a flag.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::WouldBlock || started.elapsed() >= limit {
+            return Err(error);
+        }
+        std::thread::sleep(RETRY);
+    }
+}

@@ -1,0 +1,87 @@
+//! Where the bytes of a leg are: a list of extents of LUNs, in the order of the volume's addresses.
+
+use alloc::vec::Vec;
+
+/// A contiguous part of a LUN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Extent {
+    /// The caller's number of the LUN.
+    pub lun: usize,
+    /// Where it begins on the LUN, in bytes.
+    pub start: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
+}
+
+/// A place on a LUN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// The LUN.
+    pub lun: usize,
+    /// The offset on it, in bytes.
+    pub offset: u64,
+    /// How many of the bytes asked for follow there, at least 1.
+    pub length: u64,
+}
+
+/// The extents of one leg.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Layout {
+    extents: Vec<Extent>,
+    /// For each extent, the address after its last byte.
+    ends: Vec<u64>,
+}
+
+impl Layout {
+    /// The layout of a leg. Empty extents are dropped.
+    #[must_use]
+    pub fn new(extents: impl IntoIterator<Item = Extent>) -> Self {
+        let extents: Vec<Extent> = extents.into_iter().filter(|e| e.length > 0).collect();
+        let mut end = 0;
+        let ends = extents
+            .iter()
+            .map(|extent| {
+                end += extent.length;
+                end
+            })
+            .collect();
+        Self { extents, ends }
+    }
+
+    /// The sum of the lengths, in bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    /// Where the first of `length` bytes at `address` is, and how many of them follow there. `None` beyond the end.
+    #[must_use]
+    pub fn locate(&self, address: u64, length: u64) -> Option<Place> {
+        let index = self.ends.partition_point(|end| *end <= address);
+        let (extent, end) = (self.extents.get(index)?, self.ends[index]);
+        let within = address - (end - extent.length);
+        Some(Place {
+            lun: extent.lun,
+            offset: extent.start + within,
+            length: length.min(end - address),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_found_in_its_extent_and_cut_at_the_extents_end() {
+        let extent = |lun, start, length| Extent { lun, start, length };
+        let layout = Layout::new([extent(0, 100, 10), extent(1, 0, 0), extent(2, 7, 5)]);
+        assert_eq!(layout.length(), 15);
+        let place = |lun, offset, length| Some(Place { lun, offset, length });
+        assert_eq!(layout.locate(0, 3), place(0, 100, 3));
+        assert_eq!(layout.locate(8, 6), place(0, 108, 2));
+        assert_eq!(layout.locate(10, 4), place(2, 7, 4));
+        assert_eq!(layout.locate(14, 4), place(2, 11, 1));
+        assert_eq!(layout.locate(15, 1), None);
+    }
+}

@@ -1,0 +1,888 @@
+//! The state of a pair, and what an operator may do in it.
+//!
+//! A pair's state is never stored. It is derived ([`Facts::position`]) from what the operator asked
+//! for (the [`Phase`], durable in shuntd's database) and from what the volume's ublk-target says
+//! ([`Seen`]); the route that ublk-target reports is the truth.
+//!
+//! ```text
+//!   setup --start--> queued --mirror added--> syncing <--pause/resume--> paused
+//!     |                                        |   ^
+//!   cancel                            nothing dirty| a region turned dirty
+//!     v                                        v   |
+//!  cancelled <--cancel-- (source rules)   source-selected --switch--> switching --> target-selected
+//!                                               ^                                     |      |
+//!                                               +-------------- switching <--undo-----+    commit
+//!                                                                                            v
+//!                                                            committed <------------- committing
+//! ```
+//!
+//! `degraded` takes the place of `syncing`, `paused`, `source-selected` and `target-selected` while
+//! the mirror leg has failed. `needs-recovery` says that the volume does not answer, or that its
+//! route contradicts the phase.
+//!
+//! What follows from the facts (`ours` = mirrored onto the LUN that this pair recorded):
+//!
+//! | phase | volume | state |
+//! |---|---|---|
+//! | setup | any | setup |
+//! | starting | ours | as active |
+//! | starting | otherwise | queued |
+//! | active | ours | degraded, else paused, else syncing if dirty, else source- or target-selected |
+//! | active | otherwise | needs-recovery |
+//! | switching, undoing | ours | switching |
+//! | switching, undoing | otherwise | needs-recovery |
+//! | committing | ours or `Single(target)` | committing |
+//! | committing | otherwise | needs-recovery |
+//! | cancelling | ours or `Single(source)` | paused |
+//! | cancelling | otherwise | needs-recovery |
+//! | committed | any | committed |
+//! | cancelled | any | cancelled |
+//!
+//! What a verb does: `D` it is done, `=` it is so already, `.` it is refused. Two letters: with the
+//! source / the target authoritative.
+//!
+//! | state | start | pause | resume | switch | undo | commit | cancel |
+//! |---|---|---|---|---|---|---|---|
+//! | setup | D | . | . | . | . | . | D |
+//! | queued | D | . | . | . | . | . | D |
+//! | syncing | = | D | = | . | . | ./D | D/. |
+//! | paused | = | = | D | . | . | ./D | D/. |
+//! | degraded | = | D | D | . | . | ./D | D/. |
+//! | source-selected | = | D | = | D | = | . | D |
+//! | target-selected | = | D | = | = | D | D | . |
+//! | switching | . | . | . | . | . | . | . |
+//! | verifying | . | . | . | . | . | . | . |
+//! | committing | . | . | . | . | . | D | . |
+//! | committed | . | . | . | . | . | = | . |
+//! | retired | . | . | . | . | . | = | . |
+//! | cancelled | . | . | . | . | . | . | = |
+//! | failed | . | . | . | . | . | ./D | D/. |
+//! | needs-recovery | . | . | . | . | . | ./D | D/. |
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::route::{Route, Side};
+
+/// The state of a pair as the operator sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PairState {
+    /// Recorded and checked; nothing is mirrored.
+    Setup,
+    /// The start is asked for; the mirror leg is not added yet.
+    Queued,
+    /// Both legs are written; dirty regions are being copied.
+    Syncing,
+    /// The operator stopped the copy.
+    Paused,
+    /// In sync, both legs are written, reads come from the source.
+    SourceSelected,
+    /// The role is moving.
+    Switching,
+    /// In sync, both legs are written, reads come from the target.
+    TargetSelected,
+    /// The mirror leg is being dropped; the target stays.
+    Committing,
+    /// The target alone is used.
+    Committed,
+    /// The source was made inaccessible. No facts lead here yet.
+    Retired,
+    /// The migration ended on the source.
+    Cancelled,
+    /// The migration ended with an error. No facts lead here yet.
+    Failed,
+    /// The volume does not answer, or its route contradicts what was recorded.
+    NeedsRecovery,
+    /// The mirror leg failed; the authoritative leg serves alone and the map collects what to copy.
+    Degraded,
+    /// The legs are being compared. No facts lead here yet.
+    Verifying,
+}
+
+impl PairState {
+    /// Every state.
+    pub const ALL: [Self; 15] = [
+        Self::Setup,
+        Self::Queued,
+        Self::Syncing,
+        Self::Paused,
+        Self::SourceSelected,
+        Self::Switching,
+        Self::TargetSelected,
+        Self::Committing,
+        Self::Committed,
+        Self::Retired,
+        Self::Cancelled,
+        Self::Failed,
+        Self::NeedsRecovery,
+        Self::Degraded,
+        Self::Verifying,
+    ];
+
+    /// The name that the operator reads and types.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Setup => "setup",
+            Self::Queued => "queued",
+            Self::Syncing => "syncing",
+            Self::Paused => "paused",
+            Self::SourceSelected => "source-selected",
+            Self::Switching => "switching",
+            Self::TargetSelected => "target-selected",
+            Self::Committing => "committing",
+            Self::Committed => "committed",
+            Self::Retired => "retired",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+            Self::NeedsRecovery => "needs-recovery",
+            Self::Degraded => "degraded",
+            Self::Verifying => "verifying",
+        }
+    }
+
+    /// Whether the pair has ended for good: nothing of it touches the volume any more.
+    #[must_use]
+    pub const fn is_ended(self) -> bool {
+        matches!(self, Self::Committed | Self::Retired | Self::Cancelled)
+    }
+}
+
+impl fmt::Display for PairState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What an operator asks of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verb {
+    /// Begin to mirror and copy.
+    Start,
+    /// Stop copying.
+    Pause,
+    /// Copy on.
+    Resume,
+    /// Make the target authoritative.
+    Switch,
+    /// Make the source authoritative again.
+    Undo,
+    /// End on the target.
+    Commit,
+    /// End on the source.
+    Cancel,
+}
+
+impl Verb {
+    /// Every verb, in the order in which a migration uses them.
+    pub const ALL: [Self; 7] = [
+        Self::Start,
+        Self::Pause,
+        Self::Resume,
+        Self::Switch,
+        Self::Undo,
+        Self::Commit,
+        Self::Cancel,
+    ];
+
+    /// The word that the operator types.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Switch => "switch",
+            Self::Undo => "undo",
+            Self::Commit => "commit",
+            Self::Cancel => "cancel",
+        }
+    }
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What the operator asked for, as it is stored before it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Created.
+    Setup,
+    /// The mirror leg is being added.
+    Starting,
+    /// Mirrored; no change is under way.
+    Active,
+    /// The role is moving to the target.
+    Switching,
+    /// The role is moving back to the source.
+    Undoing,
+    /// The source is being dropped.
+    Committing,
+    /// The source was dropped.
+    Committed,
+    /// The target is being dropped.
+    Cancelling,
+    /// The target was dropped, or never added.
+    Cancelled,
+}
+
+impl Phase {
+    /// Every phase.
+    pub const ALL: [Self; 9] = [
+        Self::Setup,
+        Self::Starting,
+        Self::Active,
+        Self::Switching,
+        Self::Undoing,
+        Self::Committing,
+        Self::Committed,
+        Self::Cancelling,
+        Self::Cancelled,
+    ];
+
+    /// The name that is stored.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Setup => "setup",
+            Self::Starting => "starting",
+            Self::Active => "active",
+            Self::Switching => "switching",
+            Self::Undoing => "undoing",
+            Self::Committing => "committing",
+            Self::Committed => "committed",
+            Self::Cancelling => "cancelling",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// The phase of a stored name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|phase| phase.name() == name)
+    }
+
+    /// Whether nothing can follow.
+    #[must_use]
+    pub const fn is_ended(self) -> bool {
+        matches!(self, Self::Committed | Self::Cancelled)
+    }
+}
+
+/// What the volume's ublk-target said last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Seen {
+    /// The route.
+    pub route: Route,
+    /// Whether the volume's legs are the LUNs that this pair recorded.
+    pub ours: bool,
+    /// Whether the mirror leg may differ anywhere.
+    pub dirty: bool,
+    /// Whether the mirror leg has failed.
+    pub degraded: bool,
+}
+
+impl Seen {
+    /// The authoritative leg, if the volume is mirrored as this pair asked for.
+    #[must_use]
+    pub const fn mirrored(&self) -> Option<Side> {
+        match self.route {
+            Route::Mirrored { authoritative } if self.ours => Some(authoritative),
+            Route::Mirrored { .. } | Route::Single(_) => None,
+        }
+    }
+}
+
+/// Everything a pair's state follows from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Facts {
+    /// What the operator asked for.
+    pub phase: Phase,
+    /// Whether the operator stopped the copy.
+    pub paused: bool,
+    /// The side that was authoritative when the volume was last seen.
+    pub last_authoritative: Side,
+    /// What the volume says; `None` while it does not answer.
+    pub seen: Option<Seen>,
+}
+
+/// The state together with the side that rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Position {
+    /// The state.
+    pub state: PairState,
+    /// The authoritative side, in this pair's terms.
+    pub authoritative: Side,
+}
+
+impl Facts {
+    /// The pair's state: the first table of the module.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        let mirrored = self.seen.and_then(|seen| seen.mirrored());
+        let single = match self.seen.map(|seen| seen.route) {
+            Some(Route::Single(side)) => Some(side),
+            Some(Route::Mirrored { .. }) | None => None,
+        };
+        let authoritative = match self.phase {
+            Phase::Setup | Phase::Cancelled => Side::Source,
+            Phase::Committed => Side::Target,
+            // Before the mirror leg is added the volume's leg is the source of this pair, whatever
+            // it was in an earlier one.
+            Phase::Starting => mirrored.unwrap_or(Side::Source),
+            Phase::Active
+            | Phase::Switching
+            | Phase::Undoing
+            | Phase::Committing
+            | Phase::Cancelling => mirrored.or(single).unwrap_or(self.last_authoritative),
+        };
+        let state = match self.phase {
+            Phase::Setup => PairState::Setup,
+            Phase::Committed => PairState::Committed,
+            Phase::Cancelled => PairState::Cancelled,
+            Phase::Starting => self.while_mirrored().unwrap_or(PairState::Queued),
+            Phase::Active => self.while_mirrored().unwrap_or(PairState::NeedsRecovery),
+            Phase::Switching | Phase::Undoing if mirrored.is_some() => PairState::Switching,
+            Phase::Committing if mirrored.is_some() || single == Some(Side::Target) => {
+                PairState::Committing
+            }
+            Phase::Cancelling if mirrored.is_some() || single == Some(Side::Source) => {
+                PairState::Paused
+            }
+            Phase::Switching | Phase::Undoing | Phase::Committing | Phase::Cancelling => {
+                PairState::NeedsRecovery
+            }
+        };
+        Position {
+            state,
+            authoritative,
+        }
+    }
+
+    fn while_mirrored(&self) -> Option<PairState> {
+        let seen = self.seen?;
+        let authoritative = seen.mirrored()?;
+        Some(if seen.degraded {
+            PairState::Degraded
+        } else if self.paused {
+            PairState::Paused
+        } else if seen.dirty {
+            PairState::Syncing
+        } else {
+            match authoritative {
+                Side::Source => PairState::SourceSelected,
+                Side::Target => PairState::TargetSelected,
+            }
+        })
+    }
+
+    /// Whether a copier should be running.
+    #[must_use]
+    pub fn wants_copier(&self) -> bool {
+        let position = self.position();
+        matches!(self.phase, Phase::Active) && matches!(position.state, PairState::Syncing)
+    }
+}
+
+/// What becomes of a phase that was stored before a crash, once the volume's route is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Settlement {
+    /// Nothing is under way.
+    Nothing,
+    /// The phase becomes this one; the route says that the change has happened, or that it has not.
+    Becomes(Phase),
+    /// The change can only be finished: the verb is to be performed again.
+    Finish(Verb),
+    /// The route contradicts the phase; the operator decides.
+    Contradiction,
+}
+
+/// What to do about a pair whose volume has just answered, while no operation on it is running.
+///
+/// A start and a change of role that did not happen are taken back: the operator can ask again. A
+/// commit and a cancel are finished, because other pairs of the session may have ended already.
+#[must_use]
+pub fn settle(phase: Phase, seen: &Seen) -> Settlement {
+    let mirrored = seen.mirrored();
+    match phase {
+        Phase::Setup | Phase::Committed | Phase::Cancelled => Settlement::Nothing,
+        Phase::Starting => match mirrored {
+            Some(_) => Settlement::Becomes(Phase::Active),
+            None => Settlement::Becomes(Phase::Setup),
+        },
+        Phase::Active => match mirrored {
+            Some(_) => Settlement::Nothing,
+            None => Settlement::Contradiction,
+        },
+        Phase::Switching | Phase::Undoing => match mirrored {
+            Some(_) => Settlement::Becomes(Phase::Active),
+            None => Settlement::Contradiction,
+        },
+        Phase::Committing => match (mirrored, seen.route) {
+            (Some(Side::Target), _) => Settlement::Finish(Verb::Commit),
+            (None, Route::Single(Side::Target)) => Settlement::Becomes(Phase::Committed),
+            (Some(Side::Source), _)
+            | (None, Route::Single(Side::Source) | Route::Mirrored { .. }) => {
+                Settlement::Contradiction
+            }
+        },
+        Phase::Cancelling => match (mirrored, seen.route) {
+            (Some(Side::Source), _) => Settlement::Finish(Verb::Cancel),
+            (None, Route::Single(Side::Source)) => Settlement::Becomes(Phase::Cancelled),
+            (Some(Side::Target), _)
+            | (None, Route::Single(Side::Target) | Route::Mirrored { .. }) => {
+                Settlement::Contradiction
+            }
+        },
+    }
+}
+
+/// What a verb leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Decision {
+    /// It is done.
+    Do,
+    /// It is so already.
+    Already,
+    /// It is not allowed in this state.
+    Refuse {
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// Why a verb is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The session has not been started.
+    NotStarted,
+    /// Regions are dirty, or may become so while the copy is stopped.
+    NotInSync,
+    /// The mirror leg has failed.
+    MirrorFailed,
+    /// The source is authoritative and must not be.
+    SourceRules,
+    /// The target is authoritative and must not be.
+    TargetRules,
+    /// A change is under way.
+    UnderWay,
+    /// The pair has ended.
+    Ended,
+    /// The volume does not answer, or its route contradicts what was recorded.
+    NeedsRecovery,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotStarted => "it has not been started",
+            Self::NotInSync => "the two legs are not in sync",
+            Self::MirrorFailed => "the leg that is not authoritative has failed",
+            Self::SourceRules => "the source is authoritative",
+            Self::TargetRules => "the target is authoritative",
+            Self::UnderWay => "a change is under way",
+            Self::Ended => "it has ended",
+            Self::NeedsRecovery => {
+                "the volume does not answer, or its route is not the one that was recorded"
+            }
+        })
+    }
+}
+
+/// Whether a verb may be done: the second table of the module.
+#[must_use]
+pub fn decide(verb: Verb, position: Position) -> Decision {
+    use Decision::{Already, Do};
+    const fn refuse(reason: Reason) -> Decision {
+        Decision::Refuse { reason }
+    }
+    match position.state {
+        PairState::Setup | PairState::Queued => match verb {
+            Verb::Start | Verb::Cancel => Do,
+            Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Commit => {
+                refuse(Reason::NotStarted)
+            }
+        },
+        PairState::Syncing => match verb {
+            Verb::Start | Verb::Resume => Already,
+            Verb::Pause => Do,
+            Verb::Switch | Verb::Undo => refuse(Reason::NotInSync),
+            Verb::Commit | Verb::Cancel => decide_end(verb, position.authoritative),
+        },
+        PairState::Paused => match verb {
+            Verb::Start | Verb::Pause => Already,
+            Verb::Resume => Do,
+            Verb::Switch | Verb::Undo => refuse(Reason::NotInSync),
+            Verb::Commit | Verb::Cancel => decide_end(verb, position.authoritative),
+        },
+        PairState::Degraded => match verb {
+            Verb::Start => Already,
+            Verb::Pause | Verb::Resume => Do,
+            Verb::Switch | Verb::Undo => refuse(Reason::MirrorFailed),
+            Verb::Commit | Verb::Cancel => decide_end(verb, position.authoritative),
+        },
+        PairState::SourceSelected => match verb {
+            Verb::Start | Verb::Resume | Verb::Undo => Already,
+            Verb::Pause | Verb::Switch => Do,
+            Verb::Commit | Verb::Cancel => decide_end(verb, Side::Source),
+        },
+        PairState::TargetSelected => match verb {
+            Verb::Start | Verb::Resume | Verb::Switch => Already,
+            Verb::Pause | Verb::Undo => Do,
+            Verb::Commit | Verb::Cancel => decide_end(verb, Side::Target),
+        },
+        PairState::Switching | PairState::Verifying => refuse(Reason::UnderWay),
+        PairState::Committing => match verb {
+            Verb::Commit => Do,
+            Verb::Start
+            | Verb::Pause
+            | Verb::Resume
+            | Verb::Switch
+            | Verb::Undo
+            | Verb::Cancel => refuse(Reason::UnderWay),
+        },
+        PairState::Committed | PairState::Retired => match verb {
+            Verb::Commit => Already,
+            Verb::Start
+            | Verb::Pause
+            | Verb::Resume
+            | Verb::Switch
+            | Verb::Undo
+            | Verb::Cancel => refuse(Reason::Ended),
+        },
+        PairState::Cancelled => match verb {
+            Verb::Cancel => Already,
+            Verb::Start
+            | Verb::Pause
+            | Verb::Resume
+            | Verb::Switch
+            | Verb::Undo
+            | Verb::Commit => refuse(Reason::Ended),
+        },
+        PairState::Failed | PairState::NeedsRecovery => match verb {
+            Verb::Commit | Verb::Cancel => decide_end(verb, position.authoritative),
+            Verb::Start | Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo => {
+                refuse(Reason::NeedsRecovery)
+            }
+        },
+    }
+}
+
+/// A commit needs nothing of the source, a cancel nothing of the target: the leg that stays must rule.
+const fn decide_end(verb: Verb, authoritative: Side) -> Decision {
+    match (verb, authoritative) {
+        (Verb::Commit, Side::Source) => Decision::Refuse {
+            reason: Reason::SourceRules,
+        },
+        (Verb::Cancel, Side::Target) => Decision::Refuse {
+            reason: Reason::TargetRules,
+        },
+        (
+            Verb::Start
+            | Verb::Pause
+            | Verb::Resume
+            | Verb::Switch
+            | Verb::Undo
+            | Verb::Commit
+            | Verb::Cancel,
+            Side::Source | Side::Target,
+        ) => Decision::Do,
+    }
+}
+
+/// The verbs that would change something, in the order in which a migration uses them.
+#[must_use]
+pub fn allowed(position: Position) -> Vec<Verb> {
+    Verb::ALL
+        .into_iter()
+        .filter(|verb| decide(*verb, position) == Decision::Do)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::string::String;
+
+    /// The second table of the module, with one row for each authoritative side.
+    const TABLE: [(PairState, Side, &str); 30] = {
+        use PairState as P;
+        use Side::{Source, Target};
+        [
+            (P::Setup, Source, "D.....D"),
+            (P::Setup, Target, "D.....D"),
+            (P::Queued, Source, "D.....D"),
+            (P::Queued, Target, "D.....D"),
+            (P::Syncing, Source, "=D=...D"),
+            (P::Syncing, Target, "=D=..D."),
+            (P::Paused, Source, "==D...D"),
+            (P::Paused, Target, "==D..D."),
+            (P::Degraded, Source, "=DD...D"),
+            (P::Degraded, Target, "=DD..D."),
+            (P::SourceSelected, Source, "=D=D=.D"),
+            (P::SourceSelected, Target, "=D=D=.D"),
+            (P::TargetSelected, Source, "=D==DD."),
+            (P::TargetSelected, Target, "=D==DD."),
+            (P::Switching, Source, "......."),
+            (P::Switching, Target, "......."),
+            (P::Verifying, Source, "......."),
+            (P::Verifying, Target, "......."),
+            (P::Committing, Source, ".....D."),
+            (P::Committing, Target, ".....D."),
+            (P::Committed, Source, ".....=."),
+            (P::Committed, Target, ".....=."),
+            (P::Retired, Source, ".....=."),
+            (P::Retired, Target, ".....=."),
+            (P::Cancelled, Source, "......="),
+            (P::Cancelled, Target, "......="),
+            (P::Failed, Source, "......D"),
+            (P::Failed, Target, ".....D."),
+            (P::NeedsRecovery, Source, "......D"),
+            (P::NeedsRecovery, Target, ".....D."),
+        ]
+    };
+
+    #[test]
+    fn every_verb_in_every_state_is_decided_as_the_table_says() {
+        for (state, authoritative, expected) in TABLE {
+            let position = Position {
+                state,
+                authoritative,
+            };
+            let decided: String = Verb::ALL
+                .into_iter()
+                .map(|verb| match decide(verb, position) {
+                    Decision::Do => 'D',
+                    Decision::Already => '=',
+                    Decision::Refuse { .. } => '.',
+                })
+                .collect();
+            assert_eq!(decided, expected, "{state}, {authoritative} rules");
+        }
+    }
+
+    #[test]
+    fn the_table_names_every_state_with_both_sides() {
+        for state in PairState::ALL {
+            let rows = TABLE.iter().filter(|row| row.0 == state).count();
+            assert_eq!(rows, 2, "{state}");
+        }
+    }
+
+    const MIRRORED_SOURCE: Route = Route::Mirrored {
+        authoritative: Side::Source,
+    };
+    const MIRRORED_TARGET: Route = Route::Mirrored {
+        authoritative: Side::Target,
+    };
+
+    fn seen(route: Route) -> Seen {
+        Seen {
+            route,
+            ours: true,
+            dirty: false,
+            degraded: false,
+        }
+    }
+
+    fn state(phase: Phase, seen: Option<Seen>) -> PairState {
+        Facts {
+            phase,
+            paused: false,
+            last_authoritative: Side::Source,
+            seen,
+        }
+        .position()
+        .state
+    }
+
+    #[test]
+    fn the_state_follows_from_phase_and_route() {
+        use PairState as P;
+        let none = None;
+        let source = Some(seen(Route::Single(Side::Source)));
+        let target = Some(seen(Route::Single(Side::Target)));
+        let both_source = Some(seen(MIRRORED_SOURCE));
+        let both_target = Some(seen(MIRRORED_TARGET));
+        let foreign = Some(Seen {
+            ours: false,
+            ..seen(MIRRORED_SOURCE)
+        });
+        let columns = [none, source, target, both_source, both_target, foreign];
+        let rows = [
+            (Phase::Setup, [P::Setup; 6]),
+            (
+                Phase::Starting,
+                [
+                    P::Queued,
+                    P::Queued,
+                    P::Queued,
+                    P::SourceSelected,
+                    P::TargetSelected,
+                    P::Queued,
+                ],
+            ),
+            (
+                Phase::Active,
+                [
+                    P::NeedsRecovery,
+                    P::NeedsRecovery,
+                    P::NeedsRecovery,
+                    P::SourceSelected,
+                    P::TargetSelected,
+                    P::NeedsRecovery,
+                ],
+            ),
+            (
+                Phase::Switching,
+                [
+                    P::NeedsRecovery,
+                    P::NeedsRecovery,
+                    P::NeedsRecovery,
+                    P::Switching,
+                    P::Switching,
+                    P::NeedsRecovery,
+                ],
+            ),
+            (
+                Phase::Undoing,
+                [
+                    P::NeedsRecovery,
+                    P::NeedsRecovery,
+                    P::NeedsRecovery,
+                    P::Switching,
+                    P::Switching,
+                    P::NeedsRecovery,
+                ],
+            ),
+            (
+                Phase::Committing,
+                [
+                    P::NeedsRecovery,
+                    P::NeedsRecovery,
+                    P::Committing,
+                    P::Committing,
+                    P::Committing,
+                    P::NeedsRecovery,
+                ],
+            ),
+            (Phase::Committed, [P::Committed; 6]),
+            (
+                Phase::Cancelling,
+                [
+                    P::NeedsRecovery,
+                    P::Paused,
+                    P::NeedsRecovery,
+                    P::Paused,
+                    P::Paused,
+                    P::NeedsRecovery,
+                ],
+            ),
+            (Phase::Cancelled, [P::Cancelled; 6]),
+        ];
+        for (phase, expected) in rows {
+            for (seen, expected) in columns.into_iter().zip(expected) {
+                assert_eq!(state(phase, seen), expected, "{phase:?} {seen:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn degraded_comes_before_paused_and_paused_before_dirty() {
+        let dirty = Seen {
+            dirty: true,
+            ..seen(MIRRORED_SOURCE)
+        };
+        let mut facts = Facts {
+            phase: Phase::Active,
+            paused: false,
+            last_authoritative: Side::Source,
+            seen: Some(dirty),
+        };
+        assert_eq!(facts.position().state, PairState::Syncing);
+        assert!(facts.wants_copier());
+        facts.paused = true;
+        assert_eq!(facts.position().state, PairState::Paused);
+        assert!(!facts.wants_copier());
+        facts.seen = Some(Seen {
+            degraded: true,
+            ..dirty
+        });
+        assert_eq!(facts.position().state, PairState::Degraded);
+        assert!(!facts.wants_copier());
+    }
+
+    #[test]
+    fn a_silent_volume_keeps_the_authoritative_side_that_was_last_seen() {
+        let facts = Facts {
+            phase: Phase::Active,
+            paused: false,
+            last_authoritative: Side::Target,
+            seen: None,
+        };
+        assert_eq!(facts.position().authoritative, Side::Target);
+        assert_eq!(facts.position().state, PairState::NeedsRecovery);
+    }
+
+    #[test]
+    fn a_change_that_a_crash_interrupted_is_settled_by_the_route() {
+        use Settlement as S;
+        let source = seen(Route::Single(Side::Source));
+        let target = seen(Route::Single(Side::Target));
+        let both_source = seen(MIRRORED_SOURCE);
+        let both_target = seen(MIRRORED_TARGET);
+        let foreign = Seen {
+            ours: false,
+            ..both_source
+        };
+        let columns = [source, target, both_source, both_target, foreign];
+        let active = S::Becomes(Phase::Active);
+        let setup = S::Becomes(Phase::Setup);
+        let no = S::Contradiction;
+        let rows = [
+            (Phase::Setup, [S::Nothing; 5]),
+            (Phase::Starting, [setup, setup, active, active, setup]),
+            (Phase::Active, [no, no, S::Nothing, S::Nothing, no]),
+            (Phase::Switching, [no, no, active, active, no]),
+            (Phase::Undoing, [no, no, active, active, no]),
+            (
+                Phase::Committing,
+                [
+                    no,
+                    S::Becomes(Phase::Committed),
+                    no,
+                    S::Finish(Verb::Commit),
+                    no,
+                ],
+            ),
+            (Phase::Committed, [S::Nothing; 5]),
+            (
+                Phase::Cancelling,
+                [
+                    S::Becomes(Phase::Cancelled),
+                    no,
+                    S::Finish(Verb::Cancel),
+                    no,
+                    no,
+                ],
+            ),
+            (Phase::Cancelled, [S::Nothing; 5]),
+        ];
+        for (phase, expected) in rows {
+            for (seen, expected) in columns.iter().zip(expected) {
+                assert_eq!(settle(phase, seen), expected, "{phase:?} {seen:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn phase_names_are_read_back() {
+        for phase in Phase::ALL {
+            assert_eq!(Phase::from_name(phase.name()), Some(phase));
+        }
+        assert_eq!(Phase::from_name("other"), None);
+    }
+}

@@ -1,0 +1,200 @@
+//! The state of every region while both legs are in use.
+//!
+//! ```text
+//!            write only on the authoritative leg, or the mirror leg failed
+//!        +------------------------------------------------------------+
+//!        |                                                            |
+//!      Clean <---copied--- Copying <---claim--- Dirty <---------------+
+//!        ^                   |                    ^
+//!        |                 write                  | failed, copier gone
+//!        |                   v                    |
+//!        |             CopyingDirty --copied--> DirtyAgain
+//!        |                                        |  claim (waits in Reserved for writes in flight)
+//!        +----------copied------ CopyingExclusive <+
+//! ```
+//!
+//! Invariants: `Clean` implies that the two legs are equal there but for writes in flight. A region is
+//! copied at most twice: the second claim is exclusive, writes to it wait for the copy.
+
+use alloc::{vec, vec::Vec};
+
+use crate::{
+    bits::Bits,
+    units::{Geometry, RegionIndex},
+};
+
+/// The state of one region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RegionState {
+    /// The legs are equal here.
+    Clean,
+    /// The mirror leg may differ.
+    Dirty,
+    /// The mirror leg may differ although the region was copied once: a write came between.
+    DirtyAgain,
+    /// Dirty, and about to be claimed: new writes wait until those in flight are done.
+    Reserved,
+    /// The copier copies it.
+    Copying,
+    /// The copier copies it, in vain: it was written meanwhile.
+    CopyingDirty,
+    /// The copier copies it, and writes wait.
+    CopyingExclusive,
+}
+
+impl RegionState {
+    /// Whether a write to the region has to wait.
+    #[must_use]
+    pub const fn holds_writes(self) -> bool {
+        matches!(self, Self::Reserved | Self::CopyingExclusive)
+    }
+
+    /// Whether the copier has it.
+    #[must_use]
+    pub const fn is_claimed(self) -> bool {
+        matches!(
+            self,
+            Self::Copying | Self::CopyingDirty | Self::CopyingExclusive
+        )
+    }
+
+    /// Whether the transition table above has an arrow from `self` to `next`.
+    const fn may_become(self, next: Self) -> bool {
+        use RegionState::{
+            Clean, Copying, CopyingDirty, CopyingExclusive, Dirty, DirtyAgain, Reserved,
+        };
+        match self {
+            Clean => matches!(next, Dirty),
+            Dirty => matches!(next, Copying | Reserved),
+            DirtyAgain => matches!(next, CopyingExclusive | Reserved),
+            Reserved => matches!(next, CopyingExclusive | DirtyAgain),
+            Copying => matches!(next, Clean | CopyingDirty | Dirty),
+            CopyingDirty => matches!(next, DirtyAgain),
+            CopyingExclusive => matches!(next, Clean | DirtyAgain),
+        }
+    }
+}
+
+/// The states of all regions.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RegionMap {
+    geometry: Geometry,
+    states: Vec<RegionState>,
+    /// The regions that are not `Clean`: to find them fast.
+    not_clean: Bits,
+    claimed: usize,
+}
+
+impl RegionMap {
+    /// All regions dirty.
+    #[must_use]
+    pub fn all_dirty(geometry: Geometry) -> Self {
+        let mut not_clean = Bits::new(geometry.regions(), 1);
+        not_clean.fill();
+        Self {
+            geometry,
+            states: vec![RegionState::Dirty; geometry.regions()],
+            not_clean,
+            claimed: 0,
+        }
+    }
+
+    /// The regions of `dirty` are dirty, the others clean.
+    #[must_use]
+    pub fn from_dirty(geometry: Geometry, dirty: impl Iterator<Item = RegionIndex>) -> Self {
+        let mut map = Self {
+            geometry,
+            states: vec![RegionState::Clean; geometry.regions()],
+            not_clean: Bits::new(geometry.regions(), 1),
+            claimed: 0,
+        };
+        for region in dirty {
+            map.states[region.0] = RegionState::Dirty;
+            map.not_clean.insert(region);
+        }
+        map
+    }
+
+    /// The state of a region.
+    #[must_use]
+    pub fn get(&self, region: RegionIndex) -> RegionState {
+        self.states[region.0]
+    }
+
+    /// Changes the state of a region.
+    ///
+    /// # Panics
+    /// If the transition table has no such arrow: a bug that would cost data if it went on.
+    pub fn set(&mut self, region: RegionIndex, next: RegionState) {
+        let state = self.states[region.0];
+        if state == next {
+            return;
+        }
+        assert!(
+            state.may_become(next),
+            "region {} cannot go from {state:?} to {next:?}",
+            region.0
+        );
+        self.claimed = self.claimed + usize::from(next.is_claimed()) - usize::from(state.is_claimed());
+        self.states[region.0] = next;
+        if next == RegionState::Clean {
+            self.not_clean.remove(region);
+        } else {
+            self.not_clean.insert(region);
+        }
+    }
+
+    /// The regions that are not clean.
+    #[must_use]
+    pub fn not_clean(&self) -> &Bits {
+        &self.not_clean
+    }
+
+    /// The number of regions that are not clean.
+    #[must_use]
+    pub fn dirty_regions(&self) -> usize {
+        self.not_clean.count()
+    }
+
+    /// The number of regions that the copier has.
+    #[must_use]
+    pub const fn claimed_regions(&self) -> usize {
+        self.claimed
+    }
+
+    /// The size of the regions that are not clean, in bytes.
+    #[must_use]
+    pub fn dirty_bytes(&self) -> u64 {
+        let last = RegionIndex(self.geometry.regions() - 1);
+        let all = self.not_clean.count() as u64 * self.geometry.region_bytes();
+        if self.not_clean.contains(last) {
+            all - (self.geometry.region_bytes() - self.geometry.range(last).length)
+        } else {
+            all
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dirty_bytes_counts_the_short_last_region_as_short() {
+        let geometry = Geometry::new((2 << 20) + 4096, 1 << 20).unwrap();
+        let mut map = RegionMap::all_dirty(geometry);
+        assert_eq!(map.dirty_bytes(), geometry.size_bytes());
+        map.set(RegionIndex(2), RegionState::Copying);
+        assert_eq!(map.claimed_regions(), 1);
+        map.set(RegionIndex(2), RegionState::Clean);
+        assert_eq!((map.dirty_bytes(), map.claimed_regions()), (2 << 20, 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "cannot go from Clean to Copying")]
+    fn a_clean_region_is_not_copied() {
+        let geometry = Geometry::new(1 << 20, 1 << 20).unwrap();
+        let mut map = RegionMap::from_dirty(geometry, core::iter::empty());
+        map.set(RegionIndex(0), RegionState::Copying);
+    }
+}

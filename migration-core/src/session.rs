@@ -1,0 +1,202 @@
+//! A session: several pairs that are started, switched, undone and ended together.
+//!
+//! The session's state is that of the pair which is furthest behind: the one that the operator has
+//! to wait for, or to look after. From the furthest behind to the furthest ahead:
+//!
+//! ```text
+//! needs-recovery  failed  degraded  setup  queued  paused  syncing  verifying  source-selected
+//! switching  target-selected  committing  committed  retired  cancelled
+//! ```
+//!
+//! So trouble in one pair is the session's state, and `source-selected` means that every pair is at
+//! least in sync.
+//!
+//! A verb concerns every pair. It is refused if one pair refuses it, and nothing is then done; it is
+//! done for those pairs that are not there already. One exception: an undo is not held up by a pair
+//! of which the source is authoritative already, whatever else is wrong with that pair. A switch
+//! that a crash interrupted half-way can thus always be taken back.
+
+use crate::pair::{Decision, PairState, Position, Reason, Verb, decide};
+use crate::route::Side;
+use alloc::vec::Vec;
+
+/// How far a pair is; the smallest is the session's.
+const fn rank(state: PairState) -> u8 {
+    match state {
+        PairState::NeedsRecovery => 0,
+        PairState::Failed => 1,
+        PairState::Degraded => 2,
+        PairState::Setup => 3,
+        PairState::Queued => 4,
+        PairState::Paused => 5,
+        PairState::Syncing => 6,
+        PairState::Verifying => 7,
+        PairState::SourceSelected => 8,
+        PairState::Switching => 9,
+        PairState::TargetSelected => 10,
+        PairState::Committing => 11,
+        PairState::Committed => 12,
+        PairState::Retired => 13,
+        PairState::Cancelled => 14,
+    }
+}
+
+/// The state of the pair that is furthest behind; `None` without pairs.
+#[must_use]
+pub fn state(pairs: &[Position]) -> Option<PairState> {
+    pairs
+        .iter()
+        .map(|position| position.state)
+        .min_by_key(|state| rank(*state))
+}
+
+/// What a verb leads to for a whole session.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum SessionDecision {
+    /// It is done for these pairs, by their place in the list; the others are there already.
+    Do(Vec<usize>),
+    /// Every pair is there already.
+    Already,
+    /// This pair does not allow it.
+    Refuse {
+        /// Its place in the list.
+        pair: usize,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// Whether a verb may be done for a session.
+#[must_use]
+pub fn decide_session(verb: Verb, pairs: &[Position]) -> SessionDecision {
+    let decisions: Vec<Decision> = pairs
+        .iter()
+        .map(|position| decide(verb, *position))
+        .collect();
+    let to_do: Vec<usize> = (0..pairs.len())
+        .filter(|index| decisions[*index] == Decision::Do)
+        .collect();
+    for (index, decision) in decisions.iter().enumerate() {
+        if let Decision::Refuse { reason } = decision {
+            let undone = verb == Verb::Undo
+                && !to_do.is_empty()
+                && pairs[index].authoritative == Side::Source;
+            if !undone {
+                return SessionDecision::Refuse {
+                    pair: index,
+                    reason: *reason,
+                };
+            }
+        }
+    }
+    if to_do.is_empty() {
+        SessionDecision::Already
+    } else {
+        SessionDecision::Do(to_do)
+    }
+}
+
+/// The verbs that would change something, in the order in which a migration uses them.
+#[must_use]
+pub fn allowed(pairs: &[Position]) -> Vec<Verb> {
+    Verb::ALL
+        .into_iter()
+        .filter(|verb| matches!(decide_session(*verb, pairs), SessionDecision::Do(_)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    fn at(state: PairState) -> Position {
+        let authoritative = match state {
+            PairState::TargetSelected | PairState::Committing | PairState::Committed => {
+                Side::Target
+            }
+            _ => Side::Source,
+        };
+        Position {
+            state,
+            authoritative,
+        }
+    }
+
+    #[test]
+    fn the_session_is_where_its_hindmost_pair_is() {
+        use PairState as P;
+        assert_eq!(state(&[]), None);
+        assert_eq!(
+            state(&[at(P::SourceSelected), at(P::Syncing)]),
+            Some(P::Syncing)
+        );
+        assert_eq!(
+            state(&[at(P::TargetSelected), at(P::Degraded)]),
+            Some(P::Degraded)
+        );
+        assert_eq!(
+            state(&[at(P::Committed), at(P::TargetSelected)]),
+            Some(P::TargetSelected)
+        );
+    }
+
+    #[test]
+    fn ranks_are_unique() {
+        let mut ranks: Vec<u8> = PairState::ALL.into_iter().map(rank).collect();
+        ranks.sort_unstable();
+        ranks.dedup();
+        assert_eq!(ranks.len(), PairState::ALL.len());
+    }
+
+    #[test]
+    fn one_pair_that_refuses_refuses_for_all() {
+        use PairState as P;
+        assert_eq!(
+            decide_session(Verb::Switch, &[at(P::SourceSelected), at(P::Syncing)]),
+            SessionDecision::Refuse {
+                pair: 1,
+                reason: Reason::NotInSync
+            }
+        );
+    }
+
+    #[test]
+    fn a_half_switched_session_can_be_switched_or_undone() {
+        use PairState as P;
+        let half = [at(P::TargetSelected), at(P::SourceSelected)];
+        assert_eq!(
+            decide_session(Verb::Switch, &half),
+            SessionDecision::Do(vec![1])
+        );
+        assert_eq!(
+            decide_session(Verb::Undo, &half),
+            SessionDecision::Do(vec![0])
+        );
+        let half = [at(P::TargetSelected), at(P::Syncing)];
+        assert_eq!(
+            decide_session(Verb::Undo, &half),
+            SessionDecision::Do(vec![0])
+        );
+    }
+
+    #[test]
+    fn an_undo_of_a_session_that_was_never_switched_is_refused_or_already() {
+        use PairState as P;
+        assert!(matches!(
+            decide_session(Verb::Undo, &[at(P::Syncing)]),
+            SessionDecision::Refuse { .. }
+        ));
+        assert_eq!(
+            decide_session(Verb::Undo, &[at(P::SourceSelected)]),
+            SessionDecision::Already
+        );
+    }
+
+    #[test]
+    fn a_half_committed_session_can_only_be_committed() {
+        use PairState as P;
+        let half = [at(P::Committed), at(P::TargetSelected)];
+        assert_eq!(allowed(&half), vec![Verb::Commit]);
+    }
+}

@@ -1,0 +1,495 @@
+//! Suspension, drain and change of the route.
+//!
+//! ```text
+//!   start:                Prepare -> Drain ----------> Role
+//!   switch, undo:        PreFlush -> Drain -> Flush -> Role     (in sync before and after the drain)
+//!   commit, cancel:                  Drain ----------> Role
+//! ```
+//!
+//! Requests are held from `Drain` on. Until the role record is being written, the deadline or an error
+//! brings everything back to the old route. Once it is being written, only its outcome counts: durable
+//! means the new route; an error means that nobody knows, and the process ends so that its successor
+//! reads what is there.
+
+use alloc::vec::Vec;
+
+use super::{Call, Effect, FlushId, IoResult, Reply, Volume};
+use crate::{
+    map::RoleRecord,
+    region::RegionMap,
+    route::Route,
+    units::{Epoch, Time},
+};
+
+/// How long the steps before the drain may take, in nanoseconds; nothing is held meanwhile.
+pub const PREPARE_NANOSECONDS_MAX: u64 = 60_000_000_000;
+
+/// The descriptor that names a new mirror leg.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NewMirror {
+    /// Its length, in bytes.
+    pub descriptor_bytes: u32,
+    /// Its CRC-32C.
+    pub descriptor_crc: u32,
+}
+
+/// What a change of the route aims at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// `Single` to `Mirrored{source}`, every region dirty.
+    AddMirror(NewMirror),
+    /// Exchange of the roles, commit, or cancel.
+    Route(Route),
+}
+
+/// Why a route was not changed. The old one holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ChangeError {
+    /// The caller's epoch is not the present one.
+    StaleEpoch,
+    /// The present route cannot become that one.
+    WrongRoute,
+    /// So many bytes are dirty.
+    NotInSync(u64),
+    /// The mirror leg failed and waits for the operator.
+    MirrorFailed,
+    /// Another change or suspension is under way.
+    Busy,
+    /// A copier is connected.
+    CopierConnected,
+    /// Drain and flush took longer than allowed.
+    Deadline,
+    /// A leg could not be flushed.
+    Flush(super::Errno),
+    /// The map file could not be written.
+    Map(super::Errno),
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(super) struct Gate {
+    suspension: Option<Suspension>,
+    /// Closed by a change of the route.
+    changing: bool,
+    first_held: Option<Time>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Suspension {
+    /// Who waits for the drain.
+    call: Option<Call>,
+    deadline: Time,
+}
+
+impl Gate {
+    pub(super) const fn is_closed(&self) -> bool {
+        self.suspension.is_some() || self.changing
+    }
+
+    pub(super) fn note_held(&mut self, now: Time) {
+        self.first_held.get_or_insert(now);
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Change {
+    call: Call,
+    next: RoleRecord,
+    step: Step,
+    deadline: Time,
+    hold_nanoseconds_max: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Step {
+    /// The descriptor and the bitmaps of a new mirror are being written.
+    Prepare { descriptor_written: bool },
+    /// Both legs are being flushed, so that the flush after the drain has little to do.
+    PreFlush([Option<FlushId>; 2]),
+    /// The last change is being copied to the other role slot.
+    RoleSlots,
+    /// Requests are held; those on the legs end.
+    Drain,
+    /// Both legs are being flushed.
+    Flush([Option<FlushId>; 2]),
+    /// The role record is being written: the point of no return.
+    Role,
+}
+
+impl Volume {
+    /// Holds new requests; [`Reply::Suspended`] comes when nothing is in flight. Ends by itself at the deadline.
+    ///
+    /// # Errors
+    /// [`ChangeError::Busy`] while another suspension or a change is under way.
+    pub fn suspend(
+        &mut self,
+        now: Time,
+        call: Call,
+        deadline: Time,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), ChangeError> {
+        if self.gate.is_closed() || self.change.is_some() {
+            return Err(ChangeError::Busy);
+        }
+        self.gate.suspension = Some(Suspension {
+            call: Some(call),
+            deadline,
+        });
+        self.drained_if_idle(now, effects);
+        Ok(())
+    }
+
+    /// Ends a suspension. Says whether there was one.
+    pub fn resume(&mut self, now: Time, effects: &mut Vec<Effect>) -> bool {
+        self.end_suspension(now, effects)
+    }
+
+    /// Begins to change the route. The outcome comes as a [`Reply`].
+    ///
+    /// # Errors
+    /// [`ChangeError`] if it is refused at once.
+    pub fn change_route(
+        &mut self,
+        now: Time,
+        call: Call,
+        epoch: Epoch,
+        target: Target,
+        hold_nanoseconds_max: u64,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), ChangeError> {
+        let next = self.next_record(target);
+        self.may_change(epoch, next.route)?;
+        let step = match target {
+            Target::AddMirror(_) => {
+                self.intent.fill_dirty();
+                let slot = next.descriptor_slot;
+                effects.push(Effect::WriteDescriptor { slot });
+                self.write_map(effects);
+                Step::Prepare {
+                    descriptor_written: false,
+                }
+            }
+            Target::Route(Route::Mirrored { .. }) => Step::PreFlush(self.flush_both(effects)),
+            Target::Route(Route::Single(_)) => Step::RoleSlots,
+        };
+        self.change = Some(Change {
+            call,
+            next,
+            step,
+            deadline: now.plus(PREPARE_NANOSECONDS_MAX),
+            hold_nanoseconds_max,
+        });
+        self.role_slots_settled(now, effects);
+        Ok(())
+    }
+
+    /// The descriptor of [`Effect::WriteDescriptor`] is written, or not.
+    pub fn descriptor_written(&mut self, now: Time, result: IoResult, effects: &mut Vec<Effect>) {
+        let Some(change) = &mut self.change else {
+            return;
+        };
+        if let Step::Prepare { descriptor_written } = &mut change.step {
+            *descriptor_written = true;
+            match result {
+                Ok(()) => self.map_settled(now, effects),
+                Err(error) => self.fail_change(now, ChangeError::Map(error), effects),
+            }
+        }
+    }
+
+    /// A role record is written, or not.
+    pub fn role_written(
+        &mut self,
+        now: Time,
+        slot: usize,
+        result: IoResult,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.role_write_in_flight = false;
+        let changing = matches!(&self.change, Some(change) if change.step == Step::Role);
+        match (result, changing) {
+            (Ok(()), true) => self.finish_change(now, slot, effects),
+            (Err(error), true) => effects.push(Effect::Die { error }),
+            (Ok(()), false) => {
+                self.stale_role_slot = None;
+                self.map_fault = None;
+                self.role_slots_settled(now, effects);
+            }
+            // The next tick tries again.
+            (Err(error), false) => self.map_fault = Some(error),
+        }
+    }
+
+    /// When [`Volume::tick`] has to be called at the latest.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Time> {
+        let suspension = self.gate.suspension.map(|suspension| suspension.deadline);
+        let change = self
+            .change
+            .as_ref()
+            .filter(|change| change.step != Step::Role)
+            .map(|change| change.deadline);
+        suspension.into_iter().chain(change).min()
+    }
+
+    fn next_record(&self, target: Target) -> RoleRecord {
+        let mut next = self.record;
+        next.epoch.0 += 1;
+        match target {
+            Target::AddMirror(descriptor) => {
+                next.route = Route::Mirrored {
+                    authoritative: crate::route::Side::Source,
+                };
+                next.descriptor_slot = 1 - self.record.descriptor_slot;
+                next.descriptor_bytes = descriptor.descriptor_bytes;
+                next.descriptor_crc = descriptor.descriptor_crc;
+            }
+            Target::Route(route) => next.route = route,
+        }
+        next
+    }
+
+    fn may_change(&self, epoch: Epoch, next: Route) -> Result<(), ChangeError> {
+        if epoch != self.record.epoch {
+            return Err(ChangeError::StaleEpoch);
+        }
+        if self.change.is_some() {
+            return Err(ChangeError::Busy);
+        }
+        if !self.record.route.may_become(next) {
+            return Err(ChangeError::WrongRoute);
+        }
+        match (&self.regions, next) {
+            (None, _) => Ok(()),
+            (Some(_), Route::Single(_)) if self.claims_copier() => Err(ChangeError::CopierConnected),
+            (Some(_), Route::Single(_)) => Ok(()),
+            (Some(_), Route::Mirrored { .. }) => self.may_exchange_roles(),
+        }
+    }
+
+    /// Invariant 6: the mirror leg is a full copy and can be written.
+    fn may_exchange_roles(&self) -> Result<(), ChangeError> {
+        if self.mirror_fault.is_some() {
+            return Err(ChangeError::MirrorFailed);
+        }
+        match self.regions.as_ref().map_or(0, RegionMap::dirty_bytes) {
+            0 => Ok(()),
+            dirty => Err(ChangeError::NotInSync(dirty)),
+        }
+    }
+
+    fn claims_copier(&self) -> bool {
+        self.copier().is_some()
+    }
+
+    fn flush_both(&mut self, effects: &mut Vec<Effect>) -> [Option<FlushId>; 2] {
+        use crate::route::Side;
+        [
+            Some(self.flush(Side::Source, effects)),
+            Some(self.flush(Side::Target, effects)),
+        ]
+    }
+
+    /// The map file holds what was asked for: a new mirror may be prepared now.
+    pub(super) fn map_settled(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let written = self.intent.is_written();
+        if let Some(change) = &mut self.change {
+            let prepared = Step::Prepare {
+                descriptor_written: true,
+            };
+            if change.step == prepared && written {
+                change.step = Step::RoleSlots;
+                self.role_slots_settled(now, effects);
+            }
+        }
+    }
+
+    /// Both role slots say the same: the drain may begin.
+    fn role_slots_settled(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.stale_role_slot.is_some() {
+            return;
+        }
+        if let Some(change) = &mut self.change {
+            if change.step == Step::RoleSlots {
+                change.step = Step::Drain;
+                change.deadline = now.plus(change.hold_nanoseconds_max);
+                self.gate.changing = true;
+                self.drained_if_idle(now, effects);
+            }
+        }
+    }
+
+    fn drained_if_idle(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.started == 0 {
+            self.drained(now, effects);
+        }
+    }
+
+    /// Nothing of the application is in flight.
+    pub(super) fn drained(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if let Some(suspension) = &mut self.gate.suspension {
+            if let Some(call) = suspension.call.take() {
+                let reply = Reply::Suspended;
+                effects.push(Effect::Reply { call, reply });
+            }
+        }
+        let Some(change) = &self.change else {
+            return;
+        };
+        if change.step != Step::Drain {
+            return;
+        }
+        match change.next.route {
+            Route::Mirrored { .. } if self.regions.is_some() => match self.may_exchange_roles() {
+                Ok(()) => {
+                    let step = Step::Flush(self.flush_both(effects));
+                    self.set_step(step);
+                }
+                Err(error) => self.fail_change(now, error, effects),
+            },
+            Route::Mirrored { .. } | Route::Single(_) => self.write_role(effects),
+        }
+    }
+
+    pub(super) fn change_flushed(
+        &mut self,
+        now: Time,
+        flush: FlushId,
+        result: IoResult,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(change) = &mut self.change else {
+            return;
+        };
+        let (Step::PreFlush(waited_for) | Step::Flush(waited_for)) = &mut change.step else {
+            return;
+        };
+        for waited in waited_for.iter_mut() {
+            if *waited == Some(flush) {
+                *waited = None;
+                if let Err(error) = result {
+                    self.fail_change(now, ChangeError::Flush(error), effects);
+                    return;
+                }
+            }
+        }
+        if waited_for.iter().any(Option::is_some) {
+            return;
+        }
+        match change.step {
+            Step::PreFlush(_) => {
+                change.step = Step::RoleSlots;
+                self.role_slots_settled(now, effects);
+            }
+            Step::Flush(_) => self.write_role(effects),
+            Step::Prepare { .. } | Step::RoleSlots | Step::Drain | Step::Role => {}
+        }
+    }
+
+    fn set_step(&mut self, step: Step) {
+        if let Some(change) = &mut self.change {
+            change.step = step;
+        }
+    }
+
+    fn write_role(&mut self, effects: &mut Vec<Effect>) {
+        if let Some(change) = &mut self.change {
+            change.step = Step::Role;
+            let record = change.next;
+            let slot = record.first_slot();
+            self.role_write_in_flight = true;
+            effects.push(Effect::WriteRole { record, slot });
+        }
+    }
+
+    /// The new record is durable: it holds.
+    fn finish_change(&mut self, now: Time, slot: usize, effects: &mut Vec<Effect>) {
+        let Some(change) = self.change.take() else {
+            return;
+        };
+        let was_single = self.regions.is_none();
+        self.record = change.next;
+        match (self.record.route, was_single) {
+            (Route::Mirrored { .. }, true) => {
+                self.regions = Some(RegionMap::all_dirty(self.record.geometry));
+                self.intent.cover_all();
+            }
+            (Route::Mirrored { .. }, false) => {}
+            (Route::Single(_), _) => {
+                self.regions = None;
+                self.mirror_fault = None;
+                self.intent.forget();
+            }
+        }
+        self.stale_role_slot = Some(1 - slot);
+        let held_since = self.gate.first_held;
+        effects.push(Effect::Reply {
+            call: change.call,
+            reply: Reply::RouteChanged {
+                epoch: self.record.epoch,
+                route: self.record.route,
+                pause: held_since.map_or(0, |since| now.since(since)),
+            },
+        });
+        self.gate.changing = false;
+        self.open_gate(now, effects);
+        self.refresh_role_slot(effects);
+    }
+
+    fn fail_change(&mut self, now: Time, error: ChangeError, effects: &mut Vec<Effect>) {
+        let Some(change) = self.change.take() else {
+            return;
+        };
+        if self.regions.is_none() {
+            self.intent.forget();
+        }
+        let (call, reply) = (change.call, Reply::ChangeFailed(error));
+        effects.push(Effect::Reply { call, reply });
+        self.gate.changing = false;
+        self.open_gate(now, effects);
+    }
+
+    fn end_suspension(&mut self, now: Time, effects: &mut Vec<Effect>) -> bool {
+        let Some(suspension) = self.gate.suspension.take() else {
+            return false;
+        };
+        if let Some(call) = suspension.call {
+            let reply = Reply::SuspendDeadline;
+            effects.push(Effect::Reply { call, reply });
+        }
+        self.open_gate(now, effects);
+        true
+    }
+
+    /// Lets go what was held, if nothing holds it any more.
+    fn open_gate(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.gate.is_closed() {
+            return;
+        }
+        if let Some(since) = self.gate.first_held.take() {
+            self.counters.last_pause = now.since(since);
+        }
+        self.retry_waiting(effects);
+        while let Some(tag) = self.held.pop_front() {
+            self.admit(tag, effects);
+        }
+        self.write_map(effects);
+    }
+
+    pub(super) fn check_deadlines(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if matches!(&self.change, Some(change) if change.step != Step::Role && change.deadline <= now) {
+            self.fail_change(now, ChangeError::Deadline, effects);
+        }
+        if matches!(&self.gate.suspension, Some(suspension) if suspension.deadline <= now) {
+            self.end_suspension(now, effects);
+        }
+    }
+
+    /// Copies the role record to the slot that does not have it yet.
+    pub(super) fn refresh_role_slot(&mut self, effects: &mut Vec<Effect>) {
+        if let (Some(slot), false) = (self.stale_role_slot, self.role_write_in_flight) {
+            self.role_write_in_flight = true;
+            let record = self.record;
+            effects.push(Effect::WriteRole { record, slot });
+        }
+    }
+}

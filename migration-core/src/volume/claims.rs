@@ -1,0 +1,316 @@
+//! The copier's claims. One copier at a time; its claims die with it.
+
+use alloc::vec::Vec;
+
+use super::{Call, Effect, Errno, Reply, Volume};
+use crate::{
+    region::{RegionMap, RegionState},
+    units::{Epoch, RegionIndex},
+};
+
+/// The most regions that may be claimed at once.
+pub const CLAIMED_REGIONS_MAX: usize = 1024;
+
+/// The most busy regions that are reserved at once. Writes to them wait until those in flight are done.
+pub const RESERVED_REGIONS_MAX: usize = 4;
+
+/// The caller's name for a connection of a copier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CopierId(pub u64);
+
+/// Why a copier is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ClaimError {
+    /// There is no mirror leg.
+    NotMirrored,
+    /// Another copier has the volume.
+    OtherCopier,
+    /// The caller is not the copier, or has not claimed what it reports.
+    NotCopier,
+    /// The epoch is not the present one.
+    StaleEpoch,
+    /// The mirror leg failed and waits for the operator.
+    MirrorFailed,
+    /// The copier already waits for an answer to a claim.
+    ClaimPending,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(super) struct Claims {
+    copier: Option<CopierId>,
+    claimed: Vec<RegionIndex>,
+    reserved: Vec<RegionIndex>,
+    pending: Option<Pending>,
+    /// Where the search for the next region begins.
+    cursor: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Pending {
+    call: Call,
+    regions_max: usize,
+}
+
+impl Volume {
+    /// The copier, if there is one.
+    #[must_use]
+    pub const fn copier(&self) -> Option<CopierId> {
+        self.claims.copier
+    }
+
+    /// A copier presents itself. The shell has made sure that no earlier copier's I/O is in flight.
+    ///
+    /// # Errors
+    /// [`ClaimError`]
+    pub fn open_copier(&mut self, copier: CopierId) -> Result<Epoch, ClaimError> {
+        if self.regions.is_none() {
+            return Err(ClaimError::NotMirrored);
+        }
+        if self.mirror_fault.is_some() {
+            return Err(ClaimError::MirrorFailed);
+        }
+        match self.claims.copier {
+            Some(other) if other != copier => Err(ClaimError::OtherCopier),
+            Some(_) | None => {
+                self.claims.copier = Some(copier);
+                Ok(self.record.epoch)
+            }
+        }
+    }
+
+    /// The copier asks for regions. The answer comes as [`Reply::Claimed`], maybe later.
+    pub fn claim(
+        &mut self,
+        copier: CopierId,
+        call: Call,
+        regions_max: usize,
+        effects: &mut Vec<Effect>,
+    ) {
+        let error = if self.claims.copier != Some(copier) {
+            Some(ClaimError::NotCopier)
+        } else if self.mirror_fault.is_some() {
+            Some(ClaimError::MirrorFailed)
+        } else if self.claims.pending.is_some() {
+            Some(ClaimError::ClaimPending)
+        } else {
+            None
+        };
+        if let Some(error) = error {
+            let reply = Reply::ClaimRefused(error);
+            effects.push(Effect::Reply { call, reply });
+            return;
+        }
+        self.claims.pending = Some(Pending { call, regions_max });
+        self.retry_claim(effects);
+    }
+
+    /// The copier says what became of regions that it had claimed.
+    ///
+    /// # Errors
+    /// [`ClaimError`]; nothing has changed then.
+    pub fn report(
+        &mut self,
+        copier: CopierId,
+        epoch: Epoch,
+        copied: &[RegionIndex],
+        failed: &[RegionIndex],
+        mirror_error: Option<Errno>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), ClaimError> {
+        if self.claims.copier != Some(copier) {
+            return Err(ClaimError::NotCopier);
+        }
+        if self.record.epoch != epoch {
+            return Err(ClaimError::StaleEpoch);
+        }
+        let known = |region: &RegionIndex| self.claims.claimed.contains(region);
+        if !copied.iter().chain(failed).all(known) {
+            return Err(ClaimError::NotCopier);
+        }
+        for region in copied {
+            self.release(*region, true);
+        }
+        for region in failed {
+            self.release(*region, false);
+        }
+        if let Some(error) = mirror_error {
+            self.fail_mirror(error, effects);
+        }
+        self.retry_waiting(effects);
+        self.retry_claim(effects);
+        self.write_map(effects);
+        Ok(())
+    }
+
+    /// The copier's connection is gone: what it had claimed is dirty again.
+    pub fn close_copier(&mut self, copier: CopierId, effects: &mut Vec<Effect>) {
+        if self.claims.copier != Some(copier) {
+            return;
+        }
+        while let Some(region) = self.claims.claimed.last().copied() {
+            self.release(region, false);
+        }
+        self.unreserve();
+        self.claims.copier = None;
+        self.claims.pending = None;
+        self.retry_waiting(effects);
+        self.write_map(effects);
+    }
+
+    /// Tries the mirror leg again. Says whether it had failed.
+    ///
+    /// # Errors
+    /// [`ClaimError::NotMirrored`]
+    pub fn retry_mirror(&mut self) -> Result<bool, ClaimError> {
+        if self.regions.is_none() {
+            return Err(ClaimError::NotMirrored);
+        }
+        Ok(self.mirror_fault.take().is_some())
+    }
+
+    fn release(&mut self, region: RegionIndex, copied: bool) {
+        let (Some(regions), Some(index)) = (
+            &mut self.regions,
+            self.claims.claimed.iter().position(|other| *other == region),
+        ) else {
+            return;
+        };
+        self.claims.claimed.swap_remove(index);
+        let next = match (regions.get(region), copied) {
+            (RegionState::Copying | RegionState::CopyingExclusive, true) => RegionState::Clean,
+            (RegionState::Copying, false) => RegionState::Dirty,
+            (RegionState::CopyingDirty, _) | (RegionState::CopyingExclusive, false) => {
+                RegionState::DirtyAgain
+            }
+            (
+                state @ (RegionState::Clean
+                | RegionState::Dirty
+                | RegionState::DirtyAgain
+                | RegionState::Reserved),
+                _,
+            ) => state,
+        };
+        regions.set(region, next);
+        if copied {
+            self.counters.copied_bytes += self.record.geometry.range(region).length;
+        }
+    }
+
+    fn unreserve(&mut self) {
+        for region in self.claims.reserved.drain(..) {
+            if let Some(regions) = &mut self.regions {
+                if regions.get(region) == RegionState::Reserved {
+                    regions.set(region, RegionState::DirtyAgain);
+                }
+            }
+        }
+    }
+
+    /// Answers the copier's claim if something can be granted, or nothing is dirty.
+    pub(super) fn retry_claim(&mut self, effects: &mut Vec<Effect>) {
+        let Some(Pending { call, regions_max }) = self.claims.pending else {
+            return;
+        };
+        let granted = self.grant(regions_max);
+        let all_clean = self
+            .regions
+            .as_ref()
+            .is_none_or(|regions| regions.dirty_regions() == 0);
+        if !granted.is_empty() || all_clean {
+            self.claims.pending = None;
+            let reply = Reply::Claimed(granted);
+            effects.push(Effect::Reply { call, reply });
+        } else {
+            self.reserve();
+        }
+    }
+
+    pub(super) fn refuse_claim(&mut self, effects: &mut Vec<Effect>) {
+        self.unreserve();
+        self.retry_waiting(effects);
+        if let Some(Pending { call, .. }) = self.claims.pending.take() {
+            let reply = Reply::ClaimRefused(ClaimError::MirrorFailed);
+            effects.push(Effect::Reply { call, reply });
+        }
+    }
+
+    /// Grants idle dirty regions, the reserved ones first.
+    fn grant(&mut self, regions_max: usize) -> Vec<RegionIndex> {
+        let room = CLAIMED_REGIONS_MAX.saturating_sub(self.claims.claimed.len());
+        let wanted = regions_max.min(room);
+        let mut granted = Vec::new();
+        let reserved = core::mem::take(&mut self.claims.reserved);
+        for region in reserved {
+            if granted.len() < wanted && !self.is_written(region) {
+                granted.push(region);
+            } else {
+                self.claims.reserved.push(region);
+            }
+        }
+        if let Some(regions) = &self.regions {
+            let mut next = regions.not_clean().next_from(self.claims.cursor);
+            let mut seen = 0;
+            let dirty = regions.dirty_regions();
+            while let (Some(region), true) = (next, granted.len() < wanted && seen < dirty) {
+                let state = regions.get(region);
+                if is_claimable(state) && !self.is_written(region) {
+                    granted.push(region);
+                }
+                seen += 1;
+                self.claims.cursor = region.0 + 1;
+                next = wrapping_next(regions, self.claims.cursor);
+            }
+        }
+        if let Some(regions) = &mut self.regions {
+            for region in &granted {
+                regions.set(*region, claimed_state(regions.get(*region)));
+            }
+        }
+        granted.sort_unstable();
+        self.claims.claimed.extend_from_slice(&granted);
+        granted
+    }
+
+    /// All dirty regions are being written: new writes to a few of them wait, so that the copier gets a turn.
+    fn reserve(&mut self) {
+        let Some(regions) = &mut self.regions else {
+            return;
+        };
+        let mut next = regions.not_clean().next_from(0);
+        while let (Some(region), true) = (next, self.claims.reserved.len() < RESERVED_REGIONS_MAX) {
+            if is_claimable(regions.get(region)) {
+                regions.set(region, RegionState::Reserved);
+                self.claims.reserved.push(region);
+            }
+            next = regions.not_clean().next_from(region.0 + 1);
+        }
+    }
+
+    /// Whether a write to the region is in flight.
+    fn is_written(&self, region: RegionIndex) -> bool {
+        let range = self.record.geometry.range(region);
+        self.writing
+            .iter()
+            .any(|tag| self.slots[usize::from(tag.0)].request.range.overlaps(range))
+    }
+}
+
+const fn is_claimable(state: RegionState) -> bool {
+    matches!(state, RegionState::Dirty | RegionState::DirtyAgain)
+}
+
+const fn claimed_state(state: RegionState) -> RegionState {
+    match state {
+        RegionState::DirtyAgain | RegionState::Reserved => RegionState::CopyingExclusive,
+        RegionState::Dirty
+        | RegionState::Clean
+        | RegionState::Copying
+        | RegionState::CopyingDirty
+        | RegionState::CopyingExclusive => RegionState::Copying,
+    }
+}
+
+fn wrapping_next(regions: &RegionMap, from: usize) -> Option<RegionIndex> {
+    let not_clean = regions.not_clean();
+    not_clean.next_from(from).or_else(|| not_clean.next_from(0))
+}

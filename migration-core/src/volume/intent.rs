@@ -1,0 +1,373 @@
+//! What the map file says of each region, and when it says it.
+//!
+//! Two bitmaps are on disk: `dirty` (set when the mirror leg is added, until copied) and `intent` (set
+//! before a write). A region that is in one of them, durably, is *covered*. Marks are set in groups: one
+//! batch of sectors is written at a time, and everything that waits meanwhile goes into the next.
+//! Marks are cleared lazily by a sweep: regions that are clean and were not written for a while; both legs are
+//! flushed; those that were not written since lose their marks.
+//!
+//! Both legs, not just the mirror: a write that both have in their caches and only one keeps over a power
+//! loss would leave them different with nothing on disk that says so.
+
+use alloc::vec::Vec;
+
+use super::{Effect, Errno, FlushId, IoResult, Volume};
+use crate::{
+    bits::Bits,
+    map::{self, Area, BitmapSector, SECTOR_WORDS},
+    region::RegionState,
+    route::Side,
+    units::{Geometry, Range, RegionIndex, Time},
+};
+
+/// The most sectors of one batch.
+pub const MAP_BATCH_SECTORS_MAX: usize = 16;
+
+/// A region that was not written during a whole interval may lose its mark at the next sweep.
+pub const SWEEP_NANOSECONDS: u64 = 5_000_000_000;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Intent {
+    dirty: Bits,
+    intent: Bits,
+    /// Durably in `dirty` or `intent`.
+    cover: Bits,
+    /// In `intent`, but not yet in a batch.
+    pending: Bits,
+    /// In `intent`, and in the batch that is being written.
+    issued: Bits,
+    /// Written since the last sweep began.
+    recent: Bits,
+    stale_dirty_sectors: Bits,
+    stale_intent_sectors: Bits,
+    batch: Vec<BitmapSector>,
+    /// A write to the map file failed; the next attempt waits for the next tick.
+    hold_off: bool,
+    sweep: Option<Sweep>,
+    swept: Bits,
+    next_sweep: Time,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Sweep {
+    source: Option<FlushId>,
+    target: Option<FlushId>,
+}
+
+impl Intent {
+    pub(super) fn load(geometry: Geometry, dirty: &[u64], intent: &[u64]) -> Self {
+        let regions = || Bits::new(geometry.regions(), SECTOR_WORDS);
+        let sectors = || Bits::new(map::bitmap_sectors(geometry), 1);
+        let mut new = Self {
+            dirty: regions(),
+            intent: regions(),
+            cover: regions(),
+            pending: regions(),
+            issued: regions(),
+            recent: regions(),
+            stale_dirty_sectors: sectors(),
+            stale_intent_sectors: sectors(),
+            batch: Vec::with_capacity(MAP_BATCH_SECTORS_MAX),
+            hold_off: false,
+            sweep: None,
+            swept: regions(),
+            next_sweep: Time(0),
+        };
+        for (index, word) in dirty.iter().enumerate() {
+            new.dirty.set_word(index, *word);
+        }
+        for (index, word) in intent.iter().enumerate() {
+            new.intent.set_word(index, *word);
+        }
+        for index in 0..new.cover.words().len() {
+            new.cover
+                .set_word(index, new.dirty.words()[index] | new.intent.words()[index]);
+        }
+        new
+    }
+
+    /// The regions that are marked on disk.
+    pub(super) fn marked(&self) -> impl Iterator<Item = RegionIndex> + '_ {
+        self.cover.iter()
+    }
+
+    pub(super) fn is_covered(&self, region: RegionIndex) -> bool {
+        self.cover.contains(region)
+    }
+
+    pub(super) fn batch(&self) -> &[BitmapSector] {
+        &self.batch
+    }
+
+    pub(super) fn words(&self, sector: BitmapSector) -> &[u64] {
+        let bits = match sector.area {
+            Area::Dirty => &self.dirty,
+            Area::Intent => &self.intent,
+        };
+        &bits.words()[sector.words()]
+    }
+
+    /// A write to the region starts.
+    pub(super) fn note_write(&mut self, region: RegionIndex) {
+        self.recent.insert(region);
+        if self.sweep.is_some() {
+            self.swept.remove(region);
+        }
+    }
+
+    /// Every region is to be dirty on disk and none to have intent. The marks count as cover only once the route
+    /// says `Mirrored`.
+    pub(super) fn fill_dirty(&mut self) {
+        self.forget();
+        self.dirty.fill();
+        self.stale_dirty_sectors.fill();
+        self.stale_intent_sectors.fill();
+    }
+
+    /// All that was asked to be on disk is there.
+    pub(super) fn is_written(&self) -> bool {
+        self.batch.is_empty()
+            && self.stale_dirty_sectors.count() == 0
+            && self.stale_intent_sectors.count() == 0
+    }
+
+    /// What [`Self::fill_dirty`] wrote counts from now on.
+    pub(super) fn cover_all(&mut self) {
+        self.cover.fill();
+    }
+
+    /// The volume is `Single`: the bitmaps mean nothing. A batch in flight may still end.
+    pub(super) fn forget(&mut self) {
+        for bits in [
+            &mut self.dirty,
+            &mut self.intent,
+            &mut self.cover,
+            &mut self.pending,
+            &mut self.issued,
+            &mut self.recent,
+            &mut self.stale_dirty_sectors,
+            &mut self.stale_intent_sectors,
+            &mut self.swept,
+        ] {
+            bits.clear();
+        }
+        self.sweep = None;
+    }
+
+    fn mark(&mut self, region: RegionIndex) {
+        if !self.cover.contains(region) && self.intent.insert(region) {
+            self.pending.insert(region);
+            self.stale_intent_sectors
+                .insert(RegionIndex(region.0 / map::SECTOR_REGIONS));
+        }
+    }
+
+    /// Fills the next batch, if there is something to write and none is being written.
+    fn next_batch(&mut self) -> bool {
+        if self.hold_off || !self.batch.is_empty() {
+            return false;
+        }
+        for (area, stale) in [
+            (Area::Intent, &mut self.stale_intent_sectors),
+            (Area::Dirty, &mut self.stale_dirty_sectors),
+        ] {
+            while self.batch.len() < MAP_BATCH_SECTORS_MAX {
+                let Some(sector) = stale.next_from(0) else {
+                    break;
+                };
+                stale.remove(sector);
+                let sector = BitmapSector {
+                    area,
+                    index: sector.0,
+                };
+                self.batch.push(sector);
+                if area == Area::Intent {
+                    for word in sector.words() {
+                        let pending = self.pending.words()[word];
+                        self.issued.set_word(word, pending);
+                        self.pending.set_word(word, 0);
+                    }
+                }
+            }
+        }
+        !self.batch.is_empty()
+    }
+
+    fn batch_written(&mut self, result: IoResult) {
+        for sector in core::mem::take(&mut self.batch) {
+            if result.is_err() {
+                match sector.area {
+                    Area::Dirty => self.stale_dirty_sectors.insert(RegionIndex(sector.index)),
+                    Area::Intent => self.stale_intent_sectors.insert(RegionIndex(sector.index)),
+                };
+            }
+            if sector.area == Area::Intent {
+                let durable = match result {
+                    Ok(()) => &mut self.cover,
+                    Err(_) => &mut self.pending,
+                };
+                for word in sector.words() {
+                    durable.set_word(word, durable.words()[word] | self.issued.words()[word]);
+                    self.issued.set_word(word, 0);
+                }
+            }
+        }
+        self.hold_off = result.is_err();
+    }
+
+    /// Chooses what a sweep may clear: covered, clean, not written lately. Says whether there is any.
+    fn choose_swept(&mut self, not_clean: &Bits, busy: impl Iterator<Item = RegionIndex>) -> bool {
+        for word in 0..self.cover.words().len() {
+            let kept = not_clean.words().get(word).copied().unwrap_or(0) | self.recent.words()[word];
+            self.swept.set_word(word, self.cover.words()[word] & !kept);
+        }
+        self.recent.clear();
+        for region in busy {
+            self.swept.remove(region);
+            self.recent.insert(region);
+        }
+        self.swept.count() > 0
+    }
+
+    /// Both legs are flushed: what is still in `swept` loses its marks. Cover ends at once, before the disk says
+    /// so: a write that comes now marks the region again.
+    fn clear_swept(&mut self, not_clean: &Bits) {
+        for word in 0..self.swept.words().len() {
+            let clean = !not_clean.words().get(word).copied().unwrap_or(0);
+            let cleared = self.swept.words()[word] & clean;
+            if cleared == 0 {
+                continue;
+            }
+            let sector = RegionIndex(word / SECTOR_WORDS);
+            if self.dirty.words()[word] & cleared != 0 {
+                self.dirty.set_word(word, self.dirty.words()[word] & !cleared);
+                self.stale_dirty_sectors.insert(sector);
+            }
+            if self.intent.words()[word] & cleared != 0 {
+                self.intent.set_word(word, self.intent.words()[word] & !cleared);
+                self.stale_intent_sectors.insert(sector);
+            }
+            self.cover.set_word(word, self.cover.words()[word] & !cleared);
+        }
+        self.swept.clear();
+    }
+}
+
+impl Volume {
+    /// The batch of [`Effect::WriteMap`] is written, or not.
+    pub fn map_written(&mut self, now: Time, result: IoResult, effects: &mut Vec<Effect>) {
+        self.intent.batch_written(result);
+        self.map_fault = result.err();
+        self.counters.map_writes += 1;
+        self.retry_waiting(effects);
+        self.map_settled(now, effects);
+        self.write_map(effects);
+    }
+
+    /// A leg has been flushed, or not.
+    pub fn leg_flushed(
+        &mut self,
+        now: Time,
+        side: Side,
+        flush: FlushId,
+        result: IoResult,
+        effects: &mut Vec<Effect>,
+    ) {
+        if let (Err(error), true) = (result, Some(side) == self.record.route.mirror()) {
+            self.distrust_mirror(error, effects);
+        }
+        self.sweep_flushed(side, flush, result, effects);
+        self.change_flushed(now, flush, result, effects);
+    }
+
+    pub(super) fn mark_intent(&mut self, range: Range) {
+        for region in self.record.geometry.touched(range) {
+            self.intent.mark(region);
+        }
+    }
+
+    /// Begins to write what has to be written of the map.
+    pub(super) fn write_map(&mut self, effects: &mut Vec<Effect>) {
+        if self.intent.next_batch() {
+            effects.push(Effect::WriteMap);
+        }
+    }
+
+    pub(super) fn sweep_if_due(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.intent.hold_off = false;
+        if now < self.intent.next_sweep || self.intent.sweep.is_some() {
+            return;
+        }
+        let (Some(regions), Some(_)) = (&self.regions, self.healthy_mirror()) else {
+            return;
+        };
+        self.intent.next_sweep = now.plus(SWEEP_NANOSECONDS);
+        let geometry = self.record.geometry;
+        let slots = &self.slots;
+        let busy = self
+            .writing
+            .iter()
+            .flat_map(|tag| geometry.touched(slots[usize::from(tag.0)].request.range));
+        if self.intent.choose_swept(regions.not_clean(), busy) {
+            let sweep = Sweep {
+                source: Some(self.flush(Side::Source, effects)),
+                target: Some(self.flush(Side::Target, effects)),
+            };
+            self.intent.sweep = Some(sweep);
+        }
+    }
+
+    pub(super) fn abandon_sweep(&mut self) {
+        self.intent.sweep = None;
+        self.intent.swept.clear();
+    }
+
+    fn sweep_flushed(
+        &mut self,
+        side: Side,
+        flush: FlushId,
+        result: IoResult,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(sweep) = &mut self.intent.sweep else {
+            return;
+        };
+        let waited_for = match side {
+            Side::Source => &mut sweep.source,
+            Side::Target => &mut sweep.target,
+        };
+        if *waited_for != Some(flush) {
+            return;
+        }
+        *waited_for = None;
+        if result.is_err() {
+            self.abandon_sweep();
+        } else if sweep.source.is_none() && sweep.target.is_none() {
+            self.intent.sweep = None;
+            if let Some(regions) = &self.regions {
+                self.intent.clear_swept(regions.not_clean());
+            }
+            self.write_map(effects);
+        }
+    }
+
+    /// The mirror leg could not be flushed: whatever it was given since the last flush may be lost.
+    fn distrust_mirror(&mut self, error: Errno, effects: &mut Vec<Effect>) {
+        if let Some(regions) = &mut self.regions {
+            for region in self.intent.cover.iter() {
+                if regions.get(region) == RegionState::Clean {
+                    regions.set(region, RegionState::Dirty);
+                }
+            }
+        }
+        self.fail_mirror(error, effects);
+    }
+
+    /// Asks for a flush of a leg.
+    pub(super) fn flush(&mut self, side: Side, effects: &mut Vec<Effect>) -> FlushId {
+        self.last_flush.0 += 1;
+        let flush = self.last_flush;
+        effects.push(Effect::FlushLeg { side, flush });
+        flush
+    }
+}

@@ -1,0 +1,405 @@
+//! One volume: what happens to its requests, its legs and its map.
+//!
+//! The shell calls the methods of [`Volume`] with what happened and carries out the [`Effect`]s
+//! that they push. Nothing here waits; nothing is allocated for a request.
+//!
+//! Invariants (numbers as in `docs/invariants.md`):
+//! 1. Exactly one leg is authoritative; it answers reads and decides whether a write succeeded.
+//! 2. A region that is `Clean` in memory is equal on both legs but for writes in flight.
+//! 3. A write is issued in `Mirrored` only while every region it touches is durably marked (dirty or
+//!    intent), and the mark is cleared only after both legs were flushed after its last write.
+//! 4. Two writes in flight in `Mirrored` never overlap.
+//! 5. While the gate is closed and drained, nothing of the application is in flight on a leg.
+//! 6. A role changes only when no region is dirty, nothing is in flight and both legs are flushed; the one
+//!    durable write of the role record is the change.
+
+mod change;
+mod claims;
+mod intent;
+mod requests;
+
+use alloc::{collections::VecDeque, vec, vec::Vec};
+
+pub use change::{ChangeError, NewMirror, PREPARE_NANOSECONDS_MAX, Target};
+pub use claims::{CLAIMED_REGIONS_MAX, ClaimError, CopierId, RESERVED_REGIONS_MAX};
+pub use intent::{MAP_BATCH_SECTORS_MAX, SWEEP_NANOSECONDS};
+
+use crate::{
+    map::{BitmapSector, RoleRecord},
+    region::RegionMap,
+    route::{Route, Side},
+    units::{Epoch, Geometry, Range, Tag, Time},
+};
+
+/// A leg's or the map file's error: a positive error number of the operating system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Errno(pub i32);
+
+/// The outcome of an I/O.
+pub type IoResult = Result<(), Errno>;
+
+/// What the application asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Op {
+    /// Read a range.
+    Read,
+    /// Write a range.
+    Write {
+        /// The data must be on stable storage before the answer.
+        force_unit_access: bool,
+    },
+    /// Everything that was answered before must be on stable storage.
+    Flush,
+    /// The range is no longer needed; what it reads afterwards is undefined.
+    Discard,
+}
+
+/// A request of the application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Request {
+    /// What.
+    pub op: Op,
+    /// Where; empty for a flush.
+    pub range: Range,
+}
+
+/// The caller's name for a control request that is answered later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Call(pub u64);
+
+/// One flush of a leg that the volume asked for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlushId(pub u64);
+
+/// What the shell has to do.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Do the request's operation on a leg, whole; answer with [`Volume::leg_done`].
+    Leg {
+        /// The request.
+        tag: Tag,
+        /// The leg.
+        side: Side,
+        /// What is to be done: the request's operation (a mirror leg's write never forces unit access).
+        op: Op,
+    },
+    /// Answer the application.
+    Answer {
+        /// The request.
+        tag: Tag,
+        /// The result.
+        result: IoResult,
+    },
+    /// Flush a leg; answer with [`Volume::leg_flushed`].
+    FlushLeg {
+        /// The leg.
+        side: Side,
+        /// Which flush; the answer names it.
+        flush: FlushId,
+    },
+    /// Write the sectors of [`Volume::map_batch`] durably; answer with [`Volume::map_written`].
+    WriteMap,
+    /// Write the descriptor that came with the change to this slot, durably; answer with
+    /// [`Volume::descriptor_written`].
+    WriteDescriptor {
+        /// The slot.
+        slot: u8,
+    },
+    /// Write this record to this slot, durably; answer with [`Volume::role_written`].
+    WriteRole {
+        /// The record.
+        record: RoleRecord,
+        /// The slot.
+        slot: usize,
+    },
+    /// A control request is answered.
+    Reply {
+        /// Which.
+        call: Call,
+        /// The answer.
+        reply: Reply,
+    },
+    /// The process must end: what the role record says is unknown, only reading it again can tell.
+    Die {
+        /// What failed.
+        error: Errno,
+    },
+}
+
+/// The answer to a control request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Reply {
+    /// Nothing is in flight and requests are held.
+    Suspended,
+    /// The suspension ended by its deadline before the drain was done.
+    SuspendDeadline,
+    /// The new route holds.
+    RouteChanged {
+        /// The epoch from now on.
+        epoch: Epoch,
+        /// The route from now on.
+        route: Route,
+        /// From the first request held to the first let go, in nanoseconds; 0 if none was held.
+        pause: u64,
+    },
+    /// The route is as before.
+    ChangeFailed(ChangeError),
+    /// Regions for the copier; empty: nothing is dirty.
+    Claimed(Vec<crate::units::RegionIndex>),
+    /// The claim cannot be granted.
+    ClaimRefused(ClaimError),
+}
+
+/// What a volume is built from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Config {
+    /// The number of requests that can be open at once.
+    pub tags: usize,
+}
+
+/// What has been counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Counters {
+    /// Read requests answered.
+    pub reads: u64,
+    /// Write requests answered.
+    pub writes: u64,
+    /// Flush requests answered.
+    pub flushes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Requests answered with an error.
+    pub failed: u64,
+    /// Writes that had to wait for another write, a claim or the write intent.
+    pub waited: u64,
+    /// Batches of map sectors written.
+    pub map_writes: u64,
+    /// Bytes of the regions that the copier has reported as copied.
+    pub copied_bytes: u64,
+    /// The last pause, in nanoseconds.
+    pub last_pause: u64,
+}
+
+/// Where a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Stage {
+    Free,
+    /// Not begun: the gate is closed.
+    Held,
+    /// A write that waits for another write, a claim or the write intent.
+    Waiting,
+    /// On the legs.
+    Started,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Slot {
+    stage: Stage,
+    request: Request,
+    /// Legs that have not answered yet.
+    legs_pending: u8,
+    /// The write goes to both legs.
+    mirrored: bool,
+    authoritative_result: IoResult,
+    mirror_result: IoResult,
+}
+
+impl Slot {
+    const FREE: Self = Self {
+        stage: Stage::Free,
+        request: Request {
+            op: Op::Flush,
+            range: Range { start: 0, length: 0 },
+        },
+        legs_pending: 0,
+        mirrored: false,
+        authoritative_result: Ok(()),
+        mirror_result: Ok(()),
+    };
+}
+
+/// One volume. See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Volume {
+    record: RoleRecord,
+    slots: Vec<Slot>,
+    /// Requests on the legs.
+    started: usize,
+    /// Requests that came while the gate was closed, in order.
+    held: VecDeque<Tag>,
+    /// Writes that wait, in order.
+    waiting: VecDeque<Tag>,
+    /// Writes on the legs, in `Mirrored`.
+    writing: Vec<Tag>,
+    /// The map, in `Mirrored`.
+    regions: Option<RegionMap>,
+    intent: intent::Intent,
+    claims: claims::Claims,
+    gate: change::Gate,
+    change: Option<change::Change>,
+    /// The role slot that does not yet say the same as the other.
+    stale_role_slot: Option<usize>,
+    role_write_in_flight: bool,
+    last_flush: FlushId,
+    /// Why the mirror leg is not written.
+    mirror_fault: Option<Errno>,
+    /// The last error of a write to the map file, until one succeeds.
+    map_fault: Option<Errno>,
+    counters: Counters,
+}
+
+impl Volume {
+    /// A volume as its map file describes it. In `Mirrored`, `dirty` and `intent` are the words of the two
+    /// bitmaps; every region in one of them may differ and is copied again. In `Single` they are empty.
+    #[must_use]
+    pub fn load(
+        config: &Config,
+        record: RoleRecord,
+        stale_role_slot: Option<usize>,
+        dirty: &[u64],
+        intent: &[u64],
+    ) -> Self {
+        let intent = intent::Intent::load(record.geometry, dirty, intent);
+        let regions = record
+            .route
+            .mirror()
+            .map(|_| RegionMap::from_dirty(record.geometry, intent.marked()));
+        Self {
+            record,
+            slots: vec![Slot::FREE; config.tags],
+            started: 0,
+            held: VecDeque::with_capacity(config.tags),
+            waiting: VecDeque::with_capacity(config.tags),
+            writing: Vec::with_capacity(config.tags),
+            regions,
+            intent,
+            claims: claims::Claims::default(),
+            gate: change::Gate::default(),
+            change: None,
+            stale_role_slot,
+            role_write_in_flight: false,
+            last_flush: FlushId(0),
+            mirror_fault: None,
+            map_fault: None,
+            counters: Counters::default(),
+        }
+    }
+
+    /// To be called once, when the shell can carry out effects.
+    pub fn begin(&mut self, effects: &mut Vec<Effect>) {
+        self.refresh_role_slot(effects);
+    }
+
+    /// Time has passed. To be called at least every [`TICK_NANOSECONDS`], and at [`Self::next_deadline`].
+    pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        self.check_deadlines(now, effects);
+        self.refresh_role_slot(effects);
+        self.sweep_if_due(now, effects);
+        self.write_map(effects);
+    }
+
+    /// The record that holds.
+    #[must_use]
+    pub const fn record(&self) -> &RoleRecord {
+        &self.record
+    }
+
+    /// The sizes.
+    #[must_use]
+    pub const fn geometry(&self) -> Geometry {
+        self.record.geometry
+    }
+
+    /// The states of the regions, in `Mirrored`.
+    #[must_use]
+    pub const fn regions(&self) -> Option<&RegionMap> {
+        self.regions.as_ref()
+    }
+
+    /// What has been counted.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Why the mirror leg is not being written.
+    #[must_use]
+    pub const fn mirror_fault(&self) -> Option<Errno> {
+        self.mirror_fault
+    }
+
+    /// The last error of a write to the map file, until one succeeds.
+    #[must_use]
+    pub const fn map_fault(&self) -> Option<Errno> {
+        self.map_fault
+    }
+
+    /// Whether new requests are held.
+    #[must_use]
+    pub const fn is_suspended(&self) -> bool {
+        self.gate.is_closed()
+    }
+
+    /// Requests that the application waits for: held, waiting or on a leg.
+    #[must_use]
+    pub fn open_requests(&self) -> usize {
+        self.held.len() + self.waiting.len() + self.started
+    }
+
+    /// The sectors that [`Effect::WriteMap`] means.
+    #[must_use]
+    pub fn map_batch(&self) -> &[BitmapSector] {
+        self.intent.batch()
+    }
+
+    /// The bytes of one of those sectors, as they are to be written.
+    #[must_use]
+    pub fn encode_sector(&self, sector: BitmapSector) -> [u8; crate::map::SECTOR_BYTES] {
+        sector.encode(&self.record.volume_id, self.intent.words(sector))
+    }
+
+    /// The mirror leg, if writes go to it.
+    fn healthy_mirror(&self) -> Option<Side> {
+        self.record
+            .route
+            .mirror()
+            .filter(|_| self.mirror_fault.is_none())
+    }
+
+    fn slot(&mut self, tag: Tag) -> &mut Slot {
+        &mut self.slots[usize::from(tag.0)]
+    }
+
+    /// Panics if an invariant does not hold. For the model and the tests; too slow for each request.
+    ///
+    /// # Panics
+    /// See above.
+    pub fn check_invariants(&self) {
+        assert_eq!(self.regions.is_some(), self.record.route.mirror().is_some());
+        for (index, first) in self.writing.iter().enumerate() {
+            let first = self.slots[usize::from(first.0)].request.range;
+            for second in &self.writing[index + 1..] {
+                let second = self.slots[usize::from(second.0)].request.range;
+                assert!(!first.overlaps(second), "invariant 4: {first:?} {second:?}");
+            }
+            for region in self.geometry().touched(first) {
+                assert!(self.intent.is_covered(region), "invariant 3: {region:?}");
+            }
+        }
+        let started = self.slots.iter().filter(|slot| slot.stage == Stage::Started);
+        assert_eq!(started.count(), self.started);
+        if let Some(regions) = &self.regions {
+            for region in regions.not_clean().iter() {
+                assert!(self.intent.is_covered(region), "invariant 3: dirty {region:?}");
+            }
+        }
+    }
+}
+
+/// How often [`Volume::tick`] is to be called at least.
+pub const TICK_NANOSECONDS: u64 = 500_000_000;
+
+#[cfg(test)]
+mod tests;

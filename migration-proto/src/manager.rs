@@ -1,0 +1,254 @@
+//! What `shunt` asks of `shuntd`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::route::{Route, Side};
+
+/// The schema number of every record that `--json` prints.
+pub const JSON_SCHEMA: u32 = 1;
+
+/// A request to `shuntd`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Put a volume over a LUN. Answer: [`Response::Done`].
+    Attach {
+        /// The name of the volume.
+        volume: String,
+        /// The LUN, as an absolute path.
+        lun: PathBuf,
+    },
+    /// Take a volume away; refused while it is open or part of a live session.
+    Detach {
+        /// The volume.
+        volume: String,
+    },
+    /// Record a session.
+    Create {
+        /// The name of the session.
+        session: String,
+        /// Its pairs.
+        pairs: Vec<PairSpec>,
+        /// Accept a target that holds a signature.
+        overwrite: bool,
+        /// Find zeroes while copying and deallocate them on the target where it can.
+        detect_zeroes: bool,
+    },
+    /// Begin to mirror and copy.
+    Start {
+        /// The session.
+        session: String,
+    },
+    /// Stop copying; writes go on to be mirrored where the regions are clean.
+    Pause {
+        /// The session.
+        session: String,
+    },
+    /// Copy on, also after the mirror leg failed.
+    Resume {
+        /// The session.
+        session: String,
+    },
+    /// Make the target authoritative.
+    Switch {
+        /// The session.
+        session: String,
+        /// How long requests may be held, in milliseconds.
+        max_pause_ms: u64,
+    },
+    /// Make the source authoritative again.
+    Undo {
+        /// The session.
+        session: String,
+        /// How long requests may be held, in milliseconds.
+        max_pause_ms: u64,
+    },
+    /// End the migration on the target. Cannot be taken back.
+    Commit {
+        /// The session.
+        session: String,
+    },
+    /// End the migration on the source.
+    Cancel {
+        /// The session.
+        session: String,
+    },
+    /// The records of all volumes, sessions and pairs, or of one session. Answer: [`Response::Records`].
+    Status {
+        /// Only this session.
+        session: Option<String>,
+    },
+    /// Who did what when. Answer: [`Response::Records`] of [`Record::Event`].
+    History {
+        /// Only this session.
+        session: Option<String>,
+    },
+}
+
+/// One pair of a session to be created.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct PairSpec {
+    /// The volume to move.
+    pub volume: String,
+    /// Where to, as an absolute path.
+    pub target: PathBuf,
+}
+
+/// The answer to a [`Request`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Response {
+    /// Done.
+    Done {
+        /// False: it was so already.
+        changed: bool,
+        /// What happened, for people; one line each.
+        messages: Vec<String>,
+    },
+    /// What was asked for.
+    Records {
+        /// In the order in which they are to be printed.
+        records: Vec<Record>,
+    },
+    /// Refused or failed.
+    Failed(Failure),
+}
+
+/// An error as the operator reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Failure {
+    /// The kind; decides the exit code.
+    pub kind: FailureKind,
+    /// What the error is about, such as `volume db` or `session s1, pair db`.
+    pub object: String,
+    /// What was found or what failed.
+    pub cause: String,
+    /// What the operator can do now.
+    pub next: String,
+}
+
+/// The kinds of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FailureKind {
+    /// Something broke on the way.
+    Failed,
+    /// A safety check or the present state forbids it; nothing changed.
+    Refused,
+    /// There is no such volume or session.
+    NotFound,
+}
+
+/// One line of `shunt status --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Record {
+    /// A volume.
+    Volume(VolumeRecord),
+    /// A session.
+    Session(SessionRecord),
+    /// A pair of a session.
+    Pair(PairRecord),
+    /// Something that happened.
+    Event(EventRecord),
+}
+
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRecord {
+    /// [`JSON_SCHEMA`].
+    pub schema: u32,
+    /// The name.
+    pub volume: String,
+    /// `attached`, `recovering` (its ublk-target is being started again) or `failed`.
+    pub state: String,
+    /// The stable name, `/dev/shunt/NAME`.
+    pub device: PathBuf,
+    /// `/dev/ublkbN`, while there is one.
+    pub kernel_device: Option<PathBuf>,
+    /// The LUN that is authoritative.
+    pub lun: PathBuf,
+    /// The size, in bytes.
+    pub size_bytes: u64,
+    /// The process id of its ublk-target.
+    pub pid: Option<u32>,
+    /// How often its ublk-target was started again.
+    pub restarts: u64,
+    /// The route, if ublk-target answers.
+    pub route: Option<Route>,
+    /// What is wrong, if something is.
+    pub problem: Option<String>,
+}
+
+/// A session.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SessionRecord {
+    /// [`JSON_SCHEMA`].
+    pub schema: u32,
+    /// The name.
+    pub session: String,
+    /// The state: that of the pair which is furthest behind.
+    pub state: String,
+    /// The number of pairs.
+    pub pairs: u32,
+    /// What the operator may do now, as verbs.
+    pub allowed: Vec<String>,
+    /// When it was created, in seconds since 1970.
+    pub created_at: u64,
+}
+
+/// A pair.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PairRecord {
+    /// [`JSON_SCHEMA`].
+    pub schema: u32,
+    /// The session.
+    pub session: String,
+    /// The volume.
+    pub volume: String,
+    /// The state, as in the design's list.
+    pub state: String,
+    /// The source LUN.
+    pub source: PathBuf,
+    /// The target LUN.
+    pub target: PathBuf,
+    /// The authoritative leg.
+    pub authoritative: Side,
+    /// The size, in bytes.
+    pub total_bytes: u64,
+    /// What is still to be copied, in bytes.
+    pub dirty_bytes: u64,
+    /// What has been copied since the start of the session, in bytes.
+    pub copied_bytes: u64,
+    /// The present rate of the copy; absent while nothing is copied.
+    pub rate_bytes_per_second: Option<u64>,
+    /// How long the copy still takes at that rate; absent while unknown.
+    pub eta_seconds: Option<u64>,
+    /// The last pause that a change of the route caused, in microseconds.
+    pub last_pause_us: Option<u64>,
+    /// What is wrong, if something is.
+    pub problem: Option<String>,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventRecord {
+    /// [`JSON_SCHEMA`].
+    pub schema: u32,
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// The session, if it concerns one.
+    pub session: Option<String>,
+    /// The volume, if it concerns one.
+    pub volume: Option<String>,
+    /// What happened.
+    pub what: String,
+}

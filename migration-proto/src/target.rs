@@ -1,0 +1,235 @@
+//! What shuntd, its copier and the tools ask of one `ublk-target`.
+//!
+//! `ublk-target` alone decides the route. Every request that could change it names the epoch that
+//! the client believes in; a stale client is refused.
+
+use serde::{Deserialize, Serialize};
+
+use crate::route::{Leg, Route};
+
+/// A request to `ublk-target`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// How the volume is. Answer: [`Response::Status`].
+    Status,
+    /// `Single` to `Mirrored`: the current leg becomes the source, every region is dirty.
+    /// Answer: [`Response::RouteChanged`].
+    AddMirror {
+        /// The epoch that the client knows.
+        epoch: u64,
+        /// The leg that the data is copied to.
+        target: Leg,
+        /// How long requests may be held, in milliseconds.
+        deadline_ms: u64,
+    },
+    /// Change the route: switch, undo, commit or cancel. Answer: [`Response::RouteChanged`].
+    SetRoute {
+        /// The epoch that the client knows.
+        epoch: u64,
+        /// The route to change to.
+        route: Route,
+        /// How long requests may be held, in milliseconds.
+        deadline_ms: u64,
+    },
+    /// Hold new requests and wait until nothing is in flight. Answer: [`Response::Suspended`].
+    Suspend {
+        /// After this time ublk-target lets the requests go by itself, in milliseconds.
+        deadline_ms: u64,
+    },
+    /// Let held requests go. Answer: [`Response::Resumed`].
+    Resume,
+    /// Try the mirror leg again after it failed. Answer: [`Response::Done`].
+    RetryMirror {
+        /// The epoch that the client knows.
+        epoch: u64,
+    },
+    /// Make this connection the copier's. Refused while another copier lives, or has I/O in flight on
+    /// the mirror leg (its lock is then held). The copier locks the mirror leg before it claims.
+    /// Answer: [`Response::CopierOpened`].
+    OpenCopier,
+    /// Copier: give me regions. Answered when there is at least one, or with none when nothing is
+    /// dirty. Answer: [`Response::Claimed`].
+    Claim {
+        /// The most regions to grant; at least 1, at most [`CLAIM_REGIONS_MAX`].
+        regions_max: u32,
+    },
+    /// Copier: these are copied (or not). Answer: [`Response::Done`].
+    Report {
+        /// The epoch of the grant.
+        epoch: u64,
+        /// Regions that are now the same on the mirror leg.
+        copied: Vec<u64>,
+        /// Regions that could not be copied; they stay dirty.
+        failed: Vec<u64>,
+        /// Why, if `failed` names any.
+        error: Option<CopyError>,
+    },
+    /// Stop the device and end the process. Refused while the device is open, if the kernel can tell.
+    /// Answer: [`Response::Done`], then the connection closes.
+    Stop,
+}
+
+/// The most regions one claim may ask for.
+pub const CLAIM_REGIONS_MAX: u32 = 256;
+
+/// Why a region could not be copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct CopyError {
+    /// The leg that failed.
+    pub side: crate::route::Side,
+    /// What it said.
+    pub cause: String,
+}
+
+/// The answer to a [`Request`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// The new route is durable and requests flow.
+    RouteChanged {
+        /// The epoch from now on.
+        epoch: u64,
+        /// The route from now on.
+        route: Route,
+        /// From the first request held to the first request let go, in microseconds; 0 if none was held.
+        pause_us: u64,
+    },
+    /// Nothing is in flight; new requests are held.
+    Suspended,
+    /// Requests flow.
+    Resumed {
+        /// False if the suspension had already ended (by its deadline), or there was none.
+        was_suspended: bool,
+    },
+    /// This connection is the copier's.
+    CopierOpened {
+        /// The epoch of the claims to come.
+        epoch: u64,
+        /// The size of a region, in bytes. The last region of the volume may be shorter.
+        region_bytes: u64,
+        /// The size of the volume, in bytes.
+        size_bytes: u64,
+        /// The leg to read.
+        from: Leg,
+        /// The leg to write.
+        to: Leg,
+    },
+    /// Regions to copy; empty when nothing is dirty.
+    Claimed {
+        /// The epoch that a report must name.
+        epoch: u64,
+        /// The regions, ascending.
+        regions: Vec<u64>,
+        /// Dirty bytes that remain after this grant (the granted ones count as dirty).
+        dirty_bytes: u64,
+    },
+    /// Done, nothing to say.
+    Done,
+    /// Refused or failed; nothing changed.
+    Refused {
+        /// The kind, for programs.
+        reason: Refusal,
+        /// The cause in words, for people.
+        cause: String,
+    },
+}
+
+/// Why `ublk-target` refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refusal {
+    /// The client names an epoch that is not the present one.
+    StaleEpoch,
+    /// Regions are dirty: the mirror leg is not a full copy.
+    NotInSync,
+    /// The volume is not in a route from which this is possible.
+    WrongRoute,
+    /// Requests could not be drained and flushed before the deadline; the old route goes on.
+    Deadline,
+    /// Another change of the route or a suspension is under way.
+    Busy,
+    /// The leg cannot be used: missing, in use, too small, not the one that was recorded.
+    BadLeg,
+    /// Another copier lives or its I/O is not finished.
+    CopierBusy,
+    /// The connection is not the copier's, or a region was not claimed by it.
+    NotCopier,
+    /// The device is open.
+    DeviceOpen,
+    /// A leg or the map file failed.
+    Failed,
+    /// The request makes no sense.
+    Malformed,
+}
+
+/// How a volume is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Status {
+    /// The name of the volume.
+    pub volume: String,
+    /// The volume's UUID.
+    pub volume_id: String,
+    /// The process id of this ublk-target.
+    pub pid: u32,
+    /// `/dev/ublkbN`.
+    pub device: std::path::PathBuf,
+    /// One more at every change of the route.
+    pub epoch: u64,
+    /// The route.
+    pub route: Route,
+    /// The size of the volume, in bytes.
+    pub size_bytes: u64,
+    /// The size of a region, in bytes.
+    pub region_bytes: u64,
+    /// Bytes of the regions in which the mirror leg may differ; 0 in `Single`.
+    pub dirty_bytes: u64,
+    /// Bytes of the regions that the copier has claimed.
+    pub claimed_bytes: u64,
+    /// Regions copied since this process started (a region copied twice counts twice), in bytes.
+    pub copied_bytes: u64,
+    /// Why the mirror leg is not being written, if it is not.
+    pub degraded: Option<String>,
+    /// New requests are being held.
+    pub suspended: bool,
+    /// Whether a copier is connected.
+    pub copier: bool,
+    /// The source leg.
+    pub source: Leg,
+    /// The target leg.
+    pub target: Option<Leg>,
+    /// What has been counted since this process started.
+    pub counters: Counters,
+    /// What the driver offers, by name.
+    pub driver_features: Vec<String>,
+    /// Whether this process took over a device whose process had died.
+    pub recovered: bool,
+}
+
+/// What `ublk-target` counts, from its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Counters {
+    /// Read requests answered.
+    pub reads: u64,
+    /// Write requests answered.
+    pub writes: u64,
+    /// Flush requests answered.
+    pub flushes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Requests answered with an error.
+    pub failed: u64,
+    /// Writes that had to wait for another write, a claim or the write intent.
+    pub waited: u64,
+    /// Durable writes to the map file.
+    pub map_writes: u64,
+    /// The last pause: from the first request held to the first let go, in microseconds.
+    pub last_pause_us: u64,
+}

@@ -1,0 +1,196 @@
+//! What other threads ask of the engine, and how it answers.
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsRawFd, RawFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+};
+
+use migration_core::{
+    map::RoleRecord,
+    volume::{CopierId, Counters, Errno},
+};
+use migration_proto::{
+    route::{Descriptor, Route},
+    target::{Refusal, Response},
+};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::legs::OpenLeg;
+
+/// The volume as the engine sees it.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// What the volume is.
+    pub descriptor: Arc<Descriptor>,
+    /// The role record that holds.
+    pub record: RoleRecord,
+    /// Bytes of the regions that may differ.
+    pub dirty_bytes: u64,
+    /// Bytes of the regions that the copier has.
+    pub claimed_bytes: u64,
+    /// Why the mirror leg is not written.
+    pub mirror_fault: Option<Errno>,
+    /// Why the map file cannot be written.
+    pub map_fault: Option<Errno>,
+    /// Requests are held.
+    pub suspended: bool,
+    /// A copier is connected.
+    pub copier: bool,
+    /// What has been counted.
+    pub counters: Counters,
+    /// The leg that the role record names as authoritative.
+    pub authoritative: Arc<OpenLeg>,
+    /// The mirror leg, if there is one.
+    pub mirror: Option<Arc<OpenLeg>>,
+}
+
+/// A request to the engine.
+#[derive(Debug)]
+pub enum Command {
+    /// How is the volume? Never refused.
+    Snapshot(SyncSender<Snapshot>),
+    /// Something that is answered with a [`Response`].
+    Ask(Ask, SyncSender<Response>),
+    /// A connection is gone, with everything that it held.
+    ConnectionClosed(CopierId),
+}
+
+/// Something that is answered with a [`Response`].
+#[derive(Debug)]
+pub enum Ask {
+    /// Begin to mirror to a leg.
+    AddMirror {
+        /// The epoch that the client knows.
+        epoch: u64,
+        /// The leg, open.
+        leg: OpenLeg,
+        /// The descriptor with the new leg in it.
+        descriptor: Box<Descriptor>,
+        /// The same, as it is to be written.
+        descriptor_bytes: Vec<u8>,
+        /// How long requests may be held, in milliseconds.
+        deadline_ms: u64,
+    },
+    /// Change the route.
+    SetRoute {
+        /// The epoch that the client knows.
+        epoch: u64,
+        /// The new route.
+        route: Route,
+        /// How long requests may be held, in milliseconds.
+        deadline_ms: u64,
+    },
+    /// Hold requests.
+    Suspend {
+        /// How long at most, in milliseconds.
+        deadline_ms: u64,
+    },
+    /// Let them go.
+    Resume,
+    /// Try the mirror leg again.
+    RetryMirror {
+        /// The epoch that the client knows.
+        epoch: u64,
+    },
+    /// Be the copier.
+    OpenCopier(CopierId),
+    /// Give me regions.
+    Claim {
+        /// Who.
+        copier: CopierId,
+        /// How many at most.
+        regions_max: usize,
+    },
+    /// These are done.
+    Report {
+        /// Who.
+        copier: CopierId,
+        /// The epoch of the claims.
+        epoch: u64,
+        /// Copied.
+        copied: Vec<u64>,
+        /// Not copied.
+        failed: Vec<u64>,
+        /// The mirror leg failed.
+        mirror_failed: bool,
+    },
+}
+
+/// The way of commands to the engine.
+#[derive(Debug)]
+pub struct Inbox {
+    queue: Mutex<Queue>,
+    event: EventFd,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    commands: VecDeque<Command>,
+    closed: bool,
+}
+
+impl Inbox {
+    /// An empty inbox.
+    ///
+    /// # Errors
+    /// If there is no descriptor for the eventfd.
+    pub fn new() -> io::Result<Self> {
+        let flags = EfdFlags::EFD_CLOEXEC;
+        Ok(Self {
+            queue: Mutex::default(),
+            event: EventFd::from_value_and_flags(0, flags)?,
+        })
+    }
+
+    /// The descriptor that becomes readable when there is a command.
+    pub(super) fn event_fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+
+    /// Sends a command. After the engine has ended it is dropped, and with it whoever waits for the answer.
+    pub fn send(&self, command: Command) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if !queue.closed {
+            queue.commands.push_back(command);
+            drop(queue);
+            // The counter cannot overflow: the engine reads it at every wake-up.
+            let _ = self.event.write(1);
+        }
+    }
+
+    /// Sends a question; the answer comes to the receiver, or the receiver is disconnected.
+    pub fn ask(&self, ask: Ask) -> Receiver<Response> {
+        let (sender, receiver) = sync_channel(1);
+        self.send(Command::Ask(ask, sender));
+        receiver
+    }
+
+    /// How the volume is; `None` once the engine has ended.
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        let (sender, receiver) = sync_channel(1);
+        self.send(Command::Snapshot(sender));
+        receiver.recv().ok()
+    }
+
+    pub(super) fn take(&self) -> Option<Command> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.commands.pop_front()
+    }
+
+    pub(super) fn close(&self) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.closed = true;
+        queue.commands.clear();
+    }
+}
+
+/// A refusal in words.
+#[must_use]
+pub fn refused(reason: Refusal, cause: impl Into<String>) -> Response {
+    Response::Refused { reason, cause: cause.into() }
+}

@@ -1,0 +1,184 @@
+//! Carrying out what the volume decided.
+
+use io_uring::opcode;
+use migration_core::{
+    map::{self, BitmapSector, SECTOR_BYTES},
+    route::{Route, Side},
+    units::Tag,
+    volume::{Call, Effect, Errno, FlushId, IoResult, Op, Reply},
+};
+
+use super::{
+    Engine, EngineError, LegFiles, LegFlush, side_index,
+    replies,
+    ring::{DEVICE_FILE, MAP_FILE, Token},
+    transfer::{self, Next, Transfer},
+};
+use crate::ublk;
+
+impl Engine {
+    /// Carries out all effects, also those that they cause themselves.
+    pub(super) fn perform_effects(&mut self) {
+        let mut index = 0;
+        while index < self.effects.len() {
+            let effect = core::mem::replace(&mut self.effects[index], Effect::WriteMap);
+            index += 1;
+            self.perform(effect);
+        }
+        self.effects.clear();
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Leg { tag, side, op } => {
+                let transfer = &mut self.transfers[usize::from(tag.0)][side_index(side)];
+                *transfer = Transfer::new(op, transfer.range);
+                self.continue_transfer(tag, side);
+            }
+            Effect::Answer { tag, result } => self.answer(tag, result),
+            Effect::FlushLeg { side, flush } => self.flush_leg(side, flush),
+            Effect::WriteMap => self.write_map(),
+            Effect::WriteDescriptor { slot } => self.write_descriptor(slot),
+            Effect::WriteRole { record, slot } => {
+                *self.role_buffer = record.encode();
+                let (data, length) = (self.role_buffer.as_ptr(), SECTOR_BYTES as u32);
+                self.write_to_map(data, length, map::ROLE_OFFSETS[slot], Token::Role(slot));
+            }
+            Effect::Reply { call, reply } => self.reply(call, reply),
+            Effect::Die { error } => self.died = Some(EngineError::Role(error.0)),
+        }
+    }
+
+    /// Submits the next piece of a request on a leg, or tells the volume that it is done.
+    pub(super) fn continue_transfer(&mut self, tag: Tag, side: Side) {
+        let index = usize::from(tag.0);
+        let Some(leg) = &self.legs[side_index(side)] else {
+            // The volume never asks for a leg that its route does not use.
+            return self.leg_done(tag, side, Err(Errno(libc::ENXIO)));
+        };
+        let buffer = self.buffers.address(index);
+        match self.transfers[index][side_index(side)].next(leg, buffer) {
+            Next::Submit(entry) => self.ring.push(entry, Token::Leg(tag, side)),
+            Next::Done(result) => self.leg_done(tag, side, result),
+        }
+    }
+
+    /// Answers the application and takes the tag's next request.
+    pub(super) fn answer(&mut self, tag: Tag, result: IoResult) {
+        let transfer = &self.transfers[usize::from(tag.0)][0];
+        let result = match (result, transfer.op) {
+            // The driver's own code for a tag that it takes back: a leg's must not look like it.
+            (Err(Errno(libc::ENODEV)), _) => -libc::EIO,
+            (Err(error), _) => -error.0,
+            (Ok(()), Op::Read | Op::Write { .. }) => transfer.range.length as i32,
+            (Ok(()), Op::Flush | Op::Discard) => 0,
+        };
+        let entry = ublk::io::commit_and_fetch(DEVICE_FILE, self.io_slot(tag), result, 0);
+        self.ring.push(entry, Token::Device(tag));
+    }
+
+    fn flush_leg(&mut self, side: Side, flush: FlushId) {
+        let files = self.legs[side_index(side)].as_ref().map_or(&[][..], |leg| &leg.files);
+        self.flushes.push(LegFlush {
+            side,
+            flush,
+            files_pending: files.len().max(1),
+            result: Ok(()),
+        });
+        if files.is_empty() {
+            // The leg went with a change of the route; nobody waits for this flush any more.
+            return self.flush_completed(side, flush, Err(Errno(libc::ENXIO)));
+        }
+        for file in files {
+            self.ring.push(transfer::flush_entry(*file), Token::FlushLeg(side, flush));
+        }
+    }
+
+    /// Writes the batch; sectors that follow each other go in one write.
+    fn write_map(&mut self) {
+        let geometry = self.volume.geometry();
+        let batch: &[BitmapSector] = self.volume.map_batch();
+        let mut writes = [(0, 0, 0); super::MAP_BATCH_SECTORS_MAX];
+        let mut count = 0;
+        for (index, sector) in batch.iter().enumerate() {
+            let at = index * SECTOR_BYTES;
+            let bytes = self.volume.encode_sector(*sector);
+            self.map_buffer[at..at + SECTOR_BYTES].copy_from_slice(&bytes);
+            let offset = sector.offset(geometry);
+            match writes[..count].last_mut() {
+                Some((_, length, start)) if *start + *length as u64 == offset => *length += SECTOR_BYTES,
+                Some(_) | None => {
+                    writes[count] = (at, SECTOR_BYTES, offset);
+                    count += 1;
+                }
+            }
+        }
+        self.map_writes_pending = count;
+        for (at, length, offset) in writes[..count].iter().copied() {
+            let (data, length) = (self.map_buffer[at..].as_ptr(), length as u32);
+            self.write_to_map(data, length, offset, Token::Map(length));
+        }
+    }
+
+    fn write_descriptor(&mut self, slot: u8) {
+        let Some(new) = &self.new_mirror else {
+            let now = self.now();
+            let result = Err(Errno(libc::EINVAL));
+            return self.volume.descriptor_written(now, result, &mut self.effects);
+        };
+        let (data, length) = (new.descriptor_bytes.as_ptr(), new.descriptor_bytes.len() as u32);
+        let offset = map::DESCRIPTOR_OFFSETS[usize::from(slot)];
+        self.write_to_map(data, length, offset, Token::Descriptor(length));
+    }
+
+    /// The file is open with `O_DSYNC`: what is written is durable when it is done.
+    fn write_to_map(&mut self, data: *const u8, length: u32, offset: u64, token: Token) {
+        let entry = opcode::Write::new(MAP_FILE, data, length).offset(offset).build();
+        self.ring.push(entry, token);
+    }
+
+    fn reply(&mut self, call: Call, reply: Reply) {
+        match reply {
+            Reply::RouteChanged { route, .. } => self.install_legs(call, route),
+            Reply::ChangeFailed(_) => self.forget_new_mirror(call),
+            Reply::Suspended
+            | Reply::SuspendDeadline
+            | Reply::Claimed(_)
+            | Reply::ClaimRefused(_) => {}
+        }
+        let (record, dirty) = (self.volume.record(), self.dirty_bytes());
+        self.calls.answer(call, replies::response(&reply, record, dirty));
+    }
+
+    fn dirty_bytes(&self) -> u64 {
+        self.volume.regions().map_or(0, |regions| regions.dirty_bytes())
+    }
+
+    /// The legs follow the route. Nothing is in flight on them.
+    fn install_legs(&mut self, call: Call, route: Route) {
+        if let Some(new) = self.new_mirror.take_if(|new| new.call == call) {
+            let [source, target] = &mut self.legs;
+            let current = source.take().or(target.take());
+            self.legs = [current, Some(new.files)];
+            self.descriptor = new.descriptor.into();
+        } else if let Route::Single(side) = route {
+            if let Some(dropped) = self.legs[side_index(side.other())].take() {
+                self.release(dropped);
+            }
+        }
+    }
+
+    pub(super) fn forget_new_mirror(&mut self, call: Call) {
+        if let Some(new) = self.new_mirror.take_if(|new| new.call == call) {
+            self.release(new.files);
+        }
+    }
+
+    pub(super) fn release(&mut self, leg: LegFiles) {
+        for place in leg.files {
+            self.ring.unregister_lun(place);
+        }
+        // Closing a block device may wait for it; this thread never waits.
+        std::thread::spawn(move || drop(leg.leg));
+    }
+}

@@ -1,0 +1,457 @@
+//! The one thread that does all I/O of a volume and owns its state machine.
+//!
+//! ```text
+//!   commands (Inbox) --eventfd--+
+//!   /dev/ublkcN  <--fetch-------+--> Engine: completion -> Volume (migration-core) -> effects
+//!   legs, map file <------------+         one io_uring, one thread, all queues
+//! ```
+//!
+//! The loop: wait, name the event, give it to [`Volume`], carry out the effects. No policy here. One thread serves all
+//! queues, so that overlapping writes of different queues meet in one place without a lock
+//! (`docs/decisions/0003-one-io-thread.md`).
+
+mod command;
+mod effects;
+mod memory;
+mod replies;
+mod ring;
+mod transfer;
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use io_uring::{opcode, types};
+use migration_core::{
+    map::SECTOR_BYTES,
+    route::Side,
+    units::{Range, Tag, Time},
+    volume::{self, Config, Effect, Errno, FlushId, IoResult, Op, Request, Volume},
+};
+use migration_proto::route::Descriptor;
+
+pub use self::command::{Ask, Command, Inbox, Snapshot, refused};
+use self::{
+    memory::Buffers,
+    replies::Calls,
+    ring::{DEVICE_FILE, MAP_FILE, Ring, Token},
+    transfer::{LegFiles, Transfer},
+};
+use crate::{
+    legs::OpenLeg,
+    ublk::{self, FetchOutcome, IoDescriptors, IoOperation, IoSlot},
+};
+
+/// The most sectors of one batch, as the core makes them.
+const MAP_BATCH_SECTORS_MAX: usize = volume::MAP_BATCH_SECTORS_MAX;
+
+/// The shape of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Hardware queues.
+    pub queues: u16,
+    /// Tags a queue.
+    pub queue_depth: u16,
+    /// The largest request, in bytes.
+    pub request_bytes_max: u32,
+}
+
+impl Shape {
+    fn tags(self) -> usize {
+        usize::from(self.queues) * usize::from(self.queue_depth)
+    }
+}
+
+/// What an engine is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The shape of the device.
+    pub shape: Shape,
+    /// The map file, locked and read.
+    pub map: map_file::MapFile,
+    /// The source leg, if the route uses it.
+    pub source: Option<OpenLeg>,
+    /// The target leg, if the route uses it.
+    pub target: Option<OpenLeg>,
+}
+
+/// Why the engine ended, other than by the end of the device.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Its ring, memory or mapping failed.
+    #[error("{what}: {source}")]
+    Setup {
+        /// What was tried.
+        what: &'static str,
+        /// What failed.
+        source: io::Error,
+    },
+    /// The driver refused to hand out requests.
+    #[error("the driver refused tag {tag}: {errno}")]
+    Fetch {
+        /// The tag.
+        tag: u16,
+        /// What it said.
+        errno: nix::errno::Errno,
+    },
+    /// The role record could not be written, so that its contents are unknown.
+    #[error("the role record could not be written (error {0}): only reading it again can tell the route")]
+    Role(i32),
+    /// The device was given up before it was started.
+    #[error("the device was not handed over")]
+    NoDevice,
+}
+
+fn setup(what: &'static str) -> impl Fn(io::Error) -> EngineError {
+    move |source| EngineError::Setup { what, source }
+}
+
+/// A flush of a leg that is under way.
+#[derive(Debug)]
+struct LegFlush {
+    side: Side,
+    flush: FlushId,
+    files_pending: usize,
+    result: IoResult,
+}
+
+/// A mirror leg that is being added.
+#[derive(Debug)]
+struct NewMirrorLeg {
+    call: volume::Call,
+    files: LegFiles,
+    descriptor: Box<Descriptor>,
+    descriptor_bytes: Vec<u8>,
+}
+
+/// See the module.
+pub struct Engine {
+    // Dropped first: the kernel may use the memory below until then.
+    ring: Ring,
+    buffers: Buffers,
+    map_buffer: Box<[u8; MAP_BATCH_SECTORS_MAX * SECTOR_BYTES]>,
+    role_buffer: Box<[u8; SECTOR_BYTES]>,
+    wake_buffer: Box<[u8; 8]>,
+    new_mirror: Option<NewMirrorLeg>,
+    requests: Vec<IoDescriptors>,
+    shape: Shape,
+    volume: Volume,
+    descriptor: Arc<Descriptor>,
+    effects: Vec<Effect>,
+    legs: [Option<LegFiles>; 2],
+    transfers: Vec<[Transfer; 2]>,
+    flushes: Vec<LegFlush>,
+    map_writes_pending: usize,
+    map_write_result: IoResult,
+    calls: Calls,
+    inbox: Arc<Inbox>,
+    /// Tags that the driver has taken back for good.
+    tags_aborted: usize,
+    died: Option<EngineError>,
+    started: Instant,
+    _map: File,
+}
+
+const fn side_index(side: Side) -> usize {
+    match side {
+        Side::Source => 0,
+        Side::Target => 1,
+    }
+}
+
+impl Engine {
+    /// Prepares all that can be prepared before there is a device. To be called by the thread that will run it.
+    ///
+    /// # Errors
+    /// [`EngineError::Setup`]
+    pub fn prepare(parts: Parts, inbox: Arc<Inbox>) -> Result<Self, EngineError> {
+        let Parts { shape, map, source, target } = parts;
+        let tags = shape.tags();
+        let buffers = Buffers::new(tags, shape.request_bytes_max as usize)
+            .map_err(setup("allocate the request buffers"))?;
+        let mut ring = Ring::new(tags, buffers.whole()).map_err(setup("set up io_uring"))?;
+        let in_ring = setup("register a file with io_uring");
+        ring.register(MAP_FILE, map.file.as_raw_fd()).map_err(&in_ring)?;
+        let mut legs = [None, None];
+        for (place, leg) in legs.iter_mut().zip([source, target]) {
+            *place = leg
+                .map(|leg| register_leg(&mut ring, Arc::new(leg)))
+                .transpose()
+                .map_err(&in_ring)?;
+        }
+        let chosen = map.chosen;
+        let volume = Volume::load(
+            &Config { tags },
+            chosen.record,
+            chosen.stale_slot,
+            &map.dirty,
+            &map.intent,
+        );
+        let idle = Transfer::new(Op::Flush, Range::default());
+        Ok(Self {
+            ring,
+            buffers,
+            map_buffer: Box::new([0; MAP_BATCH_SECTORS_MAX * SECTOR_BYTES]),
+            role_buffer: Box::new([0; SECTOR_BYTES]),
+            wake_buffer: Box::new([0; 8]),
+            new_mirror: None,
+            requests: Vec::with_capacity(usize::from(shape.queues)),
+            shape,
+            volume,
+            descriptor: Arc::new(map.descriptor),
+            effects: Vec::with_capacity(tags * 4),
+            legs,
+            transfers: vec![[idle; 2]; tags],
+            flushes: Vec::with_capacity(8),
+            map_writes_pending: 0,
+            map_write_result: Ok(()),
+            calls: Calls::default(),
+            inbox,
+            tags_aborted: 0,
+            died: None,
+            started: Instant::now(),
+            _map: map.file,
+        })
+    }
+
+    /// Takes the device over: from here on every tag is the driver's. `handed_over` is told when that is so.
+    ///
+    /// # Errors
+    /// [`EngineError::Setup`]
+    pub fn take_device(&mut self, device: File) -> Result<(), EngineError> {
+        for queue in 0..self.shape.queues {
+            let mapped = IoDescriptors::map(device.as_fd(), queue, self.shape.queue_depth)
+                .map_err(setup("map the device's requests"))?;
+            self.requests.push(mapped);
+        }
+        self.ring
+            .register(DEVICE_FILE, device.as_raw_fd())
+            .map_err(setup("register the device with io_uring"))?;
+        for tag in 0..self.shape.tags() {
+            let tag = Tag(tag as u16);
+            let entry = ublk::io::fetch(DEVICE_FILE, self.io_slot(tag), 0);
+            self.ring.push(entry, Token::Device(tag));
+        }
+        self.ring.submit().map_err(setup("offer the tags to the driver"))
+    }
+
+    /// Serves until the device ends.
+    ///
+    /// # Errors
+    /// [`EngineError`]
+    pub fn run(&mut self) -> Result<(), EngineError> {
+        self.listen();
+        self.volume.begin(&mut self.effects);
+        self.perform_effects();
+        let mut next_tick = Time(0);
+        while self.tags_aborted < self.shape.tags() {
+            let limit = self.time_left(next_tick);
+            self.ring.wait(limit).map_err(setup("wait for io_uring"))?;
+            while let Some((token, result)) = self.ring.next_completion() {
+                self.complete(token, result)?;
+                self.perform_effects();
+            }
+            let now = self.now();
+            let due = self.volume.next_deadline().is_some_and(|deadline| deadline <= now);
+            if due || now >= next_tick {
+                self.volume.tick(now, &mut self.effects);
+                self.perform_effects();
+                next_tick = now.plus(volume::TICK_NANOSECONDS);
+            }
+            if let Some(error) = self.died.take() {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> Time {
+        Time(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    fn time_left(&self, next_tick: Time) -> Duration {
+        let next = self.volume.next_deadline().map_or(next_tick, |deadline| deadline.min(next_tick));
+        Duration::from_nanos(next.since(self.now()))
+    }
+
+    fn listen(&mut self) {
+        let descriptor = types::Fd(self.inbox.event_fd());
+        let entry = opcode::Read::new(descriptor, self.wake_buffer.as_mut_ptr(), 8).build();
+        self.ring.push(entry, Token::Wake);
+    }
+
+    fn io_slot(&self, tag: Tag) -> IoSlot {
+        let tag = usize::from(tag.0);
+        let depth = usize::from(self.shape.queue_depth);
+        IoSlot {
+            queue: (tag / depth) as u16,
+            tag: (tag % depth) as u16,
+            buffer_address: self.buffers.address(tag) as u64,
+        }
+    }
+
+    /// A completion is an event of the volume.
+    fn complete(&mut self, token: Token, result: i32) -> Result<(), EngineError> {
+        match token {
+            Token::Device(tag) => self.device_completed(tag, FetchOutcome::decode(result))?,
+            Token::Leg(tag, side) => self.leg_completed(tag, side, result),
+            Token::FlushLeg(side, flush) => self.flush_completed(side, flush, io_result(result, 0)),
+            Token::Map(bytes) => self.map_completed(io_result(result, bytes)),
+            Token::Role(slot) => {
+                let result = io_result(result, SECTOR_BYTES as u32);
+                self.volume.role_written(self.now(), slot, result, &mut self.effects);
+            }
+            Token::Descriptor(bytes) => {
+                let result = io_result(result, bytes);
+                self.volume.descriptor_written(self.now(), result, &mut self.effects);
+            }
+            Token::Wake => {
+                self.listen();
+                while let Some(command) = self.inbox.take() {
+                    self.obey(command);
+                    self.perform_effects();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn device_completed(&mut self, tag: Tag, outcome: FetchOutcome) -> Result<(), EngineError> {
+        match outcome {
+            FetchOutcome::Request => {
+                self.request(tag);
+                Ok(())
+            }
+            FetchOutcome::Abort => {
+                self.tags_aborted += 1;
+                Ok(())
+            }
+            FetchOutcome::NeedGetData => Err(EngineError::Fetch {
+                tag: tag.0,
+                errno: nix::errno::Errno::EPROTO,
+            }),
+            FetchOutcome::Failed(errno) => Err(EngineError::Fetch { tag: tag.0, errno }),
+        }
+    }
+
+    /// The application asks for something.
+    fn request(&mut self, tag: Tag) {
+        let slot = self.io_slot(tag);
+        let request = self.requests[usize::from(slot.queue)].get(slot.tag);
+        let (start, length) = (request.start_sector.saturating_mul(512), request.byte_count());
+        let op = match request.operation {
+            IoOperation::Read => Op::Read,
+            IoOperation::Write => Op::Write { force_unit_access: request.is_fua() },
+            IoOperation::Flush => Op::Flush,
+            IoOperation::Discard => Op::Discard,
+            IoOperation::WriteZeroes | IoOperation::Other(_) => {
+                return self.answer(tag, Err(Errno(libc::EOPNOTSUPP)));
+            }
+        };
+        let carries_data = matches!(op, Op::Read | Op::Write { .. });
+        let too_long = carries_data && length > u64::from(self.shape.request_bytes_max);
+        let beyond = start.saturating_add(length) > self.volume.geometry().size_bytes();
+        if op != Op::Flush && (too_long || beyond) {
+            return self.answer(tag, Err(Errno(libc::EIO)));
+        }
+        let range = if op == Op::Flush { Range::default() } else { Range { start, length } };
+        let transfer = &mut self.transfers[usize::from(tag.0)];
+        *transfer = [Transfer::new(op, range); 2];
+        let now = self.now();
+        self.volume.request(now, tag, Request { op, range }, &mut self.effects);
+    }
+
+    fn leg_completed(&mut self, tag: Tag, side: Side, result: i32) {
+        let transfer = &mut self.transfers[usize::from(tag.0)][side_index(side)];
+        match transfer.advance(result) {
+            Ok(()) => self.continue_transfer(tag, side),
+            Err(error) => self.leg_done(tag, side, Err(error)),
+        }
+    }
+
+    fn leg_done(&mut self, tag: Tag, side: Side, result: IoResult) {
+        let now = self.now();
+        self.volume.leg_done(now, tag, side, result, &mut self.effects);
+    }
+
+    fn flush_completed(&mut self, side: Side, flush: FlushId, result: IoResult) {
+        let Some(index) = self.flushes.iter().position(|f| f.flush == flush && f.side == side) else {
+            return;
+        };
+        let pending = &mut self.flushes[index];
+        pending.files_pending -= 1;
+        pending.result = pending.result.and(result);
+        if pending.files_pending == 0 {
+            let done = self.flushes.swap_remove(index);
+            let now = self.now();
+            self.volume.leg_flushed(now, side, flush, done.result, &mut self.effects);
+        }
+    }
+
+    fn map_completed(&mut self, result: IoResult) {
+        self.map_writes_pending -= 1;
+        self.map_write_result = self.map_write_result.and(result);
+        if self.map_writes_pending == 0 {
+            let result = core::mem::replace(&mut self.map_write_result, Ok(()));
+            let now = self.now();
+            self.volume.map_written(now, result, &mut self.effects);
+        }
+    }
+
+    fn snapshot(&self) -> Option<Snapshot> {
+        let record = *self.volume.record();
+        let geometry = record.geometry;
+        let leg = |side| {
+            let files: &LegFiles = self.legs[side_index(side)].as_ref()?;
+            Some(Arc::clone(&files.leg))
+        };
+        let regions = self.volume.regions();
+        Some(Snapshot {
+            descriptor: Arc::clone(&self.descriptor),
+            record,
+            dirty_bytes: regions.map_or(0, |regions| regions.dirty_bytes()),
+            claimed_bytes: regions
+                .map_or(0, |regions| regions.claimed_regions() as u64 * geometry.region_bytes()),
+            mirror_fault: self.volume.mirror_fault(),
+            map_fault: self.volume.map_fault(),
+            suspended: self.volume.is_suspended(),
+            copier: self.volume.copier().is_some(),
+            counters: *self.volume.counters(),
+            authoritative: leg(record.route.authoritative())?,
+            mirror: record.route.mirror().and_then(leg),
+        })
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.inbox.close();
+    }
+}
+
+fn register_leg(ring: &mut Ring, leg: Arc<OpenLeg>) -> io::Result<LegFiles> {
+    let mut files = Vec::with_capacity(leg.luns.len());
+    for lun in &leg.luns {
+        match ring.register_lun(lun.fd.as_raw_fd()) {
+            Ok(place) => files.push(place),
+            Err(error) => {
+                files.into_iter().for_each(|place| ring.unregister_lun(place));
+                return Err(error);
+            }
+        }
+    }
+    Ok(LegFiles { leg, files })
+}
+
+/// The result of an I/O that must have moved `bytes`.
+fn io_result(result: i32, bytes: u32) -> IoResult {
+    match u32::try_from(result) {
+        Ok(moved) if moved == bytes => Ok(()),
+        Ok(_) => Err(Errno(libc::EIO)),
+        Err(_) => Err(Errno(result.saturating_neg())),
+    }
+}

@@ -1,0 +1,254 @@
+//! Commands become calls of the volume, and its replies become answers.
+
+use std::sync::mpsc::SyncSender;
+
+use migration_core::{
+    map::RoleRecord,
+    route::Route,
+    units::{Epoch, RegionIndex},
+    volume::{Call, ChangeError, ClaimError, CopierId, Errno, NewMirror, Reply, Target},
+};
+use migration_proto::target::{Refusal, Response};
+
+use super::{Ask, Command, Engine, NewMirrorLeg, command::refused, register_leg};
+
+/// The calls that the volume has not answered yet.
+#[derive(Debug, Default)]
+pub(super) struct Calls {
+    last: u64,
+    open: Vec<(Call, SyncSender<Response>)>,
+}
+
+impl Calls {
+    fn open(&mut self, reply: SyncSender<Response>) -> Call {
+        self.last += 1;
+        self.open.push((Call(self.last), reply));
+        Call(self.last)
+    }
+
+    pub(super) fn answer(&mut self, call: Call, response: Response) {
+        if let Some(index) = self.open.iter().position(|(open, _)| *open == call) {
+            let (_, reply) = self.open.swap_remove(index);
+            // Whoever asked may be gone.
+            let _ = reply.try_send(response);
+        }
+    }
+}
+
+const NANOSECONDS_PER_MILLISECOND: u64 = 1_000_000;
+
+impl Engine {
+    pub(super) fn obey(&mut self, command: Command) {
+        match command {
+            Command::Snapshot(reply) => {
+                if let Some(snapshot) = self.snapshot() {
+                    let _ = reply.try_send(snapshot);
+                }
+            }
+            Command::ConnectionClosed(copier) => {
+                self.volume.close_copier(copier, &mut self.effects);
+            }
+            Command::Ask(ask, reply) => {
+                let call = self.calls.open(reply);
+                if let Some(response) = self.ask(call, ask) {
+                    self.calls.answer(call, response);
+                }
+            }
+        }
+    }
+
+    /// Asks the volume. An answer now, or later by a reply of the volume.
+    fn ask(&mut self, call: Call, ask: Ask) -> Option<Response> {
+        let now = self.now();
+        match ask {
+            Ask::AddMirror { .. } => self.add_mirror(call, ask),
+            Ask::SetRoute { epoch, route, deadline_ms } => {
+                let target = Target::Route(Route::from(route));
+                self.change_route(call, epoch, target, deadline_ms)
+            }
+            Ask::Suspend { deadline_ms } => {
+                let deadline = now.plus(deadline_ms.saturating_mul(NANOSECONDS_PER_MILLISECOND));
+                let result = self.volume.suspend(now, call, deadline, &mut self.effects);
+                result.err().map(|error| change_refused(error))
+            }
+            Ask::Resume => {
+                let was_suspended = self.volume.resume(now, &mut self.effects);
+                Some(Response::Resumed { was_suspended })
+            }
+            Ask::RetryMirror { epoch } if epoch != self.volume.record().epoch.0 => {
+                Some(change_refused(ChangeError::StaleEpoch))
+            }
+            Ask::RetryMirror { .. } => Some(match self.volume.retry_mirror() {
+                Ok(_) => Response::Done,
+                Err(error) => claim_refused(error),
+            }),
+            Ask::OpenCopier(copier) => Some(self.open_copier(copier)),
+            Ask::Claim { copier, regions_max } => {
+                self.volume.claim(copier, call, regions_max, &mut self.effects);
+                None
+            }
+            Ask::Report { copier, epoch, copied, failed, mirror_failed } => {
+                let regions = self.volume.geometry().regions();
+                if copied.iter().chain(&failed).any(|region| *region >= regions as u64) {
+                    return Some(refused(Refusal::Malformed, "a region beyond the end of the volume"));
+                }
+                let indexes = |list: Vec<u64>| -> Vec<RegionIndex> {
+                    list.into_iter().map(|region| RegionIndex(region as usize)).collect()
+                };
+                let (copied, failed) = (indexes(copied), indexes(failed));
+                let error = mirror_failed.then_some(Errno(libc::EIO));
+                let effects = &mut self.effects;
+                let epoch = Epoch(epoch);
+                let result = self.volume.report(copier, epoch, &copied, &failed, error, effects);
+                Some(result.map_or_else(claim_refused, |()| Response::Done))
+            }
+        }
+    }
+
+    fn change_route(
+        &mut self,
+        call: Call,
+        epoch: u64,
+        target: Target,
+        deadline_ms: u64,
+    ) -> Option<Response> {
+        let hold = deadline_ms.saturating_mul(NANOSECONDS_PER_MILLISECOND);
+        let now = self.now();
+        let effects = &mut self.effects;
+        let result = self.volume.change_route(now, call, Epoch(epoch), target, hold, effects);
+        result.err().map(|error| change_refused(error))
+    }
+
+    fn add_mirror(&mut self, call: Call, ask: Ask) -> Option<Response> {
+        let Ask::AddMirror { epoch, leg, descriptor, descriptor_bytes, deadline_ms } = ask else {
+            return None;
+        };
+        if self.new_mirror.is_some() {
+            return Some(change_refused(ChangeError::Busy));
+        }
+        let files = match register_leg(&mut self.ring, leg.into()) {
+            Ok(files) => files,
+            Err(error) => return Some(refused(Refusal::BadLeg, error.to_string())),
+        };
+        let target = Target::AddMirror(NewMirror {
+            descriptor_bytes: descriptor_bytes.len() as u32,
+            descriptor_crc: migration_core::map::checksum(&descriptor_bytes),
+        });
+        self.new_mirror = Some(NewMirrorLeg { call, files, descriptor, descriptor_bytes });
+        let response = self.change_route(call, epoch, target, deadline_ms);
+        if response.is_some() {
+            self.forget_new_mirror(call);
+        }
+        response
+    }
+
+    fn open_copier(&mut self, copier: CopierId) -> Response {
+        let record = *self.volume.record();
+        let epoch = match self.volume.open_copier(copier) {
+            Ok(epoch) => epoch,
+            Err(error) => return claim_refused(error),
+        };
+        let leg = |side: migration_core::route::Side| self.descriptor.leg(side.into()).cloned();
+        let from = leg(record.route.authoritative());
+        let to = record.route.mirror().and_then(leg);
+        match (from, to) {
+            (Some(from), Some(to)) => Response::CopierOpened {
+                epoch: epoch.0,
+                region_bytes: record.geometry.region_bytes(),
+                size_bytes: record.geometry.size_bytes(),
+                from,
+                to,
+            },
+            _ => claim_refused(ClaimError::NotMirrored),
+        }
+    }
+}
+
+/// The answer that a reply of the volume becomes.
+pub(super) fn response(reply: &Reply, record: &RoleRecord, dirty_bytes: u64) -> Response {
+    match reply {
+        Reply::Suspended => Response::Suspended,
+        Reply::SuspendDeadline => change_refused(ChangeError::Deadline),
+        Reply::RouteChanged { epoch, route, pause } => Response::RouteChanged {
+            epoch: epoch.0,
+            route: (*route).into(),
+            pause_us: pause / 1000,
+        },
+        Reply::ChangeFailed(error) => change_refused(*error),
+        Reply::Claimed(regions) => Response::Claimed {
+            epoch: record.epoch.0,
+            regions: regions.iter().map(|region| region.0 as u64).collect(),
+            dirty_bytes,
+        },
+        Reply::ClaimRefused(error) => claim_refused(*error),
+    }
+}
+
+fn change_refused(error: ChangeError) -> Response {
+    match error {
+        ChangeError::StaleEpoch => refused(
+            Refusal::StaleEpoch,
+            "the route has changed since the caller looked at it",
+        ),
+        ChangeError::WrongRoute => refused(
+            Refusal::WrongRoute,
+            "the present route cannot become that one",
+        ),
+        ChangeError::NotInSync(bytes) => refused(
+            Refusal::NotInSync,
+            format!("{bytes} bytes are not yet the same on both legs"),
+        ),
+        ChangeError::MirrorFailed => refused(
+            Refusal::NotInSync,
+            "the mirror leg failed and is not being written",
+        ),
+        ChangeError::Busy => refused(
+            Refusal::Busy,
+            "another change of the route, or a suspension, is under way",
+        ),
+        ChangeError::CopierConnected => refused(
+            Refusal::CopierBusy,
+            "the copier is still connected",
+        ),
+        ChangeError::Deadline => refused(
+            Refusal::Deadline,
+            "requests could not be drained and flushed in the time allowed; they flow again as before",
+        ),
+        ChangeError::Flush(error) => refused(
+            Refusal::Failed,
+            format!("a leg could not be flushed: {}", words(error)),
+        ),
+        ChangeError::Map(error) => refused(
+            Refusal::Failed,
+            format!("the map file could not be written: {}", words(error)),
+        ),
+    }
+}
+
+fn claim_refused(error: ClaimError) -> Response {
+    match error {
+        ClaimError::NotMirrored => refused(Refusal::WrongRoute, "the volume has no mirror leg"),
+        ClaimError::OtherCopier => refused(Refusal::CopierBusy, "another copier is connected"),
+        ClaimError::NotCopier => refused(
+            Refusal::NotCopier,
+            "this connection has not claimed what it speaks of",
+        ),
+        ClaimError::StaleEpoch => refused(
+            Refusal::StaleEpoch,
+            "the route has changed since the claim",
+        ),
+        ClaimError::MirrorFailed => refused(
+            Refusal::Failed,
+            "the mirror leg failed; it waits for the operator to resume",
+        ),
+        ClaimError::ClaimPending => refused(
+            Refusal::Malformed,
+            "a claim of this copier is still unanswered",
+        ),
+    }
+}
+
+/// An error number in words.
+pub(super) fn words(error: Errno) -> String {
+    std::io::Error::from_raw_os_error(error.0).to_string()
+}

@@ -1,0 +1,174 @@
+//! The engine's ring: one io_uring for the device, the legs, the map file and the wake-ups.
+//!
+//! That all of it is in one ring, with the device as a registered file, is the fence against ghost writes: the
+//! kernel does not let a successor recover the device before every request of this ring is done.
+
+use std::{io, os::fd::RawFd, time::Duration};
+
+use io_uring::{IoUring, cqueue, squeue, types};
+use migration_core::{route::Side, units::Tag, volume::FlushId};
+
+/// The most files that a ring has: the device, the map file and the LUNs of three legs.
+const FILES_MAX: u32 = 1024;
+/// The registered file of the ublk character device.
+pub(super) const DEVICE_FILE: types::Fixed = types::Fixed(0);
+/// The registered file of the map file.
+pub(super) const MAP_FILE: types::Fixed = types::Fixed(1);
+const FIRST_LUN_FILE: u32 = 2;
+
+/// What a completion belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Token {
+    /// A fetch or commit of a tag.
+    Device(Tag),
+    /// A request's I/O on a leg.
+    Leg(Tag, Side),
+    /// One file of a flush that the volume asked for.
+    FlushLeg(Side, FlushId),
+    /// A write of map sectors, with the length that it must have written.
+    Map(u32),
+    /// The write of a role slot.
+    Role(usize),
+    /// The write of the descriptor, with the length that it must have written.
+    Descriptor(u32),
+    /// The eventfd of the commands.
+    Wake,
+}
+
+impl Token {
+    fn encode(self) -> u64 {
+        let side = |side| match side {
+            Side::Source => 0,
+            Side::Target => 1,
+        };
+        let (kind, small, large) = match self {
+            Self::Device(tag) => (1, 0, u64::from(tag.0)),
+            Self::Leg(tag, leg) => (2, side(leg), u64::from(tag.0)),
+            Self::FlushLeg(leg, flush) => (3, side(leg), flush.0),
+            Self::Map(bytes) => (4, 0, u64::from(bytes)),
+            Self::Role(slot) => (5, 0, slot as u64),
+            Self::Descriptor(bytes) => (6, 0, u64::from(bytes)),
+            Self::Wake => (7, 0, 0),
+        };
+        kind << 56 | small << 48 | large
+    }
+
+    /// # Panics
+    /// On a number that [`Self::encode`] never made: the ring would be somebody else's.
+    fn decode(data: u64) -> Self {
+        let large = data & ((1 << 48) - 1);
+        let side = if data >> 48 & 0xff == 0 { Side::Source } else { Side::Target };
+        match data >> 56 {
+            1 => Self::Device(Tag(large as u16)),
+            2 => Self::Leg(Tag(large as u16), side),
+            3 => Self::FlushLeg(side, FlushId(large)),
+            4 => Self::Map(large as u32),
+            5 => Self::Role(large as usize),
+            6 => Self::Descriptor(large as u32),
+            7 => Self::Wake,
+            other => unreachable!("completion of an unknown kind {other}"),
+        }
+    }
+}
+
+pub(super) struct Ring {
+    ring: IoUring,
+    lun_files: Vec<bool>,
+}
+
+impl Ring {
+    /// A ring for so many requests. To be made by the thread that uses it.
+    pub(super) fn new(tags: usize, buffers: libc::iovec) -> io::Result<Self> {
+        // A request is on the device's side or on one or two legs; the rest is for flushes and the map.
+        let entries = (tags * 3 + 64).next_power_of_two().min(16384) as u32;
+        let ring = IoUring::builder()
+            .setup_cqsize(entries * 2)
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .build(entries)?;
+        ring.submitter().register_files_sparse(FILES_MAX)?;
+        // SAFETY: the engine keeps the buffers until the ring is dropped.
+        unsafe { ring.submitter().register_buffers(&[buffers]) }?;
+        Ok(Self { ring, lun_files: vec![false; FILES_MAX as usize] })
+    }
+
+    /// Registers a file at a fixed place.
+    pub(super) fn register(&mut self, place: types::Fixed, fd: RawFd) -> io::Result<()> {
+        self.ring.submitter().register_files_update(place.0, &[fd]).map(drop)
+    }
+
+    /// Registers a LUN; the ring holds it open until [`Self::unregister_lun`].
+    pub(super) fn register_lun(&mut self, fd: RawFd) -> io::Result<types::Fixed> {
+        let free = (FIRST_LUN_FILE..FILES_MAX)
+            .find(|place| !self.lun_files[*place as usize])
+            .ok_or_else(|| io::Error::other("too many LUNs in one volume"))?;
+        self.register(types::Fixed(free), fd)?;
+        self.lun_files[free as usize] = true;
+        Ok(types::Fixed(free))
+    }
+
+    /// Lets go of a LUN.
+    pub(super) fn unregister_lun(&mut self, place: types::Fixed) {
+        // Fails only for a place outside the table.
+        let _ = self.register(place, -1);
+        self.lun_files[place.0 as usize] = false;
+    }
+
+    /// Queues an entry; submits what is queued if there is no room.
+    pub(super) fn push(&mut self, entry: squeue::Entry, token: Token) {
+        let entry = entry.user_data(token.encode());
+        loop {
+            // SAFETY: the buffers of all entries are the engine's, and live as long as the ring.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            // A failure here shows again in `wait`; the queue is drained as far as the kernel took it.
+            let _ = self.ring.submit();
+        }
+    }
+
+    /// Submits what is queued.
+    pub(super) fn submit(&mut self) -> io::Result<()> {
+        self.ring.submit().map(drop)
+    }
+
+    /// Submits, then waits for a completion, at most so long.
+    pub(super) fn wait(&mut self, limit: Duration) -> io::Result<()> {
+        let limit = types::Timespec::from(limit);
+        let arguments = types::SubmitArgs::new().timespec(&limit);
+        match self.ring.submitter().submit_with_args(1, &arguments) {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// The next completion: what it belongs to, and its result.
+    pub(super) fn next_completion(&mut self) -> Option<(Token, i32)> {
+        let entry: cqueue::Entry = self.ring.completion().next()?;
+        Some((Token::decode(entry.user_data()), entry.result()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_the_ring() {
+        for token in [
+            Token::Device(Tag(4095)),
+            Token::Leg(Tag(7), Side::Source),
+            Token::Leg(Tag(u16::MAX), Side::Target),
+            Token::FlushLeg(Side::Target, FlushId(1 << 40)),
+            Token::Map(8192),
+            Token::Role(1),
+            Token::Descriptor(65536),
+            Token::Wake,
+        ] {
+            assert_eq!(Token::decode(token.encode()), token);
+        }
+    }
+}

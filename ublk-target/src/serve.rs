@@ -1,0 +1,413 @@
+//! The life of a process: prepare, add or recover the device, serve, end.
+//!
+//! ```text
+//!   map file locked and read -> legs claimed and checked -> engine prepared
+//!        -> ADD_DEV, SET_PARAMS            | START_USER_RECOVERY   (nothing is allocated or logged
+//!        -> tags offered to the driver     |  tags offered          between these three)
+//!        -> START_DEV                      | END_USER_RECOVERY
+//!        -> control socket -> until Stop or the end of the device -> DEL_DEV
+//! ```
+//!
+//! An old driver (without QUIESCE) can be left stuck by a death between START and END of a recovery, and crashes
+//! the kernel if that happens with several queues: so it gets one queue, and everything that can take time or fail comes
+//! before START.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, anyhow, bail};
+use map_file::MapFile;
+use migration_core::route::Side;
+use migration_proto::route::Descriptor;
+use nix::errno::Errno;
+
+use crate::{
+    engine::{Engine, EngineError, Inbox, Parts, Shape},
+    legs::OpenLeg,
+    socket::{Facts, Server, StopRequest},
+    ublk::{
+        self, Control, DevInfo, DeviceId, DeviceParams, DeviceState, DiscardParams, Features,
+        NewDevice,
+    },
+};
+
+/// How long the kernel may take for a control command.
+const CONTROL_LIMIT: Duration = Duration::from_secs(30);
+/// How long a dying predecessor's locks, claims and device are waited for. Its legs may be slow; shuntd starts
+/// another process after this one gives up.
+const PREDECESSOR_LIMIT: Duration = Duration::from_secs(20);
+/// How often the end of the predecessor is looked for.
+const PREDECESSOR_POLL: Duration = Duration::from_millis(2);
+/// How long `/dev/ublkcN` may take to appear.
+const NODE_LIMIT: Duration = Duration::from_secs(10);
+/// The request timeout of an old driver, in milliseconds: after it, it looks whether its server lives.
+const OLD_DRIVER_IO_TIMEOUT_MS: u32 = 1000;
+/// The largest discard that is offered, in bytes.
+const DISCARD_BYTES_MAX: u64 = 1 << 30;
+
+/// The exit status of a process that finds another serving the volume.
+pub const EXIT_LOCKED: u8 = 3;
+
+/// What to serve.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The map file.
+    pub map: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// Hardware queues; an old driver gets one.
+    pub queues: u16,
+    /// Tags a queue.
+    pub queue_depth: u16,
+}
+
+/// The largest request, in bytes: no larger than the smallest region, so that a write touches two regions at most.
+const REQUEST_BYTES_MAX: u32 = 512 << 10;
+
+/// Serves a volume until it is stopped.
+///
+/// # Errors
+/// With what was tried, on what.
+pub fn serve(options: &Options) -> anyhow::Result<()> {
+    let mut control = Control::open()?;
+    let needed = Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE;
+    let features = control.require_features(needed, CONTROL_LIMIT)?;
+    let map = MapFile::open(&options.map, PREDECESSOR_LIMIT)?;
+    let descriptor = map.descriptor.clone();
+    let tag = device_tag(&map.chosen.record.volume_id);
+    protect_process();
+
+    let predecessor = control.find_device(tag, CONTROL_LIMIT)?;
+    let shape = shape(options, features, predecessor.as_ref());
+    let [source, target] = open_legs(&map)?;
+    let params = device_params(&descriptor, source.as_ref().or(target.as_ref()));
+    let inbox = Arc::new(Inbox::new().context("create an eventfd")?);
+    let parts = Parts { shape, map, source, target };
+    let mut engine = EngineThread::start(parts, Arc::clone(&inbox))?;
+
+    let (device, recovered) = match predecessor {
+        Some(info) if info.state != DeviceState::Dead => {
+            recover(&mut control, info.id, &mut engine)?;
+            (info.id, true)
+        }
+        other => {
+            if let Some(dead) = other {
+                // Its process died before it was started: nobody has it open.
+                control.del_dev(dead.id, CONTROL_LIMIT)?;
+            }
+            (add(&mut control, features, tag, shape, &params, &mut engine)?, false)
+        }
+    };
+    let (stop, stop_requests) = sync_channel(1);
+    let facts = Facts {
+        device: PathBuf::from(format!("/dev/ublkb{device}")),
+        driver_features: features.names().map(str::to_owned).collect(),
+        recovered,
+    };
+    Server::new(facts, inbox, stop)
+        .listen(&options.socket)
+        .with_context(|| format!("listen on {}", options.socket.display()))?;
+    tracing::info!(volume = descriptor.volume, device = device.0, recovered, "serving");
+    attend(&mut control, device, features, &stop_requests, engine)?;
+    let _ = std::fs::remove_file(&options.socket);
+    Ok(())
+}
+
+/// The engine in its thread. It is handed the device once, and ends with it.
+struct EngineThread {
+    device: SyncSender<File>,
+    events: Receiver<Result<(), EngineError>>,
+    thread: JoinHandle<()>,
+}
+
+impl EngineThread {
+    /// Starts the thread; returns when everything is prepared.
+    fn start(parts: Parts, inbox: Arc<Inbox>) -> anyhow::Result<Self> {
+        let (device, device_receiver) = sync_channel::<File>(1);
+        let (event, events) = sync_channel(4);
+        let thread = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || run_engine(parts, inbox, &device_receiver, &event))?;
+        let new = Self { device, events, thread };
+        new.next_event()?;
+        Ok(new)
+    }
+
+    /// Hands the device over; returns when all tags are the driver's.
+    fn take_device(&mut self, device: File) -> anyhow::Result<()> {
+        self.device.send(device).map_err(|_| anyhow!("the engine has ended"))?;
+        self.next_event()
+    }
+
+    fn next_event(&self) -> anyhow::Result<()> {
+        Ok(self.events.recv().map_err(|_| anyhow!("the engine has ended"))??)
+    }
+}
+
+fn run_engine(
+    parts: Parts,
+    inbox: Arc<Inbox>,
+    device: &Receiver<File>,
+    event: &SyncSender<Result<(), EngineError>>,
+) {
+    become_io_flusher();
+    let outcome = (|| {
+        let mut engine = Engine::prepare(parts, inbox)?;
+        let _ = event.send(Ok(()));
+        let device = device.recv().map_err(|_| EngineError::NoDevice)?;
+        engine.take_device(device)?;
+        let _ = event.send(Ok(()));
+        engine.run()
+    })();
+    let _ = event.send(outcome);
+}
+
+/// Waits for the end: a stop, or the end of the engine.
+fn attend(
+    control: &mut Control,
+    device: DeviceId,
+    features: Features,
+    stop_requests: &Receiver<StopRequest>,
+    engine: EngineThread,
+) -> anyhow::Result<()> {
+    const LOOK: Duration = Duration::from_millis(50);
+    loop {
+        if let Ok(StopRequest(reply)) = stop_requests.recv_timeout(LOOK) {
+            let stopped = stop(control, device, features);
+            let outcome = stopped.as_ref().map(|()| ()).map_err(ToString::to_string);
+            if stopped.is_ok() {
+                engine.next_event()?;
+                engine.thread.join().map_err(|_| anyhow!("the engine panicked"))?;
+                control.del_dev(device, CONTROL_LIMIT)?;
+                let _ = reply.send(outcome);
+                // The connection has to write its answer before the process ends.
+                std::thread::sleep(LOOK);
+                return Ok(());
+            }
+            let _ = reply.send(outcome);
+        }
+        match engine.events.try_recv() {
+            Ok(Ok(())) => bail!("the device /dev/ublkb{device} was taken away by somebody else"),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(std::sync::mpsc::TryRecvError::Empty) => {}
+            Err(std::sync::mpsc::TryRecvError::Disconnected) => bail!("the engine has ended"),
+        }
+    }
+}
+
+fn stop(control: &mut Control, device: DeviceId, features: Features) -> Result<(), ublk::ControlError> {
+    if features.contains(Features::SAFE_STOP_DEV) {
+        control.try_stop_dev(device, CONTROL_LIMIT)
+    } else {
+        // This driver cannot tell; shuntd has looked for users.
+        control.stop_dev(device, CONTROL_LIMIT)
+    }
+}
+
+fn add(
+    control: &mut Control,
+    features: Features,
+    tag: u64,
+    shape: Shape,
+    params: &DeviceParams,
+    engine: &mut EngineThread,
+) -> anyhow::Result<DeviceId> {
+    let wanted = Features::USER_RECOVERY
+        | Features::USER_RECOVERY_REISSUE
+        | Features::NO_AUTO_PART_SCAN
+        | Features::SAFE_STOP_DEV
+        | Features::QUIESCE;
+    let new = NewDevice {
+        id: None,
+        queue_count: shape.queues,
+        queue_depth: shape.queue_depth,
+        io_buffer_bytes_max: shape.request_bytes_max,
+        features: Features::from_bits(wanted.bits() & features.bits()),
+        tag,
+    };
+    let info = control.add_dev(&new, CONTROL_LIMIT)?;
+    let started = (|| {
+        check_device(&info, shape)?;
+        control.set_params(info.id, params, CONTROL_LIMIT)?;
+        let device = ublk::wait_for_cdev(info.id, NODE_LIMIT)?;
+        engine.take_device(device)?;
+        control.start_dev(info.id, std::process::id(), CONTROL_LIMIT)?;
+        watch_old_driver(info.id, features)
+    })();
+    if started.is_err() {
+        // A device that never started has no users. The engine still holds it; its end lets the kernel finish this.
+        let _ = control.del_dev(info.id, Duration::from_millis(100));
+    }
+    started.map(|()| info.id)
+}
+
+fn recover(control: &mut Control, device: DeviceId, engine: &mut EngineThread) -> anyhow::Result<()> {
+    let started = Instant::now();
+    loop {
+        match control.start_user_recovery(device, CONTROL_LIMIT) {
+            Ok(()) => break,
+            // Something of the old process is still in flight, or the driver has not noticed its death.
+            Err(error) if error.errno() == Some(Errno::EBUSY) => {
+                if started.elapsed() >= PREDECESSOR_LIMIT {
+                    return Err(error).context("the previous process's I/O does not end");
+                }
+                std::thread::sleep(PREDECESSOR_POLL);
+            }
+            // An earlier recovery began and fetched nothing: it may go on from there.
+            Err(error) if error.errno() == Some(Errno::EINVAL) => break,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let node = ublk::wait_for_cdev(device, NODE_LIMIT)?;
+    engine.take_device(node)?;
+    control.end_user_recovery(device, std::process::id(), CONTROL_LIMIT)?;
+    Ok(())
+}
+
+/// An old driver notices the death of a server that held every tag only by the request timeout.
+fn watch_old_driver(device: DeviceId, features: Features) -> anyhow::Result<()> {
+    if !features.contains(Features::QUIESCE) {
+        ublk::set_io_timeout(device, OLD_DRIVER_IO_TIMEOUT_MS)?;
+    }
+    Ok(())
+}
+
+fn check_device(info: &DevInfo, shape: Shape) -> anyhow::Result<()> {
+    let got = Shape {
+        queues: info.queue_count,
+        queue_depth: info.queue_depth,
+        request_bytes_max: info.io_buffer_bytes_max,
+    };
+    if got != shape {
+        bail!("the driver made a device of {got:?} of the wanted {shape:?}");
+    }
+    let needed = Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE;
+    if !info.features.contains(needed) {
+        bail!("the driver dropped features that a volume needs: it has {}", info.features);
+    }
+    Ok(())
+}
+
+/// A recovered device keeps its shape; a new one gets what was asked for, as far as the driver can.
+fn shape(options: &Options, features: Features, predecessor: Option<&DevInfo>) -> Shape {
+    if let Some(info) = predecessor.filter(|info| info.state != DeviceState::Dead) {
+        return Shape {
+            queues: info.queue_count,
+            queue_depth: info.queue_depth,
+            request_bytes_max: info.io_buffer_bytes_max,
+        };
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u16);
+    let is_old = !features.contains(Features::QUIESCE);
+    Shape {
+        queues: if is_old { 1 } else { options.queues.clamp(1, cpus) },
+        queue_depth: options.queue_depth,
+        request_bytes_max: REQUEST_BYTES_MAX,
+    }
+}
+
+fn open_legs(map: &MapFile) -> anyhow::Result<[Option<OpenLeg>; 2]> {
+    let route = map.chosen.record.route;
+    let mut legs = [None, None];
+    for (place, side) in legs.iter_mut().zip([Side::Source, Side::Target]) {
+        if side == route.authoritative() || Some(side) == route.mirror() {
+            let leg = map
+                .descriptor
+                .leg(side.into())
+                .with_context(|| format!("the map file names no {side} leg"))?;
+            let open = OpenLeg::open(leg, PREDECESSOR_LIMIT);
+            *place = Some(open.with_context(|| format!("open the {side} leg"))?);
+        }
+    }
+    Ok(legs)
+}
+
+fn device_params(descriptor: &Descriptor, leg: Option<&OpenLeg>) -> DeviceParams {
+    let luns = leg.map_or(&[][..], |leg| &leg.luns);
+    let logical = descriptor.logical_block_bytes;
+    let physical = descriptor.physical_block_bytes.max(logical);
+    let optimal = luns.iter().map(|lun| lun.optimal_io_bytes).max().unwrap_or(0);
+    let granularity = luns.iter().map(|lun| lun.discard_granularity_bytes).max().unwrap_or(0);
+    let is_file = |lun: &lun::Lun| lun.device_number.is_none();
+    let discards = luns.iter().any(|lun| lun.discard_max_bytes > 0 || is_file(lun));
+    DeviceParams {
+        size_bytes: descriptor.size_bytes,
+        logical_block_bytes: logical,
+        physical_block_bytes: physical,
+        io_min_bytes: physical,
+        io_opt_bytes: if optimal.is_power_of_two() { optimal.max(physical) } else { physical },
+        request_bytes_max: REQUEST_BYTES_MAX,
+        read_only: false,
+        rotational: luns.iter().any(|lun| lun.rotational),
+        // The legs' caches may be volatile whatever they say at this moment: flushes always come down.
+        volatile_cache: true,
+        fua: true,
+        discard: discards.then(|| DiscardParams {
+            granularity_bytes: granularity.max(physical).next_power_of_two(),
+            alignment_bytes: 0,
+            discard_bytes_max: DISCARD_BYTES_MAX,
+            // Zeroes come down as writes, which both legs understand alike.
+            write_zeroes_bytes_max: 0,
+        }),
+        dma_alignment_bytes: None,
+    }
+}
+
+/// The mark on the kernel's device by which a later process knows it: FNV-1a of the volume's UUID.
+fn device_tag(volume_id: &[u8; 16]) -> u64 {
+    let hash = volume_id.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash.max(1)
+}
+
+/// Reclaim must not wait for us, and the kernel must not choose us when memory is short.
+fn protect_process() {
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        tracing::warn!("{what}: {error}; the volume is less safe when memory is short");
+    };
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
+        failed("set oom_score_adj", &error);
+    }
+    let everything = nix::sys::mman::MlockAllFlags::MCL_CURRENT | nix::sys::mman::MlockAllFlags::MCL_FUTURE;
+    if let Err(error) = nix::sys::mman::mlockall(everything) {
+        failed("lock the process's memory", &error);
+    }
+}
+
+fn become_io_flusher() {
+    /// From `linux/prctl.h`.
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    const ON: libc::c_ulong = 1;
+    const UNUSED: libc::c_ulong = 0;
+    // SAFETY: prctl takes numbers only.
+    if unsafe { libc::prctl(PR_SET_IO_FLUSHER, ON, UNUSED, UNUSED, UNUSED) } != 0 {
+        let error = std::io::Error::last_os_error();
+        tracing::warn!("set PR_SET_IO_FLUSHER: {error}; memory reclaim may wait for this volume");
+    }
+}
+
+/// Whether an error means that another process serves the volume.
+#[must_use]
+pub fn is_locked(error: &anyhow::Error) -> bool {
+    let locked = error.downcast_ref::<map_file::MapFileError>();
+    matches!(locked, Some(map_file::MapFileError::Locked { .. }))
+}
+
+/// Creates a map file from a descriptor in JSON.
+///
+/// # Errors
+/// With what is wrong.
+pub fn format(map: &Path, descriptor: impl std::io::Read) -> anyhow::Result<()> {
+    let descriptor: Descriptor =
+        serde_json::from_reader(descriptor).context("the descriptor on standard input")?;
+    Ok(map_file::format(map, &descriptor)?)
+}

@@ -1,0 +1,380 @@
+//! The control socket: root only, a thread a connection, one request at a time on each.
+//!
+//! It checks and translates; the engine decides. A slow or hostile client holds up nobody but itself: the
+//! engine never waits for a connection.
+
+use std::{
+    io,
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+        mpsc::{SyncSender, sync_channel},
+    },
+    time::Duration,
+};
+
+use migration_core::volume::CopierId;
+use migration_proto::{
+    Hello, Welcome,
+    frame::{self, FrameError},
+    route::{Descriptor, Leg},
+    target::{CLAIM_REGIONS_MAX, Counters, Refusal, Request, Response, Status},
+};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+
+use crate::{
+    engine::{Ask, Command, Inbox, Snapshot, refused},
+    legs::OpenLeg,
+};
+
+/// The most connections at once; more are closed at once.
+pub const CONNECTIONS_MAX: u32 = 64;
+/// How long a client may take to send the rest of a message that it has begun, and to take an answer.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a LUN that is claimed by somebody is waited for when a mirror leg is added.
+const LEG_BUSY_LIMIT: Duration = Duration::ZERO;
+
+/// What is true of the process for as long as it lives.
+#[derive(Debug)]
+pub struct Facts {
+    /// `/dev/ublkbN`.
+    pub device: PathBuf,
+    /// What the driver offers.
+    pub driver_features: Vec<String>,
+    /// Whether the device was taken over.
+    pub recovered: bool,
+}
+
+/// A wish to end the device and the process; the answer is why not.
+#[derive(Debug)]
+pub struct StopRequest(pub SyncSender<Result<(), String>>);
+
+/// What connections share.
+#[derive(Debug)]
+pub struct Server {
+    facts: Facts,
+    inbox: Arc<Inbox>,
+    stop: SyncSender<StopRequest>,
+    connections: AtomicU32,
+    last_connection: AtomicU64,
+}
+
+impl Server {
+    /// A server that is not listening yet.
+    #[must_use]
+    pub fn new(facts: Facts, inbox: Arc<Inbox>, stop: SyncSender<StopRequest>) -> Arc<Self> {
+        Arc::new(Self {
+            facts,
+            inbox,
+            stop,
+            connections: AtomicU32::new(0),
+            last_connection: AtomicU64::new(0),
+        })
+    }
+
+    /// Listens, in a thread of its own. An old socket file is replaced: the lock of the map file has made sure
+    /// that nobody serves it.
+    ///
+    /// # Errors
+    /// If the socket cannot be made.
+    pub fn listen(self: &Arc<Self>, path: &Path) -> io::Result<()> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let listener = UnixListener::bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        let server = Arc::clone(self);
+        std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
+            for stream in listener.incoming() {
+                match stream {
+                    Ok(stream) => server.accept(stream),
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        std::thread::sleep(Duration::from_millis(100));
+                    }
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    fn accept(self: &Arc<Self>, stream: UnixStream) {
+        if self.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        let server = Arc::clone(self);
+        let spawned = std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
+            let id = CopierId(server.last_connection.fetch_add(1, Ordering::Relaxed));
+            match server.converse(stream, id) {
+                Ok(()) | Err(FrameError::Closed) => {}
+                Err(error) => tracing::warn!(%error, "a connection ended"),
+            }
+            server.inbox.send(Command::ConnectionClosed(id));
+            server.connections.fetch_sub(1, Ordering::Relaxed);
+        });
+        if spawned.is_err() {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn converse(&self, mut stream: UnixStream, id: CopierId) -> Result<(), FrameError> {
+        let peer = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?;
+        // SAFETY: geteuid has no preconditions.
+        let own = unsafe { libc::geteuid() };
+        if peer.uid() != 0 && peer.uid() != own {
+            return Err(io::Error::from(io::ErrorKind::PermissionDenied).into());
+        }
+        stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
+        stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
+        let hello: Hello = frame::read(&mut stream)?;
+        let welcome = hello.answer();
+        frame::write(&mut stream, &welcome)?;
+        if matches!(welcome, Welcome::WrongProtocol { .. }) {
+            return Ok(());
+        }
+        loop {
+            let request = match read_request(&mut stream) {
+                Ok(request) => request,
+                Err(error @ (FrameError::Malformed(_) | FrameError::TooLarge(_))) => {
+                    frame::write(&mut stream, &refused(Refusal::Malformed, error.to_string()))?;
+                    return Err(error);
+                }
+                Err(error) => return Err(error),
+            };
+            let last = matches!(request, Request::Stop);
+            let response = self.answer(request, id, &stream);
+            let stopped = last && response == Response::Done;
+            frame::write(&mut stream, &response)?;
+            if stopped {
+                return Ok(());
+            }
+        }
+    }
+
+    fn answer(&self, request: Request, id: CopierId, stream: &UnixStream) -> Response {
+        let gone = || refused(Refusal::Failed, "the volume is ending");
+        let ask = match request {
+            Request::Status => {
+                return self.inbox.snapshot().map_or_else(gone, |snapshot| self.status(snapshot));
+            }
+            Request::Stop => return self.stop(),
+            Request::AddMirror { epoch, target, deadline_ms } => {
+                match self.open_mirror(epoch, target, deadline_ms) {
+                    Ok(ask) => ask,
+                    Err(response) => return *response,
+                }
+            }
+            Request::OpenCopier => match self.may_copy() {
+                Ok(()) => Ask::OpenCopier(id),
+                Err(response) => return *response,
+            },
+            Request::Claim { regions_max } if !(1..=CLAIM_REGIONS_MAX).contains(&regions_max) => {
+                let cause = format!("a claim is for 1 to {CLAIM_REGIONS_MAX} regions");
+                return refused(Refusal::Malformed, cause);
+            }
+            Request::Claim { regions_max } => Ask::Claim { copier: id, regions_max: regions_max as usize },
+            Request::Report { epoch, copied, failed, error } => {
+                let mirror_failed = self.is_mirror_error(error.map(|error| error.side));
+                Ask::Report { copier: id, epoch, copied, failed, mirror_failed }
+            }
+            Request::SetRoute { epoch, route, deadline_ms } => Ask::SetRoute { epoch, route, deadline_ms },
+            Request::Suspend { deadline_ms } => Ask::Suspend { deadline_ms },
+            Request::Resume => Ask::Resume,
+            Request::RetryMirror { epoch } => Ask::RetryMirror { epoch },
+        };
+        let waits_long = matches!(ask, Ask::Claim { .. });
+        let answer = self.inbox.ask(ask);
+        if waits_long {
+            return wait_while_connected(&answer, stream).unwrap_or_else(gone);
+        }
+        answer.recv().unwrap_or_else(|_| gone())
+    }
+
+    fn status(&self, snapshot: Snapshot) -> Response {
+        let Snapshot { descriptor, record, counters, .. } = &snapshot;
+        let problem = |what: &str, error: migration_core::volume::Errno| {
+            format!("{what}: {}", io::Error::from_raw_os_error(error.0))
+        };
+        let mirror = snapshot.mirror_fault.map(|error| problem("the mirror leg failed", error));
+        let map = snapshot.map_fault.map(|error| problem("the map file cannot be written", error));
+        Response::Status(Box::new(Status {
+            volume: descriptor.volume.clone(),
+            volume_id: descriptor.volume_id.clone(),
+            pid: std::process::id(),
+            device: self.facts.device.clone(),
+            epoch: record.epoch.0,
+            route: record.route.into(),
+            size_bytes: record.geometry.size_bytes(),
+            region_bytes: record.geometry.region_bytes(),
+            dirty_bytes: snapshot.dirty_bytes,
+            claimed_bytes: snapshot.claimed_bytes,
+            copied_bytes: counters.copied_bytes,
+            degraded: mirror.or(map),
+            suspended: snapshot.suspended,
+            copier: snapshot.copier,
+            source: descriptor.source.clone(),
+            target: descriptor.target.clone(),
+            counters: Counters {
+                reads: counters.reads,
+                writes: counters.writes,
+                flushes: counters.flushes,
+                read_bytes: counters.read_bytes,
+                written_bytes: counters.written_bytes,
+                failed: counters.failed,
+                waited: counters.waited,
+                map_writes: counters.map_writes,
+                last_pause_us: counters.last_pause / 1000,
+            },
+            driver_features: self.facts.driver_features.clone(),
+            recovered: self.facts.recovered,
+        }))
+    }
+
+    fn stop(&self) -> Response {
+        let (sender, receiver) = sync_channel(1);
+        if self.stop.send(StopRequest(sender)).is_err() {
+            return refused(Refusal::Busy, "the volume is ending already");
+        }
+        match receiver.recv() {
+            Ok(Ok(())) => Response::Done,
+            Ok(Err(cause)) => refused(Refusal::DeviceOpen, cause),
+            Err(_) => refused(Refusal::Failed, "the volume is ending already"),
+        }
+    }
+
+    /// Opens the new leg here, so that the engine does not wait for it.
+    fn open_mirror(&self, epoch: u64, target: Leg, deadline_ms: u64) -> Result<Ask, Box<Response>> {
+        let bad = |cause: String| Box::new(refused(Refusal::BadLeg, cause));
+        let snapshot = self
+            .inbox
+            .snapshot()
+            .ok_or_else(|| Box::new(refused(Refusal::Failed, "the volume is ending")))?;
+        if snapshot.record.route.mirror().is_some() {
+            let cause = "the volume has a mirror leg already";
+            return Err(Box::new(refused(Refusal::WrongRoute, cause)));
+        }
+        let descriptor = descriptor_with(&snapshot, target).map_err(bad)?;
+        let bytes = serde_json::to_vec(&descriptor).map_err(|error| bad(error.to_string()))?;
+        if bytes.len() > migration_core::map::DESCRIPTOR_BYTES_MAX {
+            return Err(bad(format!("the legs need a descriptor of {} bytes", bytes.len())));
+        }
+        let leg = descriptor.target.as_ref().ok_or_else(|| bad("no target leg".to_owned()))?;
+        let leg = OpenLeg::open(leg, LEG_BUSY_LIMIT).map_err(|error| bad(error.to_string()))?;
+        check_mirror(&snapshot, &leg).map_err(bad)?;
+        Ok(Ask::AddMirror {
+            epoch,
+            leg,
+            descriptor: Box::new(descriptor),
+            descriptor_bytes: bytes,
+            deadline_ms,
+        })
+    }
+
+    /// Nothing of an earlier copier may still be on its way to the mirror leg.
+    fn may_copy(&self) -> Result<(), Box<Response>> {
+        let snapshot = self.inbox.snapshot();
+        let Some(mirror) = snapshot.and_then(|snapshot| snapshot.mirror) else {
+            return Err(Box::new(refused(Refusal::WrongRoute, "the volume has no mirror leg")));
+        };
+        match mirror.is_free_of_copiers() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Box::new(refused(
+                Refusal::CopierBusy,
+                "the mirror leg is locked: another copier lives, or its last I/O is not done",
+            ))),
+            Err(error) => Err(Box::new(refused(Refusal::Failed, error.to_string()))),
+        }
+    }
+
+    fn is_mirror_error(&self, side: Option<migration_proto::route::Side>) -> bool {
+        let mirror = self.inbox.snapshot().and_then(|snapshot| snapshot.record.route.mirror());
+        side.is_some_and(|side| Some(side.into()) == mirror)
+    }
+}
+
+/// The next request; an idle connection may stay as long as it likes.
+fn read_request(stream: &mut UnixStream) -> Result<Request, FrameError> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use std::os::fd::AsFd;
+    loop {
+        let mut waiting = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut waiting, PollTimeout::NONE) {
+            Ok(_) => break,
+            Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(io::Error::from(errno).into()),
+        }
+    }
+    frame::read(stream)
+}
+
+/// Waits for an answer that may take long, but not after the client has gone.
+fn wait_while_connected(
+    answer: &std::sync::mpsc::Receiver<Response>,
+    stream: &UnixStream,
+) -> Option<Response> {
+    use std::sync::mpsc::RecvTimeoutError;
+    const LOOK: Duration = Duration::from_millis(100);
+    loop {
+        match answer.recv_timeout(LOOK) {
+            Ok(response) => return Some(response),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) if is_closed(stream) => return None,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+fn is_closed(stream: &UnixStream) -> bool {
+    use std::os::fd::AsRawFd;
+    let mut waiting = libc::pollfd {
+        fd: stream.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one pollfd, which lives through the call.
+    let ready = unsafe { libc::poll(&raw mut waiting, 1, 0) };
+    ready > 0 && waiting.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+}
+
+/// The volume with a new target; the leg in use becomes the source.
+fn descriptor_with(snapshot: &Snapshot, target: Leg) -> Result<Descriptor, String> {
+    let old = &snapshot.descriptor;
+    let side = snapshot.record.route.authoritative();
+    let source = old.leg(side.into()).ok_or("the volume has no such leg")?;
+    if target.length_bytes() < old.size_bytes {
+        return Err(format!(
+            "the target has {} bytes, the volume {}",
+            target.length_bytes(),
+            old.size_bytes
+        ));
+    }
+    Ok(Descriptor {
+        source: source.clone(),
+        target: Some(target),
+        ..Descriptor::clone(old)
+    })
+}
+
+fn check_mirror(snapshot: &Snapshot, leg: &OpenLeg) -> Result<(), String> {
+    let offered = snapshot.descriptor.logical_block_bytes;
+    for lun in &leg.luns {
+        let block = lun.identity.logical_block_bytes;
+        if block > offered {
+            return Err(format!(
+                "{} has a logical block of {block} bytes, the volume offers {offered}",
+                lun.path.display()
+            ));
+        }
+        if snapshot.authoritative.luns.iter().any(|other| other.is_same_lun(lun)) {
+            return Err(format!("{} is the leg in use under another name", lun.path.display()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,830 @@
+//! Control commands to the ublk driver, each with a time limit.
+//!
+//! One command at a time. A command that gets no answer in time is *not* undone: it may still take effect later.
+//! The handle refuses everything after that; open a new one, and look at what became of the device.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use thiserror::Error;
+
+use super::abi::{self, CtrlCmd, CtrlDevInfo, Features, Params};
+use super::device::{DevInfo, DevInfoError, DeviceId, NewDevice};
+use super::helper::{CallError, ControlRing, Helper, Job, Payload};
+use super::node;
+use super::params::{DeviceParams, ParamsError};
+
+/// The driver's control file.
+const CONTROL_PATH: &str = "/dev/ublk-control";
+/// Size of the helper's ring in commands: it runs one at a time.
+const RING_ENTRIES: u32 = 1;
+/// The kernel-internal ENOTSUPP, which the driver lets out for commands that a device's features exclude.
+const ENOTSUPP: i32 = 524;
+
+/// A control command.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Command {
+    /// What the driver can do.
+    GetFeatures,
+    /// Create a device.
+    AddDev,
+    /// Describe a device.
+    GetDevInfo,
+    /// Set the block device's parameters.
+    SetParams,
+    /// Read them.
+    GetParams,
+    /// Make the block device appear.
+    StartDev,
+    /// Make the block device go.
+    StopDev,
+    /// The same, unless it is open.
+    TryStopDev,
+    /// Delete a device.
+    DelDev,
+    /// Begin to take over a device.
+    StartUserRecovery,
+    /// End it.
+    EndUserRecovery,
+}
+
+impl Command {
+    /// The header's name, without `UBLK_U_CMD_`.
+    pub const fn name(self) -> &'static str {
+        self.entry().1
+    }
+
+    const fn opcode(self) -> u32 {
+        self.entry().0
+    }
+
+    /// The first Linux that has the command as we send it.
+    const fn since(self) -> &'static str {
+        self.entry().2
+    }
+
+    const fn entry(self) -> (u32, &'static str, &'static str) {
+        match self {
+            Self::GetFeatures => (abi::UBLK_U_CMD_GET_FEATURES, "GET_FEATURES", "6.5"),
+            Self::AddDev => (abi::UBLK_U_CMD_ADD_DEV, "ADD_DEV", "6.4"),
+            Self::GetDevInfo => (abi::UBLK_U_CMD_GET_DEV_INFO, "GET_DEV_INFO", "6.4"),
+            Self::SetParams => (abi::UBLK_U_CMD_SET_PARAMS, "SET_PARAMS", "6.4"),
+            Self::GetParams => (abi::UBLK_U_CMD_GET_PARAMS, "GET_PARAMS", "6.4"),
+            Self::StartDev => (abi::UBLK_U_CMD_START_DEV, "START_DEV", "6.4"),
+            Self::StopDev => (abi::UBLK_U_CMD_STOP_DEV, "STOP_DEV", "6.4"),
+            Self::TryStopDev => (abi::UBLK_U_CMD_TRY_STOP_DEV, "TRY_STOP_DEV", "7.0"),
+            Self::DelDev => (abi::UBLK_U_CMD_DEL_DEV, "DEL_DEV", "6.4"),
+            Self::StartUserRecovery => (
+                abi::UBLK_U_CMD_START_USER_RECOVERY,
+                "START_USER_RECOVERY",
+                "6.4",
+            ),
+            Self::EndUserRecovery => (
+                abi::UBLK_U_CMD_END_USER_RECOVERY,
+                "END_USER_RECOVERY",
+                "6.4",
+            ),
+        }
+    }
+
+    /// What an error number means after this command, where its own text does not say it.
+    const fn hint(self, errno: Errno) -> &'static str {
+        match (self, errno) {
+            (_, Errno::ENODEV) => "there is no such ublk device",
+            (_, Errno::EINTR) => "the kernel's wait was interrupted",
+            (Self::AddDev, Errno::EEXIST) => "the number is taken",
+            (Self::AddDev, Errno::EINVAL) => {
+                "the driver refuses the number, the queues or the mix of features"
+            }
+            (Self::SetParams, Errno::EACCES) => {
+                "the device was started already, its parameters are fixed"
+            }
+            (Self::SetParams, Errno::EINVAL) => "the driver refuses the parameters",
+            (Self::StartDev, Errno::EEXIST) => "the device was started already",
+            (Self::StartDev, Errno::EINVAL) => {
+                "no parameters were set, or the pid is not the server's"
+            }
+            (Self::TryStopDev, Errno::EBUSY) => "the block device is open",
+            (Self::StartUserRecovery, Errno::EBUSY) => {
+                "the previous server still has a reference to the device"
+            }
+            (Self::StartUserRecovery, Errno::EINVAL) => {
+                "the device can not be recovered, or an earlier recovery of it has begun and not ended"
+            }
+            (Self::EndUserRecovery, Errno::EBUSY) => "the device does not wait for recovery",
+            (Self::EndUserRecovery, Errno::EINVAL) => {
+                "the device can not be recovered, or the pid is not the server's"
+            }
+            _ => "",
+        }
+    }
+}
+
+/// A command and the device it is for: what an error names.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Attempt {
+    /// The command.
+    pub command: Command,
+    /// The device; `None` for GET_FEATURES, and for ADD_DEV when the driver chooses the number.
+    pub device: Option<DeviceId>,
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.command.name();
+        match (self.command, self.device) {
+            (_, Some(id)) => write!(formatter, "{name} of ublk device {id}"),
+            (Command::AddDev, None) => write!(formatter, "{name} of a new ublk device"),
+            (_, None) => formatter.write_str(name),
+        }
+    }
+}
+
+/// Why something with a ublk device did not work.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// There is no `/dev/ublk-control`.
+    #[error(
+        "open {CONTROL_PATH}: {errno}: the ublk_drv module is not loaded or the kernel has none: run `modprobe \
+         ublk_drv` (it needs CONFIG_BLK_DEV_UBLK and kernel >= 6.1, this program 6.5)"
+    )]
+    NoDriver {
+        /// ENOENT, ENXIO or ENODEV.
+        errno: Errno,
+    },
+    /// We may not open the control file.
+    #[error("open {CONTROL_PATH}: {errno}: it takes root or CAP_SYS_ADMIN and access to the file")]
+    OpenPermission {
+        /// EACCES or EPERM.
+        errno: Errno,
+    },
+    /// The control file can not be opened for another reason.
+    #[error("open {CONTROL_PATH}: {errno}")]
+    Open {
+        /// The reason.
+        errno: Errno,
+    },
+    /// The ring or the thread for control commands can not be had.
+    #[error(
+        "set up io_uring for ublk control commands: {source} (see sysctl kernel.io_uring_disabled)"
+    )]
+    Setup {
+        /// The reason.
+        source: io::Error,
+    },
+    /// The kernel does not let us run the command.
+    #[error("{attempt}: not permitted: it takes CAP_SYS_ADMIN")]
+    Permission {
+        /// The command.
+        attempt: Attempt,
+    },
+    /// No answer in time. What the command did or will still do is unknown.
+    #[error("{attempt}: no answer from the kernel in {limit:?}; it may still take effect")]
+    Timeout {
+        /// The command.
+        attempt: Attempt,
+        /// How long it was given.
+        limit: Duration,
+    },
+    /// The ring broke under the command. What it did is unknown.
+    #[error("{attempt}: lost its io_uring: {source}")]
+    Broken {
+        /// The command.
+        attempt: Attempt,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The command was not sent, because an earlier one of this handle got no answer.
+    #[error("{attempt}: not sent, because {earlier} got no answer before on this control handle")]
+    Poisoned {
+        /// The command that was not sent.
+        attempt: Attempt,
+        /// The one without an answer.
+        earlier: Attempt,
+    },
+    /// The driver does not have the command.
+    #[error("{attempt}: this kernel's ublk driver does not have the command (Linux {} has)", attempt.command.since())]
+    Unsupported {
+        /// The command.
+        attempt: Attempt,
+    },
+    /// The driver lacks features.
+    #[error("this kernel's ublk driver lacks {missing}; it has {offered}")]
+    MissingFeatures {
+        /// Wanted and not there.
+        missing: Features,
+        /// What is there.
+        offered: Features,
+    },
+    /// The driver refused the command.
+    #[error("{attempt}: {errno}{}{}", if hint.is_empty() { "" } else { ": " }, hint)]
+    Kernel {
+        /// The command.
+        attempt: Attempt,
+        /// The driver's answer.
+        errno: Errno,
+        /// What it means here; may be empty.
+        hint: &'static str,
+    },
+    /// Parameters that can not be encoded, or that the driver can not have meant.
+    #[error("{attempt}: {source}")]
+    Params {
+        /// The command.
+        attempt: Attempt,
+        /// What is wrong.
+        source: ParamsError,
+    },
+    /// A device description that the driver can not have meant.
+    #[error("{attempt}: the driver's answer makes no sense: {source}")]
+    DevInfo {
+        /// The command.
+        attempt: Attempt,
+        /// What is wrong.
+        source: DevInfoError,
+    },
+    /// Two devices carry the same mark.
+    #[error(
+        "ublk devices {first} and {second} both carry the mark {tag:#x}: delete the one that is not in use"
+    )]
+    DuplicateTag {
+        /// The mark.
+        tag: u64,
+        /// One device.
+        first: DeviceId,
+        /// The other.
+        second: DeviceId,
+    },
+    /// The devices can not be listed.
+    #[error("list ublk devices in {}: {source}", path.display())]
+    List {
+        /// The directory.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The character device can not be opened.
+    #[error("open {} of ublk device {device}, tried for {limit:?}: {source}", path.display())]
+    Cdev {
+        /// The device.
+        device: DeviceId,
+        /// Its file.
+        path: PathBuf,
+        /// How long it was tried.
+        limit: Duration,
+        /// The last reason.
+        source: io::Error,
+    },
+    /// The block layer's time limit can not be set.
+    #[error("write {milliseconds} to {} of ublk device {device}: {source}", path.display())]
+    IoTimeout {
+        /// The device.
+        device: DeviceId,
+        /// The file.
+        path: PathBuf,
+        /// The value.
+        milliseconds: u32,
+        /// The reason.
+        source: io::Error,
+    },
+}
+
+impl ControlError {
+    /// The driver's error number, where it answered with one: what a caller decides about a retry by.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Kernel { errno, .. } => Some(*errno),
+            _ => None,
+        }
+    }
+
+    fn open(error: &io::Error) -> Self {
+        let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+        match errno {
+            Errno::ENOENT | Errno::ENXIO | Errno::ENODEV => Self::NoDriver { errno },
+            Errno::EACCES | Errno::EPERM => Self::OpenPermission { errno },
+            errno => Self::Open { errno },
+        }
+    }
+
+    /// The error of a command that the driver answered with `-number`.
+    fn answer(attempt: Attempt, number: i32) -> Self {
+        let errno = Errno::from_raw(number);
+        // Before 6.5 the driver took GET_FEATURES for an unknown command, or for one of a missing device.
+        let unknown_get_features = attempt.command == Command::GetFeatures
+            && matches!(errno, Errno::EINVAL | Errno::ENODEV);
+        if number == ENOTSUPP || errno == Errno::EOPNOTSUPP || unknown_get_features {
+            return Self::Unsupported { attempt };
+        }
+        match errno {
+            Errno::EPERM => Self::Permission { attempt },
+            errno => Self::Kernel {
+                attempt,
+                errno,
+                hint: attempt.command.hint(errno),
+            },
+        }
+    }
+}
+
+/// A handle on the ublk driver. It can be moved to any thread; a thread that wants to send a command while
+/// another command is running opens its own.
+pub struct Control {
+    helper: Helper,
+    /// The command that got no answer, after which no other is sent.
+    unanswered: Option<Attempt>,
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Control")
+            .field("unanswered", &self.unanswered)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Control {
+    /// Opens `/dev/ublk-control` and starts the helper thread.
+    pub fn open() -> Result<Self, ControlError> {
+        let file = File::options().read(true).write(true).open(CONTROL_PATH);
+        let file = file.map_err(|error| ControlError::open(&error))?;
+        let setup = |source| ControlError::Setup { source };
+        let ring = ControlRing::builder().build(RING_ENTRIES).map_err(setup)?;
+        let helper = Helper::on_ring(ring, file).map_err(setup)?;
+        Ok(Self {
+            helper,
+            unanswered: None,
+        })
+    }
+
+    /// What the driver can do. A driver older than Linux 6.5 can not tell: [`ControlError::Unsupported`].
+    pub fn get_features(&mut self, limit: Duration) -> Result<Features, ControlError> {
+        let attempt = Attempt {
+            command: Command::GetFeatures,
+            device: None,
+        };
+        match self.call(attempt, 0, Payload::Features(0), limit)? {
+            Payload::Features(bits) => Ok(Features::from_bits(bits)),
+            other => {
+                unreachable!("the helper returns the kind of buffer it was given, not {other:?}")
+            }
+        }
+    }
+
+    /// The driver's features, or an error that names those of `required` which it lacks.
+    pub fn require_features(
+        &mut self,
+        required: Features,
+        limit: Duration,
+    ) -> Result<Features, ControlError> {
+        let offered = self.get_features(limit)?;
+        let missing = required.difference(offered);
+        if missing.is_empty() {
+            Ok(offered)
+        } else {
+            Err(ControlError::MissingFeatures { missing, offered })
+        }
+    }
+
+    /// Creates a device and its `/dev/ublkcN`. The answer is what the driver made of the request; compare them.
+    pub fn add_dev(
+        &mut self,
+        device: &NewDevice,
+        limit: Duration,
+    ) -> Result<DevInfo, ControlError> {
+        let attempt = Attempt {
+            command: Command::AddDev,
+            device: device.id,
+        };
+        self.call_dev_info(attempt, device.encode(), limit)
+    }
+
+    /// Describes a device as it is now.
+    pub fn get_dev_info(&mut self, id: DeviceId, limit: Duration) -> Result<DevInfo, ControlError> {
+        let attempt = Attempt {
+            command: Command::GetDevInfo,
+            device: Some(id),
+        };
+        self.call_dev_info(attempt, CtrlDevInfo::default(), limit)
+    }
+
+    /// Sets the block device's parameters; only before [`Self::start_dev`] (EACCES after it, also in
+    /// recovery). Kinds of parameters that the driver does not know are dropped without a word: compare
+    /// [`Self::get_params`].
+    pub fn set_params(
+        &mut self,
+        id: DeviceId,
+        params: &DeviceParams,
+        limit: Duration,
+    ) -> Result<(), ControlError> {
+        let attempt = Attempt {
+            command: Command::SetParams,
+            device: Some(id),
+        };
+        let params = params
+            .encode()
+            .map_err(|source| ControlError::Params { attempt, source })?;
+        self.call(attempt, 0, Payload::Params(params), limit)
+            .map(drop)
+    }
+
+    /// The block device's parameters.
+    pub fn get_params(
+        &mut self,
+        id: DeviceId,
+        limit: Duration,
+    ) -> Result<DeviceParams, ControlError> {
+        let attempt = Attempt {
+            command: Command::GetParams,
+            device: Some(id),
+        };
+        let empty = Params {
+            len: size_of::<Params>() as u32,
+            ..Params::default()
+        };
+        match self.call(attempt, 0, Payload::Params(empty), limit)? {
+            Payload::Params(params) => DeviceParams::decode(&params)
+                .map_err(|source| ControlError::Params { attempt, source }),
+            other => {
+                unreachable!("the helper returns the kind of buffer it was given, not {other:?}")
+            }
+        }
+    }
+
+    /// Makes `/dev/ublkbN` appear. Waits until every tag of every queue was fetched, and reads the
+    /// partition table through the device: the I/O threads must be at work already. `pid` is the server's.
+    pub fn start_dev(
+        &mut self,
+        id: DeviceId,
+        pid: u32,
+        limit: Duration,
+    ) -> Result<(), ControlError> {
+        self.call_plain(Command::StartDev, id, pid.into(), limit)
+    }
+
+    /// Removes `/dev/ublkbN`, whoever uses it: I/O that is not answered fails with EIO.
+    pub fn stop_dev(&mut self, id: DeviceId, limit: Duration) -> Result<(), ControlError> {
+        self.call_plain(Command::StopDev, id, 0, limit)
+    }
+
+    /// Removes `/dev/ublkbN` unless somebody has it open (EBUSY). Needs SAFE_STOP_DEV.
+    pub fn try_stop_dev(&mut self, id: DeviceId, limit: Duration) -> Result<(), ControlError> {
+        self.call_plain(Command::TryStopDev, id, 0, limit)
+    }
+
+    /// Deletes a device. Waits until the last reference to it is gone, so drop descriptors, rings and
+    /// `/dev/ublkcN` first. After a [`ControlError::Timeout`] the deletion ends with the last reference.
+    pub fn del_dev(&mut self, id: DeviceId, limit: Duration) -> Result<(), ControlError> {
+        self.call_plain(Command::DelDev, id, 0, limit)
+    }
+
+    /// Begins to take over a device whose server is gone; EBUSY until its last reference is. On a driver
+    /// without [`Features::QUIESCE`] a second one is EINVAL with one queue and may crash the kernel with several.
+    pub fn start_user_recovery(
+        &mut self,
+        id: DeviceId,
+        limit: Duration,
+    ) -> Result<(), ControlError> {
+        self.call_plain(Command::StartUserRecovery, id, 0, limit)
+    }
+
+    /// Ends the takeover: waits until every tag was fetched, then requests flow. `pid` is the new server's.
+    pub fn end_user_recovery(
+        &mut self,
+        id: DeviceId,
+        pid: u32,
+        limit: Duration,
+    ) -> Result<(), ControlError> {
+        self.call_plain(Command::EndUserRecovery, id, pid.into(), limit)
+    }
+
+    /// The device that carries our mark, if there is one. `limit` is for each device that exists.
+    ///
+    /// Its state says nothing about its server: Linux 6.12 calls a device live for a while, or for 30 s, after
+    /// its server was killed.
+    ///
+    /// 0 is what other servers' devices carry, and is never found. A device of somebody else that does not
+    /// answer is passed over; only if ours is not among the others is its [`ControlError::Timeout`]
+    /// returned, because it could be ours.
+    pub fn find_device(
+        &mut self,
+        tag: u64,
+        limit: Duration,
+    ) -> Result<Option<DevInfo>, ControlError> {
+        let mut found: Option<DevInfo> = None;
+        let mut silent = None;
+        for id in if tag == 0 {
+            Vec::new()
+        } else {
+            node::device_ids()?
+        } {
+            match (self.get_dev_info(id, limit), found) {
+                (Ok(info), _) if info.tag != tag => {}
+                (Ok(info), None) => found = Some(info),
+                (Ok(_), Some(first)) => {
+                    return Err(ControlError::DuplicateTag {
+                        tag,
+                        first: first.id,
+                        second: id,
+                    });
+                }
+                // Deleted in the meantime.
+                (Err(error), _) if error.errno() == Some(Errno::ENODEV) => {}
+                (Err(error @ ControlError::Timeout { .. }), _) => {
+                    tracing::warn!(device = id.0, "ublk device does not answer");
+                    *self = Self::open()?;
+                    silent.get_or_insert(error);
+                }
+                (Err(error), _) => return Err(error),
+            }
+        }
+        match (found, silent) {
+            (None, Some(error)) => Err(error),
+            (found, _) => Ok(found),
+        }
+    }
+
+    fn call_plain(
+        &mut self,
+        command: Command,
+        id: DeviceId,
+        data: u64,
+        limit: Duration,
+    ) -> Result<(), ControlError> {
+        let attempt = Attempt {
+            command,
+            device: Some(id),
+        };
+        self.call(attempt, data, Payload::None, limit).map(drop)
+    }
+
+    fn call_dev_info(
+        &mut self,
+        attempt: Attempt,
+        info: CtrlDevInfo,
+        limit: Duration,
+    ) -> Result<DevInfo, ControlError> {
+        match self.call(attempt, 0, Payload::DevInfo(info), limit)? {
+            Payload::DevInfo(info) => {
+                DevInfo::decode(&info).map_err(|source| ControlError::DevInfo { attempt, source })
+            }
+            other => {
+                unreachable!("the helper returns the kind of buffer it was given, not {other:?}")
+            }
+        }
+    }
+
+    fn call(
+        &mut self,
+        attempt: Attempt,
+        data: u64,
+        payload: Payload,
+        limit: Duration,
+    ) -> Result<Payload, ControlError> {
+        if let Some(earlier) = self.unanswered {
+            return Err(ControlError::Poisoned { attempt, earlier });
+        }
+        let header = CtrlCmd {
+            dev_id: attempt.device.map_or(u32::MAX, |id| id.0),
+            queue_id: CtrlCmd::NO_QUEUE,
+            data,
+            ..CtrlCmd::default()
+        };
+        let job = Job {
+            opcode: attempt.command.opcode(),
+            header,
+            payload,
+        };
+        match self.helper.call(job, limit) {
+            Ok((result, payload)) if result >= 0 => Ok(payload),
+            Ok((result, _)) => Err(ControlError::answer(attempt, result.saturating_neg())),
+            Err(error) => {
+                self.unanswered = Some(attempt);
+                Err(match error {
+                    CallError::Timeout => ControlError::Timeout { attempt, limit },
+                    CallError::Broken(source) => ControlError::Broken { attempt, source },
+                })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    fn assert_send<T: Send>(value: T) -> T {
+        value
+    }
+
+    /// A handle whose "driver" is a function.
+    fn control(driver: impl FnMut(u32, &CtrlCmd) -> io::Result<i32> + Send + 'static) -> Control {
+        assert_send(Control {
+            helper: Helper::spawn(driver).unwrap(),
+            unanswered: None,
+        })
+    }
+
+    fn new_device() -> NewDevice {
+        NewDevice {
+            id: None,
+            queue_count: 1,
+            queue_depth: 4,
+            io_buffer_bytes_max: 4096,
+            features: Features::USER_RECOVERY,
+            tag: 9,
+        }
+    }
+
+    #[test]
+    fn a_buffer_that_the_driver_filled_comes_back() {
+        let mut control = control(|opcode, header| {
+            assert_eq!((opcode, header.len), (abi::UBLK_U_CMD_GET_FEATURES, 8));
+            assert_eq!((header.dev_id, header.queue_id), (u32::MAX, u16::MAX));
+            // SAFETY: the header points to a live u64 of the helper thread, which is this one.
+            unsafe { (header.addr as *mut u64).write(0x1fe) };
+            Ok(0)
+        });
+        assert_eq!(control.get_features(LIMIT).unwrap().bits(), 0x1fe);
+        let error = control
+            .require_features(Features::QUIESCE | Features::ZONED, LIMIT)
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("this kernel's ublk driver lacks QUIESCE; it has "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn add_dev_returns_what_the_driver_made_of_it() {
+        let mut control = control(|_, header| {
+            // SAFETY: as above, a live CtrlDevInfo.
+            let info = unsafe { &mut *(header.addr as *mut CtrlDevInfo) };
+            assert_eq!((info.dev_id, header.dev_id), (u32::MAX, u32::MAX));
+            *info = CtrlDevInfo {
+                dev_id: 5,
+                flags: 0,
+                ..*info
+            };
+            Ok(0)
+        });
+        let info = control.add_dev(&new_device(), LIMIT).unwrap();
+        assert_eq!(
+            (info.id, info.features, info.tag),
+            (DeviceId(5), Features::default(), 9)
+        );
+    }
+
+    #[test]
+    fn pid_and_device_are_passed_to_the_driver() {
+        let mut control = control(|opcode, header| {
+            assert_eq!(opcode, abi::UBLK_U_CMD_START_DEV);
+            assert_eq!(
+                (header.dev_id, header.data, header.addr, header.len),
+                (3, 77, 0, 0)
+            );
+            Ok(0)
+        });
+        control.start_dev(DeviceId(3), 77, LIMIT).unwrap();
+    }
+
+    #[test]
+    fn a_command_without_an_answer_times_out_and_the_handle_says_so_afterwards() {
+        let (release, wait) = mpsc::channel::<()>();
+        let (ended, end) = mpsc::channel();
+        let mut control = control(move |_, header| {
+            let _ = wait.recv();
+            // SAFETY: the caller has given up, and the buffer is still there: that is what is tested.
+            unsafe { (header.addr as *mut CtrlDevInfo).write(CtrlDevInfo::default()) };
+            ended.send(()).unwrap();
+            Ok(0)
+        });
+        let error = control
+            .add_dev(&new_device(), Duration::from_millis(1))
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "ADD_DEV of a new ublk device: no answer from the kernel in 1ms; it may still take effect"
+        );
+        let error = control.stop_dev(DeviceId(1), LIMIT).unwrap_err();
+        assert!(matches!(error, ControlError::Poisoned { .. }));
+        assert_eq!(
+            error.to_string(),
+            "STOP_DEV of ublk device 1: not sent, because ADD_DEV of a new ublk device got no answer before on this \
+             control handle"
+        );
+        drop(control);
+        release.send(()).unwrap();
+        end.recv_timeout(LIMIT).unwrap();
+    }
+
+    #[test]
+    fn a_broken_ring_poisons_the_handle_too() {
+        let mut control = control(|_, _| Err(io::Error::from_raw_os_error(libc::EBADF)));
+        assert!(matches!(
+            control.get_features(LIMIT),
+            Err(ControlError::Broken { .. })
+        ));
+        assert!(matches!(
+            control.get_features(LIMIT),
+            Err(ControlError::Poisoned { .. })
+        ));
+    }
+
+    #[test]
+    fn a_helper_that_dies_is_an_error_and_no_hang() {
+        let mut control = control(|_, _| panic!("expected by the test"));
+        assert!(matches!(
+            control.get_features(LIMIT),
+            Err(ControlError::Broken { .. })
+        ));
+    }
+
+    #[test]
+    fn the_drivers_refusals_name_command_device_and_cause() {
+        let refused = |number: i32| {
+            let mut control = control(move |_, _| Ok(-number));
+            control.start_user_recovery(DeviceId(2), LIMIT).unwrap_err()
+        };
+        let error = refused(libc::EBUSY);
+        assert_eq!(error.errno(), Some(Errno::EBUSY));
+        assert_eq!(
+            error.to_string(),
+            "START_USER_RECOVERY of ublk device 2: EBUSY: Device or resource busy: the previous server still has a \
+             reference to the device"
+        );
+        assert_eq!(
+            refused(libc::ENOMEM).to_string(),
+            "START_USER_RECOVERY of ublk device 2: ENOMEM: Out of memory"
+        );
+        assert!(matches!(
+            refused(libc::EPERM),
+            ControlError::Permission { .. }
+        ));
+        assert!(matches!(
+            refused(libc::EOPNOTSUPP),
+            ControlError::Unsupported { .. }
+        ));
+        assert!(matches!(
+            refused(ENOTSUPP),
+            ControlError::Unsupported { .. }
+        ));
+    }
+
+    #[test]
+    fn a_driver_without_get_features_is_named_as_too_old() {
+        for number in [libc::EINVAL, libc::ENODEV, libc::EOPNOTSUPP] {
+            let error = control(move |_, _| Ok(-number))
+                .get_features(LIMIT)
+                .unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "GET_FEATURES: this kernel's ublk driver does not have the command (Linux 6.5 has)"
+            );
+        }
+    }
+
+    #[test]
+    fn a_missing_control_file_says_how_to_load_the_module() {
+        let error = ControlError::open(&io::Error::from_raw_os_error(libc::ENOENT));
+        assert!(matches!(error, ControlError::NoDriver { .. }));
+        assert!(error.to_string().contains("modprobe ublk_drv"), "{error}");
+        let error = ControlError::open(&io::Error::from_raw_os_error(libc::EACCES));
+        assert!(matches!(error, ControlError::OpenPermission { .. }));
+    }
+
+    #[test]
+    fn parameters_that_can_not_be_encoded_never_reach_the_driver() {
+        let mut control = control(|_, _| unreachable!("nothing is sent"));
+        let params = DeviceParams {
+            size_bytes: 0,
+            logical_block_bytes: 512,
+            physical_block_bytes: 512,
+            io_min_bytes: 512,
+            io_opt_bytes: 512,
+            request_bytes_max: 4096,
+            read_only: false,
+            rotational: false,
+            volatile_cache: false,
+            fua: false,
+            discard: None,
+            dma_alignment_bytes: None,
+        };
+        let error = control.set_params(DeviceId(4), &params, LIMIT).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("SET_PARAMS of ublk device 4: device size of 0 bytes"),
+            "{error}"
+        );
+    }
+}
