@@ -537,30 +537,21 @@ pub fn decide(verb: Verb, position: Position) -> Decision {
         PairState::Switching | PairState::Verifying => refuse(Reason::UnderWay),
         PairState::Committing => match verb {
             Verb::Commit => Do,
-            Verb::Start
-            | Verb::Pause
-            | Verb::Resume
-            | Verb::Switch
-            | Verb::Undo
-            | Verb::Cancel => refuse(Reason::UnderWay),
+            Verb::Start | Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Cancel => {
+                refuse(Reason::UnderWay)
+            }
         },
         PairState::Committed | PairState::Retired => match verb {
             Verb::Commit => Already,
-            Verb::Start
-            | Verb::Pause
-            | Verb::Resume
-            | Verb::Switch
-            | Verb::Undo
-            | Verb::Cancel => refuse(Reason::Ended),
+            Verb::Start | Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Cancel => {
+                refuse(Reason::Ended)
+            }
         },
         PairState::Cancelled => match verb {
             Verb::Cancel => Already,
-            Verb::Start
-            | Verb::Pause
-            | Verb::Resume
-            | Verb::Switch
-            | Verb::Undo
-            | Verb::Commit => refuse(Reason::Ended),
+            Verb::Start | Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Commit => {
+                refuse(Reason::Ended)
+            }
         },
         PairState::Failed | PairState::NeedsRecovery => match verb {
             Verb::Commit | Verb::Cancel => decide_end(verb, position.authoritative),

@@ -48,8 +48,8 @@ pub enum Request {
     /// the mirror leg (its lock is then held). The copier locks the mirror leg before it claims.
     /// Answer: [`Response::CopierOpened`].
     OpenCopier,
-    /// Copier: give me regions. Answered when there is at least one, or with none when nothing is
-    /// dirty. Answer: [`Response::Claimed`].
+    /// Copier: give me regions. Answered when there is at least one; with none when nothing is dirty, or
+    /// when the copier holds regions and no other can be granted now. Answer: [`Response::Claimed`].
     Claim {
         /// The most regions to grant; at least 1, at most [`CLAIM_REGIONS_MAX`].
         regions_max: u32,
@@ -118,7 +118,7 @@ pub enum Response {
         /// The leg to write.
         to: Leg,
     },
-    /// Regions to copy; empty when nothing is dirty.
+    /// Regions to copy; none when nothing is dirty (`dirty_bytes` is 0), or nothing else can be granted now.
     Claimed {
         /// The epoch that a report must name.
         epoch: u64,

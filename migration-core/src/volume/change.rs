@@ -339,6 +339,8 @@ impl Volume {
             return;
         }
         match change.next.route {
+            // A sweep's flush that fails would make regions dirty while the role is being written.
+            Route::Mirrored { .. } if self.is_sweeping() => {}
             Route::Mirrored { .. } if self.regions.is_some() => match self.may_exchange_roles() {
                 Ok(()) => {
                     let step = Step::Flush(self.flush_both(effects));
@@ -408,6 +410,8 @@ impl Volume {
         };
         let was_single = self.regions.is_none();
         self.record = change.next;
+        // A copier that is still connected would copy in the old direction.
+        self.dismiss_copier();
         match (self.record.route, was_single) {
             (Route::Mirrored { .. }, true) => {
                 self.regions = Some(RegionMap::all_dirty(self.record.geometry));

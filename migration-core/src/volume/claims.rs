@@ -33,6 +33,8 @@ pub enum ClaimError {
     MirrorFailed,
     /// The copier already waits for an answer to a claim.
     ClaimPending,
+    /// The route is being changed.
+    RouteChanging,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -68,6 +70,9 @@ impl Volume {
         }
         if self.mirror_fault.is_some() {
             return Err(ClaimError::MirrorFailed);
+        }
+        if self.change.is_some() {
+            return Err(ClaimError::RouteChanging);
         }
         match self.claims.copier {
             Some(other) if other != copier => Err(ClaimError::OtherCopier),
@@ -157,6 +162,12 @@ impl Volume {
         self.write_map(effects);
     }
 
+    /// The roles have changed: no region is dirty, so nothing is claimed; the copier has to present itself again.
+    pub(super) fn dismiss_copier(&mut self) {
+        debug_assert!(self.claims.claimed.is_empty() && self.claims.pending.is_none());
+        self.claims = Claims::default();
+    }
+
     /// Tries the mirror leg again. Says whether it had failed.
     ///
     /// # Errors
@@ -206,7 +217,8 @@ impl Volume {
         }
     }
 
-    /// Answers the copier's claim if something can be granted, or nothing is dirty.
+    /// Answers the copier's claim: with regions, or with none if nothing is dirty, or if it holds regions that it
+    /// could report (its one connection is free for that only once it is answered).
     pub(super) fn retry_claim(&mut self, effects: &mut Vec<Effect>) {
         let Some(Pending { call, regions_max }) = self.claims.pending else {
             return;
@@ -216,7 +228,7 @@ impl Volume {
             .regions
             .as_ref()
             .is_none_or(|regions| regions.dirty_regions() == 0);
-        if !granted.is_empty() || all_clean {
+        if !granted.is_empty() || all_clean || !self.claims.claimed.is_empty() {
             self.claims.pending = None;
             let reply = Reply::Claimed(granted);
             effects.push(Effect::Reply { call, reply });
@@ -248,7 +260,7 @@ impl Volume {
             }
         }
         if let Some(regions) = &self.regions {
-            let mut next = regions.not_clean().next_from(self.claims.cursor);
+            let mut next = wrapping_next(regions, self.claims.cursor);
             let mut seen = 0;
             let dirty = regions.dirty_regions();
             while let (Some(region), true) = (next, granted.len() < wanted && seen < dirty) {

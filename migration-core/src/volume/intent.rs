@@ -52,6 +52,8 @@ pub(super) struct Intent {
 struct Sweep {
     source: Option<FlushId>,
     target: Option<FlushId>,
+    /// Nothing is cleared at its end. It is waited for all the same: a failed flush may be reported just once, to it.
+    abandoned: bool,
 }
 
 impl Intent {
@@ -278,6 +280,14 @@ impl Volume {
         }
         self.sweep_flushed(side, flush, result, effects);
         self.change_flushed(now, flush, result, effects);
+        if self.started == 0 {
+            self.drained(now, effects);
+        }
+    }
+
+    /// Whether a flush for a sweep is under way.
+    pub(super) fn is_sweeping(&self) -> bool {
+        self.intent.sweep.is_some()
     }
 
     pub(super) fn mark_intent(&mut self, range: Range) {
@@ -295,7 +305,7 @@ impl Volume {
 
     pub(super) fn sweep_if_due(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.intent.hold_off = false;
-        if now < self.intent.next_sweep || self.intent.sweep.is_some() {
+        if now < self.intent.next_sweep || self.intent.sweep.is_some() || self.change.is_some() {
             return;
         }
         let (Some(regions), Some(_)) = (&self.regions, self.healthy_mirror()) else {
@@ -312,13 +322,16 @@ impl Volume {
             let sweep = Sweep {
                 source: Some(self.flush(Side::Source, effects)),
                 target: Some(self.flush(Side::Target, effects)),
+                abandoned: false,
             };
             self.intent.sweep = Some(sweep);
         }
     }
 
     pub(super) fn abandon_sweep(&mut self) {
-        self.intent.sweep = None;
+        if let Some(sweep) = &mut self.intent.sweep {
+            sweep.abandoned = true;
+        }
         self.intent.swept.clear();
     }
 
@@ -340,15 +353,17 @@ impl Volume {
             return;
         }
         *waited_for = None;
-        if result.is_err() {
-            self.abandon_sweep();
-        } else if sweep.source.is_none() && sweep.target.is_none() {
-            self.intent.sweep = None;
-            if let Some(regions) = &self.regions {
-                self.intent.clear_swept(regions.not_clean());
-            }
-            self.write_map(effects);
+        sweep.abandoned |= result.is_err();
+        let (ended, abandoned) = (sweep.source.is_none() && sweep.target.is_none(), sweep.abandoned);
+        if !ended {
+            return;
         }
+        self.intent.sweep = None;
+        if let (Some(regions), false) = (&self.regions, abandoned) {
+            self.intent.clear_swept(regions.not_clean());
+        }
+        self.intent.swept.clear();
+        self.write_map(effects);
     }
 
     /// The mirror leg could not be flushed: whatever it was given since the last flush may be lost.

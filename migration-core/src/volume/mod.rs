@@ -144,7 +144,7 @@ pub enum Reply {
     },
     /// The route is as before.
     ChangeFailed(ChangeError),
-    /// Regions for the copier; empty: nothing is dirty.
+    /// Regions for the copier; none: nothing is dirty, or nothing else can be granted now.
     Claimed(Vec<crate::units::RegionIndex>),
     /// The claim cannot be granted.
     ClaimRefused(ClaimError),

@@ -241,6 +241,10 @@ fn claim_refused(error: ClaimError) -> Response {
             Refusal::Failed,
             "the mirror leg failed; it waits for the operator to resume",
         ),
+        ClaimError::RouteChanging => refused(
+            Refusal::CopierBusy,
+            "the route is being changed",
+        ),
         ClaimError::ClaimPending => refused(
             Refusal::Malformed,
             "a claim of this copier is still unanswered",
