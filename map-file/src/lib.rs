@@ -112,8 +112,18 @@ pub fn format(path: &Path, descriptor: &Descriptor) -> Result<(), MapFileError> 
     write_new(path, &record, &bytes).map_err(|source| MapFileError::Io { path: path.to_owned(), source })
 }
 
+/// Under another name first: what is at `path` is whole, or not there.
 fn write_new(path: &Path, record: &RoleRecord, descriptor: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    if path.try_exists()? {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    let unfinished = path.with_extension("unfinished");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&unfinished)?;
     let result = (|| {
         let zeroes = vec![0; 1 << 20];
         let mut left = map::file_bytes(record.geometry);
@@ -126,14 +136,16 @@ fn write_new(path: &Path, record: &RoleRecord, descriptor: &[u8]) -> io::Result<
             file.write_all_at(&bytes, offset)?;
         }
         file.sync_all()?;
+        // Unlike a rename, a link never replaces what somebody else made meanwhile.
+        std::fs::hard_link(&unfinished, path)?;
+        std::fs::remove_file(&unfinished)?;
         match path.parent() {
             Some(parent) if parent != Path::new("") => File::open(parent)?.sync_all(),
             Some(_) | None => File::open(".")?.sync_all(),
         }
     })();
     if result.is_err() {
-        // The file is ours and nobody has seen it yet.
-        let _ = std::fs::remove_file(path);
+        let _ = std::fs::remove_file(&unfinished);
     }
     result
 }
@@ -156,7 +168,21 @@ impl MapFile {
             io::ErrorKind::WouldBlock => MapFileError::Locked { path: path.to_owned() },
             _ => io_error(source),
         })?;
-        Self::read(file, path)
+        let mut map = Self::read(file, path)?;
+        map.settle_role().map_err(io_error)?;
+        Ok(map)
+    }
+
+    /// Writes the record that holds to both slots, durably, before anybody acts on it: after a failed write of a
+    /// predecessor it may be in the page cache alone.
+    fn settle_role(&mut self) -> io::Result<()> {
+        let sector = self.chosen.record.encode();
+        let stale = self.chosen.stale_slot.unwrap_or(0);
+        for slot in [stale, 1 - stale] {
+            self.file.write_all_at(&sector, map::ROLE_OFFSETS[slot])?;
+        }
+        self.chosen.stale_slot = None;
+        Ok(())
     }
 
     /// Reads a map file without locking it, for tools that only look.

@@ -13,6 +13,9 @@
 //!        +----------copied------ CopyingExclusive <+
 //! ```
 //!
+//! When a flush of the mirror leg fails, what was copied since the last one may be lost: `Clean` regions that are
+//! marked become `Dirty`, and claimed ones `CopyingDirty`.
+//!
 //! Invariants: `Clean` implies that the two legs are equal there but for writes in flight. A region is
 //! copied at most twice: the second claim is exclusive, writes to it wait for the copy.
 
@@ -70,7 +73,7 @@ impl RegionState {
             Reserved => matches!(next, CopyingExclusive | DirtyAgain),
             Copying => matches!(next, Clean | CopyingDirty | Dirty),
             CopyingDirty => matches!(next, DirtyAgain),
-            CopyingExclusive => matches!(next, Clean | DirtyAgain),
+            CopyingExclusive => matches!(next, Clean | DirtyAgain | CopyingDirty),
         }
     }
 }

@@ -69,7 +69,8 @@ pub struct Options {
     pub queue_depth: u16,
 }
 
-/// The largest request, in bytes: no larger than the smallest region, so that a write touches two regions at most.
+/// The largest request, in bytes. Below the region size of every volume that `format` makes, so that a write touches two
+/// regions at most.
 const REQUEST_BYTES_MAX: u32 = 512 << 10;
 
 /// Serves a volume until it is stopped.
@@ -95,7 +96,7 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
 
     let (device, recovered) = match predecessor {
         Some(info) if info.state != DeviceState::Dead => {
-            recover(&mut control, info.id, &mut engine)?;
+            recover(&mut control, features, info.id, &mut engine)?;
             (info.id, true)
         }
         other => {
@@ -249,7 +250,14 @@ fn add(
     started.map(|()| info.id)
 }
 
-fn recover(control: &mut Control, device: DeviceId, engine: &mut EngineThread) -> anyhow::Result<()> {
+fn recover(
+    control: &mut Control,
+    features: Features,
+    device: DeviceId,
+    engine: &mut EngineThread,
+) -> anyhow::Result<()> {
+    // The predecessor may have died before it came to this.
+    watch_old_driver(device, features)?;
     let started = Instant::now();
     loop {
         match control.start_user_recovery(device, CONTROL_LIMIT) {

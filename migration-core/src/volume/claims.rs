@@ -251,12 +251,15 @@ impl Volume {
         let room = CLAIMED_REGIONS_MAX.saturating_sub(self.claims.claimed.len());
         let wanted = regions_max.min(room);
         let mut granted = Vec::new();
-        let reserved = core::mem::take(&mut self.claims.reserved);
-        for region in reserved {
-            if granted.len() < wanted && !self.is_written(region) {
-                granted.push(region);
+        let mut index = 0;
+        while let (Some(region), true) =
+            (self.claims.reserved.get(index).copied(), granted.len() < wanted)
+        {
+            if self.is_written(region) {
+                index += 1;
             } else {
-                self.claims.reserved.push(region);
+                self.claims.reserved.swap_remove(index);
+                granted.push(region);
             }
         }
         if let Some(regions) = &self.regions {

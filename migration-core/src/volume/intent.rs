@@ -196,7 +196,8 @@ impl Intent {
     }
 
     fn batch_written(&mut self, result: IoResult) {
-        for sector in core::mem::take(&mut self.batch) {
+        for index in 0..self.batch.len() {
+            let sector = self.batch[index];
             if result.is_err() {
                 match sector.area {
                     Area::Dirty => self.stale_dirty_sectors.insert(RegionIndex(sector.index)),
@@ -214,6 +215,7 @@ impl Intent {
                 }
             }
         }
+        self.batch.clear();
         self.hold_off = result.is_err();
     }
 
@@ -370,8 +372,15 @@ impl Volume {
     fn distrust_mirror(&mut self, error: Errno, effects: &mut Vec<Effect>) {
         if let Some(regions) = &mut self.regions {
             for region in self.intent.cover.iter() {
-                if regions.get(region) == RegionState::Clean {
-                    regions.set(region, RegionState::Dirty);
+                match regions.get(region) {
+                    RegionState::Clean => regions.set(region, RegionState::Dirty),
+                    RegionState::Copying | RegionState::CopyingExclusive => {
+                        regions.set(region, RegionState::CopyingDirty);
+                    }
+                    RegionState::Dirty
+                    | RegionState::DirtyAgain
+                    | RegionState::Reserved
+                    | RegionState::CopyingDirty => {}
                 }
             }
         }

@@ -80,8 +80,15 @@ struct Copier {
     /// The LUN that it reads; the other is the one that it writes.
     from: usize,
     claim: Option<Call>,
-    /// Claimed regions and, once read, their data.
-    regions: Vec<(RegionIndex, Option<[Value; 2]>)>,
+    regions: Vec<(RegionIndex, Copy)>,
+}
+
+/// How far the copy of a region is.
+#[derive(Debug, Clone, Copy)]
+enum Copy {
+    Claimed,
+    Read([Value; 2]),
+    Written,
 }
 
 struct World {
@@ -322,7 +329,7 @@ impl World {
                 if let Some(copier) = self.copier.as_mut().filter(|c| c.claim == Some(call)) {
                     copier.claim = None;
                     copier.epoch = self.volume.record().epoch;
-                    copier.regions.extend(regions.into_iter().map(|region| (region, None)));
+                    copier.regions.extend(regions.into_iter().map(|region| (region, Copy::Claimed)));
                 }
             }
             Reply::ClaimRefused(_) => {
@@ -443,13 +450,16 @@ impl World {
         let (id, epoch, from) = (copier.id, copier.epoch, copier.from);
         let first = region.0 * 2;
         match data {
-            None => {
+            Copy::Claimed => {
                 let values = [self.luns[from][first].now(), self.luns[from][first + 1].now()];
-                self.copier.as_mut().unwrap().regions[index].1 = Some(values);
+                self.copier.as_mut().unwrap().regions[index].1 = Copy::Read(values);
             }
-            Some(values) => {
-                self.copier.as_mut().unwrap().regions.swap_remove(index);
+            Copy::Read(values) => {
                 self.land_copy(1 - from, region, values);
+                self.copier.as_mut().unwrap().regions[index].1 = Copy::Written;
+            }
+            Copy::Written => {
+                self.copier.as_mut().unwrap().regions.swap_remove(index);
                 let reported =
                     self.volume.report(id, epoch, &[region], &[], None, &mut self.effects);
                 assert_eq!(reported, Ok(()));
@@ -469,7 +479,7 @@ impl World {
         if let Some(copier) = self.copier.take() {
             let mirror = 1 - copier.from;
             for (region, data) in copier.regions {
-                if let Some(values) = data {
+                if let Copy::Read(values) = data {
                     self.ghosts.push((mirror, region, values));
                 }
             }

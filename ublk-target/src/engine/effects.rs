@@ -178,7 +178,7 @@ impl Engine {
         for place in leg.files {
             self.ring.unregister_lun(place);
         }
-        // Closing a block device may wait for it; this thread never waits.
-        std::thread::spawn(move || drop(leg.leg));
+        // Closing a block device may wait for it, and this thread does not wait, unless there is no other.
+        let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(leg.leg));
     }
 }
