@@ -726,15 +726,22 @@ fn no_order_of_events_loses_a_write_or_leaves_the_legs_different() {
 
 // ---- single cases that the world meets too rarely --------------------------------------------
 
-/// A volume in `Mirrored{source}` whose regions are clean, with the marks of `intent` on disk.
+/// A volume in `Mirrored{source}` whose regions are clean, with write intent for some of them on disk.
 fn in_sync(marked: &[usize]) -> Volume {
+    with_dirty(0, marked)
+}
+
+/// The same, with the dirty bitmap of `word`.
+fn with_dirty(word: u64, marked: &[usize]) -> Volume {
     let record = RoleRecord {
         epoch: Epoch(2),
         route: Route::Mirrored { authoritative: Side::Source },
         ..World::new(1).slots[0]
     };
-    let words = vec![0; map::SECTOR_WORDS];
-    let mut volume = Volume::load(&Config { tags: TAGS }, record, None, &words, &words);
+    let none = vec![0; map::SECTOR_WORDS];
+    let mut dirty = none.clone();
+    dirty[0] = word;
+    let mut volume = Volume::load(&Config { tags: TAGS }, record, None, &dirty, &none);
     for region in marked {
         let range = geometry().range(RegionIndex(*region));
         volume.mark_intent(range);
@@ -798,6 +805,26 @@ fn a_switch_waits_for_a_sweep_and_fails_if_that_could_not_flush_the_mirror() {
     let reply = Reply::ChangeFailed(ChangeError::MirrorFailed);
     assert!(effects.contains(&Effect::Reply { call: Call(1), reply }), "{effects:?}");
     assert_eq!(volume.record().epoch, Epoch(2));
+}
+
+#[test]
+fn a_copy_does_not_count_if_the_mirror_could_not_be_flushed_meanwhile() {
+    let mut volume = with_dirty(0b10, &[0]);
+    let (copier, mut effects) = (CopierId(1), Vec::new());
+    let epoch = volume.open_copier(copier).unwrap();
+    volume.claim(copier, Call(1), 1, &mut effects);
+    let reply = Reply::Claimed(vec![RegionIndex(1)]);
+    assert_eq!(effects, [Effect::Reply { call: Call(1), reply }]);
+    effects.clear();
+    volume.tick(Time(SWEEP_NANOSECONDS), &mut effects);
+    for (side, flush) in flushes(&core::mem::take(&mut effects)) {
+        let result = if side == Side::Target { Err(Errno(5)) } else { Ok(()) };
+        volume.leg_flushed(Time(SWEEP_NANOSECONDS), side, flush, result, &mut effects);
+    }
+    let copied = [RegionIndex(1)];
+    volume.report(copier, epoch, &copied, &[], None, &mut effects).unwrap();
+    let dirty: Vec<usize> = volume.regions().unwrap().not_clean().iter().map(|r| r.0).collect();
+    assert_eq!(dirty, [0, 1]);
 }
 
 #[test]
