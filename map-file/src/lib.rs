@@ -30,7 +30,9 @@ pub enum MapFileError {
         source: io::Error,
     },
     /// The contents are damaged. Never guessed.
-    #[error("map file {path} is damaged: {source}; nothing is served until the operator says which leg is right")]
+    #[error(
+        "map file {path} is damaged: {source}; nothing is served until the operator says which leg is right"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -93,7 +95,10 @@ pub fn parse_volume_id(text: &str) -> Result<[u8; 16], String> {
 /// # Errors
 /// [`MapFileError`]; an existing file is never touched.
 pub fn format(path: &Path, descriptor: &Descriptor) -> Result<(), MapFileError> {
-    let unusable = |cause: String| MapFileError::Descriptor { path: path.to_owned(), cause };
+    let unusable = |cause: String| MapFileError::Descriptor {
+        path: path.to_owned(),
+        cause,
+    };
     let bytes = serde_json::to_vec(descriptor).map_err(|error| unusable(error.to_string()))?;
     if bytes.len() > map::DESCRIPTOR_BYTES_MAX {
         return Err(unusable(format!("{} bytes are too long", bytes.len())));
@@ -102,14 +107,18 @@ pub fn format(path: &Path, descriptor: &Descriptor) -> Result<(), MapFileError> 
         epoch: Epoch(1),
         route: Route::Single(Side::Source),
         descriptor_slot: 0,
-        descriptor_bytes: u32::try_from(bytes.len()).map_err(|error| unusable(error.to_string()))?,
+        descriptor_bytes: u32::try_from(bytes.len())
+            .map_err(|error| unusable(error.to_string()))?,
         descriptor_crc: map::checksum(&bytes),
         volume_id: parse_volume_id(&descriptor.volume_id).map_err(unusable)?,
         geometry: Geometry::for_size(descriptor.size_bytes)
             .map_err(|error| unusable(error.to_string()))?,
     };
     check_descriptor(path, &record, descriptor)?;
-    write_new(path, &record, &bytes).map_err(|source| MapFileError::Io { path: path.to_owned(), source })
+    write_new(path, &record, &bytes).map_err(|source| MapFileError::Io {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Under another name first: what is at `path` is whole, or not there.
@@ -157,7 +166,10 @@ impl MapFile {
     /// # Errors
     /// [`MapFileError`]
     pub fn open(path: &Path, lock_limit: Duration) -> Result<Self, MapFileError> {
-        let io_error = |source| MapFileError::Io { path: path.to_owned(), source };
+        let io_error = |source| MapFileError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -165,7 +177,9 @@ impl MapFile {
             .open(path)
             .map_err(io_error)?;
         lock(&file, lock_limit).map_err(|source| match source.kind() {
-            io::ErrorKind::WouldBlock => MapFileError::Locked { path: path.to_owned() },
+            io::ErrorKind::WouldBlock => MapFileError::Locked {
+                path: path.to_owned(),
+            },
             _ => io_error(source),
         })?;
         let mut map = Self::read(file, path)?;
@@ -190,29 +204,42 @@ impl MapFile {
     /// # Errors
     /// [`MapFileError`]
     pub fn open_read_only(path: &Path) -> Result<Self, MapFileError> {
-        let file = File::open(path)
-            .map_err(|source| MapFileError::Io { path: path.to_owned(), source })?;
+        let file = File::open(path).map_err(|source| MapFileError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
         Self::read(file, path)
     }
 
     fn read(file: File, path: &Path) -> Result<Self, MapFileError> {
-        let io_error = |source| MapFileError::Io { path: path.to_owned(), source };
-        let damaged = |source| MapFileError::Damaged { path: path.to_owned(), source };
+        let io_error = |source| MapFileError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let damaged = |source| MapFileError::Damaged {
+            path: path.to_owned(),
+            source,
+        };
         let sector_at = |offset| -> Result<[u8; SECTOR_BYTES], MapFileError> {
             let mut sector = [0; SECTOR_BYTES];
             file.read_exact_at(&mut sector, offset).map_err(io_error)?;
             Ok(sector)
         };
-        let slots = [sector_at(map::ROLE_OFFSETS[0])?, sector_at(map::ROLE_OFFSETS[1])?];
+        let slots = [
+            sector_at(map::ROLE_OFFSETS[0])?,
+            sector_at(map::ROLE_OFFSETS[1])?,
+        ];
         let chosen = RoleRecord::choose([&slots[0], &slots[1]]).map_err(damaged)?;
         let record = &chosen.record;
         let mut bytes = vec![0; record.descriptor_bytes as usize];
         let offset = map::DESCRIPTOR_OFFSETS[usize::from(record.descriptor_slot)];
         file.read_exact_at(&mut bytes, offset).map_err(io_error)?;
         record.check_descriptor(&bytes).map_err(damaged)?;
-        let descriptor: Descriptor = serde_json::from_slice(&bytes).map_err(|error| {
-            MapFileError::Descriptor { path: path.to_owned(), cause: error.to_string() }
-        })?;
+        let descriptor: Descriptor =
+            serde_json::from_slice(&bytes).map_err(|error| MapFileError::Descriptor {
+                path: path.to_owned(),
+                cause: error.to_string(),
+            })?;
         check_descriptor(path, record, &descriptor)?;
         let read_area = |area| -> Result<Vec<u64>, MapFileError> {
             let mut words = Vec::new();
@@ -226,7 +253,14 @@ impl MapFile {
             Ok(words)
         };
         let (dirty, intent) = (read_area(Area::Dirty)?, read_area(Area::Intent)?);
-        Ok(Self { path: path.to_owned(), chosen, descriptor, dirty, intent, file })
+        Ok(Self {
+            path: path.to_owned(),
+            chosen,
+            descriptor,
+            dirty,
+            intent,
+            file,
+        })
     }
 }
 
@@ -236,21 +270,34 @@ fn check_descriptor(
     record: &RoleRecord,
     descriptor: &Descriptor,
 ) -> Result<(), MapFileError> {
-    let unusable = |cause: String| Err(MapFileError::Descriptor { path: path.to_owned(), cause });
+    let unusable = |cause: String| {
+        Err(MapFileError::Descriptor {
+            path: path.to_owned(),
+            cause,
+        })
+    };
     if parse_volume_id(&descriptor.volume_id) != Ok(record.volume_id) {
         return unusable(format!("it is of volume {}", descriptor.volume_id));
     }
     let size = record.geometry.size_bytes();
     if descriptor.size_bytes != size {
-        return unusable(format!("it says {} bytes, the role record {size}", descriptor.size_bytes));
+        return unusable(format!(
+            "it says {} bytes, the role record {size}",
+            descriptor.size_bytes
+        ));
     }
     for side in [Side::Source, Side::Target] {
         let used = side == record.route.authoritative() || Some(side) == record.route.mirror();
         match descriptor.leg(side.into()) {
             Some(leg) if leg.length_bytes() < size => {
-                return unusable(format!("the {side} leg has {} bytes of {size}", leg.length_bytes()));
+                return unusable(format!(
+                    "the {side} leg has {} bytes of {size}",
+                    leg.length_bytes()
+                ));
             }
-            None if used => return unusable(format!("the route needs a {side} leg, and there is none")),
+            None if used => {
+                return unusable(format!("the route needs a {side} leg, and there is none"));
+            }
             Some(_) | None => {}
         }
     }

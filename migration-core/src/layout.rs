@@ -77,7 +77,13 @@ mod tests {
         let extent = |lun, start, length| Extent { lun, start, length };
         let layout = Layout::new([extent(0, 100, 10), extent(1, 0, 0), extent(2, 7, 5)]);
         assert_eq!(layout.length(), 15);
-        let place = |lun, offset, length| Some(Place { lun, offset, length });
+        let place = |lun, offset, length| {
+            Some(Place {
+                lun,
+                offset,
+                length,
+            })
+        };
         assert_eq!(layout.locate(0, 3), place(0, 100, 3));
         assert_eq!(layout.locate(8, 6), place(0, 108, 2));
         assert_eq!(layout.locate(10, 4), place(2, 7, 4));

@@ -225,8 +225,12 @@ impl RoleRecord {
         sector[24] = match self.route {
             Route::Single(Side::Source) => 0,
             Route::Single(Side::Target) => 1,
-            Route::Mirrored { authoritative: Side::Source } => 2,
-            Route::Mirrored { authoritative: Side::Target } => 3,
+            Route::Mirrored {
+                authoritative: Side::Source,
+            } => 2,
+            Route::Mirrored {
+                authoritative: Side::Target,
+            } => 3,
         };
         sector[25] = self.descriptor_slot;
         sector[28..32].copy_from_slice(&self.descriptor_bytes.to_le_bytes());
@@ -256,8 +260,12 @@ impl RoleRecord {
         let route = match sector[24] {
             0 => Route::Single(Side::Source),
             1 => Route::Single(Side::Target),
-            2 => Route::Mirrored { authoritative: Side::Source },
-            3 => Route::Mirrored { authoritative: Side::Target },
+            2 => Route::Mirrored {
+                authoritative: Side::Source,
+            },
+            3 => Route::Mirrored {
+                authoritative: Side::Target,
+            },
             _ => return Err(MapError::Field("route")),
         };
         if sector[25] > 1 {
@@ -294,14 +302,31 @@ impl RoleRecord {
         let [first, second] = [Self::decode(slots[0])?, Self::decode(slots[1])?];
         match (first, second) {
             (None, None) => Err(MapError::NoRole),
-            (Some(record), None) => Ok(Chosen { record, stale_slot: Some(1) }),
-            (None, Some(record)) => Ok(Chosen { record, stale_slot: Some(0) }),
+            (Some(record), None) => Ok(Chosen {
+                record,
+                stale_slot: Some(1),
+            }),
+            (None, Some(record)) => Ok(Chosen {
+                record,
+                stale_slot: Some(0),
+            }),
             (Some(a), Some(b)) if a.volume_id != b.volume_id => Err(MapError::Field("volume id")),
             (Some(a), Some(b)) if a.epoch == b.epoch && a != b => Err(MapError::Field("epoch")),
-            (Some(a), Some(b)) if a.epoch.0.abs_diff(b.epoch.0) > 1 => Err(MapError::Field("epoch")),
-            (Some(a), Some(b)) if a.epoch > b.epoch => Ok(Chosen { record: a, stale_slot: Some(1) }),
-            (Some(a), Some(b)) if a.epoch < b.epoch => Ok(Chosen { record: b, stale_slot: Some(0) }),
-            (Some(a), Some(_)) => Ok(Chosen { record: a, stale_slot: None }),
+            (Some(a), Some(b)) if a.epoch.0.abs_diff(b.epoch.0) > 1 => {
+                Err(MapError::Field("epoch"))
+            }
+            (Some(a), Some(b)) if a.epoch > b.epoch => Ok(Chosen {
+                record: a,
+                stale_slot: Some(1),
+            }),
+            (Some(a), Some(b)) if a.epoch < b.epoch => Ok(Chosen {
+                record: b,
+                stale_slot: Some(0),
+            }),
+            (Some(a), Some(_)) => Ok(Chosen {
+                record: a,
+                stale_slot: None,
+            }),
         }
     }
 
@@ -369,12 +394,21 @@ mod tests {
         }
     }
 
-    const SOURCE: Route = Route::Mirrored { authoritative: Side::Source };
-    const TARGET: Route = Route::Mirrored { authoritative: Side::Target };
+    const SOURCE: Route = Route::Mirrored {
+        authoritative: Side::Source,
+    };
+    const TARGET: Route = Route::Mirrored {
+        authoritative: Side::Target,
+    };
 
     #[test]
     fn a_role_record_survives_the_disk() {
-        for route in [Route::Single(Side::Source), Route::Single(Side::Target), SOURCE, TARGET] {
+        for route in [
+            Route::Single(Side::Source),
+            Route::Single(Side::Target),
+            SOURCE,
+            TARGET,
+        ] {
             let before = record(7, route);
             assert_eq!(RoleRecord::decode(&before.encode()), Ok(Some(before)));
         }
@@ -385,8 +419,14 @@ mod tests {
         // Golden values: a change here is a new FORMAT_VERSION.
         assert_eq!(checksum(&record(7, TARGET).encode()), 0x5fef_80e7);
         let words: Vec<u64> = (0..SECTOR_WORDS as u64).collect();
-        let sector = BitmapSector { area: Area::Intent, index: 3 };
-        assert_eq!(checksum(&sector.encode(b"0123456789abcdef", &words)), 0x6a8f_3a0e);
+        let sector = BitmapSector {
+            area: Area::Intent,
+            index: 3,
+        };
+        assert_eq!(
+            checksum(&sector.encode(b"0123456789abcdef", &words)),
+            0x6a8f_3a0e
+        );
         assert_eq!(BITMAP_OFFSET, 139_264);
         assert_eq!(SECTOR_REGIONS, 3968);
     }
@@ -401,15 +441,26 @@ mod tests {
         let chosen = RoleRecord::choose([&torn, &old.encode()]).unwrap();
         assert_eq!((chosen.record, chosen.stale_slot), (old, Some(0)));
         assert_eq!(RoleRecord::choose([&torn, &torn]), Err(MapError::NoRole));
-        assert_eq!(RoleRecord::choose([&old.encode(), &old.encode()]).unwrap().stale_slot, None);
+        assert_eq!(
+            RoleRecord::choose([&old.encode(), &old.encode()])
+                .unwrap()
+                .stale_slot,
+            None
+        );
     }
 
     #[test]
     fn records_that_contradict_each_other_are_refused() {
         let (a, b) = (record(7, SOURCE), record(7, TARGET));
-        assert_eq!(RoleRecord::choose([&a.encode(), &b.encode()]), Err(MapError::Field("epoch")));
+        assert_eq!(
+            RoleRecord::choose([&a.encode(), &b.encode()]),
+            Err(MapError::Field("epoch"))
+        );
         let far = record(9, TARGET);
-        assert_eq!(RoleRecord::choose([&a.encode(), &far.encode()]), Err(MapError::Field("epoch")));
+        assert_eq!(
+            RoleRecord::choose([&a.encode(), &far.encode()]),
+            Err(MapError::Field("epoch"))
+        );
     }
 
     #[test]
@@ -417,10 +468,27 @@ mod tests {
         for size in [512, 1 << 30, 4 << 40, 100 << 40] {
             let geometry = Geometry::for_size(size).unwrap();
             let last = bitmap_sectors(geometry) - 1;
-            let dirty_end = BitmapSector { area: Area::Dirty, index: last }.offset(geometry) + 512;
-            let intent = BitmapSector { area: Area::Intent, index: 0 }.offset(geometry);
-            let intent_end = BitmapSector { area: Area::Intent, index: last }.offset(geometry) + 512;
-            assert!(dirty_end <= intent && intent_end <= file_bytes(geometry), "{size}");
+            let dirty_end = BitmapSector {
+                area: Area::Dirty,
+                index: last,
+            }
+            .offset(geometry)
+                + 512;
+            let intent = BitmapSector {
+                area: Area::Intent,
+                index: 0,
+            }
+            .offset(geometry);
+            let intent_end = BitmapSector {
+                area: Area::Intent,
+                index: last,
+            }
+            .offset(geometry)
+                + 512;
+            assert!(
+                dirty_end <= intent && intent_end <= file_bytes(geometry),
+                "{size}"
+            );
         }
     }
 

@@ -138,7 +138,8 @@ impl RegionMap {
             "region {} cannot go from {state:?} to {next:?}",
             region.0
         );
-        self.claimed = self.claimed + usize::from(next.is_claimed()) - usize::from(state.is_claimed());
+        self.claimed =
+            self.claimed + usize::from(next.is_claimed()) - usize::from(state.is_claimed());
         self.states[region.0] = next;
         if next == RegionState::Clean {
             self.not_clean.remove(region);

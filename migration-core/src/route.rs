@@ -68,9 +68,12 @@ impl Route {
     pub fn may_become(self, next: Self) -> bool {
         match (self, next) {
             (Self::Single(_), Self::Mirrored { authoritative }) => authoritative == Side::Source,
-            (Self::Mirrored { authoritative: now }, Self::Mirrored { authoritative: then }) => {
-                now != then
-            }
+            (
+                Self::Mirrored { authoritative: now },
+                Self::Mirrored {
+                    authoritative: then,
+                },
+            ) => now != then,
             (Self::Mirrored { authoritative }, Self::Single(side)) => authoritative == side,
             (Self::Single(_), Self::Single(_)) => false,
         }
@@ -84,10 +87,14 @@ mod tests {
     #[test]
     fn the_authoritative_leg_is_never_dropped() {
         for side in [Side::Source, Side::Target] {
-            let mirrored = Route::Mirrored { authoritative: side };
+            let mirrored = Route::Mirrored {
+                authoritative: side,
+            };
             assert!(mirrored.may_become(Route::Single(side)));
             assert!(!mirrored.may_become(Route::Single(side.other())));
-            assert!(mirrored.may_become(Route::Mirrored { authoritative: side.other() }));
+            assert!(mirrored.may_become(Route::Mirrored {
+                authoritative: side.other()
+            }));
             assert!(!mirrored.may_become(mirrored));
             assert!(!Route::Single(side).may_become(Route::Single(side.other())));
         }

@@ -116,7 +116,10 @@ impl Geometry {
     /// [`GeometryError::VolumeSize`].
     pub fn for_size(size_bytes: u64) -> Result<Self, GeometryError> {
         let needed = size_bytes.div_ceil(Self::REGIONS_MAX).next_power_of_two();
-        Self::new(size_bytes, needed.clamp(Self::REGION_BYTES_USUAL, Self::REGION_BYTES_MAX))
+        Self::new(
+            size_bytes,
+            needed.clamp(Self::REGION_BYTES_USUAL, Self::REGION_BYTES_MAX),
+        )
     }
 
     /// The size of the volume, in bytes.
@@ -143,7 +146,9 @@ impl Geometry {
         let start = (region.0 as u64) << self.region_shift;
         Range {
             start,
-            length: self.region_bytes().min(self.size_bytes.saturating_sub(start)),
+            length: self
+                .region_bytes()
+                .min(self.size_bytes.saturating_sub(start)),
         }
     }
 
@@ -203,7 +208,10 @@ mod tests {
     fn a_range_touches_the_regions_of_its_first_and_last_byte() {
         let geometry = Geometry::new((2 << 20) + 4096, 1 << 20).unwrap();
         let touched = |start, length| -> alloc::vec::Vec<usize> {
-            geometry.touched(Range { start, length }).map(|r| r.0).collect()
+            geometry
+                .touched(Range { start, length })
+                .map(|r| r.0)
+                .collect()
         };
         assert_eq!(touched(0, 1 << 20), [0]);
         assert_eq!(touched((1 << 20) - 512, 1024), [0, 1]);

@@ -70,11 +70,18 @@ impl OpenLeg {
             extent
                 .identity
                 .matches(&lun.identity)
-                .map_err(|source| LegError::Identity { path: path(), source })?;
+                .map_err(|source| LegError::Identity {
+                    path: path(),
+                    source,
+                })?;
             let needed = extent.start_bytes.saturating_add(extent.length_bytes);
             let actual = lun.identity.size_bytes;
             if needed > actual {
-                return Err(LegError::TooSmall { path: path(), actual, needed });
+                return Err(LegError::TooSmall {
+                    path: path(),
+                    actual,
+                    needed,
+                });
             }
             extents.push(Extent {
                 lun: index,
@@ -82,7 +89,10 @@ impl OpenLeg {
                 length: extent.length_bytes,
             });
         }
-        Ok(Self { luns, layout: Layout::new(extents) })
+        Ok(Self {
+            luns,
+            layout: Layout::new(extents),
+        })
     }
 
     /// Whether nobody holds the lock that a copier takes on every LUN of the leg it writes. The kernel keeps it
@@ -103,7 +113,11 @@ impl OpenLeg {
 
 fn open_claimed(path: &std::path::Path, busy_limit: Duration) -> Result<Lun, OpenError> {
     const RETRY: Duration = Duration::from_millis(5);
-    let options = OpenOptions { write: true, exclusive: true, direct: true };
+    let options = OpenOptions {
+        write: true,
+        exclusive: true,
+        direct: true,
+    };
     let started = Instant::now();
     loop {
         match Lun::open(path, &options) {

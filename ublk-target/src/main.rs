@@ -42,12 +42,23 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("SHUNT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
     let outcome = match arguments.command {
         Command::Format { map } => serve::format(&map, std::io::stdin().lock()),
-        Command::Serve { map, socket, queues, queue_depth } => {
-            serve::serve(&Options { map, socket, queues, queue_depth })
-        }
+        Command::Serve {
+            map,
+            socket,
+            queues,
+            queue_depth,
+        } => serve::serve(&Options {
+            map,
+            socket,
+            queues,
+            queue_depth,
+        }),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

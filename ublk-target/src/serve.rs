@@ -91,7 +91,12 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
     let [source, target] = open_legs(&map)?;
     let params = device_params(&descriptor, source.as_ref().or(target.as_ref()));
     let inbox = Arc::new(Inbox::new().context("create an eventfd")?);
-    let parts = Parts { shape, map, source, target };
+    let parts = Parts {
+        shape,
+        map,
+        source,
+        target,
+    };
     let mut engine = EngineThread::start(parts, Arc::clone(&inbox))?;
 
     let (device, recovered) = match predecessor {
@@ -104,7 +109,10 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
                 // Its process died before it was started: nobody has it open.
                 control.del_dev(dead.id, CONTROL_LIMIT)?;
             }
-            (add(&mut control, features, tag, shape, &params, &mut engine)?, false)
+            (
+                add(&mut control, features, tag, shape, &params, &mut engine)?,
+                false,
+            )
         }
     };
     let (stop, stop_requests) = sync_channel(1);
@@ -116,7 +124,12 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
     Server::new(facts, inbox, stop)
         .listen(&options.socket)
         .with_context(|| format!("listen on {}", options.socket.display()))?;
-    tracing::info!(volume = descriptor.volume, device = device.0, recovered, "serving");
+    tracing::info!(
+        volume = descriptor.volume,
+        device = device.0,
+        recovered,
+        "serving"
+    );
     attend(&mut control, device, features, &stop_requests, engine)?;
     let _ = std::fs::remove_file(&options.socket);
     Ok(())
@@ -137,19 +150,28 @@ impl EngineThread {
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || run_engine(parts, inbox, &device_receiver, &event))?;
-        let new = Self { device, events, thread };
+        let new = Self {
+            device,
+            events,
+            thread,
+        };
         new.next_event()?;
         Ok(new)
     }
 
     /// Hands the device over; returns when all tags are the driver's.
     fn take_device(&mut self, device: File) -> anyhow::Result<()> {
-        self.device.send(device).map_err(|_| anyhow!("the engine has ended"))?;
+        self.device
+            .send(device)
+            .map_err(|_| anyhow!("the engine has ended"))?;
         self.next_event()
     }
 
     fn next_event(&self) -> anyhow::Result<()> {
-        Ok(self.events.recv().map_err(|_| anyhow!("the engine has ended"))??)
+        Ok(self
+            .events
+            .recv()
+            .map_err(|_| anyhow!("the engine has ended"))??)
     }
 }
 
@@ -186,7 +208,10 @@ fn attend(
             let outcome = stopped.as_ref().map(|()| ()).map_err(ToString::to_string);
             if stopped.is_ok() {
                 engine.next_event()?;
-                engine.thread.join().map_err(|_| anyhow!("the engine panicked"))?;
+                engine
+                    .thread
+                    .join()
+                    .map_err(|_| anyhow!("the engine panicked"))?;
                 control.del_dev(device, CONTROL_LIMIT)?;
                 let _ = reply.send(outcome);
                 // The connection has to write its answer before the process ends.
@@ -204,7 +229,11 @@ fn attend(
     }
 }
 
-fn stop(control: &mut Control, device: DeviceId, features: Features) -> Result<(), ublk::ControlError> {
+fn stop(
+    control: &mut Control,
+    device: DeviceId,
+    features: Features,
+) -> Result<(), ublk::ControlError> {
     if features.contains(Features::SAFE_STOP_DEV) {
         control.try_stop_dev(device, CONTROL_LIMIT)
     } else {
@@ -299,7 +328,10 @@ fn check_device(info: &DevInfo, shape: Shape) -> anyhow::Result<()> {
     }
     let needed = Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE;
     if !info.features.contains(needed) {
-        bail!("the driver dropped features that a volume needs: it has {}", info.features);
+        bail!(
+            "the driver dropped features that a volume needs: it has {}",
+            info.features
+        );
     }
     Ok(())
 }
@@ -316,7 +348,11 @@ fn shape(options: &Options, features: Features, predecessor: Option<&DevInfo>) -
     let cpus = std::thread::available_parallelism().map_or(1, |count| count.get() as u16);
     let is_old = !features.contains(Features::QUIESCE);
     Shape {
-        queues: if is_old { 1 } else { options.queues.clamp(1, cpus) },
+        queues: if is_old {
+            1
+        } else {
+            options.queues.clamp(1, cpus)
+        },
         queue_depth: options.queue_depth,
         request_bytes_max: REQUEST_BYTES_MAX,
     }
@@ -342,16 +378,30 @@ fn device_params(descriptor: &Descriptor, leg: Option<&OpenLeg>) -> DeviceParams
     let luns = leg.map_or(&[][..], |leg| &leg.luns);
     let logical = descriptor.logical_block_bytes;
     let physical = descriptor.physical_block_bytes.max(logical);
-    let optimal = luns.iter().map(|lun| lun.optimal_io_bytes).max().unwrap_or(0);
-    let granularity = luns.iter().map(|lun| lun.discard_granularity_bytes).max().unwrap_or(0);
+    let optimal = luns
+        .iter()
+        .map(|lun| lun.optimal_io_bytes)
+        .max()
+        .unwrap_or(0);
+    let granularity = luns
+        .iter()
+        .map(|lun| lun.discard_granularity_bytes)
+        .max()
+        .unwrap_or(0);
     let is_file = |lun: &lun::Lun| lun.device_number.is_none();
-    let discards = luns.iter().any(|lun| lun.discard_max_bytes > 0 || is_file(lun));
+    let discards = luns
+        .iter()
+        .any(|lun| lun.discard_max_bytes > 0 || is_file(lun));
     DeviceParams {
         size_bytes: descriptor.size_bytes,
         logical_block_bytes: logical,
         physical_block_bytes: physical,
         io_min_bytes: physical,
-        io_opt_bytes: if optimal.is_power_of_two() { optimal.max(physical) } else { physical },
+        io_opt_bytes: if optimal.is_power_of_two() {
+            optimal.max(physical)
+        } else {
+            physical
+        },
         request_bytes_max: REQUEST_BYTES_MAX,
         read_only: false,
         rotational: luns.iter().any(|lun| lun.rotational),
@@ -371,9 +421,11 @@ fn device_params(descriptor: &Descriptor, leg: Option<&OpenLeg>) -> DeviceParams
 
 /// The mark on the kernel's device by which a later process knows it: FNV-1a of the volume's UUID.
 fn device_tag(volume_id: &[u8; 16]) -> u64 {
-    let hash = volume_id.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = volume_id
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
     hash.max(1)
 }
 
@@ -385,7 +437,8 @@ fn protect_process() {
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         failed("set oom_score_adj", &error);
     }
-    let everything = nix::sys::mman::MlockAllFlags::MCL_CURRENT | nix::sys::mman::MlockAllFlags::MCL_FUTURE;
+    let everything =
+        nix::sys::mman::MlockAllFlags::MCL_CURRENT | nix::sys::mman::MlockAllFlags::MCL_FUTURE;
     if let Err(error) = nix::sys::mman::mlockall(everything) {
         failed("lock the process's memory", &error);
     }

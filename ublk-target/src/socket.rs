@@ -90,17 +90,19 @@ impl Server {
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         let server = Arc::clone(self);
-        std::thread::Builder::new().name("accept".to_owned()).spawn(move || {
-            for stream in listener.incoming() {
-                match stream {
-                    Ok(stream) => server.accept(stream),
-                    Err(error) => {
-                        tracing::warn!(%error, "a connection could not be accepted");
-                        std::thread::sleep(Duration::from_millis(100));
+        std::thread::Builder::new()
+            .name("accept".to_owned())
+            .spawn(move || {
+                for stream in listener.incoming() {
+                    match stream {
+                        Ok(stream) => server.accept(stream),
+                        Err(error) => {
+                            tracing::warn!(%error, "a connection could not be accepted");
+                            std::thread::sleep(Duration::from_millis(100));
+                        }
                     }
                 }
-            }
-        })?;
+            })?;
         Ok(())
     }
 
@@ -110,15 +112,17 @@ impl Server {
             return;
         }
         let server = Arc::clone(self);
-        let spawned = std::thread::Builder::new().name("connection".to_owned()).spawn(move || {
-            let id = CopierId(server.last_connection.fetch_add(1, Ordering::Relaxed));
-            match server.converse(stream, id) {
-                Ok(()) | Err(FrameError::Closed) => {}
-                Err(error) => tracing::warn!(%error, "a connection ended"),
-            }
-            server.inbox.send(Command::ConnectionClosed(id));
-            server.connections.fetch_sub(1, Ordering::Relaxed);
-        });
+        let spawned = std::thread::Builder::new()
+            .name("connection".to_owned())
+            .spawn(move || {
+                let id = CopierId(server.last_connection.fetch_add(1, Ordering::Relaxed));
+                match server.converse(stream, id) {
+                    Ok(()) | Err(FrameError::Closed) => {}
+                    Err(error) => tracing::warn!(%error, "a connection ended"),
+                }
+                server.inbox.send(Command::ConnectionClosed(id));
+                server.connections.fetch_sub(1, Ordering::Relaxed);
+            });
         if spawned.is_err() {
             self.connections.fetch_sub(1, Ordering::Relaxed);
         }
@@ -162,15 +166,20 @@ impl Server {
         let gone = || refused(Refusal::Failed, "the volume is ending");
         let ask = match request {
             Request::Status => {
-                return self.inbox.snapshot().map_or_else(gone, |snapshot| self.status(snapshot));
+                return self
+                    .inbox
+                    .snapshot()
+                    .map_or_else(gone, |snapshot| self.status(snapshot));
             }
             Request::Stop => return self.stop(),
-            Request::AddMirror { epoch, target, deadline_ms } => {
-                match self.open_mirror(epoch, target, deadline_ms) {
-                    Ok(ask) => ask,
-                    Err(response) => return *response,
-                }
-            }
+            Request::AddMirror {
+                epoch,
+                target,
+                deadline_ms,
+            } => match self.open_mirror(epoch, target, deadline_ms) {
+                Ok(ask) => ask,
+                Err(response) => return *response,
+            },
             Request::OpenCopier => match self.may_copy() {
                 Ok(()) => Ask::OpenCopier(id),
                 Err(response) => return *response,
@@ -179,12 +188,34 @@ impl Server {
                 let cause = format!("a claim is for 1 to {CLAIM_REGIONS_MAX} regions");
                 return refused(Refusal::Malformed, cause);
             }
-            Request::Claim { regions_max } => Ask::Claim { copier: id, regions_max: regions_max as usize },
-            Request::Report { epoch, copied, failed, error } => {
+            Request::Claim { regions_max } => Ask::Claim {
+                copier: id,
+                regions_max: regions_max as usize,
+            },
+            Request::Report {
+                epoch,
+                copied,
+                failed,
+                error,
+            } => {
                 let mirror_failed = self.is_mirror_error(error.map(|error| error.side));
-                Ask::Report { copier: id, epoch, copied, failed, mirror_failed }
+                Ask::Report {
+                    copier: id,
+                    epoch,
+                    copied,
+                    failed,
+                    mirror_failed,
+                }
             }
-            Request::SetRoute { epoch, route, deadline_ms } => Ask::SetRoute { epoch, route, deadline_ms },
+            Request::SetRoute {
+                epoch,
+                route,
+                deadline_ms,
+            } => Ask::SetRoute {
+                epoch,
+                route,
+                deadline_ms,
+            },
             Request::Suspend { deadline_ms } => Ask::Suspend { deadline_ms },
             Request::Resume => Ask::Resume,
             Request::RetryMirror { epoch } => Ask::RetryMirror { epoch },
@@ -198,12 +229,21 @@ impl Server {
     }
 
     fn status(&self, snapshot: Snapshot) -> Response {
-        let Snapshot { descriptor, record, counters, .. } = &snapshot;
+        let Snapshot {
+            descriptor,
+            record,
+            counters,
+            ..
+        } = &snapshot;
         let problem = |what: &str, error: migration_core::volume::Errno| {
             format!("{what}: {}", io::Error::from_raw_os_error(error.0))
         };
-        let mirror = snapshot.mirror_fault.map(|error| problem("the mirror leg failed", error));
-        let map = snapshot.map_fault.map(|error| problem("the map file cannot be written", error));
+        let mirror = snapshot
+            .mirror_fault
+            .map(|error| problem("the mirror leg failed", error));
+        let map = snapshot
+            .map_fault
+            .map(|error| problem("the map file cannot be written", error));
         Response::Status(Box::new(Status {
             volume: descriptor.volume.clone(),
             volume_id: descriptor.volume_id.clone(),
@@ -263,9 +303,15 @@ impl Server {
         let descriptor = descriptor_with(&snapshot, target).map_err(bad)?;
         let bytes = serde_json::to_vec(&descriptor).map_err(|error| bad(error.to_string()))?;
         if bytes.len() > migration_core::map::DESCRIPTOR_BYTES_MAX {
-            return Err(bad(format!("the legs need a descriptor of {} bytes", bytes.len())));
+            return Err(bad(format!(
+                "the legs need a descriptor of {} bytes",
+                bytes.len()
+            )));
         }
-        let leg = descriptor.target.as_ref().ok_or_else(|| bad("no target leg".to_owned()))?;
+        let leg = descriptor
+            .target
+            .as_ref()
+            .ok_or_else(|| bad("no target leg".to_owned()))?;
         let leg = OpenLeg::open(leg, LEG_BUSY_LIMIT).map_err(|error| bad(error.to_string()))?;
         check_mirror(&snapshot, &leg).map_err(bad)?;
         Ok(Ask::AddMirror {
@@ -281,7 +327,10 @@ impl Server {
     fn may_copy(&self) -> Result<(), Box<Response>> {
         let snapshot = self.inbox.snapshot();
         let Some(mirror) = snapshot.and_then(|snapshot| snapshot.mirror) else {
-            return Err(Box::new(refused(Refusal::WrongRoute, "the volume has no mirror leg")));
+            return Err(Box::new(refused(
+                Refusal::WrongRoute,
+                "the volume has no mirror leg",
+            )));
         };
         match mirror.is_free_of_copiers() {
             Ok(true) => Ok(()),
@@ -294,7 +343,10 @@ impl Server {
     }
 
     fn is_mirror_error(&self, side: Option<migration_proto::route::Side>) -> bool {
-        let mirror = self.inbox.snapshot().and_then(|snapshot| snapshot.record.route.mirror());
+        let mirror = self
+            .inbox
+            .snapshot()
+            .and_then(|snapshot| snapshot.record.route.mirror());
         side.is_some_and(|side| Some(side.into()) == mirror)
     }
 }
@@ -372,8 +424,16 @@ fn check_mirror(snapshot: &Snapshot, leg: &OpenLeg) -> Result<(), String> {
                 lun.path.display()
             ));
         }
-        if snapshot.authoritative.luns.iter().any(|other| other.is_same_lun(lun)) {
-            return Err(format!("{} is the leg in use under another name", lun.path.display()));
+        if snapshot
+            .authoritative
+            .luns
+            .iter()
+            .any(|other| other.is_same_lun(lun))
+        {
+            return Err(format!(
+                "{} is the leg in use under another name",
+                lun.path.display()
+            ));
         }
     }
     Ok(())

@@ -260,7 +260,9 @@ impl Volume {
         }
         match (&self.regions, next) {
             (None, _) => Ok(()),
-            (Some(_), Route::Single(_)) if self.claims_copier() => Err(ChangeError::CopierConnected),
+            (Some(_), Route::Single(_)) if self.claims_copier() => {
+                Err(ChangeError::CopierConnected)
+            }
             (Some(_), Route::Single(_)) => Ok(()),
             (Some(_), Route::Mirrored { .. }) => self.may_exchange_roles(),
         }
@@ -480,7 +482,8 @@ impl Volume {
     }
 
     pub(super) fn check_deadlines(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        if matches!(&self.change, Some(change) if change.step != Step::Role && change.deadline <= now) {
+        if matches!(&self.change, Some(change) if change.step != Step::Role && change.deadline <= now)
+        {
             self.fail_change(now, ChangeError::Deadline, effects);
         }
         if matches!(&self.gate.suspension, Some(suspension) if suspension.deadline <= now) {

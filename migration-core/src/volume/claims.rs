@@ -182,7 +182,10 @@ impl Volume {
     fn release(&mut self, region: RegionIndex, copied: bool) {
         let (Some(regions), Some(index)) = (
             &mut self.regions,
-            self.claims.claimed.iter().position(|other| *other == region),
+            self.claims
+                .claimed
+                .iter()
+                .position(|other| *other == region),
         ) else {
             return;
         };
@@ -252,9 +255,10 @@ impl Volume {
         let wanted = regions_max.min(room);
         let mut granted = Vec::new();
         let mut index = 0;
-        while let (Some(region), true) =
-            (self.claims.reserved.get(index).copied(), granted.len() < wanted)
-        {
+        while let (Some(region), true) = (
+            self.claims.reserved.get(index).copied(),
+            granted.len() < wanted,
+        ) {
             if self.is_written(region) {
                 index += 1;
             } else {

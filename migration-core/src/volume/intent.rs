@@ -222,7 +222,8 @@ impl Intent {
     /// Chooses what a sweep may clear: covered, clean, not written lately. Says whether there is any.
     fn choose_swept(&mut self, not_clean: &Bits, busy: impl Iterator<Item = RegionIndex>) -> bool {
         for word in 0..self.cover.words().len() {
-            let kept = not_clean.words().get(word).copied().unwrap_or(0) | self.recent.words()[word];
+            let kept =
+                not_clean.words().get(word).copied().unwrap_or(0) | self.recent.words()[word];
             self.swept.set_word(word, self.cover.words()[word] & !kept);
         }
         self.recent.clear();
@@ -244,14 +245,17 @@ impl Intent {
             }
             let sector = RegionIndex(word / SECTOR_WORDS);
             if self.dirty.words()[word] & cleared != 0 {
-                self.dirty.set_word(word, self.dirty.words()[word] & !cleared);
+                self.dirty
+                    .set_word(word, self.dirty.words()[word] & !cleared);
                 self.stale_dirty_sectors.insert(sector);
             }
             if self.intent.words()[word] & cleared != 0 {
-                self.intent.set_word(word, self.intent.words()[word] & !cleared);
+                self.intent
+                    .set_word(word, self.intent.words()[word] & !cleared);
                 self.stale_intent_sectors.insert(sector);
             }
-            self.cover.set_word(word, self.cover.words()[word] & !cleared);
+            self.cover
+                .set_word(word, self.cover.words()[word] & !cleared);
         }
         self.swept.clear();
     }
@@ -356,7 +360,10 @@ impl Volume {
         }
         *waited_for = None;
         sweep.abandoned |= result.is_err();
-        let (ended, abandoned) = (sweep.source.is_none() && sweep.target.is_none(), sweep.abandoned);
+        let (ended, abandoned) = (
+            sweep.source.is_none() && sweep.target.is_none(),
+            sweep.abandoned,
+        );
         if !ended {
             return;
         }

@@ -211,7 +211,10 @@ impl Slot {
         stage: Stage::Free,
         request: Request {
             op: Op::Flush,
-            range: Range { start: 0, length: 0 },
+            range: Range {
+                start: 0,
+                length: 0,
+            },
         },
         legs_pending: 0,
         mirrored: false,
@@ -388,11 +391,17 @@ impl Volume {
                 assert!(self.intent.is_covered(region), "invariant 3: {region:?}");
             }
         }
-        let started = self.slots.iter().filter(|slot| slot.stage == Stage::Started);
+        let started = self
+            .slots
+            .iter()
+            .filter(|slot| slot.stage == Stage::Started);
         assert_eq!(started.count(), self.started);
         if let Some(regions) = &self.regions {
             for region in regions.not_clean().iter() {
-                assert!(self.intent.is_covered(region), "invariant 3: dirty {region:?}");
+                assert!(
+                    self.intent.is_covered(region),
+                    "invariant 3: dirty {region:?}"
+                );
             }
         }
     }

@@ -67,7 +67,10 @@ impl Volume {
             }
             // A discard may do nothing, and nothing is the one result that both legs share.
             Op::Discard if mirrored_route => {
-                effects.push(Effect::Answer { tag, result: Ok(()) });
+                effects.push(Effect::Answer {
+                    tag,
+                    result: Ok(()),
+                });
                 *self.slot(tag) = Slot::FREE;
             }
             Op::Read | Op::Write { .. } | Op::Flush | Op::Discard => {

@@ -40,7 +40,10 @@ struct Cell {
 
 impl Cell {
     fn new(value: Value) -> Self {
-        Self { versions: vec![value], durable: 0 }
+        Self {
+            versions: vec![value],
+            durable: 0,
+        }
     }
 
     fn now(&self) -> Value {
@@ -52,10 +55,21 @@ type Lun = Vec<Cell>;
 
 #[derive(Clone, Debug)]
 enum Io {
-    Leg { tag: Tag, side: Side, op: Op },
-    FlushLeg { side: Side, flush: FlushId, versions: Vec<usize> },
+    Leg {
+        tag: Tag,
+        side: Side,
+        op: Op,
+    },
+    FlushLeg {
+        side: Side,
+        flush: FlushId,
+        versions: Vec<usize>,
+    },
     Map(Vec<(BitmapSector, Vec<u64>)>),
-    Role { record: RoleRecord, slot: usize },
+    Role {
+        record: RoleRecord,
+        slot: usize,
+    },
     Descriptor,
 }
 
@@ -183,7 +197,10 @@ impl World {
 
     /// The values of writes that are not answered yet.
     fn in_flight(&self, block: usize) -> Vec<Value> {
-        let writes = self.open.values().filter(|open| matches!(open.request.op, Op::Write { .. }));
+        let writes = self
+            .open
+            .values()
+            .filter(|open| matches!(open.request.op, Op::Write { .. }));
         writes
             .filter(|open| Self::blocks(open.request.range).contains(&block))
             .map(|open| open.value)
@@ -193,19 +210,33 @@ impl World {
     // ---- the application -------------------------------------------------------------------
 
     fn new_request(&mut self) {
-        let Some(tag) = (0..TAGS as u16).map(Tag).find(|tag| !self.open.contains_key(tag)) else {
+        let Some(tag) = (0..TAGS as u16)
+            .map(Tag)
+            .find(|tag| !self.open.contains_key(tag))
+        else {
             return;
         };
         let first = self.random.below(BLOCKS);
         let count = 1 + self.random.below(2.min(BLOCKS - first));
-        let range = Range { start: first as u64 * BLOCK, length: count as u64 * BLOCK };
+        let range = Range {
+            start: first as u64 * BLOCK,
+            length: count as u64 * BLOCK,
+        };
         let op = match self.random.below(8) {
             0 | 1 => Op::Read,
             2 => Op::Flush,
-            3 => Op::Write { force_unit_access: true },
-            _ => Op::Write { force_unit_access: false },
+            3 => Op::Write {
+                force_unit_access: true,
+            },
+            _ => Op::Write {
+                force_unit_access: false,
+            },
         };
-        let range = if op == Op::Flush { Range::default() } else { range };
+        let range = if op == Op::Flush {
+            Range::default()
+        } else {
+            range
+        };
         let value = self.next_value;
         self.next_value += 1;
         let allowed = (0..BLOCKS)
@@ -234,12 +265,20 @@ impl World {
 
     fn issue(&mut self, tag: Tag) {
         let request = self.open[&tag].request;
-        self.volume.request(self.now, tag, request, &mut self.effects);
+        self.volume
+            .request(self.now, tag, request, &mut self.effects);
     }
 
     fn answered(&mut self, tag: Tag, result: IoResult) {
-        let done = self.open.remove(&tag).expect("an answer to an open request");
-        assert_eq!(result, Ok(()), "the authoritative leg never fails in this world");
+        let done = self
+            .open
+            .remove(&tag)
+            .expect("an answer to an open request");
+        assert_eq!(
+            result,
+            Ok(()),
+            "the authoritative leg never fails in this world"
+        );
         let others: Vec<Tag> = self.open.keys().copied().collect();
         match done.request.op {
             Op::Write { force_unit_access } => {
@@ -285,7 +324,10 @@ impl World {
         match effect {
             Effect::Leg { tag, side, op } => {
                 let lun = self.lun_of(side);
-                let versions = self.luns[lun].iter().map(|cell| cell.versions.len() - 1).collect();
+                let versions = self.luns[lun]
+                    .iter()
+                    .map(|cell| cell.versions.len() - 1)
+                    .collect();
                 if side == self.volume.record().route.authoritative() {
                     self.open.get_mut(&tag).unwrap().versions = versions;
                 }
@@ -294,8 +336,15 @@ impl World {
             Effect::Answer { tag, result } => self.answered(tag, result),
             Effect::FlushLeg { side, flush } => {
                 let lun = self.lun_of(side);
-                let versions = self.luns[lun].iter().map(|cell| cell.versions.len() - 1).collect();
-                self.pending.push(Io::FlushLeg { side, flush, versions });
+                let versions = self.luns[lun]
+                    .iter()
+                    .map(|cell| cell.versions.len() - 1)
+                    .collect();
+                self.pending.push(Io::FlushLeg {
+                    side,
+                    flush,
+                    versions,
+                });
             }
             Effect::WriteMap => {
                 let batch = self.volume.map_batch().to_vec();
@@ -329,7 +378,9 @@ impl World {
                 if let Some(copier) = self.copier.as_mut().filter(|c| c.claim == Some(call)) {
                     copier.claim = None;
                     copier.epoch = self.volume.record().epoch;
-                    copier.regions.extend(regions.into_iter().map(|region| (region, Copy::Claimed)));
+                    copier
+                        .regions
+                        .extend(regions.into_iter().map(|region| (region, Copy::Claimed)));
                 }
             }
             Reply::ClaimRefused(_) => {
@@ -380,7 +431,11 @@ impl World {
                 for block in Self::blocks(open.request.range) {
                     let value = self.luns[lun][block].now();
                     let allowed = open.allowed[block].contains(&value) || value > open.begun;
-                    assert!(allowed, "block {block} read {value}, allowed {:?}", open.allowed[block]);
+                    assert!(
+                        allowed,
+                        "block {block} read {value}, allowed {:?}",
+                        open.allowed[block]
+                    );
                 }
             }
             Op::Flush => self.make_durable(lun, &open.versions),
@@ -431,7 +486,13 @@ impl World {
                 let id = CopierId(self.next_call);
                 if let Ok(epoch) = self.volume.open_copier(id) {
                     let from = self.lun_of(self.volume.record().route.authoritative());
-                    self.copier = Some(Copier { id, epoch, from, claim: None, regions: Vec::new() });
+                    self.copier = Some(Copier {
+                        id,
+                        epoch,
+                        from,
+                        claim: None,
+                        regions: Vec::new(),
+                    });
                 }
             }
             return;
@@ -451,7 +512,10 @@ impl World {
         let first = region.0 * 2;
         match data {
             Copy::Claimed => {
-                let values = [self.luns[from][first].now(), self.luns[from][first + 1].now()];
+                let values = [
+                    self.luns[from][first].now(),
+                    self.luns[from][first + 1].now(),
+                ];
                 self.copier.as_mut().unwrap().regions[index].1 = Copy::Read(values);
             }
             Copy::Read(values) => {
@@ -461,7 +525,8 @@ impl World {
             Copy::Written => {
                 self.copier.as_mut().unwrap().regions.swap_remove(index);
                 let reported =
-                    self.volume.report(id, epoch, &[region], &[], None, &mut self.effects);
+                    self.volume
+                        .report(id, epoch, &[region], &[], None, &mut self.effects);
                 assert_eq!(reported, Ok(()));
                 self.note("regions copied");
             }
@@ -508,19 +573,24 @@ impl World {
                 }
                 let current = self.lun_of(side);
                 self.source_lun[usize::from(1 - record.descriptor_slot)] = current;
-                Target::AddMirror(NewMirror { descriptor_bytes: 0, descriptor_crc: 0 })
+                Target::AddMirror(NewMirror {
+                    descriptor_bytes: 0,
+                    descriptor_crc: 0,
+                })
             }
             Route::Mirrored { authoritative } if self.random.one_in(6) => {
                 self.kill_copier();
                 Target::Route(Route::Single(authoritative))
             }
-            Route::Mirrored { authoritative } => {
-                Target::Route(Route::Mirrored { authoritative: authoritative.other() })
-            }
+            Route::Mirrored { authoritative } => Target::Route(Route::Mirrored {
+                authoritative: authoritative.other(),
+            }),
         };
         let call = self.call();
         let effects = &mut self.effects;
-        let begun = self.volume.change_route(self.now, call, record.epoch, target, HOLD, effects);
+        let begun = self
+            .volume
+            .change_route(self.now, call, record.epoch, target, HOLD, effects);
         if begun.is_ok() {
             self.changes.insert(call, target);
         }
@@ -555,7 +625,11 @@ impl World {
         let words = |area| -> Vec<u64> {
             let sector = BitmapSector { area, index: 0 };
             let none = vec![0; map::SECTOR_WORDS];
-            if mirrored { self.bitmaps.get(&sector).cloned().unwrap_or(none) } else { Vec::new() }
+            if mirrored {
+                self.bitmaps.get(&sector).cloned().unwrap_or(none)
+            } else {
+                Vec::new()
+            }
         };
         let (dirty, intent) = (words(map::Area::Dirty), words(map::Area::Intent));
         let config = Config { tags: TAGS };
@@ -586,7 +660,10 @@ impl World {
         for block in 0..BLOCKS {
             let value = self.luns[authoritative][block].now();
             let survivors = &self.survivors[block];
-            assert!(survivors.contains(&value), "block {block}: {value} of {survivors:?}");
+            assert!(
+                survivors.contains(&value),
+                "block {block}: {value} of {survivors:?}"
+            );
             self.possible[block] = BTreeSet::from([value]);
             self.survivors[block] = BTreeSet::from([value]);
         }
@@ -649,7 +726,9 @@ impl World {
             95 => {
                 let call = self.call();
                 let deadline = self.now.plus(HOLD);
-                let _ = self.volume.suspend(self.now, call, deadline, &mut self.effects);
+                let _ = self
+                    .volume
+                    .suspend(self.now, call, deadline, &mut self.effects);
             }
             96 => {
                 self.volume.resume(self.now, &mut self.effects);
@@ -674,12 +753,19 @@ impl World {
             self.land_ghost();
             self.step_copier();
             self.perform();
-            let clean = self.volume.regions().is_none_or(|regions| regions.dirty_regions() == 0);
+            let clean = self
+                .volume
+                .regions()
+                .is_none_or(|regions| regions.dirty_regions() == 0);
             if clean && self.open.is_empty() && self.pending.is_empty() && self.changes.is_empty() {
                 break;
             }
         }
-        assert!(self.open.is_empty(), "requests wait for ever: {:?}", self.open);
+        assert!(
+            self.open.is_empty(),
+            "requests wait for ever: {:?}",
+            self.open
+        );
         if let Some(regions) = self.volume.regions() {
             assert_eq!(
                 regions.dirty_regions(),
@@ -720,7 +806,10 @@ fn no_order_of_events_loses_a_write_or_leaves_the_legs_different() {
         "power losses",
         "suspensions",
     ] {
-        assert!(counts.get(what).copied().unwrap_or(0) > seeds / 4, "too few {what}: {counts:?}");
+        assert!(
+            counts.get(what).copied().unwrap_or(0) > seeds / 4,
+            "too few {what}: {counts:?}"
+        );
     }
 }
 
@@ -735,7 +824,9 @@ fn in_sync(marked: &[usize]) -> Volume {
 fn with_dirty(word: u64, marked: &[usize]) -> Volume {
     let record = RoleRecord {
         epoch: Epoch(2),
-        route: Route::Mirrored { authoritative: Side::Source },
+        route: Route::Mirrored {
+            authoritative: Side::Source,
+        },
         ..World::new(1).slots[0]
     };
     let none = vec![0; map::SECTOR_WORDS];
@@ -766,8 +857,13 @@ fn flushes(effects: &[Effect]) -> Vec<(Side, FlushId)> {
 fn a_region_with_a_write_in_flight_keeps_its_mark() {
     let mut volume = in_sync(&[0]);
     let mut effects = Vec::new();
-    let range = Range { start: 0, length: BLOCK };
-    let op = Op::Write { force_unit_access: false };
+    let range = Range {
+        start: 0,
+        length: BLOCK,
+    };
+    let op = Op::Write {
+        force_unit_access: false,
+    };
     volume.request(Time(1), Tag(0), Request { op, range }, &mut effects);
     for sweep in 1..=3 {
         effects.clear();
@@ -784,8 +880,12 @@ fn switch_during_a_sweep(volume: &mut Volume) -> Vec<(Side, FlushId)> {
     assert_eq!(sweep.len(), 2);
     effects.clear();
     let now = Time(SWEEP_NANOSECONDS + 1);
-    let target = Target::Route(Route::Mirrored { authoritative: Side::Target });
-    volume.change_route(now, Call(1), Epoch(2), target, HOLD, &mut effects).unwrap();
+    let target = Target::Route(Route::Mirrored {
+        authoritative: Side::Target,
+    });
+    volume
+        .change_route(now, Call(1), Epoch(2), target, HOLD, &mut effects)
+        .unwrap();
     for (side, flush) in flushes(&effects) {
         effects.clear();
         volume.leg_flushed(now, side, flush, Ok(()), &mut effects);
@@ -803,7 +903,13 @@ fn a_switch_waits_for_a_sweep_and_fails_if_that_could_not_flush_the_mirror() {
     volume.leg_flushed(now, sweep[0].0, sweep[0].1, Ok(()), &mut effects);
     volume.leg_flushed(now, sweep[1].0, sweep[1].1, Err(Errno(5)), &mut effects);
     let reply = Reply::ChangeFailed(ChangeError::MirrorFailed);
-    assert!(effects.contains(&Effect::Reply { call: Call(1), reply }), "{effects:?}");
+    assert!(
+        effects.contains(&Effect::Reply {
+            call: Call(1),
+            reply
+        }),
+        "{effects:?}"
+    );
     assert_eq!(volume.record().epoch, Epoch(2));
 }
 
@@ -814,16 +920,34 @@ fn a_copy_does_not_count_if_the_mirror_could_not_be_flushed_meanwhile() {
     let epoch = volume.open_copier(copier).unwrap();
     volume.claim(copier, Call(1), 1, &mut effects);
     let reply = Reply::Claimed(vec![RegionIndex(1)]);
-    assert_eq!(effects, [Effect::Reply { call: Call(1), reply }]);
+    assert_eq!(
+        effects,
+        [Effect::Reply {
+            call: Call(1),
+            reply
+        }]
+    );
     effects.clear();
     volume.tick(Time(SWEEP_NANOSECONDS), &mut effects);
     for (side, flush) in flushes(&core::mem::take(&mut effects)) {
-        let result = if side == Side::Target { Err(Errno(5)) } else { Ok(()) };
+        let result = if side == Side::Target {
+            Err(Errno(5))
+        } else {
+            Ok(())
+        };
         volume.leg_flushed(Time(SWEEP_NANOSECONDS), side, flush, result, &mut effects);
     }
     let copied = [RegionIndex(1)];
-    volume.report(copier, epoch, &copied, &[], None, &mut effects).unwrap();
-    let dirty: Vec<usize> = volume.regions().unwrap().not_clean().iter().map(|r| r.0).collect();
+    volume
+        .report(copier, epoch, &copied, &[], None, &mut effects)
+        .unwrap();
+    let dirty: Vec<usize> = volume
+        .regions()
+        .unwrap()
+        .not_clean()
+        .iter()
+        .map(|r| r.0)
+        .collect();
     assert_eq!(dirty, [0, 1]);
 }
 
@@ -833,8 +957,12 @@ fn a_copier_that_is_connected_through_a_switch_has_to_present_itself_again() {
     let copier = CopierId(7);
     volume.open_copier(copier).unwrap();
     let mut effects = Vec::new();
-    let target = Target::Route(Route::Mirrored { authoritative: Side::Target });
-    volume.change_route(Time(1), Call(1), Epoch(2), target, HOLD, &mut effects).unwrap();
+    let target = Target::Route(Route::Mirrored {
+        authoritative: Side::Target,
+    });
+    volume
+        .change_route(Time(1), Call(1), Epoch(2), target, HOLD, &mut effects)
+        .unwrap();
     for _ in 0..2 {
         for (side, flush) in flushes(&core::mem::take(&mut effects)) {
             volume.leg_flushed(Time(1), side, flush, Ok(()), &mut effects);
@@ -848,5 +976,11 @@ fn a_copier_that_is_connected_through_a_switch_has_to_present_itself_again() {
     effects.clear();
     volume.claim(copier, Call(2), 1, &mut effects);
     let reply = Reply::ClaimRefused(ClaimError::NotCopier);
-    assert_eq!(effects, [Effect::Reply { call: Call(2), reply }]);
+    assert_eq!(
+        effects,
+        [Effect::Reply {
+            call: Call(2),
+            reply
+        }]
+    );
 }

@@ -192,5 +192,8 @@ impl Inbox {
 /// A refusal in words.
 #[must_use]
 pub fn refused(reason: Refusal, cause: impl Into<String>) -> Response {
-    Response::Refused { reason, cause: cause.into() }
+    Response::Refused {
+        reason,
+        cause: cause.into(),
+    }
 }

@@ -9,9 +9,9 @@ use migration_core::{
 };
 
 use super::{
-    Engine, EngineError, LegFiles, LegFlush, side_index,
-    replies,
+    Engine, EngineError, LegFiles, LegFlush, replies,
     ring::{DEVICE_FILE, MAP_FILE, Token},
+    side_index,
     transfer::{self, Next, Transfer},
 };
 use crate::ublk;
@@ -78,7 +78,9 @@ impl Engine {
     }
 
     fn flush_leg(&mut self, side: Side, flush: FlushId) {
-        let files = self.legs[side_index(side)].as_ref().map_or(&[][..], |leg| &leg.files);
+        let files = self.legs[side_index(side)]
+            .as_ref()
+            .map_or(&[][..], |leg| &leg.files);
         self.flushes.push(LegFlush {
             side,
             flush,
@@ -90,7 +92,8 @@ impl Engine {
             return self.flush_completed(side, flush, Err(Errno(libc::ENXIO)));
         }
         for file in files {
-            self.ring.push(transfer::flush_entry(*file), Token::FlushLeg(side, flush));
+            self.ring
+                .push(transfer::flush_entry(*file), Token::FlushLeg(side, flush));
         }
     }
 
@@ -106,7 +109,9 @@ impl Engine {
             self.map_buffer[at..at + SECTOR_BYTES].copy_from_slice(&bytes);
             let offset = sector.offset(geometry);
             match writes[..count].last_mut() {
-                Some((_, length, start)) if *start + *length as u64 == offset => *length += SECTOR_BYTES,
+                Some((_, length, start)) if *start + *length as u64 == offset => {
+                    *length += SECTOR_BYTES
+                }
                 Some(_) | None => {
                     writes[count] = (at, SECTOR_BYTES, offset);
                     count += 1;
@@ -124,16 +129,23 @@ impl Engine {
         let Some(new) = &self.new_mirror else {
             let now = self.now();
             let result = Err(Errno(libc::EINVAL));
-            return self.volume.descriptor_written(now, result, &mut self.effects);
+            return self
+                .volume
+                .descriptor_written(now, result, &mut self.effects);
         };
-        let (data, length) = (new.descriptor_bytes.as_ptr(), new.descriptor_bytes.len() as u32);
+        let (data, length) = (
+            new.descriptor_bytes.as_ptr(),
+            new.descriptor_bytes.len() as u32,
+        );
         let offset = map::DESCRIPTOR_OFFSETS[usize::from(slot)];
         self.write_to_map(data, length, offset, Token::Descriptor(length));
     }
 
     /// The file is open with `O_DSYNC`: what is written is durable when it is done.
     fn write_to_map(&mut self, data: *const u8, length: u32, offset: u64, token: Token) {
-        let entry = opcode::Write::new(MAP_FILE, data, length).offset(offset).build();
+        let entry = opcode::Write::new(MAP_FILE, data, length)
+            .offset(offset)
+            .build();
         self.ring.push(entry, token);
     }
 
@@ -147,11 +159,14 @@ impl Engine {
             | Reply::ClaimRefused(_) => {}
         }
         let (record, dirty) = (self.volume.record(), self.dirty_bytes());
-        self.calls.answer(call, replies::response(&reply, record, dirty));
+        self.calls
+            .answer(call, replies::response(&reply, record, dirty));
     }
 
     fn dirty_bytes(&self) -> u64 {
-        self.volume.regions().map_or(0, |regions| regions.dirty_bytes())
+        self.volume
+            .regions()
+            .map_or(0, |regions| regions.dirty_bytes())
     }
 
     /// The legs follow the route. Nothing is in flight on them.
@@ -179,6 +194,8 @@ impl Engine {
             self.ring.unregister_lun(place);
         }
         // Closing a block device may wait for it, and this thread does not wait, unless there is no other.
-        let _ = std::thread::Builder::new().name("close".to_owned()).spawn(move || drop(leg.leg));
+        let _ = std::thread::Builder::new()
+            .name("close".to_owned())
+            .spawn(move || drop(leg.leg));
     }
 }

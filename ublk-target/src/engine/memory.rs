@@ -26,7 +26,11 @@ impl Buffers {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
         let base = unsafe { mman::mmap_anonymous(None, mapped_bytes, protection, flags) }?;
-        let buffers = Self { base: base.cast(), mapped_bytes, buffer_bytes };
+        let buffers = Self {
+            base: base.cast(),
+            mapped_bytes,
+            buffer_bytes,
+        };
         // A buffer that is not resident makes an old driver shorten or repeat requests.
         // SAFETY: the mapping was just made and lives as long as `buffers`.
         unsafe { mman::mlock(base, mapped_bytes.get()) }?;

@@ -99,7 +99,9 @@ pub enum EngineError {
         errno: nix::errno::Errno,
     },
     /// The role record could not be written, so that its contents are unknown.
-    #[error("the role record could not be written (error {0}): only reading it again can tell the route")]
+    #[error(
+        "the role record could not be written (error {0}): only reading it again can tell the route"
+    )]
     Role(i32),
     /// The device was given up before it was started.
     #[error("the device was not handed over")]
@@ -169,13 +171,19 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Setup`]
     pub fn prepare(parts: Parts, inbox: Arc<Inbox>) -> Result<Self, EngineError> {
-        let Parts { shape, map, source, target } = parts;
+        let Parts {
+            shape,
+            map,
+            source,
+            target,
+        } = parts;
         let tags = shape.tags();
         let buffers = Buffers::new(tags, shape.request_bytes_max as usize)
             .map_err(setup("allocate the request buffers"))?;
         let mut ring = Ring::new(tags, buffers.whole()).map_err(setup("set up io_uring"))?;
         let in_ring = setup("register a file with io_uring");
-        ring.register(MAP_FILE, map.file.as_raw_fd()).map_err(&in_ring)?;
+        ring.register(MAP_FILE, map.file.as_raw_fd())
+            .map_err(&in_ring)?;
         let mut legs = [None, None];
         for (place, leg) in legs.iter_mut().zip([source, target]) {
             *place = leg
@@ -236,7 +244,9 @@ impl Engine {
             let entry = ublk::io::fetch(DEVICE_FILE, self.io_slot(tag), 0);
             self.ring.push(entry, Token::Device(tag));
         }
-        self.ring.submit().map_err(setup("offer the tags to the driver"))
+        self.ring
+            .submit()
+            .map_err(setup("offer the tags to the driver"))
     }
 
     /// Serves until the device ends.
@@ -256,7 +266,10 @@ impl Engine {
                 self.perform_effects();
             }
             let now = self.now();
-            let due = self.volume.next_deadline().is_some_and(|deadline| deadline <= now);
+            let due = self
+                .volume
+                .next_deadline()
+                .is_some_and(|deadline| deadline <= now);
             if due || now >= next_tick {
                 self.volume.tick(now, &mut self.effects);
                 self.perform_effects();
@@ -274,7 +287,10 @@ impl Engine {
     }
 
     fn time_left(&self, next_tick: Time) -> Duration {
-        let next = self.volume.next_deadline().map_or(next_tick, |deadline| deadline.min(next_tick));
+        let next = self
+            .volume
+            .next_deadline()
+            .map_or(next_tick, |deadline| deadline.min(next_tick));
         Duration::from_nanos(next.since(self.now()))
     }
 
@@ -303,11 +319,13 @@ impl Engine {
             Token::Map(bytes) => self.map_completed(io_result(result, bytes)),
             Token::Role(slot) => {
                 let result = io_result(result, SECTOR_BYTES as u32);
-                self.volume.role_written(self.now(), slot, result, &mut self.effects);
+                self.volume
+                    .role_written(self.now(), slot, result, &mut self.effects);
             }
             Token::Descriptor(bytes) => {
                 let result = io_result(result, bytes);
-                self.volume.descriptor_written(self.now(), result, &mut self.effects);
+                self.volume
+                    .descriptor_written(self.now(), result, &mut self.effects);
             }
             Token::Wake => {
                 self.listen();
@@ -342,10 +360,15 @@ impl Engine {
     fn request(&mut self, tag: Tag) {
         let slot = self.io_slot(tag);
         let request = self.requests[usize::from(slot.queue)].get(slot.tag);
-        let (start, length) = (request.start_sector.saturating_mul(512), request.byte_count());
+        let (start, length) = (
+            request.start_sector.saturating_mul(512),
+            request.byte_count(),
+        );
         let op = match request.operation {
             IoOperation::Read => Op::Read,
-            IoOperation::Write => Op::Write { force_unit_access: request.is_fua() },
+            IoOperation::Write => Op::Write {
+                force_unit_access: request.is_fua(),
+            },
             IoOperation::Flush => Op::Flush,
             IoOperation::Discard => Op::Discard,
             IoOperation::WriteZeroes | IoOperation::Other(_) => {
@@ -358,11 +381,16 @@ impl Engine {
         if op != Op::Flush && (too_long || beyond) {
             return self.answer(tag, Err(Errno(libc::EIO)));
         }
-        let range = if op == Op::Flush { Range::default() } else { Range { start, length } };
+        let range = if op == Op::Flush {
+            Range::default()
+        } else {
+            Range { start, length }
+        };
         let transfer = &mut self.transfers[usize::from(tag.0)];
         *transfer = [Transfer::new(op, range); 2];
         let now = self.now();
-        self.volume.request(now, tag, Request { op, range }, &mut self.effects);
+        self.volume
+            .request(now, tag, Request { op, range }, &mut self.effects);
     }
 
     fn leg_completed(&mut self, tag: Tag, side: Side, result: i32) {
@@ -375,11 +403,16 @@ impl Engine {
 
     fn leg_done(&mut self, tag: Tag, side: Side, result: IoResult) {
         let now = self.now();
-        self.volume.leg_done(now, tag, side, result, &mut self.effects);
+        self.volume
+            .leg_done(now, tag, side, result, &mut self.effects);
     }
 
     fn flush_completed(&mut self, side: Side, flush: FlushId, result: IoResult) {
-        let Some(index) = self.flushes.iter().position(|f| f.flush == flush && f.side == side) else {
+        let Some(index) = self
+            .flushes
+            .iter()
+            .position(|f| f.flush == flush && f.side == side)
+        else {
             return;
         };
         let pending = &mut self.flushes[index];
@@ -388,7 +421,8 @@ impl Engine {
         if pending.files_pending == 0 {
             let done = self.flushes.swap_remove(index);
             let now = self.now();
-            self.volume.leg_flushed(now, side, flush, done.result, &mut self.effects);
+            self.volume
+                .leg_flushed(now, side, flush, done.result, &mut self.effects);
         }
     }
 
@@ -414,8 +448,9 @@ impl Engine {
             descriptor: Arc::clone(&self.descriptor),
             record,
             dirty_bytes: regions.map_or(0, |regions| regions.dirty_bytes()),
-            claimed_bytes: regions
-                .map_or(0, |regions| regions.claimed_regions() as u64 * geometry.region_bytes()),
+            claimed_bytes: regions.map_or(0, |regions| {
+                regions.claimed_regions() as u64 * geometry.region_bytes()
+            }),
             mirror_fault: self.volume.mirror_fault(),
             map_fault: self.volume.map_fault(),
             suspended: self.volume.is_suspended(),
@@ -439,7 +474,9 @@ fn register_leg(ring: &mut Ring, leg: Arc<OpenLeg>) -> io::Result<LegFiles> {
         match ring.register_lun(lun.fd.as_raw_fd()) {
             Ok(place) => files.push(place),
             Err(error) => {
-                files.into_iter().for_each(|place| ring.unregister_lun(place));
+                files
+                    .into_iter()
+                    .for_each(|place| ring.unregister_lun(place));
                 return Err(error);
             }
         }

@@ -62,7 +62,11 @@ impl Engine {
         let now = self.now();
         match ask {
             Ask::AddMirror { .. } => self.add_mirror(call, ask),
-            Ask::SetRoute { epoch, route, deadline_ms } => {
+            Ask::SetRoute {
+                epoch,
+                route,
+                deadline_ms,
+            } => {
                 let target = Target::Route(Route::from(route));
                 self.change_route(call, epoch, target, deadline_ms)
             }
@@ -83,23 +87,44 @@ impl Engine {
                 Err(error) => claim_refused(error),
             }),
             Ask::OpenCopier(copier) => Some(self.open_copier(copier)),
-            Ask::Claim { copier, regions_max } => {
-                self.volume.claim(copier, call, regions_max, &mut self.effects);
+            Ask::Claim {
+                copier,
+                regions_max,
+            } => {
+                self.volume
+                    .claim(copier, call, regions_max, &mut self.effects);
                 None
             }
-            Ask::Report { copier, epoch, copied, failed, mirror_failed } => {
+            Ask::Report {
+                copier,
+                epoch,
+                copied,
+                failed,
+                mirror_failed,
+            } => {
                 let regions = self.volume.geometry().regions();
-                if copied.iter().chain(&failed).any(|region| *region >= regions as u64) {
-                    return Some(refused(Refusal::Malformed, "a region beyond the end of the volume"));
+                if copied
+                    .iter()
+                    .chain(&failed)
+                    .any(|region| *region >= regions as u64)
+                {
+                    return Some(refused(
+                        Refusal::Malformed,
+                        "a region beyond the end of the volume",
+                    ));
                 }
                 let indexes = |list: Vec<u64>| -> Vec<RegionIndex> {
-                    list.into_iter().map(|region| RegionIndex(region as usize)).collect()
+                    list.into_iter()
+                        .map(|region| RegionIndex(region as usize))
+                        .collect()
                 };
                 let (copied, failed) = (indexes(copied), indexes(failed));
                 let error = mirror_failed.then_some(Errno(libc::EIO));
                 let effects = &mut self.effects;
                 let epoch = Epoch(epoch);
-                let result = self.volume.report(copier, epoch, &copied, &failed, error, effects);
+                let result = self
+                    .volume
+                    .report(copier, epoch, &copied, &failed, error, effects);
                 Some(result.map_or_else(claim_refused, |()| Response::Done))
             }
         }
@@ -115,12 +140,21 @@ impl Engine {
         let hold = deadline_ms.saturating_mul(NANOSECONDS_PER_MILLISECOND);
         let now = self.now();
         let effects = &mut self.effects;
-        let result = self.volume.change_route(now, call, Epoch(epoch), target, hold, effects);
+        let result = self
+            .volume
+            .change_route(now, call, Epoch(epoch), target, hold, effects);
         result.err().map(|error| change_refused(error))
     }
 
     fn add_mirror(&mut self, call: Call, ask: Ask) -> Option<Response> {
-        let Ask::AddMirror { epoch, leg, descriptor, descriptor_bytes, deadline_ms } = ask else {
+        let Ask::AddMirror {
+            epoch,
+            leg,
+            descriptor,
+            descriptor_bytes,
+            deadline_ms,
+        } = ask
+        else {
             return None;
         };
         if self.new_mirror.is_some() {
@@ -134,7 +168,12 @@ impl Engine {
             descriptor_bytes: descriptor_bytes.len() as u32,
             descriptor_crc: migration_core::map::checksum(&descriptor_bytes),
         });
-        self.new_mirror = Some(NewMirrorLeg { call, files, descriptor, descriptor_bytes });
+        self.new_mirror = Some(NewMirrorLeg {
+            call,
+            files,
+            descriptor,
+            descriptor_bytes,
+        });
         let response = self.change_route(call, epoch, target, deadline_ms);
         if response.is_some() {
             self.forget_new_mirror(call);
@@ -169,7 +208,11 @@ pub(super) fn response(reply: &Reply, record: &RoleRecord, dirty_bytes: u64) -> 
     match reply {
         Reply::Suspended => Response::Suspended,
         Reply::SuspendDeadline => change_refused(ChangeError::Deadline),
-        Reply::RouteChanged { epoch, route, pause } => Response::RouteChanged {
+        Reply::RouteChanged {
+            epoch,
+            route,
+            pause,
+        } => Response::RouteChanged {
             epoch: epoch.0,
             route: (*route).into(),
             pause_us: pause / 1000,
@@ -206,10 +249,9 @@ fn change_refused(error: ChangeError) -> Response {
             Refusal::Busy,
             "another change of the route, or a suspension, is under way",
         ),
-        ChangeError::CopierConnected => refused(
-            Refusal::CopierBusy,
-            "the copier is still connected",
-        ),
+        ChangeError::CopierConnected => {
+            refused(Refusal::CopierBusy, "the copier is still connected")
+        }
         ChangeError::Deadline => refused(
             Refusal::Deadline,
             "requests could not be drained and flushed in the time allowed; they flow again as before",
@@ -233,18 +275,14 @@ fn claim_refused(error: ClaimError) -> Response {
             Refusal::NotCopier,
             "this connection has not claimed what it speaks of",
         ),
-        ClaimError::StaleEpoch => refused(
-            Refusal::StaleEpoch,
-            "the route has changed since the claim",
-        ),
+        ClaimError::StaleEpoch => {
+            refused(Refusal::StaleEpoch, "the route has changed since the claim")
+        }
         ClaimError::MirrorFailed => refused(
             Refusal::Failed,
             "the mirror leg failed; it waits for the operator to resume",
         ),
-        ClaimError::RouteChanging => refused(
-            Refusal::CopierBusy,
-            "the route is being changed",
-        ),
+        ClaimError::RouteChanging => refused(Refusal::CopierBusy, "the route is being changed"),
         ClaimError::ClaimPending => refused(
             Refusal::Malformed,
             "a claim of this copier is still unanswered",

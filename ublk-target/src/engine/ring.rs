@@ -57,7 +57,11 @@ impl Token {
     /// On a number that [`Self::encode`] never made: the ring would be somebody else's.
     fn decode(data: u64) -> Self {
         let large = data & ((1 << 48) - 1);
-        let side = if data >> 48 & 0xff == 0 { Side::Source } else { Side::Target };
+        let side = if data >> 48 & 0xff == 0 {
+            Side::Source
+        } else {
+            Side::Target
+        };
         match data >> 56 {
             1 => Self::Device(Tag(large as u16)),
             2 => Self::Leg(Tag(large as u16), side),
@@ -89,12 +93,18 @@ impl Ring {
         ring.submitter().register_files_sparse(FILES_MAX)?;
         // SAFETY: the engine keeps the buffers until the ring is dropped.
         unsafe { ring.submitter().register_buffers(&[buffers]) }?;
-        Ok(Self { ring, lun_files: vec![false; FILES_MAX as usize] })
+        Ok(Self {
+            ring,
+            lun_files: vec![false; FILES_MAX as usize],
+        })
     }
 
     /// Registers a file at a fixed place.
     pub(super) fn register(&mut self, place: types::Fixed, fd: RawFd) -> io::Result<()> {
-        self.ring.submitter().register_files_update(place.0, &[fd]).map(drop)
+        self.ring
+            .submitter()
+            .register_files_update(place.0, &[fd])
+            .map(drop)
     }
 
     /// Registers a LUN; the ring holds it open until [`Self::unregister_lun`].

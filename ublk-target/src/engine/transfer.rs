@@ -1,11 +1,11 @@
 //! One request on one leg: piece by piece over the leg's extents, until it is whole or has failed.
 
 use io_uring::{opcode, squeue, types};
+use migration_core::units::Range;
 use migration_core::{
     layout::Layout,
     volume::{Errno, IoResult, Op},
 };
-use migration_core::units::Range;
 
 /// The legs' registered files and their layout.
 #[derive(Debug)]
@@ -46,7 +46,12 @@ const BUFFER_INDEX: u16 = 0;
 
 impl Transfer {
     pub(super) const fn new(op: Op, range: Range) -> Self {
-        Self { op, range, done: 0, piece: 0 }
+        Self {
+            op,
+            range,
+            done: 0,
+            piece: 0,
+        }
     }
 
     /// The next piece. `buffer` is where the data of the request begins.
@@ -74,7 +79,11 @@ impl Transfer {
                 .offset(place.offset)
                 .build(),
             Op::Write { force_unit_access } => {
-                let flags = if force_unit_access { libc::RWF_DSYNC } else { 0 };
+                let flags = if force_unit_access {
+                    libc::RWF_DSYNC
+                } else {
+                    0
+                };
                 opcode::WriteFixed::new(file, data, length, BUFFER_INDEX)
                     .offset(place.offset)
                     .rw_flags(flags)
@@ -119,7 +128,9 @@ impl Transfer {
 
 /// A flush of one file, with its metadata as far as the data needs it.
 pub(super) fn flush_entry(file: types::Fixed) -> squeue::Entry {
-    opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build()
+    opcode::Fsync::new(file)
+        .flags(types::FsyncFlags::DATASYNC)
+        .build()
 }
 
 #[cfg(test)]
@@ -128,8 +139,16 @@ mod tests {
 
     #[test]
     fn a_short_write_goes_on_and_nothing_written_is_an_error() {
-        let range = Range { start: 0, length: 4096 };
-        let mut transfer = Transfer::new(Op::Write { force_unit_access: false }, range);
+        let range = Range {
+            start: 0,
+            length: 4096,
+        };
+        let mut transfer = Transfer::new(
+            Op::Write {
+                force_unit_access: false,
+            },
+            range,
+        );
         assert_eq!(transfer.advance(512), Ok(()));
         assert_eq!(transfer.advance(-libc::EAGAIN), Ok(()));
         assert_eq!(transfer.done, 512);
@@ -139,7 +158,10 @@ mod tests {
 
     #[test]
     fn a_discard_that_the_leg_does_not_know_succeeds() {
-        let range = Range { start: 0, length: 1 << 20 };
+        let range = Range {
+            start: 0,
+            length: 1 << 20,
+        };
         let mut transfer = Transfer::new(Op::Discard, range);
         assert_eq!(transfer.advance(-libc::EOPNOTSUPP), Ok(()));
         assert_eq!(transfer.done, 1 << 20);
