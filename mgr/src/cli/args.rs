@@ -1,0 +1,414 @@
+//! The definition of the command line. Help, man pages and completions come from it alone.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueHint};
+use clap_complete::Shell;
+use migration_proto::manager::PairSpec;
+
+use super::exit;
+use super::state::Goal;
+
+/// The variable that names the socket of shuntd.
+pub const SOCKET_VARIABLE: &str = "SHUNT_SOCKET";
+
+/// The variable that names the folder in which the socket is otherwise.
+pub const RUNTIME_DIR_VARIABLE: &str = "SHUNT_RUNTIME_DIR";
+
+/// The folder of the socket if nothing else is said.
+pub const RUNTIME_DIR_DEFAULT: &str = "/run/shunt";
+
+/// The name of the socket in its folder.
+pub const SOCKET_NAME: &str = "shuntd.sock";
+
+/// The longest time that can be given, in seconds: some 136 years.
+const SECONDS_MAX: f64 = u32::MAX as f64;
+
+/// Move live LUNs while applications keep using them, and take them back
+///
+/// shunt puts a virtual volume over a LUN, copies the LUN to another one while applications read
+/// and write the volume, and switches between both without stopping them. Until the commit, each
+/// switch can be undone without a copy. shunt asks shuntd, which must be running; both are for root.
+#[derive(Debug, Parser)]
+#[command(
+    name = "shunt",
+    version,
+    after_help = top_level_sections(),
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub struct Arguments {
+    /// What is given beside every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// The socket of shuntd [default: $SHUNT_SOCKET, or shuntd.sock in $SHUNT_RUNTIME_DIR, or
+    /// /run/shunt/shuntd.sock]
+    #[arg(long, global = true, value_name = "PATH", value_parser = absolute_path, value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+    /// Print data on standard output and errors on standard error as JSON, one object a line
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print only data and errors: no messages, no progress
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+/// A command of `shunt`.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Put a volume over a LUN
+    ///
+    /// Applications then open /dev/shunt/VOLUME instead of the LUN. The data of the LUN stays as it
+    /// is. A LUN that is mounted, in use or already part of a volume is refused.
+    #[command(after_help = "EXAMPLES:
+  shunt attach db /dev/disk/by-id/wwn-0x5000c500a0b1c2d3
+  mount /dev/shunt/db /var/lib/postgresql")]
+    Attach {
+        /// The name of the new volume
+        volume: String,
+        /// The LUN: a block device, or a regular file for trials
+        #[arg(value_parser = absolute_path, value_hint = ValueHint::FilePath)]
+        lun: PathBuf,
+    },
+    /// Take a volume away
+    ///
+    /// The authoritative LUN keeps the data and can be used directly again. A volume that is open, or
+    /// part of a session that has not ended, is refused.
+    #[command(after_help = "EXAMPLES:
+  umount /var/lib/postgresql
+  shunt detach db")]
+    Detach {
+        /// The volume
+        volume: String,
+    },
+    /// Record a session: which volumes go to which targets
+    ///
+    /// Checks every target and records the pairs; nothing is copied yet. A target that is too small,
+    /// in use or the same device as the source is refused, and one that holds a file system or a
+    /// partition table is refused unless --overwrite is given.
+    #[command(after_help = "EXAMPLES:
+  shunt create s1 db:/dev/disk/by-id/wwn-0x5000c500d4e5f607
+  shunt create night db:/dev/mapper/new-db logs:/dev/mapper/new-logs --overwrite")]
+    Create {
+        /// The name of the new session
+        session: String,
+        /// A volume and its target, with a colon between them
+        #[arg(required = true, value_name = "VOLUME:TARGET", value_parser = pair)]
+        pairs: Vec<PairSpec>,
+        /// Accept targets that hold a file system or a partition table: what they hold is lost
+        #[arg(long)]
+        overwrite: bool,
+        /// Look for zeroes while copying and leave them out on targets that can do so
+        #[arg(long)]
+        detect_zeroes: bool,
+    },
+    /// Begin to mirror and to copy
+    ///
+    /// From now on writes go to both legs where they are equal, and the rest is copied. The source
+    /// stays authoritative. Nothing on the target can be used before the session is source-selected.
+    #[command(after_help = "EXAMPLES:
+  shunt start s1
+  shunt wait s1 --for source-selected")]
+    Start {
+        /// The session
+        session: String,
+    },
+    /// Show volumes, sessions and pairs, and what may be done now
+    ///
+    /// Without a session shows everything. With --json prints one object a line, with "type"
+    /// (volume, session or pair) and "schema".
+    #[command(after_help = "EXAMPLES:
+  shunt status
+  shunt status s1 --watch
+  shunt status --json | jq 'select(.type == \"pair\") | .dirty_bytes'")]
+    Status {
+        /// Only this session
+        session: Option<String>,
+        /// Show it again each second, until Ctrl-C
+        #[arg(long)]
+        watch: bool,
+    },
+    /// List volumes and sessions, one line each
+    ///
+    /// A short overview; status says more.
+    #[command(after_help = "EXAMPLES:
+  shunt list
+  shunt list --json")]
+    List,
+    /// Wait until a session is in a state
+    ///
+    /// On a terminal shows a progress bar with rate and time left. Ends with exit status 0 in the
+    /// state, 6 when the time ran out, and 1 when the state cannot be reached any more. If shuntd is
+    /// restarted meanwhile, waits for it for 30 seconds.
+    #[command(after_help = "EXAMPLES:
+  shunt wait s1 --for source-selected
+  shunt wait s1 --for source-selected --timeout 3600 && shunt switch s1")]
+    Wait {
+        /// The session
+        session: String,
+        /// The state
+        #[arg(long = "for", value_name = "STATE")]
+        goal: Goal,
+        /// How long at most; 0 looks once [default: no limit]
+        #[arg(long, value_name = "SECONDS", value_parser = timeout)]
+        timeout: Option<Duration>,
+    },
+    /// Hold the copy
+    ///
+    /// Applications go on, and writes still go to both legs where they are equal.
+    #[command(after_help = "EXAMPLES:
+  shunt pause s1
+  shunt resume s1")]
+    Pause {
+        /// The session
+        session: String,
+    },
+    /// Go on with the copy
+    ///
+    /// After a pause, or after the mirror leg failed and was repaired.
+    #[command(after_help = "EXAMPLES:
+  shunt resume s1
+  shunt wait s1 --for source-selected")]
+    Resume {
+        /// The session
+        session: String,
+    },
+    /// Make the target authoritative
+    ///
+    /// Holds requests for a moment, brings both legs to the same contents and moves the role to the
+    /// target. The source stays a copy, so that undo brings it back at any time before the commit. If
+    /// the pause would be too long, the source stays authoritative and nothing has changed.
+    #[command(visible_aliases = ["cutover", "select-target"], after_help = "EXAMPLES:
+  shunt switch s1
+  shunt switch s1 --max-pause 0.5")]
+    Switch {
+        /// The session
+        session: String,
+        /// The limit of the pause
+        #[command(flatten)]
+        pause: PauseLimit,
+    },
+    /// Make the source authoritative again
+    ///
+    /// The opposite of switch, and as quick: the target stays a copy.
+    #[command(
+        visible_alias = "select-source",
+        after_help = "EXAMPLES:
+  shunt undo s1
+  shunt undo s1 --max-pause 0.5"
+    )]
+    Undo {
+        /// The session
+        session: String,
+        /// The limit of the pause
+        #[command(flatten)]
+        pause: PauseLimit,
+    },
+    /// End the migration on the target; cannot be taken back
+    ///
+    /// After a switch only. The source leg is given up and is no longer a copy: undo is impossible
+    /// from then on. Asks on a terminal; elsewhere needs --yes.
+    #[command(
+        visible_alias = "finalize",
+        after_help = "EXAMPLES:
+  shunt commit s1
+  shunt commit s1 --yes"
+    )]
+    Commit {
+        /// The session
+        session: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// End the migration on the source and drop what was copied
+    ///
+    /// Before a switch only. The volume goes on with the source alone; a new migration copies
+    /// everything again. Asks on a terminal; elsewhere needs --yes.
+    #[command(after_help = "EXAMPLES:
+  shunt cancel s1
+  shunt cancel s1 --yes")]
+    Cancel {
+        /// The session
+        session: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Show what happened when
+    ///
+    /// Oldest first, with times in UTC.
+    #[command(after_help = "EXAMPLES:
+  shunt history
+  shunt history s1 --json")]
+    History {
+        /// Only this session
+        session: Option<String>,
+    },
+    /// Print completions for a shell
+    ///
+    /// Writes a script for the shell to standard output. Needs no shuntd.
+    #[command(after_help = "EXAMPLES:
+  shunt completions bash > /etc/bash_completion.d/shunt
+  shunt completions zsh > /usr/share/zsh/vendor-completions/_shunt")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write the man pages into a folder
+    ///
+    /// shunt.1 and a page for each command. The folder is made if need be. Needs no shuntd.
+    #[command(after_help = "EXAMPLES:
+  shunt man /usr/local/share/man/man1
+  man shunt-switch")]
+    Man {
+        /// The folder
+        #[arg(value_name = "DIR", value_parser = absolute_path, value_hint = ValueHint::DirPath)]
+        directory: PathBuf,
+    },
+}
+
+/// How long a change of the role may hold requests.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct PauseLimit {
+    /// How long requests may be held at most; fractions are allowed
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = max_pause)]
+    pub max_pause: Duration,
+}
+
+impl PauseLimit {
+    /// The limit in milliseconds, at least one.
+    #[must_use]
+    pub fn milliseconds(self) -> u64 {
+        u64::try_from(self.max_pause.as_millis())
+            .expect("max_pause() accepts at most SECONDS_MAX")
+            .max(1)
+    }
+}
+
+impl Global {
+    /// The socket: the option, or what the environment says, or the default.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        self.socket.clone().unwrap_or_else(|| {
+            socket_of_environment(variable(SOCKET_VARIABLE), variable(RUNTIME_DIR_VARIABLE))
+        })
+    }
+}
+
+fn socket_of_environment(socket: Option<OsString>, runtime_dir: Option<OsString>) -> PathBuf {
+    match (socket, runtime_dir) {
+        (Some(socket), _) => PathBuf::from(socket),
+        (None, Some(directory)) => PathBuf::from(directory).join(SOCKET_NAME),
+        (None, None) => PathBuf::from(RUNTIME_DIR_DEFAULT).join(SOCKET_NAME),
+    }
+}
+
+/// The sections below the options of `shunt --help`, and of shunt(1).
+fn top_level_sections() -> String {
+    format!(
+        "EXAMPLES:
+  shunt attach db /dev/disk/by-id/OLD
+  shunt create s1 db:/dev/disk/by-id/NEW
+  shunt start s1
+  shunt wait s1 --for source-selected
+  shunt switch s1
+  shunt commit s1
+
+ENVIRONMENT:
+  {SOCKET_VARIABLE}       the socket of shuntd
+  {RUNTIME_DIR_VARIABLE}  the folder of the socket {SOCKET_NAME}, {RUNTIME_DIR_DEFAULT} by default
+
+{}",
+        exit::help_section()
+    )
+}
+
+/// An absolute path. Symbolic links stay: which name the operator uses is the operator's choice.
+fn absolute_path(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|error| format!("not a path: {error}"))
+}
+
+/// `VOLUME:TARGET`. Only the first colon separates: names in /dev/disk/by-path contain colons.
+fn pair(text: &str) -> Result<PairSpec, String> {
+    match text.split_once(':') {
+        Some((volume, target)) if !volume.is_empty() && !target.is_empty() => Ok(PairSpec {
+            volume: volume.to_owned(),
+            target: absolute_path(target)?,
+        }),
+        _ => Err("not a volume and a target with a colon between them, such as db:/dev/sdc".into()),
+    }
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    seconds(text).ok_or_else(|| format!("not a number of seconds from 0 to {SECONDS_MAX}"))
+}
+
+fn max_pause(text: &str) -> Result<Duration, String> {
+    seconds(text)
+        .filter(|limit| *limit >= Duration::from_millis(1))
+        .ok_or_else(|| format!("not a number of seconds from 0.001 to {SECONDS_MAX}"))
+}
+
+fn seconds(text: &str) -> Option<Duration> {
+    let number: f64 = text.parse().ok()?;
+    if !(0.0..=SECONDS_MAX).contains(&number) {
+        return None;
+    }
+    Duration::try_from_secs_f64(number).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn only_the_first_colon_of_a_pair_separates() {
+        let spec = pair("db:/dev/disk/by-path/pci-0000:00:1f.2-ata-1").unwrap();
+        assert_eq!(spec.volume, "db");
+        assert_eq!(
+            spec.target.to_str(),
+            Some("/dev/disk/by-path/pci-0000:00:1f.2-ata-1")
+        );
+        for wrong in ["db", "db:", ":/dev/sdc", ":"] {
+            pair(wrong).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn seconds_may_have_fractions_but_no_nonsense() {
+        assert_eq!(max_pause("0.25"), Ok(Duration::from_millis(250)));
+        assert_eq!(timeout("0"), Ok(Duration::ZERO));
+        for wrong in ["0", "-1", "nan", "inf", "1e30", "", "5s"] {
+            max_pause(wrong).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn the_socket_comes_from_the_environment_unless_given() {
+        let value = |text: &str| Some(OsString::from(text));
+        let of = |a, b| socket_of_environment(a, b).to_str().unwrap().to_owned();
+        assert_eq!(of(None, None), "/run/shunt/shuntd.sock");
+        assert_eq!(of(None, value("/r")), "/r/shuntd.sock");
+        assert_eq!(of(value("/s"), value("/r")), "/s");
+    }
+}

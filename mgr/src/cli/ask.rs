@@ -1,0 +1,272 @@
+//! Asking shuntd on behalf of a command: what goes wrong becomes a [`Problem`].
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use migration_proto::manager::{Record, Request, Response};
+
+use super::client::{Client, ConnectError, ExchangeError, Limits};
+use super::exit::Exit;
+use super::problem::Problem;
+use super::units;
+
+/// How long a command that watches a session waits for a shuntd that is being restarted.
+pub const ABSENCE_MAX: Duration = Duration::from_secs(30);
+
+/// How to start shuntd.
+const START_SHUNTD: &str = "systemctl start shuntd (or shuntd, in the foreground)";
+
+/// shuntd, connected to when it is first asked.
+#[derive(Debug)]
+pub struct Shuntd {
+    socket: PathBuf,
+    limits: Limits,
+    client: Option<Client>,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+enum Trouble {
+    Connect(ConnectError),
+    Exchange(ExchangeError),
+}
+
+impl Shuntd {
+    /// The shuntd behind `socket`; nothing is sent yet.
+    #[must_use]
+    pub const fn new(socket: PathBuf, limits: Limits) -> Self {
+        Self {
+            socket,
+            limits,
+            client: None,
+        }
+    }
+
+    /// Asks once. A failure that shuntd answers is a [`Problem`] too.
+    ///
+    /// # Errors
+    /// Everything but what was asked for.
+    pub fn ask(&mut self, request: &Request) -> Result<Response, Problem> {
+        let limit = self.limits.for_request(request);
+        let response = self
+            .exchange(request, limit)
+            .map_err(|trouble| trouble.into_problem(request))?;
+        without_failure(response)
+    }
+
+    /// Asks for records.
+    ///
+    /// # Errors
+    /// As [`Shuntd::ask`], and an answer of another kind.
+    pub fn records(&mut self, request: &Request) -> Result<Vec<Record>, Problem> {
+        records_of(self.ask(request)?)
+    }
+
+    fn exchange(&mut self, request: &Request, limit: Duration) -> Result<Response, Trouble> {
+        if self.client.is_none() {
+            let limits = Limits {
+                greeting: self.limits.greeting.min(limit),
+                ..self.limits
+            };
+            self.client = Some(Client::connect(&self.socket, limits).map_err(Trouble::Connect)?);
+        }
+        let client = self.client.as_mut().expect("connected above");
+        let answer = client.request_within(request, limit);
+        if answer.is_err() {
+            self.client = None;
+        }
+        answer.map_err(Trouble::Exchange)
+    }
+}
+
+/// Asks for a status again and again, and bears with a shuntd that is restarted meanwhile.
+#[derive(Debug)]
+pub struct Poll {
+    shuntd: Shuntd,
+    request: Request,
+    absence_max: Duration,
+    /// When it answered last; until then its absence is a problem at once.
+    answered_at: Option<Instant>,
+}
+
+impl Poll {
+    /// Polls the status of one session, or of all.
+    #[must_use]
+    pub const fn new(shuntd: Shuntd, session: Option<String>, absence_max: Duration) -> Self {
+        Self {
+            shuntd,
+            request: Request::Status { session },
+            absence_max,
+            answered_at: None,
+        }
+    }
+
+    /// The present status; `None` while shuntd is absent.
+    ///
+    /// # Errors
+    /// As [`Shuntd::ask`]; absence only at the first time, or when it lasts too long.
+    pub fn look(&mut self, limit: Duration) -> Result<Option<Vec<Record>>, Problem> {
+        let limit = limit.min(self.shuntd.limits.question);
+        match self.shuntd.exchange(&self.request, limit) {
+            Ok(response) => {
+                self.answered_at = Some(Instant::now());
+                records_of(without_failure(response)?).map(Some)
+            }
+            Err(trouble) if trouble.is_absence() && self.may_be_absent() => Ok(None),
+            Err(trouble) => Err(trouble.into_problem(&self.request)),
+        }
+    }
+
+    fn may_be_absent(&self) -> bool {
+        self.answered_at
+            .is_some_and(|moment| moment.elapsed() < self.absence_max)
+    }
+}
+
+impl Trouble {
+    /// Whether a restart of shuntd looks like this.
+    const fn is_absence(&self) -> bool {
+        matches!(
+            self,
+            Self::Connect(
+                ConnectError::NotRunning { .. }
+                    | ConnectError::Greeting {
+                        source: ExchangeError::Closed,
+                        ..
+                    }
+            ) | Self::Exchange(ExchangeError::Closed)
+        )
+    }
+
+    fn into_problem(self, request: &Request) -> Problem {
+        match self {
+            Self::Connect(error) => connect_problem(&error),
+            Self::Exchange(error) => exchange_problem(&error, request),
+        }
+    }
+}
+
+fn connect_problem(error: &ConnectError) -> Problem {
+    let cause = error.to_string();
+    let (exit, next) = match error {
+        ConnectError::NotRunning { .. } => (Exit::Unreachable, START_SHUNTD),
+        ConnectError::NoPermission { .. } => (
+            Exit::Unreachable,
+            "the same command as root, such as with sudo",
+        ),
+        ConnectError::Socket { .. } => (Exit::Unreachable, "give the right --socket"),
+        ConnectError::WrongProtocol { .. } => (
+            Exit::Unreachable,
+            "systemctl restart shuntd, after shunt and shuntd were installed from one release",
+        ),
+        ConnectError::Greeting { source, .. } => match source {
+            ExchangeError::Closed if !nix::unistd::geteuid().is_root() => (
+                Exit::Unreachable,
+                "the same command as root, such as with sudo",
+            ),
+            ExchangeError::Closed | ExchangeError::Io(_) => (Exit::Unreachable, START_SHUNTD),
+            ExchangeError::NoAnswer { .. } => (Exit::Unreachable, "systemctl status shuntd"),
+            ExchangeError::Malformed(_) | ExchangeError::Unsendable(_) => {
+                (Exit::Failed, "give the --socket of shuntd")
+            }
+        },
+    };
+    Problem::failed("shuntd", cause, next).with_exit(exit)
+}
+
+fn exchange_problem(error: &ExchangeError, request: &Request) -> Problem {
+    let next = match subject(request) {
+        Subject::Session(session) => format!("shunt status {session}"),
+        Subject::Volume(_) | Subject::Everything => "shunt status".to_owned(),
+    };
+    let unknown = if is_question(request) {
+        ""
+    } else {
+        "; it is not known whether the command was carried out"
+    };
+    let object = subject(request).to_string();
+    match error {
+        ExchangeError::NoAnswer { limit } => Problem::failed(
+            object,
+            format!(
+                "shuntd gave no answer within {}{unknown}",
+                units::duration(*limit)
+            ),
+            "systemctl status shuntd, then shunt status",
+        )
+        .with_exit(Exit::TimeRanOut),
+        ExchangeError::Unsendable(_) => {
+            Problem::failed(object, error.to_string(), "give the command less at once")
+        }
+        ExchangeError::Closed => Problem::failed(
+            object,
+            format!("shuntd closed the connection before its answer{unknown}"),
+            next,
+        ),
+        ExchangeError::Malformed(_) | ExchangeError::Io(_) => {
+            Problem::failed(object, format!("shuntd: {error}{unknown}"), next)
+        }
+    }
+}
+
+/// Makes a failure that shuntd answers a problem.
+fn without_failure(response: Response) -> Result<Response, Problem> {
+    match response {
+        Response::Failed(failure) => Err(failure.into()),
+        Response::Done { .. } | Response::Records { .. } => Ok(response),
+    }
+}
+
+fn records_of(response: Response) -> Result<Vec<Record>, Problem> {
+    match response {
+        Response::Records { records } => Ok(records),
+        Response::Done { .. } | Response::Failed(_) => Err(wrong_answer()),
+    }
+}
+
+/// The problem of an answer that is none to the question.
+#[must_use]
+pub fn wrong_answer() -> Problem {
+    Problem::failed(
+        "shuntd",
+        "answered something else than was asked",
+        "install shunt and shuntd from one release, then shunt status",
+    )
+}
+
+const fn is_question(request: &Request) -> bool {
+    matches!(request, Request::Status { .. } | Request::History { .. })
+}
+
+enum Subject<'a> {
+    Volume(&'a str),
+    Session(&'a str),
+    Everything,
+}
+
+impl std::fmt::Display for Subject<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Volume(name) => write!(f, "volume {name}"),
+            Self::Session(name) => write!(f, "session {name}"),
+            Self::Everything => f.write_str("shuntd"),
+        }
+    }
+}
+
+fn subject(request: &Request) -> Subject<'_> {
+    match request {
+        Request::Attach { volume, .. } | Request::Detach { volume } => Subject::Volume(volume),
+        Request::Create { session, .. }
+        | Request::Start { session }
+        | Request::Pause { session }
+        | Request::Resume { session }
+        | Request::Switch { session, .. }
+        | Request::Undo { session, .. }
+        | Request::Commit { session }
+        | Request::Cancel { session } => Subject::Session(session),
+        Request::Status { session } | Request::History { session } => session
+            .as_deref()
+            .map_or(Subject::Everything, Subject::Session),
+    }
+}

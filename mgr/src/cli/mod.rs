@@ -1,0 +1,315 @@
+//! The command line `shunt`: thin, it asks shuntd and shows the answer.
+//!
+//! * [`args`] defines the command line; help, man pages and completions come from it ([`documents`]).
+//! * [`client`] is the connection to shuntd, [`ask`] makes what goes wrong there a [`problem`].
+//! * [`render`] and [`units`] show records, [`wait`] and [`state`] wait for a state.
+//! * [`exit`] is the table of exit codes.
+//!
+//! Standard output is data, standard error is people. Nothing here decides anything about a
+//! migration: whether a verb is allowed is for shuntd to say.
+
+pub mod args;
+pub mod ask;
+pub mod client;
+pub mod documents;
+pub mod exit;
+pub mod problem;
+pub mod render;
+pub mod state;
+pub mod units;
+pub mod wait;
+
+use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+use migration_proto::manager::{JSON_SCHEMA, Record, Request, Response};
+use serde::Serialize;
+
+use args::{Arguments, Command, Global};
+use ask::{ABSENCE_MAX, Poll, Shuntd};
+use client::Limits;
+use exit::Exit;
+use problem::{Problem, Stop};
+use units::printable;
+
+/// The longest answer to a question that is read, in bytes.
+const REPLY_BYTES_MAX: u64 = 64;
+
+/// Runs the command that the arguments of the process name.
+#[must_use]
+pub fn main() -> ExitCode {
+    let exit = match Arguments::try_parse() {
+        Ok(arguments) => {
+            let json = arguments.global.json;
+            match run(arguments) {
+                Ok(()) | Err(Stop::PipeClosed) => Exit::Done,
+                Err(Stop::Problem(problem)) => {
+                    problem.report(json);
+                    problem.exit
+                }
+            }
+        }
+        Err(error) => usage(&error),
+    };
+    ExitCode::from(exit.code())
+}
+
+/// Says what is wrong with the command line, or prints the help or the version.
+fn usage(error: &clap::Error) -> Exit {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return Exit::Done;
+    }
+    if std::env::args_os().any(|argument| argument == "--json") {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        let cause = first.strip_prefix("error: ").unwrap_or(first);
+        Problem::failed("command line", cause, "shunt --help")
+            .with_exit(Exit::Usage)
+            .report(true);
+    } else {
+        let _ = error.print();
+    }
+    Exit::Usage
+}
+
+fn run(arguments: Arguments) -> Result<(), Stop> {
+    let Arguments { global, command } = arguments;
+    match command {
+        Command::Attach { volume, lun } => change(&global, &Request::Attach { volume, lun }),
+        Command::Detach { volume } => change(&global, &Request::Detach { volume }),
+        Command::Create {
+            session,
+            pairs,
+            overwrite,
+            detect_zeroes,
+        } => {
+            let request = Request::Create {
+                session,
+                pairs,
+                overwrite,
+                detect_zeroes,
+            };
+            change(&global, &request)
+        }
+        Command::Start { session } => change(&global, &Request::Start { session }),
+        Command::Status { session, watch } => status(&global, session, watch),
+        Command::List => list(&global),
+        Command::Wait {
+            session,
+            goal,
+            timeout,
+        } => {
+            let wish = wait::Wish {
+                session,
+                goal,
+                timeout,
+            };
+            wait_for(&global, &wish)
+        }
+        Command::Pause { session } => change(&global, &Request::Pause { session }),
+        Command::Resume { session } => change(&global, &Request::Resume { session }),
+        Command::Switch { session, pause } => {
+            let max_pause_ms = pause.milliseconds();
+            change(
+                &global,
+                &Request::Switch {
+                    session,
+                    max_pause_ms,
+                },
+            )
+        }
+        Command::Undo { session, pause } => {
+            let max_pause_ms = pause.milliseconds();
+            change(
+                &global,
+                &Request::Undo {
+                    session,
+                    max_pause_ms,
+                },
+            )
+        }
+        Command::Commit { session, yes } => {
+            let loss = "The source leg will no longer be a copy.";
+            confirm("commit", &session, loss, yes)?;
+            change(&global, &Request::Commit { session })
+        }
+        Command::Cancel { session, yes } => {
+            let loss = "What was copied to the target is dropped.";
+            confirm("cancel", &session, loss, yes)?;
+            change(&global, &Request::Cancel { session })
+        }
+        Command::History { session } => history(&global, session),
+        Command::Completions { shell } => print(&documents::completions(shell)),
+        Command::Man { directory } => man(&global, &directory),
+    }
+}
+
+fn shuntd(global: &Global) -> Shuntd {
+    Shuntd::new(global.socket(), Limits::default())
+}
+
+/// A request that changes something.
+fn change(global: &Global, request: &Request) -> Result<(), Stop> {
+    #[derive(Serialize)]
+    struct DoneRecord<'a> {
+        r#type: &'static str,
+        schema: u32,
+        changed: bool,
+        messages: &'a [String],
+    }
+    let (changed, messages) = match shuntd(global).ask(request)? {
+        Response::Done { changed, messages } => (changed, messages),
+        Response::Records { .. } | Response::Failed(_) => return Err(ask::wrong_answer().into()),
+    };
+    if global.json {
+        let record = DoneRecord {
+            r#type: "done",
+            schema: JSON_SCHEMA,
+            changed,
+            messages: &messages,
+        };
+        let line = serde_json::to_string(&record).expect("strings and numbers are always JSON");
+        return print((line + "\n").as_bytes());
+    }
+    for message in &messages {
+        say(global, message);
+    }
+    if messages.is_empty() {
+        say(
+            global,
+            if changed {
+                "done"
+            } else {
+                "already so; nothing changed"
+            },
+        );
+    }
+    Ok(())
+}
+
+fn status(global: &Global, session: Option<String>, watch: bool) -> Result<(), Stop> {
+    if watch {
+        let mut poll = Poll::new(shuntd(global), session, ABSENCE_MAX);
+        return Err(wait::watch(&mut poll, global.json));
+    }
+    let records = shuntd(global).records(&Request::Status { session })?;
+    show(global, &records, render::status)
+}
+
+fn list(global: &Global) -> Result<(), Stop> {
+    let records = shuntd(global).records(&Request::Status { session: None })?;
+    show(global, &render::list_records(records), render::list)
+}
+
+fn history(global: &Global, session: Option<String>) -> Result<(), Stop> {
+    let records = shuntd(global).records(&Request::History { session })?;
+    if records.is_empty() && !global.json {
+        say(global, "nothing has happened yet");
+    }
+    print_records(global, &records, render::history)
+}
+
+fn wait_for(global: &Global, wish: &wait::Wish) -> Result<(), Stop> {
+    let mut poll = Poll::new(shuntd(global), Some(wish.session.clone()), ABSENCE_MAX);
+    let records = wait::wait(&mut poll, wish, global.quiet)?;
+    if global.json {
+        return print(render::json_lines(&records).as_bytes());
+    }
+    say(
+        global,
+        &format!("session {} is {}", wish.session, wish.goal.name()),
+    );
+    Ok(())
+}
+
+fn man(global: &Global, directory: &Path) -> Result<(), Stop> {
+    let pages = documents::write_man_pages(directory).map_err(|error| {
+        Problem::failed(
+            directory.display().to_string(),
+            format!("the man pages cannot be written: {error}"),
+            "shunt man DIR with a folder that can be written to",
+        )
+    })?;
+    say(
+        global,
+        &format!("{pages} pages written to {}", directory.display()),
+    );
+    Ok(())
+}
+
+fn show(global: &Global, records: &[Record], human: fn(&[Record]) -> String) -> Result<(), Stop> {
+    if records.is_empty() && !global.json {
+        say(
+            global,
+            "no volumes and no sessions; next: shunt attach VOLUME LUN",
+        );
+    }
+    print_records(global, records, human)
+}
+
+fn print_records(
+    global: &Global,
+    records: &[Record],
+    human: fn(&[Record]) -> String,
+) -> Result<(), Stop> {
+    if global.json {
+        return print(render::json_lines(records).as_bytes());
+    }
+    print(human(records).as_bytes())
+}
+
+/// Asks before something that cannot be taken back.
+fn confirm(verb: &str, session: &str, loss: &str, yes: bool) -> Result<(), Problem> {
+    if yes {
+        return Ok(());
+    }
+    let refused = |cause: String| Problem {
+        exit: Exit::Refused,
+        object: format!("session {session}"),
+        cause,
+        next: format!("shunt {verb} {session} --yes"),
+    };
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Err(refused(format!(
+            "{verb} cannot be taken back and there is no terminal to ask on; nothing was done"
+        )));
+    }
+    let question = format!("{verb} session {}? {loss} type yes: ", printable(session));
+    let mut stderr = io::stderr();
+    let mut reply = String::new();
+    let asked = stderr
+        .write_all(question.as_bytes())
+        .and_then(|()| stderr.flush())
+        .and_then(|()| {
+            io::stdin()
+                .lock()
+                .take(REPLY_BYTES_MAX)
+                .read_line(&mut reply)
+        });
+    match asked {
+        Ok(_) if reply.trim() == "yes" => Ok(()),
+        Ok(_) => Err(refused(format!(
+            "{verb} was not confirmed; nothing was done"
+        ))),
+        Err(error) => Err(refused(format!(
+            "the question could not be asked: {error}; nothing was done"
+        ))),
+    }
+}
+
+/// Data, for standard output.
+fn print(data: &[u8]) -> Result<(), Stop> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(data)?;
+    Ok(stdout.flush()?)
+}
+
+/// A line for people. A standard error that cannot be written to is ignored.
+fn say(global: &Global, line: &str) {
+    if !global.quiet {
+        let _ = writeln!(io::stderr(), "{}", printable(line));
+    }
+}

@@ -1,0 +1,303 @@
+//! Records as people read them, and as programs do.
+
+use migration_proto::manager::{EventRecord, PairRecord, Record, SessionRecord, VolumeRecord};
+use migration_proto::route::Side;
+
+use super::units::{self, printable};
+
+/// The width of a bar, in characters.
+const BAR_WIDTH: usize = 20;
+
+/// One JSON object a line, exactly as shuntd sent them.
+#[must_use]
+pub fn json_lines(records: &[Record]) -> String {
+    let mut text = String::new();
+    for record in records {
+        text.push_str(&serde_json::to_string(record).expect("a record that was read is JSON"));
+        text.push('\n');
+    }
+    text
+}
+
+/// The records that `list` shows.
+#[must_use]
+pub fn list_records(records: Vec<Record>) -> Vec<Record> {
+    let mut kept = records;
+    kept.retain(|record| matches!(record, Record::Volume(_) | Record::Session(_)));
+    kept
+}
+
+/// Volumes, then each session with its pairs and what may be done now.
+#[must_use]
+pub fn status(records: &[Record]) -> String {
+    let mut parts = Vec::new();
+    let volumes: Vec<&VolumeRecord> = volumes(records).collect();
+    if !volumes.is_empty() {
+        parts.push(volume_part(&volumes));
+    }
+    for session in sessions(records) {
+        parts.push(session_part(session, &pairs(records, &session.session)));
+    }
+    parts.join("\n")
+}
+
+/// Volumes and sessions, one line each.
+#[must_use]
+pub fn list(records: &[Record]) -> String {
+    let mut rows = Vec::new();
+    for volume in volumes(records) {
+        rows.push(vec![
+            "volume".to_owned(),
+            printable(&volume.volume),
+            printable(&volume.state),
+            units::bytes(volume.size_bytes),
+            path(&volume.device),
+            path(&volume.lun),
+        ]);
+    }
+    for session in sessions(records) {
+        rows.push(vec![
+            "session".to_owned(),
+            printable(&session.session),
+            printable(&session.state),
+            count(session.pairs, "pair"),
+            format!("created {}", units::moment(session.created_at)),
+        ]);
+    }
+    units::table(&rows, 0)
+}
+
+/// Events, one line each.
+#[must_use]
+pub fn history(records: &[Record]) -> String {
+    let rows: Vec<Vec<String>> = records
+        .iter()
+        .filter_map(|record| match record {
+            Record::Event(event) => Some(event_row(event)),
+            Record::Volume(_) | Record::Session(_) | Record::Pair(_) => None,
+        })
+        .collect();
+    units::table(&rows, 0)
+}
+
+/// The record of a session.
+#[must_use]
+pub fn find_session<'a>(records: &'a [Record], name: &str) -> Option<&'a SessionRecord> {
+    sessions(records).find(|session| session.session == name)
+}
+
+/// The pairs of a session.
+#[must_use]
+pub fn pairs<'a>(records: &'a [Record], session: &str) -> Vec<&'a PairRecord> {
+    records
+        .iter()
+        .filter_map(|record| match record {
+            Record::Pair(pair) if pair.session == session => Some(pair),
+            Record::Pair(_) | Record::Volume(_) | Record::Session(_) | Record::Event(_) => None,
+        })
+        .collect()
+}
+
+fn volumes(records: &[Record]) -> impl Iterator<Item = &VolumeRecord> {
+    records.iter().filter_map(|record| match record {
+        Record::Volume(volume) => Some(volume),
+        Record::Session(_) | Record::Pair(_) | Record::Event(_) => None,
+    })
+}
+
+fn sessions(records: &[Record]) -> impl Iterator<Item = &SessionRecord> {
+    records.iter().filter_map(|record| match record {
+        Record::Session(session) => Some(session),
+        Record::Volume(_) | Record::Pair(_) | Record::Event(_) => None,
+    })
+}
+
+fn volume_part(volumes: &[&VolumeRecord]) -> String {
+    let mut rows = vec![heading(&[
+        "VOLUME", "STATE", "SIZE", "DEVICE", "KERNEL", "LUN",
+    ])];
+    let mut notes = String::new();
+    for volume in volumes {
+        let name = printable(&volume.volume);
+        rows.push(vec![
+            name.clone(),
+            printable(&volume.state),
+            units::bytes(volume.size_bytes),
+            path(&volume.device),
+            volume.kernel_device.as_deref().map_or_else(absent, path),
+            path(&volume.lun),
+        ]);
+        if volume.restarts > 0 {
+            notes.push_str(&format!(
+                "  {name}: its ublk-target was started again, times: {}\n",
+                volume.restarts
+            ));
+        }
+        if let Some(problem) = &volume.problem {
+            notes.push_str(&format!("  {name}: problem: {}\n", printable(problem)));
+        }
+    }
+    units::table(&rows, 0) + &notes
+}
+
+fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
+    let name = printable(&session.session);
+    let mut rows = vec![heading(&[
+        "VOLUME",
+        "STATE",
+        "AUTHORITATIVE",
+        "DONE",
+        "DIRTY",
+        "RATE",
+        "TIME LEFT",
+    ])];
+    let mut notes = String::new();
+    for pair in pairs {
+        rows.push(pair_row(pair));
+        notes.push_str(&pair_notes(pair));
+    }
+    format!(
+        "session {name}: {}, {}, created {}\n{}{notes}  you may now: {}\n",
+        printable(&session.state),
+        count(session.pairs, "pair"),
+        units::moment(session.created_at),
+        units::table(&rows, 2),
+        allowed(session),
+    )
+}
+
+fn pair_row(pair: &PairRecord) -> Vec<String> {
+    let percent = units::percent_done(pair.total_bytes, pair.dirty_bytes);
+    vec![
+        printable(&pair.volume),
+        printable(&pair.state),
+        side(pair.authoritative).to_owned(),
+        format!("{} {percent:3}%", units::bar(percent, BAR_WIDTH)),
+        units::bytes(pair.dirty_bytes),
+        pair.rate_bytes_per_second.map_or_else(absent, units::rate),
+        pair.eta_seconds.map_or_else(absent, |seconds| {
+            units::duration(std::time::Duration::from_secs(seconds))
+        }),
+    ]
+}
+
+fn pair_notes(pair: &PairRecord) -> String {
+    let name = printable(&pair.volume);
+    let mut text = format!(
+        "  {name}: {} -> {}, {}, {} copied\n",
+        path(&pair.source),
+        path(&pair.target),
+        units::bytes(pair.total_bytes),
+        units::bytes(pair.copied_bytes),
+    );
+    if let Some(pause) = pair.last_pause_us {
+        text.push_str(&format!("  {name}: last pause {}\n", units::pause(pause)));
+    }
+    if let Some(problem) = &pair.problem {
+        text.push_str(&format!("  {name}: problem: {}\n", printable(problem)));
+    }
+    text
+}
+
+fn allowed(session: &SessionRecord) -> String {
+    if session.allowed.is_empty() {
+        return "nothing more with this session".to_owned();
+    }
+    let commands: Vec<String> = session
+        .allowed
+        .iter()
+        .map(|verb| printable(&format!("shunt {verb} {}", session.session)))
+        .collect();
+    commands.join(", ")
+}
+
+fn event_row(event: &EventRecord) -> Vec<String> {
+    let name = |name: &Option<String>| name.as_deref().map_or_else(absent, printable);
+    vec![
+        units::moment(event.at_ms / 1000),
+        name(&event.session),
+        name(&event.volume),
+        printable(&event.what),
+    ]
+}
+
+fn heading(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+fn path(path: &std::path::Path) -> String {
+    printable(&path.to_string_lossy())
+}
+
+fn absent() -> String {
+    "-".to_owned()
+}
+
+fn count(number: u32, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
+const fn side(side: Side) -> &'static str {
+    match side {
+        Side::Source => "source",
+        Side::Target => "target",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use migration_proto::manager::JSON_SCHEMA;
+
+    use super::*;
+
+    fn records() -> Vec<Record> {
+        vec![
+            Record::Session(SessionRecord {
+                schema: JSON_SCHEMA,
+                session: "s1".into(),
+                state: "syncing".into(),
+                pairs: 1,
+                allowed: vec!["pause".into(), "cancel".into()],
+                created_at: 0,
+            }),
+            Record::Pair(PairRecord {
+                schema: JSON_SCHEMA,
+                session: "s1".into(),
+                volume: "db".into(),
+                state: "syncing".into(),
+                source: "/dev/a".into(),
+                target: "/dev/b".into(),
+                authoritative: Side::Source,
+                total_bytes: 4 << 30,
+                dirty_bytes: 1 << 30,
+                copied_bytes: 3 << 30,
+                rate_bytes_per_second: Some(64 << 20),
+                eta_seconds: Some(16),
+                last_pause_us: Some(1500),
+                problem: Some("a \u{1b}[31mred\n problem".into()),
+            }),
+        ]
+    }
+
+    #[test]
+    fn status_shows_each_pair_and_what_may_be_done() {
+        let expected = "\
+session s1: syncing, 1 pair, created 1970-01-01 00:00:00Z
+  VOLUME  STATE    AUTHORITATIVE  DONE                         DIRTY     RATE         TIME LEFT
+  db      syncing  source         [###############-----]  75%  1.00 GiB  64.00 MiB/s  16s
+  db: /dev/a -> /dev/b, 4.00 GiB, 3.00 GiB copied
+  db: last pause 1.5 ms
+  db: problem: a \\u{1b}[31mred\\n problem
+  you may now: shunt pause s1, shunt cancel s1
+";
+        assert_eq!(status(&records()), expected);
+    }
+
+    #[test]
+    fn list_leaves_pairs_out() {
+        let kept = list_records(records());
+        assert!(matches!(kept.as_slice(), [Record::Session(_)]), "{kept:?}");
+        assert_eq!(list(&kept).lines().count(), 1);
+    }
+}

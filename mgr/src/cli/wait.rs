@@ -1,0 +1,290 @@
+//! `shunt wait` and `shunt status --watch`: looking at a session until something is so.
+
+use std::io::{self, IsTerminal, Write};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use migration_proto::manager::Record;
+
+use super::ask::{Poll, wrong_answer};
+use super::exit::Exit;
+use super::problem::{Problem, Stop};
+use super::render;
+use super::state::{Goal, Outlook, state_from_name};
+use super::units::{self, printable};
+
+/// The time between two looks of `wait`.
+const WAIT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The time between two looks of `status --watch`.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a single look may take even when the time is up: `--timeout 0` looks once.
+const LOOK_MIN: Duration = Duration::from_secs(1);
+
+/// What `wait` waits for.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// The session.
+    pub session: String,
+    /// The state.
+    pub goal: Goal,
+    /// How long at most.
+    pub timeout: Option<Duration>,
+}
+
+/// Waits, and gives the records of the last look.
+///
+/// # Errors
+/// The goal cannot be reached any more, the time ran out, or shuntd does not answer.
+pub fn wait(poll: &mut Poll, wish: &Wish, quiet: bool) -> Result<Vec<Record>, Problem> {
+    let started = Instant::now();
+    let mut display = Display::new(quiet);
+    let mut last = None;
+    loop {
+        let left = wish
+            .timeout
+            .map(|limit| limit.saturating_sub(started.elapsed()));
+        let look = poll.look(left.map_or(Duration::MAX, |left| left.max(LOOK_MIN)))?;
+        if let Some(records) = look {
+            let progress = Progress::of(&wish.session, &records).ok_or_else(wrong_answer)?;
+            match progress.outlook(wish.goal) {
+                Outlook::Reached => {
+                    return Ok(records);
+                }
+                Outlook::Never => {
+                    return Err(never(wish, &progress));
+                }
+                Outlook::Possible => display.show(&progress),
+            }
+            last = Some(progress);
+        } else {
+            display.absent();
+        }
+        let passed = started.elapsed();
+        match wish.timeout {
+            Some(limit) if passed >= limit => {
+                return Err(too_late(wish, limit, last.as_ref()));
+            }
+            Some(limit) => thread::sleep(WAIT_INTERVAL.min(limit - passed)),
+            None => thread::sleep(WAIT_INTERVAL),
+        }
+    }
+}
+
+/// Shows the status again and again until Ctrl-C, or until the reason that is given back.
+pub fn watch(poll: &mut Poll, json: bool) -> Stop {
+    let redraw = io::stdout().is_terminal() && !json;
+    loop {
+        match show_once(poll, json, redraw) {
+            Ok(()) => thread::sleep(WATCH_INTERVAL),
+            Err(stop) => return stop,
+        }
+    }
+}
+
+fn show_once(poll: &mut Poll, json: bool, redraw: bool) -> Result<(), Stop> {
+    let text = match poll.look(Duration::MAX)? {
+        Some(records) if json => render::json_lines(&records),
+        Some(records) => render::status(&records),
+        None if json => String::new(),
+        None => "shuntd does not answer; waiting for it\n".to_owned(),
+    };
+    let mut stdout = io::stdout().lock();
+    if redraw {
+        // Home, each line cleared to its end, then everything below: no flicker.
+        let lines = text.replace('\n', "\x1b[K\n");
+        write!(stdout, "\x1b[H{lines}\x1b[J")?;
+    } else if json {
+        stdout.write_all(text.as_bytes())?;
+    } else {
+        writeln!(stdout, "{text}")?;
+    }
+    Ok(stdout.flush()?)
+}
+
+fn never(wish: &Wish, progress: &Progress) -> Problem {
+    let mut cause = format!(
+        "is {}; {} is not to be expected any more",
+        progress.state,
+        wish.goal.name()
+    );
+    if let Some(problem) = &progress.problem {
+        cause.push_str(&format!(" ({problem})"));
+    }
+    Problem::failed(
+        format!("session {}", wish.session),
+        cause,
+        format!("shunt status {}", wish.session),
+    )
+}
+
+fn too_late(wish: &Wish, limit: Duration, last: Option<&Progress>) -> Problem {
+    let now = last.map_or_else(
+        || "shuntd did not answer meanwhile".to_owned(),
+        Progress::line,
+    );
+    Problem::failed(
+        format!("session {}", wish.session),
+        format!(
+            "not {} within {}: {now}",
+            wish.goal.name(),
+            units::duration(limit)
+        ),
+        format!("shunt status {0}, or shunt wait {0} again", wish.session),
+    )
+    .with_exit(Exit::TimeRanOut)
+}
+
+/// A session in a few numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Progress {
+    state: String,
+    total_bytes: u64,
+    dirty_bytes: u64,
+    rate_bytes_per_second: Option<u64>,
+    eta_seconds: Option<u64>,
+    problem: Option<String>,
+}
+
+impl Progress {
+    /// `None`: the records are not those of the session.
+    fn of(session: &str, records: &[Record]) -> Option<Self> {
+        let state = render::find_session(records, session)?.state.clone();
+        let mut progress = Self {
+            state,
+            total_bytes: 0,
+            dirty_bytes: 0,
+            rate_bytes_per_second: None,
+            eta_seconds: None,
+            problem: None,
+        };
+        for pair in render::pairs(records, session) {
+            progress.total_bytes = progress.total_bytes.saturating_add(pair.total_bytes);
+            progress.dirty_bytes = progress.dirty_bytes.saturating_add(pair.dirty_bytes);
+            progress.eta_seconds = progress.eta_seconds.max(pair.eta_seconds);
+            if let Some(rate) = pair.rate_bytes_per_second {
+                let sum = progress.rate_bytes_per_second.unwrap_or(0);
+                progress.rate_bytes_per_second = Some(sum.saturating_add(rate));
+            }
+            if let (None, Some(problem)) = (&progress.problem, &pair.problem) {
+                progress.problem = Some(format!("volume {}: {problem}", pair.volume));
+            }
+        }
+        Some(progress)
+    }
+
+    fn outlook(&self, goal: Goal) -> Outlook {
+        state_from_name(&self.state).map_or(Outlook::Possible, |state| goal.outlook(state))
+    }
+
+    fn percent(&self) -> u8 {
+        units::percent_done(self.total_bytes, self.dirty_bytes)
+    }
+
+    fn line(&self) -> String {
+        format!("{}, {}% done, {}", self.state, self.percent(), self.rest())
+    }
+
+    /// The most important first: a narrow terminal cuts the end.
+    fn rest(&self) -> String {
+        let mut parts = Vec::new();
+        if let Some(problem) = &self.problem {
+            parts.push(format!("problem: {problem}"));
+        }
+        if let Some(seconds) = self.eta_seconds {
+            let left = units::duration(Duration::from_secs(seconds));
+            parts.push(format!("{left} left"));
+        }
+        parts.extend(self.rate_bytes_per_second.map(units::rate));
+        parts.push(format!("{} to copy", units::bytes(self.dirty_bytes)));
+        parts.join(", ")
+    }
+}
+
+/// Where the progress is shown: a bar on a terminal, else a line at each change.
+enum Display {
+    Bar(ProgressBar),
+    Lines {
+        /// The state, the tens of percent and the problem of the last line.
+        last: Option<(String, u8, Option<String>)>,
+        absent: bool,
+    },
+    Nothing,
+}
+
+impl Display {
+    fn new(quiet: bool) -> Self {
+        if quiet {
+            return Self::Nothing;
+        }
+        if !io::stderr().is_terminal() {
+            return Self::Lines {
+                last: None,
+                absent: false,
+            };
+        }
+        let style = ProgressStyle::with_template("{prefix} [{bar:20}] {percent:>3}%  {wide_msg}")
+            .expect("a constant template")
+            .progress_chars("##-");
+        let bar = ProgressBar::hidden();
+        bar.set_style(style);
+        Self::Bar(bar)
+    }
+
+    fn show(&mut self, progress: &Progress) {
+        match self {
+            Self::Bar(bar) => {
+                bar.set_length(progress.total_bytes.max(1));
+                bar.set_position(progress.total_bytes.saturating_sub(progress.dirty_bytes));
+                bar.set_prefix(printable(&progress.state));
+                bar.set_message(printable(&progress.rest()));
+                // Only now, so that the first thing that is drawn is whole.
+                if bar.is_hidden() {
+                    bar.set_draw_target(ProgressDrawTarget::stderr());
+                }
+                bar.tick();
+            }
+            Self::Lines { last, absent } => {
+                let now = (
+                    progress.state.clone(),
+                    progress.percent() / 10,
+                    progress.problem.clone(),
+                );
+                *absent = false;
+                if last.as_ref() != Some(&now) {
+                    say(&progress.line());
+                    *last = Some(now);
+                }
+            }
+            Self::Nothing => {}
+        }
+    }
+
+    fn absent(&mut self) {
+        const TEXT: &str = "shuntd does not answer; waiting for it";
+        match self {
+            Self::Bar(bar) => bar.set_message(TEXT),
+            Self::Lines { absent: true, .. } | Self::Nothing => {}
+            Self::Lines { absent, .. } => {
+                *absent = true;
+                say(TEXT);
+            }
+        }
+    }
+}
+
+/// The bar is cleared before anything else is said.
+impl Drop for Display {
+    fn drop(&mut self) {
+        match self {
+            Self::Bar(bar) => bar.finish_and_clear(),
+            Self::Lines { .. } | Self::Nothing => {}
+        }
+    }
+}
+
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{}", printable(line));
+}

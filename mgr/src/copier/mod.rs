@@ -1,0 +1,255 @@
+//! The copier: one thread per pair that copies regions from the authoritative leg to the mirror leg while
+//! `ublk-target` serves the volume.
+//!
+//! ```text
+//!              claim / regions / report                     read            write
+//! ublk-target <------- socket -------> copier thread <--- `from` leg --- `to` leg <---
+//!                                        one ring for both: waiting for an answer never stalls I/O
+//! ```
+//!
+//! `ublk-target` decides what may be copied and when a region is clean; the copier only moves bytes. What must hold:
+//!
+//! 1. No LUN of `to` is written before it is known to be the recorded one and its exclusive `flock` is held.
+//! 2. The lock is held, and the connection with its claims lives, until the last I/O is done. If this process is killed, the kernel
+//!    keeps the lock that long: the ring holds the LUNs as registered files.
+//! 3. A region is reported copied only when all of it was written (or deallocated and reads as zeroes).
+//! 4. Nothing is written for an epoch that is over.
+//!
+//! | file | purpose | I/O |
+//! |---|---|---|
+//! | `plan` | the conversation: what to ask, when to end | none |
+//! | `window` | claimed regions, cut into pieces | none |
+//! | `transfer` | one piece: read, then write or deallocate | none |
+//! | `legs` | addresses of the volume on the extents of a leg | none |
+//! | `rate` | the limit of the rate | none |
+//! | `ring` | io_uring and its memory: the only unsafe code | yes |
+//! | `line` | the connection, over the ring | yes |
+//! | `open` | opening and locking the LUNs | yes |
+//! | `run` | the thread: greeting, and performing what the plan decides | yes |
+//!
+//! Absent: the decision what is dirty, retries of a copier that ended, flushing the mirror leg (`ublk-target` does it
+//! before a region is durably clean).
+
+mod legs;
+mod line;
+mod open;
+mod plan;
+mod rate;
+mod ring;
+mod run;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod window;
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+
+use migration_proto::route::Side;
+use migration_proto::target::Refusal;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+/// The default of [`Config::queue_depth`].
+pub const QUEUE_DEPTH_DEFAULT: u32 = 16;
+/// The default of [`Config::io_bytes`].
+pub const IO_BYTES_DEFAULT: u32 = 512 << 10;
+/// The largest [`Config::queue_depth`].
+pub const QUEUE_DEPTH_MAX: u32 = 1024;
+/// The largest [`Config::io_bytes`].
+pub const IO_BYTES_MAX: u32 = 16 << 20;
+/// [`Config::io_bytes`] is a multiple of this.
+pub const IO_BYTES_ALIGNMENT: u32 = 4096;
+
+/// How to copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The socket of the volume's `ublk-target`.
+    pub socket: PathBuf,
+    /// How many pieces are in flight at once; 1 to [`QUEUE_DEPTH_MAX`].
+    pub queue_depth: u32,
+    /// The largest piece, in bytes; a multiple of [`IO_BYTES_ALIGNMENT`], at most [`IO_BYTES_MAX`].
+    pub io_bytes: u32,
+    /// Deallocate on the mirror leg what is zero, where it can, instead of writing it.
+    pub detect_zeroes: bool,
+}
+
+impl Config {
+    /// The defaults for one volume.
+    #[must_use]
+    pub fn new(socket: PathBuf) -> Self {
+        Self {
+            socket,
+            queue_depth: QUEUE_DEPTH_DEFAULT,
+            io_bytes: IO_BYTES_DEFAULT,
+            detect_zeroes: false,
+        }
+    }
+
+    fn check(&self) -> io::Result<()> {
+        let bad = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        if !(1..=QUEUE_DEPTH_MAX).contains(&self.queue_depth) {
+            return bad(format!(
+                "a queue depth of {} is not within 1 to {QUEUE_DEPTH_MAX}",
+                self.queue_depth
+            ));
+        }
+        if !self.io_bytes.is_multiple_of(IO_BYTES_ALIGNMENT)
+            || !(1..=IO_BYTES_MAX).contains(&self.io_bytes)
+        {
+            return bad(format!(
+                "an I/O size of {} bytes is not a multiple of {IO_BYTES_ALIGNMENT} of at most {IO_BYTES_MAX}",
+                self.io_bytes
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What may be changed while the copier runs.
+#[derive(Debug, Default)]
+pub struct Limits {
+    /// The most to copy in a second, in bytes; 0 = unlimited. A change works within 100 ms.
+    pub bytes_per_second: AtomicU64,
+}
+
+/// How far the copier is. All in bytes unless the name says otherwise.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Copied since the start, with `zero_bytes`; what was copied twice counts twice.
+    pub copied_bytes: AtomicU64,
+    /// The part of `copied_bytes` that was deallocated instead of written.
+    pub zero_bytes: AtomicU64,
+    /// What is dirty, as `ublk-target` said with its last grant.
+    pub dirty_bytes: AtomicU64,
+    /// How many regions could not be copied (an error of a region that is tried again counts again).
+    pub failed_regions: AtomicU64,
+}
+
+/// How a copier ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// `ublk-target` said that nothing is dirty.
+    InSync,
+    /// It was asked to stop.
+    Stopped,
+    /// `ublk-target` is gone, does not answer, or broke the protocol.
+    Disconnected {
+        /// What happened.
+        cause: String,
+    },
+    /// `ublk-target` refused, or a leg may not be used: nothing was written after that.
+    Refused {
+        /// The kind: [`Refusal::BadLeg`] also if a LUN cannot be opened or is not the recorded one, [`Refusal::CopierBusy`] also
+        /// if a LUN is locked by somebody else.
+        reason: Refusal,
+        /// The cause in words.
+        cause: String,
+    },
+    /// Too many regions could not be copied.
+    Failed {
+        /// The leg of the last error.
+        side: Side,
+        /// The last error.
+        cause: String,
+    },
+    /// This host or this program failed: no memory for the ring, a panic.
+    Broken {
+        /// What happened.
+        cause: String,
+    },
+}
+
+/// What the thread and its owner share.
+#[derive(Debug)]
+struct Shared {
+    stop: AtomicBool,
+    wake: EventFd,
+    limits: Arc<Limits>,
+    progress: Arc<Progress>,
+}
+
+impl Shared {
+    fn ask_to_stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        // It can only fail if the counter is full: then the thread is woken anyway.
+        let _ = self.wake.write(1);
+    }
+}
+
+/// A running copier. Dropping it stops it and waits for its I/O.
+#[derive(Debug)]
+pub struct Copier {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<Outcome>>,
+}
+
+impl Copier {
+    /// Starts the thread. `on_end` is called on it, once, when everything is closed and unlocked; it must not stop or
+    /// drop this copier.
+    ///
+    /// # Errors
+    /// `config` is not valid, or the kernel gives no ring, memory or thread.
+    pub fn start(
+        config: Config,
+        limits: Arc<Limits>,
+        on_end: impl FnOnce(Outcome) + Send + 'static,
+    ) -> io::Result<Self> {
+        config.check()?;
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            wake,
+            limits,
+            progress: Arc::default(),
+        });
+        let ring = ring::Ring::new(config.queue_depth, config.io_bytes)?;
+        let for_thread = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("copier".to_owned())
+            .spawn(move || {
+                // A panic must not look like a copier that still runs.
+                let run = AssertUnwindSafe(|| run::run(&config, ring, &for_thread));
+                let outcome = catch_unwind(run).unwrap_or_else(|_| panicked());
+                on_end(outcome.clone());
+                outcome
+            })?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.shared.progress
+    }
+
+    /// Stops it and waits for its I/O: no more than what is in flight, and at most a second for `ublk-target` to answer.
+    /// Blocks. Returns how it ended, which is not [`Outcome::Stopped`] if it had ended before.
+    #[must_use]
+    pub fn stop(mut self) -> Outcome {
+        self.join().unwrap_or_else(panicked)
+    }
+
+    fn join(&mut self) -> Option<Outcome> {
+        self.shared.ask_to_stop();
+        self.thread.take()?.join().ok()
+    }
+}
+
+impl Drop for Copier {
+    fn drop(&mut self) {
+        let _ = self.join();
+    }
+}
+
+fn panicked() -> Outcome {
+    Outcome::Broken {
+        cause: "the copier panicked".to_owned(),
+    }
+}

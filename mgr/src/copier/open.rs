@@ -1,0 +1,150 @@
+//! Opening the LUNs of both legs: identity first, then the lock, and only then may anything be written.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use lun::{Lun, OpenOptions};
+use migration_proto::route::{Extent, Leg};
+use migration_proto::target::Refusal;
+
+use super::Outcome;
+use super::legs::{FileIndex, LegMap};
+
+/// The open LUNs of both legs. The index of a LUN is its [`FileIndex`].
+#[derive(Debug)]
+pub(super) struct Luns {
+    luns: Vec<Lun>,
+}
+
+/// Both legs, open.
+#[derive(Debug)]
+pub(super) struct OpenLegs {
+    pub(super) luns: Luns,
+    pub(super) from: LegMap,
+    pub(super) to: LegMap,
+}
+
+/// How a leg is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Read,
+    Write,
+}
+
+impl Luns {
+    /// The descriptors, in order.
+    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.luns.iter().map(|lun| lun.fd.as_fd()).collect()
+    }
+
+    /// The number of LUNs.
+    pub(super) fn count(&self) -> usize {
+        self.luns.len()
+    }
+
+    /// The path of a LUN, for people.
+    pub(super) fn path(&self, file: FileIndex) -> &Path {
+        self.luns
+            .get(file.0 as usize)
+            .map_or(Path::new("an unknown LUN"), |lun| &lun.path)
+    }
+
+    /// Unlocks and closes all. Only when no I/O is in flight.
+    pub(super) fn close(self) {
+        for lun in &self.luns {
+            lun.unlock();
+        }
+    }
+}
+
+/// Opens every LUN of both legs, and locks those of `to`.
+pub(super) fn open_legs(from: &Leg, to: &Leg) -> Result<OpenLegs, Outcome> {
+    let mut luns = Vec::new();
+    let from = open_leg(from, Purpose::Read, &mut luns)?;
+    let to = open_leg(to, Purpose::Write, &mut luns)?;
+    Ok(OpenLegs {
+        luns: Luns { luns },
+        from,
+        to,
+    })
+}
+
+fn open_leg(leg: &Leg, purpose: Purpose, luns: &mut Vec<Lun>) -> Result<LegMap, Outcome> {
+    // Only LUNs of this leg are shared between extents: those of the other one are open for another purpose.
+    let first = luns.len();
+    let mut files = Vec::with_capacity(leg.extents.len());
+    for extent in &leg.extents {
+        let lun = open_lun(extent, purpose)?;
+        let known = luns[first..]
+            .iter()
+            .position(|known| known.path == lun.path);
+        let index = match known {
+            Some(at) => first + at,
+            None => {
+                if purpose == Purpose::Write {
+                    lock(&lun)?;
+                }
+                luns.push(lun);
+                luns.len() - 1
+            }
+        };
+        files.push(FileIndex(u32::try_from(index).map_err(|_| {
+            refused(Refusal::BadLeg, "a leg has too many extents".to_owned())
+        })?));
+    }
+    LegMap::new(leg, &files).ok_or_else(|| {
+        refused(
+            Refusal::BadLeg,
+            "the extents of a leg are larger than any LUN".to_owned(),
+        )
+    })
+}
+
+fn open_lun(extent: &Extent, purpose: Purpose) -> Result<Lun, Outcome> {
+    let options = OpenOptions {
+        write: purpose == Purpose::Write,
+        // ublk-target holds it exclusively.
+        exclusive: false,
+        direct: true,
+    };
+    let bad = |cause: String| refused(Refusal::BadLeg, cause);
+    let lun = Lun::open(&extent.path, &options).map_err(|error| bad(error.to_string()))?;
+    extent.identity.matches(&lun.identity).map_err(|mismatch| {
+        bad(format!(
+            "{} is not the LUN that was recorded: {mismatch}",
+            extent.path.display()
+        ))
+    })?;
+    let end_bytes = extent.start_bytes.checked_add(extent.length_bytes);
+    if end_bytes.is_none_or(|end_bytes| end_bytes > lun.identity.size_bytes) {
+        return Err(bad(format!(
+            "the extent of {} bytes at {} does not fit on {}, which has {} bytes",
+            extent.length_bytes,
+            extent.start_bytes,
+            extent.path.display(),
+            lun.identity.size_bytes
+        )));
+    }
+    Ok(lun)
+}
+
+fn lock(lun: &Lun) -> Result<(), Outcome> {
+    match lun.try_lock_exclusive() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(refused(
+            Refusal::CopierBusy,
+            format!(
+                "{} is locked by somebody else, or the I/O of an earlier copier is not finished",
+                lun.path.display()
+            ),
+        )),
+        Err(error) => Err(refused(
+            Refusal::BadLeg,
+            format!("cannot lock {}: {error}", lun.path.display()),
+        )),
+    }
+}
+
+fn refused(reason: Refusal, cause: String) -> Outcome {
+    Outcome::Refused { reason, cause }
+}

@@ -1,0 +1,290 @@
+//! The thread: greets `ublk-target`, opens the legs, and performs what the plan decides.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use migration_proto::route::{Leg, Side};
+use migration_proto::target::{CopyError, Refusal, Request, Response};
+use migration_proto::{Hello, Welcome, frame};
+
+use super::line::{Abort, Line};
+use super::open::{Luns, OpenLegs, open_legs};
+use super::plan::Plan;
+use super::ring::{self, Completion, Ring, Slot};
+use super::transfer::{Fault, Phase, Step, Transfer, is_zero};
+use super::window::{End, Sizes, Window};
+use super::{Config, Outcome, Shared};
+
+/// What `ublk-target` said when it accepted the copier.
+struct Opened {
+    epoch: u64,
+    region_bytes: u64,
+    size_bytes: u64,
+    from: Leg,
+    to: Leg,
+    from_side: Side,
+}
+
+/// The copying itself.
+struct Copying<'a> {
+    config: &'a Config,
+    shared: &'a Shared,
+    line: Line<'a>,
+    luns: Luns,
+    /// Per LUN: it refused to deallocate, and is not asked again.
+    zero_refused: Vec<bool>,
+    from_side: Side,
+    plan: Plan,
+    /// Per slot: the piece in flight.
+    transfers: Vec<Option<Transfer>>,
+    free: Vec<Slot>,
+}
+
+/// Runs one copier from the connection to the end. Everything is closed and unlocked when it returns, except after a
+/// failure of the ring.
+pub(super) fn run(config: &Config, ring: Ring, shared: &Shared) -> Outcome {
+    if let Err(error) = ring::set_io_flusher() {
+        tracing::debug!(%error, "the copier is not an I/O flusher");
+    }
+    match prepare(config, ring, shared).and_then(Copying::run) {
+        Ok(outcome) | Err(Abort::Ended(outcome)) => outcome,
+        // What is in flight is unknown. The kernel keeps the LUNs locked until it is done with them.
+        Err(Abort::RingFailed(error)) => Outcome::Broken {
+            cause: format!("io_uring failed: {error}"),
+        },
+    }
+}
+
+fn prepare<'a>(config: &'a Config, ring: Ring, shared: &'a Shared) -> Result<Copying<'a>, Abort> {
+    let mut line = Line::connect(config, ring, shared)?;
+    let opened = greet(&mut line)?;
+    let sizes = Sizes {
+        region_bytes: opened.region_bytes,
+        volume_bytes: opened.size_bytes,
+        io_bytes: config.io_bytes,
+    };
+    let OpenLegs { luns, from, to } = open_legs(&opened.from, &opened.to).map_err(Abort::Ended)?;
+    let window = Window::new(sizes, from, to).map_err(|error| {
+        Abort::Ended(Outcome::Refused {
+            reason: Refusal::BadLeg,
+            cause: error.to_string(),
+        })
+    })?;
+    line.ring.register_files(&luns.descriptors())?;
+    let queue_bytes = u64::from(config.queue_depth) * u64::from(config.io_bytes);
+    Ok(Copying {
+        config,
+        shared,
+        line,
+        zero_refused: vec![false; luns.count()],
+        luns,
+        from_side: opened.from_side,
+        plan: Plan::new(opened.epoch, window, queue_bytes, Instant::now()),
+        transfers: vec![None; config.queue_depth as usize],
+        free: (0..config.queue_depth).rev().map(Slot).collect(),
+    })
+}
+
+/// Everything up to the first claim.
+fn greet(line: &mut Line<'_>) -> Result<Opened, Abort> {
+    match line.ask(&Hello::current())? {
+        Welcome::Ready { .. } => {}
+        Welcome::WrongProtocol { speaks } => {
+            return Err(Abort::Ended(Outcome::Refused {
+                reason: Refusal::Malformed,
+                cause: format!(
+                    "ublk-target speaks protocol {speaks}, the copier {}",
+                    migration_proto::PROTOCOL_VERSION
+                ),
+            }));
+        }
+    }
+    // Only to know what the ends are called. A change of the roles in between shows in the epoch.
+    let (status_epoch, from_side) = match line.ask(&Request::Status)? {
+        Response::Status(status) => (status.epoch, status.route.authoritative()),
+        other => return Err(unexpected(other)),
+    };
+    match line.ask(&Request::OpenCopier)? {
+        Response::CopierOpened {
+            epoch,
+            region_bytes,
+            size_bytes,
+            from,
+            to,
+        } if epoch == status_epoch => Ok(Opened {
+            epoch,
+            region_bytes,
+            size_bytes,
+            from,
+            to,
+            from_side,
+        }),
+        Response::CopierOpened { epoch, .. } => Err(Abort::Ended(Outcome::Refused {
+            reason: Refusal::StaleEpoch,
+            cause: format!("the epoch changed from {status_epoch} to {epoch} meanwhile"),
+        })),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn unexpected(response: Response) -> Abort {
+    match response {
+        Response::Refused { reason, cause } => Abort::Ended(Outcome::Refused { reason, cause }),
+        _ => Abort::disconnected("ublk-target broke the protocol: unexpected answer to a greeting"),
+    }
+}
+
+impl Copying<'_> {
+    fn run(mut self) -> Result<Outcome, Abort> {
+        let outcome = self.copy()?;
+        // The locks go first: whoever sees the connection close may open a new copier at once.
+        self.line.ring.unregister_files()?;
+        self.luns.close();
+        drop(self.line);
+        Ok(outcome)
+    }
+
+    fn copy(&mut self) -> io::Result<Outcome> {
+        loop {
+            if self.line.must_stop() {
+                self.plan.stop();
+            }
+            self.begin_pieces()?;
+            let now = Instant::now();
+            let limit = self.shared.limits.bytes_per_second.load(Ordering::Relaxed);
+            if !self.line.ring.is_sending()
+                && let Some(request) = self.plan.next_request(now, limit)
+            {
+                match frame::encode(&request) {
+                    Ok(bytes) => self.line.send(bytes)?,
+                    Err(error) => self.plan.give_up(error.to_string()),
+                }
+            }
+            let look_again_at = self.plan.look_at_the_clock(now, limit);
+            if let Some(outcome) = self.plan.outcome() {
+                return Ok(outcome.clone());
+            }
+            self.line.ring.wait(look_again_at)?;
+            while let Some(completion) = self.line.ring.next_completion() {
+                self.take(completion)?;
+            }
+            self.take_answers();
+        }
+    }
+
+    fn begin_pieces(&mut self) -> io::Result<()> {
+        while let Some(&slot) = self.free.last() {
+            let Some(piece) = self.plan.next_piece() else {
+                break;
+            };
+            self.free.pop();
+            self.submit(slot, Transfer::new(piece))?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, completion: Completion) -> io::Result<()> {
+        let Completion::Io { slot, result } = completion else {
+            if let Some(cause) = self.line.take(completion)? {
+                self.plan.give_up(cause);
+            }
+            return Ok(());
+        };
+        let Some(mut transfer) = self.transfers[slot.0 as usize].take() else {
+            return Ok(());
+        };
+        let piece = transfer.piece;
+        let step = transfer.completed(result);
+        match step {
+            Step::Submit => return self.submit(slot, transfer),
+            Step::Filled => {
+                if self.is_to_be_deallocated(slot, &transfer) {
+                    transfer.begin_zero();
+                } else {
+                    transfer.begin_write();
+                }
+                return self.submit(slot, transfer);
+            }
+            Step::ZeroRefused => {
+                self.zero_refused[piece.to.file.0 as usize] = true;
+                return self.submit(slot, transfer);
+            }
+            Step::Written | Step::Zeroed => {
+                let progress = &self.shared.progress;
+                let bytes = u64::from(piece.length_bytes);
+                if step == Step::Zeroed {
+                    progress.zero_bytes.fetch_add(bytes, Ordering::Relaxed);
+                }
+                progress.copied_bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.plan.piece_copied(piece.region);
+            }
+            Step::Failed(fault) => {
+                let error = self.describe(&transfer, fault);
+                self.plan.piece_failed(piece.region, error);
+                self.shared
+                    .progress
+                    .failed_regions
+                    .store(u64::from(self.plan.failed_regions()), Ordering::Relaxed);
+            }
+        }
+        self.free.push(slot);
+        Ok(())
+    }
+
+    fn take_answers(&mut self) {
+        loop {
+            match self.line.frames.next() {
+                Ok(Some(response)) => self.plan.answered(response, Instant::now()),
+                Ok(None) => break,
+                Err(error) => {
+                    self.plan.give_up(error.to_string());
+                    break;
+                }
+            }
+        }
+        self.shared
+            .progress
+            .dirty_bytes
+            .store(self.plan.dirty_bytes(), Ordering::Relaxed);
+    }
+
+    fn is_to_be_deallocated(&self, slot: Slot, transfer: &Transfer) -> bool {
+        self.config.detect_zeroes
+            && !self.zero_refused[transfer.piece.to.file.0 as usize]
+            && is_zero(self.line.ring.bytes(slot, transfer.piece.length_bytes))
+    }
+
+    fn submit(&mut self, slot: Slot, transfer: Transfer) -> io::Result<()> {
+        let (at_bytes, rest) = (transfer.done_bytes(), transfer.rest());
+        match transfer.phase() {
+            Phase::Reading => self.line.ring.read(slot, at_bytes, rest)?,
+            Phase::Writing => self.line.ring.write(slot, at_bytes, rest)?,
+            Phase::Zeroing => self.line.ring.deallocate(slot, rest)?,
+        }
+        self.transfers[slot.0 as usize] = Some(transfer);
+        Ok(())
+    }
+
+    fn describe(&self, transfer: &Transfer, fault: Fault) -> CopyError {
+        let piece = &transfer.piece;
+        let (place, verb, side) = match (fault.end, self.from_side) {
+            (End::From, side) => (piece.from, "read", side),
+            (End::To, Side::Source) => (piece.to, "write", Side::Target),
+            (End::To, Side::Target) => (piece.to, "write", Side::Source),
+        };
+        let what = match fault.errno {
+            Some(errno) => io::Error::from_raw_os_error(errno).to_string(),
+            None => "the LUN ends before that".to_owned(),
+        };
+        CopyError {
+            side,
+            cause: format!(
+                "cannot {verb} {} bytes at {} of {}: {what}",
+                piece.length_bytes,
+                place.offset_bytes,
+                self.luns.path(place.file).display()
+            ),
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! One piece on its way: read, then written or deallocated. Decides what follows from each completion.
+//!
+//! ```text
+//! Reading --complete--> (zeroes?) --no---> Writing --complete--> done
+//!                           |                 ^
+//!                           +--yes--> Zeroing +--refused
+//!                                        +-------complete------> done
+//! ```
+
+use super::legs::Span;
+use super::window::{End, Piece};
+
+/// How often a piece is tried again after `EAGAIN` or `EINTR` before that counts as an error.
+const RETRIES_MAX: u32 = 64;
+
+/// No LUN transfers less than this, in bytes; a shorter remainder means that the LUN ends there.
+const SECTOR_BYTES: u32 = 512;
+
+/// What a piece is waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The read.
+    Reading,
+    /// The write.
+    Writing,
+    /// The deallocation that stands for a write of zeroes.
+    Zeroing,
+}
+
+/// What to do after a completion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Submit the rest of the present phase.
+    Submit,
+    /// All is read: call [`Transfer::begin_write`] or [`Transfer::begin_zero`], then submit.
+    Filled,
+    /// The LUN cannot deallocate: the phase is now [`Phase::Writing`]; submit it.
+    ZeroRefused,
+    /// The piece is on the other leg.
+    Written,
+    /// The piece reads as zeroes on the other leg.
+    Zeroed,
+    /// The piece failed.
+    Failed(Fault),
+}
+
+/// Why a piece failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// The end that failed.
+    pub(super) end: End,
+    /// The error number; `None` if the LUN ended too early.
+    pub(super) errno: Option<i32>,
+}
+
+/// A piece and how far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Transfer {
+    /// The piece.
+    pub(super) piece: Piece,
+    phase: Phase,
+    done_bytes: u32,
+    retries: u32,
+}
+
+impl Transfer {
+    /// A piece whose read is to be submitted.
+    pub(super) fn new(piece: Piece) -> Self {
+        Self {
+            piece,
+            phase: Phase::Reading,
+            done_bytes: 0,
+            retries: 0,
+        }
+    }
+
+    /// What it is waiting for.
+    pub(super) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// How much of the present phase is done, in bytes: where the rest begins in the buffer.
+    pub(super) fn done_bytes(&self) -> u32 {
+        self.done_bytes
+    }
+
+    /// What is left of the present phase.
+    pub(super) fn rest(&self) -> Span {
+        let place = match self.phase {
+            Phase::Reading => self.piece.from,
+            Phase::Writing | Phase::Zeroing => self.piece.to,
+        };
+        Span {
+            file: place.file,
+            offset_bytes: place.offset_bytes + u64::from(self.done_bytes),
+            length_bytes: self.piece.length_bytes - self.done_bytes,
+        }
+    }
+
+    /// Begins the write.
+    pub(super) fn begin_write(&mut self) {
+        self.phase = Phase::Writing;
+        self.done_bytes = 0;
+    }
+
+    /// Begins the deallocation.
+    pub(super) fn begin_zero(&mut self) {
+        self.phase = Phase::Zeroing;
+        self.done_bytes = 0;
+    }
+
+    /// Takes the result of the present phase: a count of bytes, or a negative error number.
+    pub(super) fn completed(&mut self, result: i32) -> Step {
+        let end = match self.phase {
+            Phase::Reading => End::From,
+            Phase::Writing | Phase::Zeroing => End::To,
+        };
+        if let Ok(bytes) = u32::try_from(result) {
+            return match self.phase {
+                Phase::Reading => self.moved(bytes, end, Step::Filled),
+                Phase::Writing => self.moved(bytes, end, Step::Written),
+                Phase::Zeroing => Step::Zeroed,
+            };
+        }
+        let errno = result.wrapping_neg();
+        let again = errno == libc::EAGAIN || errno == libc::EINTR;
+        if again && self.retries < RETRIES_MAX {
+            self.retries += 1;
+            return Step::Submit;
+        }
+        // EINVAL is what some file systems and older devices say where EOPNOTSUPP is meant.
+        if self.phase == Phase::Zeroing && (errno == libc::EOPNOTSUPP || errno == libc::EINVAL) {
+            self.begin_write();
+            return Step::ZeroRefused;
+        }
+        Step::Failed(Fault {
+            end,
+            errno: Some(errno),
+        })
+    }
+
+    fn moved(&mut self, bytes: u32, end: End, complete: Step) -> Step {
+        self.done_bytes = self
+            .done_bytes
+            .saturating_add(bytes)
+            .min(self.piece.length_bytes);
+        if self.done_bytes == self.piece.length_bytes {
+            complete
+        } else if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
+            // The end of a file. Going on would be refused for its alignment, or never end.
+            Step::Failed(Fault { end, errno: None })
+        } else {
+            Step::Submit
+        }
+    }
+}
+
+/// Whether all bytes are zero.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    // In blocks, so that data is told from zeroes at its first block, and each block is one OR over wide words.
+    let (blocks, rest) = bytes.as_chunks::<128>();
+    blocks.iter().all(|block| {
+        let (words, _) = block.as_chunks::<16>();
+        words
+            .iter()
+            .fold(0, |sum, word| sum | u128::from_ne_bytes(*word))
+            == 0
+    }) && rest.iter().all(|byte| *byte == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::legs::{FileIndex, Place};
+    use super::super::window::RegionSlot;
+    use super::*;
+
+    const LENGTH: u32 = 8192;
+
+    fn transfer() -> Transfer {
+        let place = |file, offset_bytes| Place {
+            file: FileIndex(file),
+            offset_bytes,
+            contiguous_bytes: 1 << 20,
+        };
+        Transfer::new(Piece {
+            region: RegionSlot(0),
+            from: place(1, 10_000),
+            to: place(2, 20_000),
+            length_bytes: LENGTH,
+        })
+    }
+
+    fn span(file: u32, offset_bytes: u64, length_bytes: u32) -> Span {
+        Span {
+            file: FileIndex(file),
+            offset_bytes,
+            length_bytes,
+        }
+    }
+
+    fn fault(end: End, errno: Option<i32>) -> Step {
+        Step::Failed(Fault { end, errno })
+    }
+
+    #[test]
+    fn a_piece_is_read_then_written() {
+        let mut transfer = transfer();
+        assert_eq!(transfer.completed(8192), Step::Filled);
+        transfer.begin_write();
+        assert_eq!(
+            (transfer.phase(), transfer.done_bytes()),
+            (Phase::Writing, 0)
+        );
+        assert_eq!(transfer.completed(8192), Step::Written);
+    }
+
+    #[test]
+    fn short_reads_and_writes_are_finished() {
+        let mut transfer = transfer();
+        assert_eq!(transfer.rest(), span(1, 10_000, 8192));
+        assert_eq!(transfer.completed(512), Step::Submit);
+        assert_eq!(transfer.done_bytes(), 512);
+        assert_eq!(transfer.rest(), span(1, 10_512, 8192 - 512));
+        assert_eq!(transfer.completed(8192 - 512), Step::Filled);
+        transfer.begin_write();
+        assert_eq!(transfer.rest(), span(2, 20_000, 8192));
+        assert_eq!(transfer.completed(4096), Step::Submit);
+        assert_eq!(transfer.rest(), span(2, 24_096, 4096));
+        assert_eq!(transfer.completed(4096), Step::Written);
+    }
+
+    #[test]
+    fn the_end_of_a_lun_is_an_error_of_its_side() {
+        for count in [0, 100, 4097] {
+            let mut reading = transfer();
+            assert_eq!(reading.completed(count), fault(End::From, None), "{count}");
+            let mut writing = transfer();
+            writing.begin_write();
+            assert_eq!(writing.completed(count), fault(End::To, None), "{count}");
+        }
+    }
+
+    #[test]
+    fn eagain_and_eintr_are_tried_again_but_not_for_ever() {
+        let mut transfer = transfer();
+        for _ in 0..RETRIES_MAX / 2 {
+            assert_eq!(transfer.completed(-libc::EAGAIN), Step::Submit);
+            assert_eq!(transfer.completed(-libc::EINTR), Step::Submit);
+        }
+        assert_eq!(
+            transfer.completed(-libc::EAGAIN),
+            fault(End::From, Some(libc::EAGAIN))
+        );
+    }
+
+    #[test]
+    fn errors_name_the_side_that_failed() {
+        let mut reading = transfer();
+        assert_eq!(
+            reading.completed(-libc::EIO),
+            fault(End::From, Some(libc::EIO))
+        );
+        let mut writing = transfer();
+        writing.begin_write();
+        assert_eq!(
+            writing.completed(-libc::ENOSPC),
+            fault(End::To, Some(libc::ENOSPC))
+        );
+        let mut zeroing = transfer();
+        zeroing.begin_zero();
+        assert_eq!(
+            zeroing.completed(-libc::EIO),
+            fault(End::To, Some(libc::EIO))
+        );
+        // Only a deallocation may be refused.
+        let mut writing = transfer();
+        writing.begin_write();
+        assert_eq!(
+            writing.completed(-libc::EINVAL),
+            fault(End::To, Some(libc::EINVAL))
+        );
+    }
+
+    #[test]
+    fn a_refused_deallocation_becomes_a_write_of_the_whole_piece() {
+        for errno in [libc::EOPNOTSUPP, libc::EINVAL] {
+            let mut transfer = transfer();
+            assert_eq!(transfer.completed(8192), Step::Filled);
+            transfer.begin_zero();
+            assert_eq!(transfer.completed(-errno), Step::ZeroRefused);
+            assert_eq!(
+                (transfer.phase(), transfer.done_bytes()),
+                (Phase::Writing, 0)
+            );
+        }
+        let mut transfer = transfer();
+        transfer.begin_zero();
+        assert_eq!(transfer.completed(0), Step::Zeroed);
+    }
+
+    #[test]
+    fn one_set_bit_anywhere_is_not_zero() {
+        for length in [0, 1, 127, 128, 512, 1000] {
+            let mut bytes = vec![0; length];
+            assert!(is_zero(&bytes));
+            for at in 0..length {
+                bytes[at] = 1 << (at % 8);
+                assert!(!is_zero(&bytes), "{at} of {length}");
+                bytes[at] = 0;
+            }
+        }
+    }
+}

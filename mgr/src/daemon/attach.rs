@@ -1,0 +1,513 @@
+//! Putting a volume over a LUN, and taking it away.
+//!
+//! The row with state `attaching` is durable before the map file is made, and `detaching` before the device is stopped. A shuntd
+//! that finds `attaching` with a map file goes on as if attached; without one it forgets the row. One that finds `detaching`
+//! brings the volume up once more (only ublk-target can delete the device) and stops it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use migration_proto::manager::Failure;
+use migration_proto::route::{Descriptor, Extent, Leg};
+use migration_proto::target::Status;
+use tokio::process::Command;
+use tokio::time::sleep;
+
+use super::checks::{self, Candidate, Used};
+use super::context::{Context, blocking, note};
+use super::failure::{self, Answer, Done};
+use super::paths::{self, SOCKET_PATH_BYTES_MAX};
+use super::volume::{AskError, Setup, VolumeHandle, supervise};
+use super::{Event, process};
+use crate::store::{Change, Lock, LunRow, OpenMapRow, VolumeRow, VolumeState, lock_key};
+
+/// How long a new volume may take to come up.
+const FIRST_START_MAX: Duration = Duration::from_secs(60);
+/// How often a detach looks whether a device is still open: udev opens new and changed devices for a moment.
+const OPEN_LOOKS_MAX: u32 = 5;
+const OPEN_LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Where ublk's devices are made.
+const UBLK_CONTROL: &str = "/dev/ublk-control";
+
+/// Puts a new volume over a LUN.
+pub(super) async fn attach(
+    context: Context,
+    name: String,
+    path: PathBuf,
+    used: Vec<Used>,
+) -> Answer {
+    let object = failure::volume(&name);
+    let again = format!("free the lun or name another one, then `shunt attach {name} LUN`");
+    let socket = context.config.volume_socket(&name);
+    if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+        let cause = format!(
+            "the path of its socket, {}, is longer than {SOCKET_PATH_BYTES_MAX} bytes",
+            socket.display()
+        );
+        return Err(failure::refused(
+            object,
+            cause,
+            "choose a shorter name, or a shorter --runtime-dir",
+        ));
+    }
+    if context.config.host_checks.ublk {
+        require_ublk().await.map_err(|cause| {
+            failure::refused(
+                &object,
+                cause,
+                format!("load the module or boot such a kernel, then `shunt attach {name} LUN`"),
+            )
+        })?;
+    }
+    let candidate = context
+        .examine(path)
+        .await
+        .map_err(|cause| failure::refused(&object, cause, &again))?;
+    let judged = candidate.clone();
+    let refusals = blocking(move || checks::source_refusals(&judged, &used))
+        .await
+        .map_err(|cause| failure::failed(&object, cause, &again))?;
+    if !refusals.is_empty() {
+        return Err(failure::refused(object, refusals.join("; "), again));
+    }
+    // A map file of a volume that is not recorded may be all that is left of it: it is never touched.
+    let directory = context.config.volume(&name);
+    if directory.exists() {
+        let cause = format!(
+            "{} exists already, and no volume is known for it",
+            directory.display()
+        );
+        return Err(failure::refused(
+            object,
+            cause,
+            "move it away, or choose another name",
+        ));
+    }
+    let row = row_of(&name, &candidate);
+    let lock = Lock {
+        key: lock_key(&row.lun),
+        path: row.lun.path.clone(),
+        holder: object.clone(),
+    };
+    let intent = format!(
+        "attach to {} ({})",
+        row.lun.path.display(),
+        row.lun.identity.describe()
+    );
+    let changes = vec![
+        Change::AddVolume(row.clone()),
+        Change::Lock(lock.clone()),
+        note(None, Some(&name), intent),
+    ];
+    context.record(&object, changes).await?;
+    match bring_up(&context, &row, candidate.physical_block_bytes).await {
+        Ok((handle, status)) => finish_attach(&context, &row, handle, &status).await,
+        Err(cause) => {
+            let undone = undo_attach(&context, &row, lock.key, &cause).await;
+            let cause = undone.err().map_or(cause.clone(), |error| {
+                format!("{cause}; and undoing it failed: {error}")
+            });
+            Err(failure::failed(
+                object,
+                cause,
+                format!("correct the cause, then `shunt attach {name} LUN` again"),
+            ))
+        }
+    }
+}
+
+async fn finish_attach(
+    context: &Context,
+    row: &VolumeRow,
+    handle: VolumeHandle,
+    status: &Status,
+) -> Answer {
+    let object = failure::volume(&row.name);
+    let link = context.config.device_link(&row.name);
+    context.tell(Event::Supervised(handle)).await;
+    context
+        .record(
+            &object,
+            vec![
+                Change::SetVolumeState(row.name.clone(), VolumeState::Attached),
+                Change::SetOpenMap(row.name.clone(), open_map(status, &row.lun.path)),
+                note(
+                    None,
+                    Some(&row.name),
+                    format!("attached as {}", status.device.display()),
+                ),
+            ],
+        )
+        .await?;
+    if let Err(error) = paths::make_link(&link, &status.device) {
+        let cause = format!(
+            "the volume is there as {}, but {} cannot be made: {error}",
+            status.device.display(),
+            link.display()
+        );
+        return Err(failure::failed(
+            object,
+            cause,
+            format!(
+                "remove what is in the way; `shunt detach {}` takes the volume away",
+                row.name
+            ),
+        ));
+    }
+    Ok(Done::changed(vec![format!(
+        "{} is ready: {} bytes on {} (now {})",
+        link.display(),
+        row.size_bytes,
+        row.lun.path.display(),
+        status.device.display()
+    )]))
+}
+
+/// Whether `path` names the LUN that an attached volume has.
+pub(super) async fn attach_again(row: VolumeRow, path: PathBuf) -> Answer {
+    let object = failure::volume(&row.name);
+    let wanted = path.clone();
+    let found = blocking(move || checks::identify(&wanted))
+        .await
+        .and_then(|found| found);
+    let same =
+        path == row.lun.path || found.is_ok_and(|found| lock_key(&found) == lock_key(&row.lun));
+    if same {
+        return Ok(Done::already(format!(
+            "volume {} is attached to {} already",
+            row.name,
+            row.lun.path.display()
+        )));
+    }
+    let cause = format!(
+        "the name is taken: it is attached to {}, not to {}",
+        row.lun.path.display(),
+        path.display()
+    );
+    Err(failure::refused(
+        object,
+        cause,
+        format!("choose another name, or `shunt detach {}` first", row.name),
+    ))
+}
+
+fn row_of(name: &str, candidate: &Candidate) -> VolumeRow {
+    VolumeRow {
+        name: name.to_owned(),
+        volume_id: uuid::Uuid::new_v4().to_string(),
+        state: VolumeState::Attaching,
+        lun: candidate.lun.clone(),
+        size_bytes: candidate.lun.identity.size_bytes,
+        logical_block_bytes: candidate.lun.identity.logical_block_bytes,
+        open_map: None,
+    }
+}
+
+/// The leg that is all of one LUN, as far as the volume is long.
+pub(super) fn whole_leg(lun: &LunRow, size_bytes: u64) -> Leg {
+    Leg {
+        extents: vec![Extent {
+            path: lun.path.clone(),
+            identity: lun.identity.clone(),
+            start_bytes: 0,
+            length_bytes: size_bytes,
+        }],
+    }
+}
+
+pub(super) fn open_map(status: &Status, lun: &Path) -> OpenMapRow {
+    OpenMapRow {
+        kernel_device: status.device.clone(),
+        boot_id: paths::boot_id(),
+        lun_path: lun.to_owned(),
+    }
+}
+
+/// What the supervisor of a volume needs.
+pub(super) fn setup(context: &Context, row: &VolumeRow) -> Setup {
+    let config = &context.config;
+    Setup {
+        name: row.name.clone(),
+        volume_id: row.volume_id.clone(),
+        program: config.ublk_target.clone(),
+        map: config.map(&row.name),
+        socket: config.volume_socket(&row.name),
+        log: config.log(&row.name),
+        new: row.state == VolumeState::Attaching,
+    }
+}
+
+async fn bring_up(
+    context: &Context,
+    row: &VolumeRow,
+    physical_block_bytes: u32,
+) -> Result<(VolumeHandle, Arc<Status>), String> {
+    let directory = context.config.volume(&row.name);
+    std::fs::create_dir(&directory)
+        .map_err(|error| format!("cannot make {}: {error}", directory.display()))?;
+    let descriptor = Descriptor {
+        volume: row.name.clone(),
+        volume_id: row.volume_id.clone(),
+        size_bytes: row.size_bytes,
+        logical_block_bytes: row.logical_block_bytes,
+        physical_block_bytes: physical_block_bytes.max(row.logical_block_bytes),
+        source: whole_leg(&row.lun, row.size_bytes),
+        target: None,
+    };
+    let descriptor = serde_json::to_vec(&descriptor)
+        .map_err(|error| format!("cannot describe the volume: {error}"))?;
+    process::format(
+        &context.config.ublk_target,
+        &context.config.map(&row.name),
+        &descriptor,
+    )
+    .await?;
+    let handle = supervise(setup(context, row), context.events.clone());
+    let up = handle
+        .wait_for(FIRST_START_MAX, |view| view.connected || view.failures > 0)
+        .await;
+    let problem = match up {
+        Ok(view) => match (view.connected, view.status) {
+            (true, Some(status)) => return Ok((handle, status)),
+            (true, None) | (false, _) => view
+                .problem
+                .unwrap_or_else(|| "ublk-target did not start".to_owned()),
+        },
+        Err(error) => error.to_string(),
+    };
+    handle.abandon().await;
+    Err(problem)
+}
+
+async fn undo_attach(
+    context: &Context,
+    row: &VolumeRow,
+    lock: String,
+    cause: &str,
+) -> Result<(), String> {
+    remove_files(context, &row.name).map_err(|error| error.to_string())?;
+    let changes = vec![
+        Change::RemoveVolume(row.name.clone()),
+        Change::Unlock(lock),
+        note(None, Some(&row.name), format!("attach failed: {cause}")),
+    ];
+    context
+        .commit(changes)
+        .await
+        .map_err(|error| error.to_string())
+}
+
+fn remove_files(context: &Context, name: &str) -> io::Result<()> {
+    let absent = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    absent(std::fs::remove_file(context.config.volume_socket(name)))?;
+    absent(std::fs::remove_dir_all(context.config.volume(name)))
+}
+
+/// Takes a volume away. `handle` is there unless the volume was never brought up.
+pub(super) async fn detach(
+    context: Context,
+    row: VolumeRow,
+    handle: Option<VolumeHandle>,
+) -> Answer {
+    let object = failure::volume(&row.name);
+    if row.state != VolumeState::Detaching {
+        let changes = vec![
+            Change::SetVolumeState(row.name.clone(), VolumeState::Detaching),
+            note(None, Some(&row.name), "detach"),
+        ];
+        context.record(&object, changes).await?;
+    }
+    match take_down(&context, &row, handle.as_ref()).await {
+        Ok(()) => {}
+        Err(failure) => {
+            let changes = vec![
+                Change::SetVolumeState(row.name.clone(), VolumeState::Attached),
+                note(
+                    None,
+                    Some(&row.name),
+                    format!("not detached: {}", failure.cause),
+                ),
+            ];
+            context.record(&object, changes).await?;
+            return Err(failure);
+        }
+    }
+    context.tell(Event::Unsupervised(row.name.clone())).await;
+    forget(&context, &row).await?;
+    let lun = row.lun.path.display();
+    Ok(Done::changed(vec![format!(
+        "volume {} is gone; its data is on {lun}",
+        row.name
+    )]))
+}
+
+/// Removes everything of a volume whose device is gone.
+pub(super) async fn forget(context: &Context, row: &VolumeRow) -> Result<(), Failure> {
+    let object = failure::volume(&row.name);
+    let again = format!("remove it by hand, then `shunt detach {}`", row.name);
+    if let Some(open_map) = &row.open_map {
+        let link = context.config.device_link(&row.name);
+        paths::remove_link(&link, &open_map.kernel_device).map_err(|error| {
+            failure::failed(
+                &object,
+                format!("cannot remove {}: {error}", link.display()),
+                &again,
+            )
+        })?;
+    }
+    let directory = context.config.volume(&row.name);
+    remove_files(context, &row.name).map_err(|error| {
+        failure::failed(
+            &object,
+            format!("cannot remove {}: {error}", directory.display()),
+            &again,
+        )
+    })?;
+    let changes = vec![
+        Change::RemoveVolume(row.name.clone()),
+        Change::Unlock(lock_key(&row.lun)),
+        note(
+            None,
+            Some(&row.name),
+            format!("detached from {}", row.lun.path.display()),
+        ),
+    ];
+    context.record(&object, changes).await
+}
+
+async fn take_down(
+    context: &Context,
+    row: &VolumeRow,
+    handle: Option<&VolumeHandle>,
+) -> Result<(), Failure> {
+    let object = failure::volume(&row.name);
+    let again = format!("`shunt detach {}`", row.name);
+    let view = handle.map(VolumeHandle::view).unwrap_or_default();
+    let (Some(handle), true, Some(status)) = (handle, view.connected, view.status) else {
+        if !context.config.map(&row.name).exists() || device_is_gone(row) {
+            if let Some(handle) = handle {
+                handle.abandon().await;
+            }
+            return Ok(());
+        }
+        let problem = view
+            .problem
+            .unwrap_or_else(|| "it has not answered yet".to_owned());
+        let cause = format!(
+            "its ublk-target does not answer, and it alone can delete the device: {problem}"
+        );
+        return Err(failure::failed(
+            object,
+            cause,
+            format!("correct the cause (it is started again by itself), then {again}"),
+        ));
+    };
+    let users = users_of(&status.device, status.pid).await;
+    if !users.is_empty() {
+        let cause = format!(
+            "it is open: {} {}",
+            status.device.display(),
+            users.join("; ")
+        );
+        return Err(failure::refused(
+            object,
+            cause,
+            format!("stop or unmount what uses it, then {again}"),
+        ));
+    }
+    handle.stop().await.map_err(|error| match error {
+        AskError::Refused(cause) => failure::refused(
+            &object,
+            cause,
+            format!("stop or unmount what uses it, then {again}"),
+        ),
+        AskError::Down(cause) | AskError::Lost(cause) => {
+            failure::failed(&object, cause, format!("{again} again"))
+        }
+    })
+}
+
+/// Whether the kernel's device of a volume is certainly not there: it was never made, another boot made it, or its node is gone.
+fn device_is_gone(row: &VolumeRow) -> bool {
+    match &row.open_map {
+        Some(open_map) => open_map.boot_id != paths::boot_id() || !open_map.kernel_device.exists(),
+        None => false,
+    }
+}
+
+/// Who uses a volume's device. Looks several times, until nobody does.
+async fn users_of(device: &Path, server: u32) -> Vec<String> {
+    let mut users = Vec::new();
+    for look in 0..OPEN_LOOKS_MAX {
+        if look > 0 {
+            sleep(OPEN_LOOK_EVERY).await;
+        }
+        let device = device.to_owned();
+        users = match blocking(move || users_now(&device, server)).await {
+            Ok(users) => users,
+            Err(problem) => vec![problem],
+        };
+        if users.is_empty() {
+            break;
+        }
+    }
+    users
+}
+
+fn users_now(device: &Path, server: u32) -> Vec<String> {
+    // Without a block device (a test's ublk-target has none) there is nothing that could be open.
+    let Some(number) = checks::device_number(device) else {
+        return Vec::new();
+    };
+    let findings = match lun::in_use(device) {
+        Ok(findings) => findings,
+        Err(error) => return vec![format!("cannot be examined: {error}")],
+    };
+    let mut users: Vec<String> = findings
+        .iter()
+        .filter(|finding| finding.is_in_use() && !matches!(finding, lun::Finding::OpenedBy { .. }))
+        .map(lun::Finding::to_string)
+        .collect();
+    match lun::openers(number) {
+        Ok(openers) => users.extend(
+            openers
+                .iter()
+                .filter(|opener| opener.pid != server)
+                .map(|opener| format!("is open in {opener}")),
+        ),
+        Err(error) => users.push(format!("may be open, /proc cannot be searched: {error}")),
+    }
+    users
+}
+
+/// Whether this kernel has ublk; loads the module if it is not there.
+pub(super) async fn require_ublk() -> Result<(), String> {
+    if Path::new(UBLK_CONTROL).exists() {
+        return Ok(());
+    }
+    let loaded = Command::new("modprobe").arg("ublk_drv").output().await;
+    for _ in 0..10 {
+        if Path::new(UBLK_CONTROL).exists() {
+            return Ok(());
+        }
+        // devtmpfs makes the node at once, other set-ups leave it to udev.
+        sleep(Duration::from_millis(100)).await;
+    }
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let said = match loaded {
+        Ok(output) if output.status.success() => {
+            format!("the module ublk_drv was loaded, but {UBLK_CONTROL} is not there")
+        }
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => format!("cannot run modprobe: {error}"),
+    };
+    Err(format!(
+        "the running kernel, {}, has no ublk driver (module ublk_drv; Debian's kernels 6.12 and later have it): {said}",
+        kernel.trim()
+    ))
+}

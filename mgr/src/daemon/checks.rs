@@ -1,0 +1,398 @@
+//! Whether a LUN may become a leg. What `lun` finds is judged here; every reason is told, not only the first.
+
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use lun::{Finding, Identity, Inspection, Signature};
+
+use crate::store::{LunRow, lock_key};
+
+/// A LUN that somebody wants to use.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Candidate {
+    /// As the operator named it, with what it is.
+    pub(super) lun: LunRow,
+    /// Major and minor number of a block device.
+    pub(super) device_number: Option<(u32, u32)>,
+    pub(super) physical_block_bytes: u32,
+    pub(super) findings: Vec<Finding>,
+    pub(super) signatures: Vec<Signature>,
+}
+
+/// A LUN that Shunt uses already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Used {
+    pub(super) lun: LunRow,
+    /// In words: `volume db`.
+    pub(super) holder: String,
+}
+
+/// What a target has to fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fit<'a> {
+    pub(super) volume: &'a str,
+    pub(super) size_bytes: u64,
+    pub(super) logical_block_bytes: u32,
+    /// The volume's LUN.
+    pub(super) source: &'a LunRow,
+    /// Whether what it holds may be lost.
+    pub(super) overwrite: bool,
+}
+
+/// Examines a LUN. Blocks.
+pub(super) fn examine(path: &Path, protected: &[PathBuf]) -> Result<Candidate, String> {
+    if !path.is_absolute() {
+        return Err(format!("{} is not an absolute path", path.display()));
+    }
+    let protected: Vec<&Path> = protected.iter().map(PathBuf::as_path).collect();
+    let Inspection {
+        lun,
+        findings,
+        signatures,
+    } = lun::inspect(path, &protected).map_err(|error| error.to_string())?;
+    Ok(Candidate {
+        lun: LunRow {
+            path: path.to_owned(),
+            identity: lun.identity.clone(),
+        },
+        device_number: lun.device_number,
+        physical_block_bytes: lun.physical_block_bytes,
+        findings,
+        signatures,
+    })
+}
+
+/// Reads what a LUN is. Blocks.
+pub(super) fn identify(path: &Path) -> Result<LunRow, String> {
+    let lun =
+        lun::Lun::open(path, &lun::OpenOptions::default()).map_err(|error| error.to_string())?;
+    Ok(LunRow {
+        path: path.to_owned(),
+        identity: lun.identity,
+    })
+}
+
+/// Why a LUN cannot become the source of a volume; none if it can.
+pub(super) fn source_refusals(candidate: &Candidate, used: &[Used]) -> Vec<String> {
+    match holder_of(candidate, used) {
+        Some(holder) => vec![used_already(candidate, holder)],
+        None => common_refusals(candidate),
+    }
+}
+
+/// Why a LUN cannot become a target; none if it can. That Shunt itself uses it is told alone: everything else that is found on
+/// such a LUN follows from that, and nothing may suggest to overwrite it.
+pub(super) fn target_refusals(candidate: &Candidate, fit: Fit<'_>, used: &[Used]) -> Vec<String> {
+    let path = candidate.lun.path.display();
+    let identity = &candidate.lun.identity;
+    if is_same(candidate, fit.source) {
+        return vec![format!(
+            "{path} is the source of volume {} itself ({})",
+            fit.volume,
+            fit.source.path.display()
+        )];
+    }
+    if let Some(holder) = holder_of(candidate, used) {
+        return vec![used_already(candidate, holder)];
+    }
+    let mut refusals = common_refusals(candidate);
+    if identity.size_bytes < fit.size_bytes {
+        refusals.push(format!(
+            "{path} is too small: it has {} bytes, volume {} has {} bytes",
+            identity.size_bytes, fit.volume, fit.size_bytes
+        ));
+    }
+    if identity.logical_block_bytes != fit.logical_block_bytes {
+        refusals.push(format!(
+            "{path} has a logical block size of {} bytes, volume {} offers {} bytes",
+            identity.logical_block_bytes, fit.volume, fit.logical_block_bytes
+        ));
+    }
+    if !fit.overwrite {
+        let partitions = candidate
+            .findings
+            .iter()
+            .filter(|finding| matches!(finding, Finding::HasPartitions { .. }));
+        refusals.extend(
+            partitions.map(|finding| format!("{path} {finding} (--overwrite accepts their loss)")),
+        );
+        let signatures = candidate.signatures.iter();
+        refusals.extend(
+            signatures.map(|signature| {
+                format!("{path} holds {signature} (--overwrite accepts its loss)")
+            }),
+        );
+    }
+    refusals
+}
+
+/// Why a LUN is not the one that was accepted, with what it held then; nothing if it is.
+pub(super) fn changed_since(accepted: &LunRow, contents: &str, now: &Candidate) -> Option<String> {
+    if let Err(mismatch) = accepted.identity.matches(&now.lun.identity) {
+        return Some(format!("{} is {mismatch}", accepted.path.display()));
+    }
+    if now.signatures.is_empty() || contents_word(now) == contents {
+        return None;
+    }
+    let found: Vec<String> = now.signatures.iter().map(Signature::to_string).collect();
+    Some(format!(
+        "{} holds something else than when the session was created: {}",
+        accepted.path.display(),
+        found.join("; ")
+    ))
+}
+
+/// A word for exactly this LUN with what was found on it.
+pub(super) fn contents_word(candidate: &Candidate) -> String {
+    lun::overwrite_word(&candidate.lun.identity, &candidate.signatures)
+}
+
+fn used_already(candidate: &Candidate, holder: &str) -> String {
+    format!("{} is used already: {holder}", candidate.lun.path.display())
+}
+
+fn common_refusals(candidate: &Candidate) -> Vec<String> {
+    let path = candidate.lun.path.display();
+    let Identity {
+        size_bytes,
+        logical_block_bytes,
+        ..
+    } = candidate.lun.identity;
+    let mut refusals: Vec<String> = candidate
+        .findings
+        .iter()
+        .filter(|finding| forbids(finding))
+        .map(|finding| format!("{path} {finding}"))
+        .collect();
+    if size_bytes == 0 || !size_bytes.is_multiple_of(u64::from(logical_block_bytes)) {
+        refusals.push(format!(
+            "{path} has {size_bytes} bytes, which is not a multiple of its logical block size of {logical_block_bytes} bytes"
+        ));
+    }
+    refusals
+}
+
+/// Whether a finding refuses any use of a LUN as a leg.
+fn forbids(finding: &Finding) -> bool {
+    finding.is_in_use()
+        || match finding {
+            Finding::ReadOnly
+            | Finding::Zoned { .. }
+            | Finding::IsShuntVolume { .. }
+            | Finding::OtherPaths { .. } => true,
+            Finding::Mounted { .. }
+            | Finding::Swap
+            | Finding::Holders { .. }
+            | Finding::MultipathComponent { .. }
+            | Finding::PartitionInUse { .. }
+            | Finding::DiskInUse { .. }
+            | Finding::HasPartitions { .. }
+            | Finding::InUse
+            | Finding::OpenedBy { .. }
+            | Finding::SystemDisk { .. } => false,
+        }
+}
+
+fn holder_of<'a>(candidate: &Candidate, used: &'a [Used]) -> Option<&'a str> {
+    used.iter()
+        .find(|used| is_same(candidate, &used.lun))
+        .map(|used| used.holder.as_str())
+}
+
+/// Whether a recorded LUN is this one, by what it is, or because its path leads to this device now.
+pub(super) fn is_same(candidate: &Candidate, recorded: &LunRow) -> bool {
+    let same_number = candidate.device_number.is_some()
+        && candidate.device_number == device_number(&recorded.path);
+    same_number
+        || lock_key(&candidate.lun) == lock_key(recorded)
+        || candidate.lun.identity.same_device_hint(&recorded.identity)
+}
+
+/// Major and minor number of the block device that a path leads to now.
+pub(super) fn device_number(path: &Path) -> Option<(u32, u32)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    let number = metadata.rdev();
+    let part = |part: u64| u32::try_from(part).ok();
+    metadata.file_type().is_block_device().then(|| {
+        Some((
+            part(nix::sys::stat::major(number))?,
+            part(nix::sys::stat::minor(number))?,
+        ))
+    })?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lun::{FileId, Kind, SignatureUsage};
+
+    const MIB: u64 = 1 << 20;
+
+    fn row(inode: u64) -> LunRow {
+        LunRow {
+            path: PathBuf::from(format!("/luns/{inode}")),
+            identity: Identity {
+                kind: Kind::RegularFile,
+                size_bytes: MIB,
+                logical_block_bytes: 512,
+                wwn: None,
+                serial: None,
+                partition_uuid: None,
+                partition_number: None,
+                partition_start_bytes: None,
+                file: Some(FileId { device: 1, inode }),
+                dm_uuid: None,
+            },
+        }
+    }
+
+    fn candidate(inode: u64) -> Candidate {
+        Candidate {
+            lun: row(inode),
+            device_number: None,
+            physical_block_bytes: 4096,
+            findings: Vec::new(),
+            signatures: Vec::new(),
+        }
+    }
+
+    fn ext4() -> Signature {
+        Signature {
+            kind: "ext4".into(),
+            usage: SignatureUsage::Filesystem,
+            uuid: Some("u".into()),
+            label: Some("x".into()),
+            offset: None,
+        }
+    }
+
+    fn refusals(candidate: &Candidate, overwrite: bool) -> Vec<String> {
+        let source = row(1);
+        let fit = Fit {
+            volume: "db",
+            size_bytes: MIB,
+            logical_block_bytes: 512,
+            source: &source,
+            overwrite,
+        };
+        target_refusals(
+            candidate,
+            fit,
+            &[Used {
+                lun: row(3),
+                holder: "volume other".into(),
+            }],
+        )
+    }
+
+    #[test]
+    fn a_fitting_empty_lun_is_accepted() {
+        assert_eq!(refusals(&candidate(2), false), Vec::<String>::new());
+        assert_eq!(source_refusals(&candidate(2), &[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_source_may_hold_something_and_a_target_only_with_overwrite() {
+        let mut holds = candidate(2);
+        holds.signatures = vec![ext4()];
+        holds.findings = vec![Finding::HasPartitions {
+            partitions: vec!["/dev/sda1".into()],
+        }];
+        assert_eq!(source_refusals(&holds, &[]), Vec::<String>::new());
+        assert_eq!(refusals(&holds, true), Vec::<String>::new());
+        let texts = refusals(&holds, false);
+        assert_eq!(texts.len(), 2, "{texts:?}");
+        assert!(
+            texts[1].contains("ext4") && texts[1].contains("--overwrite"),
+            "{texts:?}"
+        );
+    }
+
+    #[test]
+    fn a_lun_in_use_is_refused_whatever_is_accepted() {
+        let findings = [
+            Finding::Mounted { at: "/data".into() },
+            Finding::Swap,
+            Finding::Holders {
+                names: vec!["/dev/dm-0".into()],
+            },
+            Finding::InUse,
+            Finding::ReadOnly,
+            Finding::Zoned {
+                model: "host-managed".into(),
+            },
+            Finding::SystemDisk {
+                reason: "the root file system".into(),
+            },
+            Finding::IsShuntVolume {
+                volume: "/dev/ublkb0".into(),
+            },
+            Finding::OtherPaths {
+                names: vec!["/dev/sdc".into()],
+            },
+            Finding::MultipathComponent {
+                map: "/dev/mapper/a".into(),
+            },
+        ];
+        for finding in findings {
+            let mut used = candidate(2);
+            used.findings = vec![finding.clone()];
+            assert_eq!(refusals(&used, true).len(), 1, "{finding:?}");
+            assert_eq!(source_refusals(&used, &[]).len(), 1, "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn every_reason_is_told() {
+        let mut bad = candidate(2);
+        bad.lun.identity.size_bytes = MIB - 4096;
+        bad.lun.identity.logical_block_bytes = 4096;
+        bad.findings = vec![Finding::Swap];
+        bad.signatures = vec![ext4()];
+        let texts = refusals(&bad, false).join("\n");
+        for part in ["swap", "1044480", "1048576", "block size of 4096", "ext4"] {
+            assert!(texts.contains(part), "{part} is missing in: {texts}");
+        }
+    }
+
+    #[test]
+    fn a_lun_that_shunt_uses_is_named_as_such_and_nothing_suggests_to_overwrite_it() {
+        for (inode, part) in [(1, "the source of volume db itself"), (3, "volume other")] {
+            let mut own = candidate(inode);
+            own.findings = vec![Finding::InUse];
+            own.signatures = vec![ext4()];
+            let texts = refusals(&own, false);
+            assert_eq!(texts.len(), 1, "{texts:?}");
+            assert!(texts[0].contains(part), "{texts:?}");
+        }
+    }
+
+    #[test]
+    fn a_lun_that_is_not_whole_blocks_is_refused() {
+        let mut odd = candidate(2);
+        odd.lun.identity.size_bytes = MIB + 1;
+        assert_eq!(source_refusals(&odd, &[]).len(), 1);
+        odd.lun.identity.size_bytes = 0;
+        assert_eq!(source_refusals(&odd, &[]).len(), 1);
+    }
+
+    #[test]
+    fn another_lun_or_other_contents_than_accepted_are_noticed() {
+        let accepted = candidate(2);
+        let word = contents_word(&accepted);
+        assert_eq!(changed_since(&accepted.lun, &word, &accepted), None);
+        let text = changed_since(&accepted.lun, &word, &candidate(9)).unwrap();
+        assert!(text.contains("not the lun that was recorded"), "{text}");
+        let mut written = candidate(2);
+        written.signatures = vec![ext4()];
+        assert!(
+            changed_since(&written.lun, &word, &written)
+                .unwrap()
+                .contains("ext4")
+        );
+        assert_eq!(
+            changed_since(&written.lun, &contents_word(&written), &candidate(2)),
+            None
+        );
+    }
+}

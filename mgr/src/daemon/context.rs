@@ -1,0 +1,92 @@
+//! What every operation needs.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use migration_proto::manager::Failure;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tracing::info;
+
+use super::checks::{self, Candidate};
+use super::paths::Config;
+use super::{Event, failure};
+use crate::store::{Change, Note, StoreError, StoreHandle};
+
+/// What every operation needs. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Context {
+    pub(super) config: Arc<Config>,
+    pub(super) store: StoreHandle,
+    pub(super) events: mpsc::Sender<Event>,
+}
+
+impl Context {
+    /// Makes changes durable, then lets the owner know them.
+    pub(super) async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        let stored = changes.clone();
+        self.store.call(move |store| store.apply(&stored)).await?;
+        for change in &changes {
+            if let Change::Note(Note {
+                session,
+                volume,
+                what,
+                ..
+            }) = change
+            {
+                info!(session, volume, "{what}");
+            }
+        }
+        self.tell(Event::Changed(changes)).await;
+        Ok(())
+    }
+
+    /// The same, with the error as a failure of an operation on `object`.
+    pub(super) async fn record(&self, object: &str, changes: Vec<Change>) -> Result<(), Failure> {
+        self.commit(changes)
+            .await
+            .map_err(|error| failure::store(object, &error))
+    }
+
+    pub(super) async fn tell(&self, event: Event) {
+        // The owner is gone at the end of shuntd only.
+        let _ = self.events.send(event).await;
+    }
+
+    /// Examines a LUN on a thread of its own.
+    pub(super) async fn examine(&self, path: PathBuf) -> Result<Candidate, String> {
+        let protected = vec![
+            self.config.state_directory.clone(),
+            self.config.runtime_directory.clone(),
+        ];
+        blocking(move || checks::examine(&path, &protected)).await?
+    }
+}
+
+/// Runs what blocks on a thread of its own.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    spawn_blocking(work)
+        .await
+        .map_err(|error| format!("internal error: {error}"))
+}
+
+/// A line of the history, now.
+pub(super) fn note(session: Option<&str>, volume: Option<&str>, what: impl Into<String>) -> Change {
+    Change::Note(Note {
+        at_ms: now_ms(),
+        session: session.map(str::to_owned),
+        volume: volume.map(str::to_owned),
+        what: what.into(),
+    })
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,364 @@
+//! The copiers that run, how fast they are, and when one may be started (again).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tracing::{debug, warn};
+
+use super::Event;
+use crate::copier::{Config, Copier, Limits, Outcome};
+use crate::store::PairKey;
+
+/// Over how long the rate is measured.
+const RATE_WINDOW: Duration = Duration::from_secs(5);
+/// A rate over less time says nothing.
+const RATE_WINDOW_MIN: Duration = Duration::from_millis(200);
+/// The most samples of the window.
+const RATE_SAMPLES_MAX: usize = 64;
+/// The first and the longest delay before a copier is started again.
+const BACKOFF_FIRST: Duration = Duration::from_millis(250);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A copier that ran so long has not failed repeatedly.
+const STEADY_AFTER: Duration = Duration::from_secs(10);
+/// How often what is copied is made durable.
+const PERSIST_EVERY: Duration = Duration::from_secs(30);
+
+/// The copiers of all pairs: at most one a pair.
+#[derive(Debug)]
+pub(super) struct Copies {
+    events: mpsc::Sender<Event>,
+    running: BTreeMap<PairKey, Running>,
+    pauses: BTreeMap<PairKey, Pause>,
+    /// The next copier's number: an end that is told late must not be taken for the end of another one.
+    next_run: u64,
+}
+
+#[derive(Debug)]
+struct Running {
+    copier: Copier,
+    run: u64,
+    started: Instant,
+    persisted: Instant,
+    /// What earlier copiers copied, in bytes.
+    base_bytes: u64,
+    rate: Rate,
+}
+
+impl Running {
+    fn copied_bytes(&self) -> u64 {
+        self.base_bytes
+            .saturating_add(self.copier.progress().copied_bytes.load(Ordering::Relaxed))
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pause {
+    not_before: Instant,
+    delay: Duration,
+}
+
+/// What a pair's copier has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Copied {
+    /// Since the start of the session, in bytes.
+    pub(super) bytes: u64,
+    pub(super) bytes_per_second: Option<u64>,
+}
+
+/// A copier that has ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) copied_bytes: u64,
+    /// What the operator should know.
+    pub(super) problem: Option<String>,
+    pub(super) in_sync: bool,
+    /// To be dropped where blocking is allowed.
+    pub(super) copier: Copier,
+}
+
+impl Copies {
+    pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
+        Self {
+            events,
+            running: BTreeMap::new(),
+            pauses: BTreeMap::new(),
+            next_run: 0,
+        }
+    }
+
+    pub(super) fn is_running(&self, key: &PairKey) -> bool {
+        self.running.contains_key(key)
+    }
+
+    /// Whether the copier that runs has copied anything.
+    pub(super) fn has_copied(&self, key: &PairKey) -> bool {
+        self.running
+            .get(key)
+            .is_some_and(|running| running.copied_bytes() > running.base_bytes)
+    }
+
+    /// Starts a copier, unless one runs or it is too early after the last one.
+    pub(super) fn start(
+        &mut self,
+        key: &PairKey,
+        socket: PathBuf,
+        detect_zeroes: bool,
+        base_bytes: u64,
+        now: Instant,
+    ) {
+        let early = self
+            .pauses
+            .get(key)
+            .is_some_and(|pause| now < pause.not_before);
+        if self.is_running(key) || early {
+            return;
+        }
+        let run = self.next_run;
+        self.next_run += 1;
+        let events = self.events.clone();
+        let ended_key = key.clone();
+        let on_end = move |outcome| {
+            // The owner is gone at the end of shuntd only.
+            let _ = events.blocking_send(Event::CopierEnded {
+                key: ended_key,
+                run,
+                outcome,
+            });
+        };
+        let config = Config {
+            detect_zeroes,
+            ..Config::new(socket)
+        };
+        match Copier::start(config, Arc::new(Limits::default()), on_end) {
+            Ok(copier) => {
+                debug!(
+                    session = key.session,
+                    position = key.position,
+                    "copier started"
+                );
+                let rate = Rate::default();
+                self.running.insert(
+                    key.clone(),
+                    Running {
+                        copier,
+                        run,
+                        started: now,
+                        persisted: now,
+                        base_bytes,
+                        rate,
+                    },
+                );
+            }
+            Err(error) => {
+                warn!(session = key.session, position = key.position, %error, "the copier cannot be started");
+                self.hold_back(key, now, Duration::ZERO);
+            }
+        }
+    }
+
+    /// Measures. Returns what has been copied, when it is time to make that durable.
+    pub(super) fn sample(&mut self, key: &PairKey, now: Instant) -> Option<u64> {
+        let running = self.running.get_mut(key)?;
+        let copied_bytes = running.copied_bytes();
+        running.rate.sample(now, copied_bytes);
+        if now.duration_since(running.persisted) < PERSIST_EVERY {
+            return None;
+        }
+        running.persisted = now;
+        Some(copied_bytes)
+    }
+
+    pub(super) fn copied(&self, key: &PairKey) -> Option<Copied> {
+        let running = self.running.get(key)?;
+        Some(Copied {
+            bytes: running.copied_bytes(),
+            bytes_per_second: running.rate.bytes_per_second(),
+        })
+    }
+
+    /// Takes a copier out, to be stopped where blocking is allowed; with what it has copied.
+    pub(super) fn take(&mut self, key: &PairKey) -> Option<(Copier, u64)> {
+        self.pauses.remove(key);
+        let running = self.running.remove(key)?;
+        let copied_bytes = running.copied_bytes();
+        Some((running.copier, copied_bytes))
+    }
+
+    /// Takes all of them out.
+    pub(super) fn take_all(&mut self) -> Vec<(PairKey, Copier, u64)> {
+        let keys: Vec<PairKey> = self.running.keys().cloned().collect();
+        keys.into_iter()
+            .filter_map(|key| {
+                let (copier, copied_bytes) = self.take(&key)?;
+                Some((key, copier, copied_bytes))
+            })
+            .collect()
+    }
+
+    /// A copier says that it has ended. `None` if it was taken out before.
+    pub(super) fn ended(
+        &mut self,
+        key: &PairKey,
+        run: u64,
+        outcome: &Outcome,
+        now: Instant,
+    ) -> Option<Ended> {
+        if self
+            .running
+            .get(key)
+            .is_none_or(|running| running.run != run)
+        {
+            return None;
+        }
+        let running = self.running.remove(key)?;
+        let copied_bytes = running.copied_bytes();
+        let problem = problem_of(outcome);
+        match &problem {
+            Some(problem) => warn!(
+                session = key.session,
+                position = key.position,
+                problem,
+                "the copier ended"
+            ),
+            None => debug!(
+                session = key.session,
+                position = key.position,
+                copied_bytes,
+                ?outcome,
+                "the copier ended"
+            ),
+        }
+        let in_sync = *outcome == Outcome::InSync;
+        let lived = now.duration_since(running.started);
+        // After the end in sync the status that is known may be older: it is not to start another copier.
+        self.hold_back(key, now, if in_sync { STEADY_AFTER } else { lived });
+        Some(Ended {
+            copied_bytes,
+            problem,
+            in_sync,
+            copier: running.copier,
+        })
+    }
+
+    fn hold_back(&mut self, key: &PairKey, now: Instant, lived: Duration) {
+        let before = self
+            .pauses
+            .get(key)
+            .map_or(Duration::ZERO, |pause| pause.delay);
+        let delay = if lived >= STEADY_AFTER {
+            BACKOFF_FIRST
+        } else {
+            (before * 2).clamp(BACKOFF_FIRST, BACKOFF_MAX)
+        };
+        self.pauses.insert(
+            key.clone(),
+            Pause {
+                not_before: now + delay,
+                delay,
+            },
+        );
+    }
+}
+
+/// What the operator should know about the end of a copier. The volume itself says when its ublk-target is gone, or a leg has failed.
+fn problem_of(outcome: &Outcome) -> Option<String> {
+    match outcome {
+        Outcome::InSync | Outcome::Stopped | Outcome::Disconnected { .. } => None,
+        Outcome::Refused { cause, .. } => {
+            Some(format!("the copy is held up, and tried again: {cause}"))
+        }
+        Outcome::Failed { side, cause } => {
+            let side = migration_core::route::Side::from(*side);
+            Some(format!(
+                "the copy failed on the {side}, and is tried again: {cause}"
+            ))
+        }
+        Outcome::Broken { cause } => {
+            Some(format!("the copier failed, and is started again: {cause}"))
+        }
+    }
+}
+
+/// Bytes a second over a sliding window.
+#[derive(Debug, Clone, Default)]
+struct Rate {
+    samples: VecDeque<(Instant, u64)>,
+}
+
+impl Rate {
+    fn sample(&mut self, now: Instant, bytes: u64) {
+        self.samples.push_back((now, bytes));
+        while self.samples.len() > RATE_SAMPLES_MAX
+            || self
+                .samples
+                .front()
+                .is_some_and(|(at, _)| now.duration_since(*at) > RATE_WINDOW)
+        {
+            self.samples.pop_front();
+        }
+    }
+
+    fn bytes_per_second(&self) -> Option<u64> {
+        let (first_at, first) = self.samples.front()?;
+        let (last_at, last) = self.samples.back()?;
+        let elapsed = last_at.duration_since(*first_at);
+        if elapsed < RATE_WINDOW_MIN {
+            return None;
+        }
+        let per_second = u128::from(last.saturating_sub(*first)) * 1_000_000 / elapsed.as_micros();
+        u64::try_from(per_second).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_that_of_the_last_seconds() {
+        let start = Instant::now();
+        let mut rate = Rate::default();
+        assert_eq!(rate.bytes_per_second(), None);
+        rate.sample(start, 0);
+        assert_eq!(rate.bytes_per_second(), None);
+        // 1000 bytes a second for 20 s, then nothing for 10 s.
+        for quarter in 1..=80 {
+            rate.sample(
+                start + Duration::from_millis(250) * quarter,
+                u64::from(quarter) * 250,
+            );
+        }
+        assert_eq!(rate.bytes_per_second(), Some(1000));
+        for second in 21..=30 {
+            rate.sample(start + Duration::from_secs(second), 20_000);
+        }
+        assert_eq!(rate.bytes_per_second(), Some(0));
+        assert!(rate.samples.len() <= RATE_SAMPLES_MAX);
+    }
+
+    #[test]
+    fn a_copier_that_ends_again_and_again_is_started_later_and_later() {
+        let (events, _received) = mpsc::channel(1);
+        let mut copies = Copies::new(events);
+        let key = PairKey {
+            session: "s1".into(),
+            position: 0,
+        };
+        let now = Instant::now();
+        let mut delays = Vec::new();
+        for _ in 0..9 {
+            copies.hold_back(&key, now, Duration::ZERO);
+            delays.push(copies.pauses[&key].delay.as_millis());
+        }
+        assert_eq!(
+            delays,
+            [250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]
+        );
+        copies.hold_back(&key, now, STEADY_AFTER);
+        assert_eq!(copies.pauses[&key].delay, BACKOFF_FIRST);
+    }
+}

@@ -1,0 +1,199 @@
+//! Recording a session. All pairs are checked and everything that speaks against any of them is told before anything is recorded.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use migration_core::pair::Phase;
+use migration_core::route::Side;
+use migration_proto::manager::Failure;
+
+use super::checks::{self, Candidate, Fit, Used};
+use super::context::{Context, blocking, note, now_ms};
+use super::failure::{self, Answer, Done};
+use crate::store::{Change, Lock, LunRow, PairRow, SessionRow, VolumeRow, lock_key};
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub(super) session: String,
+    /// Each volume with the target that is meant for it.
+    pub(super) pairs: Vec<(VolumeRow, PathBuf)>,
+    pub(super) overwrite: bool,
+    pub(super) detect_zeroes: bool,
+    /// The LUNs in use.
+    pub(super) used: Vec<Used>,
+}
+
+/// Checks and records a session.
+pub(super) async fn create(context: Context, wanted: Wanted) -> Answer {
+    let object = failure::session(&wanted.session);
+    let mut refusals = Vec::new();
+    let mut pairs: Vec<PairRow> = Vec::new();
+    let mut messages = Vec::new();
+    let mut used = wanted.used.clone();
+    for (volume, target) in &wanted.pairs {
+        match check_target(&context, volume, target, wanted.overwrite, &used, None).await {
+            Ok(candidate) => {
+                let lost: Vec<String> = candidate
+                    .signatures
+                    .iter()
+                    .map(lun::Signature::to_string)
+                    .collect();
+                if !lost.is_empty() {
+                    messages.push(format!(
+                        "{} will be overwritten: {}",
+                        target.display(),
+                        lost.join("; ")
+                    ));
+                }
+                used.push(Used {
+                    lun: candidate.lun.clone(),
+                    holder: format!("the target of {} in this session", volume.name),
+                });
+                pairs.push(pair_of(volume, &candidate));
+            }
+            Err(reasons) => refusals.push(format!("pair {}: {}", volume.name, reasons.join("; "))),
+        }
+    }
+    if !refusals.is_empty() {
+        let next = "name targets that fit, then create the session again";
+        return Err(failure::refused(object, refusals.join("; "), next));
+    }
+    let row = SessionRow {
+        name: wanted.session.clone(),
+        created_at_ms: now_ms(),
+        overwrite: wanted.overwrite,
+        detect_zeroes: wanted.detect_zeroes,
+        paused: false,
+        pairs,
+    };
+    record(&context, &row).await?;
+    messages.push(format!(
+        "session {} is recorded; `shunt start {}` begins to copy",
+        row.name, row.name
+    ));
+    Ok(Done::changed(messages))
+}
+
+/// Examines a target: everything that speaks against it, or what it is. `accepted` is what was recorded of it, with what it held.
+pub(super) async fn check_target(
+    context: &Context,
+    volume: &VolumeRow,
+    target: &std::path::Path,
+    overwrite: bool,
+    used: &[Used],
+    accepted: Option<(&LunRow, &str)>,
+) -> Result<Candidate, Vec<String>> {
+    let candidate = context
+        .examine(target.to_owned())
+        .await
+        .map_err(|cause| vec![cause])?;
+    let (volume, used, judged) = (volume.clone(), used.to_vec(), candidate.clone());
+    let mut refusals = blocking(move || {
+        let fit = Fit {
+            volume: &volume.name,
+            size_bytes: volume.size_bytes,
+            logical_block_bytes: volume.logical_block_bytes,
+            source: &volume.lun,
+            overwrite,
+        };
+        checks::target_refusals(&judged, fit, &used)
+    })
+    .await
+    .map_err(|cause| vec![cause])?;
+    if let Some((lun, contents)) = accepted {
+        refusals.extend(checks::changed_since(lun, contents, &candidate));
+    }
+    if refusals.is_empty() {
+        Ok(candidate)
+    } else {
+        Err(refusals)
+    }
+}
+
+/// What can be refused without looking at a device.
+pub(super) fn check_request(session: &str, volumes: &[&str]) -> Result<(), Failure> {
+    let object = failure::session(session);
+    let again = "correct the command";
+    crate::names::check(session)
+        .map_err(|error| failure::refused(&object, error.to_string(), again))?;
+    if volumes.is_empty() {
+        return Err(failure::refused(
+            object,
+            "a session has at least one pair",
+            again,
+        ));
+    }
+    let mut seen = BTreeSet::new();
+    for volume in volumes {
+        if !seen.insert(*volume) {
+            return Err(failure::refused(
+                object,
+                format!("volume {volume} is named twice"),
+                again,
+            ));
+        }
+    }
+    Ok(())
+}
+
+async fn record(context: &Context, row: &SessionRow) -> Result<(), Failure> {
+    let mut changes = vec![Change::AddSession(row.clone())];
+    for pair in &row.pairs {
+        let holder = format!(
+            "the target of volume {} in session {}",
+            pair.volume, row.name
+        );
+        changes.push(Change::Lock(Lock {
+            key: lock_key(&pair.target),
+            path: pair.target.path.clone(),
+            holder,
+        }));
+        let what = format!(
+            "created: {} to {} ({}){}",
+            pair.source.path.display(),
+            pair.target.path.display(),
+            pair.target.identity.describe(),
+            if row.overwrite {
+                ", what it holds may be overwritten"
+            } else {
+                ""
+            }
+        );
+        changes.push(note(Some(&row.name), Some(&pair.volume), what));
+    }
+    context.record(&failure::session(&row.name), changes).await
+}
+
+fn pair_of(volume: &VolumeRow, candidate: &Candidate) -> PairRow {
+    PairRow {
+        volume: volume.name.clone(),
+        source: volume.lun.clone(),
+        target: candidate.lun.clone(),
+        target_contents: checks::contents_word(candidate),
+        size_bytes: volume.size_bytes,
+        phase: Phase::Setup,
+        authoritative: Side::Source,
+        copied_bytes: 0,
+        last_pause_us: None,
+        problem: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_needs_no_device_is_refused_at_once() {
+        assert!(check_request("s1", &["a", "b"]).is_ok());
+        for (session, volumes, part) in [
+            ("", vec!["a"], "a name has"),
+            ("s1", vec![], "at least one"),
+            ("s1", vec!["a", "b", "a"], "named twice"),
+        ] {
+            let failure = check_request(session, &volumes).unwrap_err();
+            assert!(failure.cause.contains(part), "{failure:?}");
+        }
+    }
+}

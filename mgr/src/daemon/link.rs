@@ -1,0 +1,148 @@
+//! Frames over a tokio stream, and a connection to one ublk-target.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use migration_proto::frame::{self, FrameError, HEADER_BYTES};
+use migration_proto::target::{Request, Response};
+use migration_proto::{Hello, PROTOCOL_VERSION, Welcome};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+/// How long a greeting may take.
+const GREETING_MAX: Duration = Duration::from_secs(5);
+
+/// Writes one message.
+pub(super) async fn write<T: Serialize>(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+) -> Result<(), FrameError> {
+    Ok(stream.write_all(&frame::encode(message)?).await?)
+}
+
+/// Reads one message.
+pub(super) async fn read<T: DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+) -> Result<T, FrameError> {
+    let first = match stream.read_u8().await {
+        Ok(first) => first,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            return Err(FrameError::Closed);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    read_rest(stream, first).await
+}
+
+/// Reads the rest of a message whose first byte has been read.
+pub(super) async fn read_rest<T: DeserializeOwned>(
+    stream: &mut (impl AsyncRead + Unpin),
+    first: u8,
+) -> Result<T, FrameError> {
+    let mut header = [first; HEADER_BYTES];
+    stream.read_exact(&mut header[1..]).await?;
+    let mut body = vec![0; frame::body_length(header)?];
+    stream.read_exact(&mut body).await?;
+    frame::decode(&body)
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    /// Nobody listens.
+    #[error("nobody listens: {0}")]
+    Nobody(io::Error),
+    /// Somebody listens, but does not answer as ublk-target of this version does.
+    #[error("{0}")]
+    Strange(String),
+}
+
+/// A connection to one ublk-target.
+#[derive(Debug)]
+pub(super) struct TargetLink {
+    stream: UnixStream,
+    /// The process at the other end, as the kernel says.
+    pub(super) pid: u32,
+}
+
+impl TargetLink {
+    /// Connects and greets.
+    pub(super) async fn connect(socket: &Path) -> Result<Self, ConnectError> {
+        let stream = UnixStream::connect(socket)
+            .await
+            .map_err(ConnectError::Nobody)?;
+        let strange = |error: &dyn std::fmt::Display| {
+            ConnectError::Strange(format!("ublk-target does not greet: {error}"))
+        };
+        let pid = stream
+            .peer_cred()
+            .ok()
+            .and_then(|peer| peer.pid())
+            .and_then(|pid| u32::try_from(pid).ok())
+            .ok_or_else(|| strange(&"the kernel does not say which process it is"))?;
+        let mut link = Self { stream, pid };
+        let greeting = timeout(GREETING_MAX, async {
+            write(&mut link.stream, &Hello::current()).await?;
+            read::<Welcome>(&mut link.stream).await
+        });
+        match greeting.await {
+            Ok(Ok(Welcome::Ready { .. })) => Ok(link),
+            Ok(Ok(Welcome::WrongProtocol { speaks })) => Err(ConnectError::Strange(format!(
+                "the running ublk-target (pid {pid}) speaks protocol {speaks}, this shuntd speaks {PROTOCOL_VERSION}: \
+                 start the shuntd of the version that it belongs to"
+            ))),
+            // It ended while it greeted, as at the end of its life.
+            Ok(Err(FrameError::Closed | FrameError::Io(_))) => Err(ConnectError::Nobody(
+                io::Error::from(io::ErrorKind::ConnectionReset),
+            )),
+            Ok(Err(error)) => Err(strange(&error)),
+            Err(_) => Err(strange(&format_args!(
+                "no answer within {} s",
+                GREETING_MAX.as_secs()
+            ))),
+        }
+    }
+
+    /// Asks and waits for the answer. After an error the connection is of no more use.
+    pub(super) async fn ask(
+        &mut self,
+        request: &Request,
+        limit: Duration,
+    ) -> Result<Response, String> {
+        let exchange = timeout(limit, async {
+            write(&mut self.stream, request).await?;
+            read(&mut self.stream).await
+        });
+        match exchange.await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(format!(
+                "the connection to ublk-target (pid {}) ended: {error}",
+                self.pid
+            )),
+            Err(_) => Err(format!(
+                "ublk-target (pid {}) did not answer within {} s",
+                self.pid,
+                limit.as_secs()
+            )),
+        }
+    }
+
+    /// Returns when the other end has closed the connection, or said something that nobody asked for. Only between two
+    /// requests.
+    pub(super) async fn ended(&self) {
+        loop {
+            if self.stream.readable().await.is_err() {
+                return;
+            }
+            // Readiness can be a left-over of the last answer.
+            match self.stream.try_read(&mut [0]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,480 @@
+//! `shuntd`: one task owns all state. It waits, names the event, applies it, and starts what follows.
+//!
+//! ```text
+//!  shunt --socket--> requests --+                        +--> operations (attach, create, switch ...): tasks
+//!                               v                        |      they record, ask ublk-target, record
+//!  volumes (one task each) -> events --> Owner --starts--+--> copiers: threads
+//!  copiers, operations ------> events --^                +--> answers
+//! ```
+//!
+//! | file | purpose |
+//! |---|---|
+//! | `mod` | start, the loop, the end |
+//! | `requests` | what a request leads to |
+//! | `reconcile` | what follows when a volume says how it is: settling, copiers, stable names |
+//! | `attach`, `create`, `verbs` | the operations |
+//! | `route_change` | asking for another route, whatever dies on the way |
+//! | `volume`, `supervisor`, `link`, `process` | one ublk-target: talking to it, keeping it running |
+//! | `checks` | whether a LUN may become a leg |
+//! | `copies` | the copiers that run |
+//! | `records`, `failure` | what the operator reads |
+//! | `socket`, `paths`, `context` | the control socket, where things are, what operations need |
+//!
+//! Invariants:
+//! 1. The [`Model`] is what the database holds: it changes when a change is durable ([`Event::Changed`]).
+//! 2. At most one operation works on a session and on a volume at a time (`busy`).
+//! 3. At most one copier a pair, and none while an operation works on its session.
+//! 4. The loop never waits for a disk, a process or a device.
+
+mod attach;
+mod checks;
+mod context;
+mod copies;
+mod create;
+mod failure;
+mod link;
+mod paths;
+mod process;
+mod reconcile;
+mod records;
+mod requests;
+mod route_change;
+mod socket;
+mod supervisor;
+mod verbs;
+mod volume;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use migration_proto::manager::{Failure, FailureKind, Response};
+use nix::fcntl::{Flock, FlockArg};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep_until, timeout};
+use tracing::{info, warn};
+
+use crate::copier::Outcome;
+use crate::store::{
+    Change, Model, PairField, PairKey, Store, StoreError, StoreHandle, VolumeState,
+};
+use context::{Context, blocking};
+use copies::Copies;
+use failure::Answer;
+pub use paths::{Config, HostChecks};
+use socket::Call;
+use volume::VolumeHandle;
+
+/// The most events that wait for the owner.
+const EVENTS_MAX: usize = 256;
+/// The most requests that wait for the owner.
+const REQUESTS_MAX: usize = 64;
+/// How long requests wait at the start until every volume has said how it is.
+const READY_MAX: Duration = Duration::from_secs(5);
+/// How long operations may take to end when shuntd ends.
+const ENDING_MAX: Duration = Duration::from_secs(10);
+
+/// Why `shuntd` does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Not root.
+    #[error("shuntd must be run by root: it opens disks and makes devices")]
+    NotRoot,
+    /// Another one works on the same state.
+    #[error("another shuntd works on {}: stop it first, or name another --state-dir", .0.display())]
+    AlreadyRunning(PathBuf),
+    /// A directory or a file cannot be made or opened.
+    #[error("cannot {what} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The database cannot be used.
+    #[error("cannot use the database {}: {source}; volumes that run go on without shuntd", path.display())]
+    Store {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        source: StoreError,
+    },
+}
+
+/// What the owner is told.
+#[derive(Debug)]
+enum Event {
+    /// The view of a volume is another.
+    Volume(String),
+    /// These changes are durable.
+    Changed(Vec<Change>),
+    /// A new volume has come up.
+    Supervised(VolumeHandle),
+    /// A volume is gone.
+    Unsupervised(String),
+    /// A copier has ended.
+    CopierEnded {
+        key: PairKey,
+        run: u64,
+        outcome: Outcome,
+    },
+    /// An operation has ended.
+    Finished {
+        busy: Vec<Busy>,
+        answer: Answer,
+        reply: Option<oneshot::Sender<Response>>,
+    },
+}
+
+/// What an operation works on.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Busy {
+    Volume(String),
+    Session(String),
+}
+
+/// Runs until `shutdown` is done: then copiers are stopped, and every ublk-target goes on.
+///
+/// # Errors
+/// [`StartError`]; nothing was begun then.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
+    let _lock = prepare(&config)?;
+    let database = config.database();
+    let unusable = |source| StartError::Store {
+        path: database.clone(),
+        source,
+    };
+    let store = Store::open(&database).map_err(unusable)?;
+    let model = store.load().map_err(unusable)?;
+    let store = StoreHandle::start(store).map_err(|source| StartError::Io {
+        what: "start a thread for",
+        path: database.clone(),
+        source,
+    })?;
+    let control = config.control_socket();
+    let listener = socket::bind(&control).map_err(|source| StartError::Io {
+        what: "listen on",
+        path: control.clone(),
+        source,
+    })?;
+    info!(state = %config.state_directory.display(), socket = %control.display(), "shuntd is up");
+
+    let (events_in, events) = mpsc::channel(EVENTS_MAX);
+    let (calls_in, calls) = mpsc::channel(REQUESTS_MAX);
+    let admission = socket::Admission {
+        root_only: config.host_checks.root,
+    };
+    let listening = tokio::spawn(socket::serve(listener, calls_in, admission));
+    let context = Context {
+        config: Arc::new(config.clone()),
+        store,
+        events: events_in,
+    };
+    if config.host_checks.ublk && !model.volumes.is_empty() {
+        // After a reboot the module may not be loaded yet.
+        if let Err(problem) = attach::require_ublk().await {
+            warn!(problem, "volumes cannot come up");
+        }
+    }
+    let mut owner = Owner::new(context, model);
+    owner.bring_up();
+    let events = owner.work(events, calls, shutdown).await;
+    listening.abort();
+    owner.end(events).await;
+    // The next start removes it too.
+    let _ = std::fs::remove_file(&control);
+    info!("shuntd has ended; the volumes go on");
+    Ok(())
+}
+
+/// Makes the directories, and takes the lock that keeps a second shuntd out.
+fn prepare(config: &Config) -> Result<Flock<File>, StartError> {
+    if config.host_checks.root && !nix::unistd::geteuid().is_root() {
+        return Err(StartError::NotRoot);
+    }
+    for directory in [
+        config.state_directory.clone(),
+        config.volumes(),
+        config.runtime_directory.clone(),
+        config.volume_sockets(),
+    ] {
+        make_directory(&directory).map_err(|source| StartError::Io {
+            what: "make the directory",
+            path: directory.clone(),
+            source,
+        })?;
+    }
+    let path = config.state_directory.join("shuntd.lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| StartError::Io {
+            what: "open",
+            path: path.clone(),
+            source,
+        })?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            Err(StartError::AlreadyRunning(config.state_directory.clone()))
+        }
+        Err((_, error)) => Err(StartError::Io {
+            what: "lock",
+            path,
+            source: error.into(),
+        }),
+    }
+}
+
+/// Makes a directory that only this user may enter. One that is there keeps its mode, except that others may not write to it.
+fn make_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    let mode = std::fs::metadata(path)?.permissions().mode();
+    if mode & 0o022 != 0 {
+        std::fs::set_permissions(path, Permissions::from_mode(mode & !0o022))?;
+    }
+    Ok(())
+}
+
+/// The owner of all state.
+struct Owner {
+    context: Context,
+    model: Model,
+    handles: BTreeMap<String, VolumeHandle>,
+    copies: Copies,
+    busy: BTreeMap<Busy, &'static str>,
+    /// The volumes that have not yet said how they are since the start.
+    silent: BTreeSet<String>,
+    /// For each volume, the connection for which its names were made.
+    named: BTreeMap<String, u64>,
+    /// The volumes that are asked often how they are.
+    watched: BTreeSet<String>,
+}
+
+impl Owner {
+    fn new(context: Context, model: Model) -> Self {
+        let copies = Copies::new(context.events.clone());
+        Self {
+            context,
+            model,
+            handles: BTreeMap::new(),
+            copies,
+            busy: BTreeMap::new(),
+            silent: BTreeSet::new(),
+            named: BTreeMap::new(),
+            watched: BTreeSet::new(),
+        }
+    }
+
+    /// Begins to supervise what is recorded.
+    fn bring_up(&mut self) {
+        for row in self.model.volumes.values() {
+            let begun = self.context.config.map(&row.name).exists();
+            if row.state == VolumeState::Attached || begun {
+                let handle = volume::supervise(
+                    attach::setup(&self.context, row),
+                    self.context.events.clone(),
+                );
+                self.handles.insert(row.name.clone(), handle);
+                self.silent.insert(row.name.clone());
+            }
+        }
+        self.forget_what_never_was();
+    }
+
+    async fn work(
+        &mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut calls: mpsc::Receiver<Call>,
+        shutdown: impl Future<Output = ()>,
+    ) -> mpsc::Receiver<Event> {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let ready_at = tokio::time::Instant::now() + READY_MAX;
+        loop {
+            let waiting = !self.silent.is_empty();
+            tokio::select! {
+                biased;
+                () = &mut shutdown => return events,
+                Some(event) = events.recv() => self.apply(event),
+                () = sleep_until(ready_at), if waiting => self.silent.clear(),
+                Some((request, reply)) = calls.recv(), if !waiting => self.answer(request, reply),
+                else => return events,
+            }
+        }
+    }
+
+    fn apply(&mut self, event: Event) {
+        match event {
+            Event::Volume(name) => self.volume_reported(&name),
+            Event::Changed(changes) => {
+                for change in changes {
+                    self.model.apply(change);
+                }
+            }
+            Event::Supervised(handle) => {
+                let name = handle.name.clone();
+                self.handles.insert(name.clone(), handle);
+                self.volume_reported(&name);
+            }
+            Event::Unsupervised(name) => {
+                self.handles.remove(&name);
+                self.named.remove(&name);
+                self.watched.remove(&name);
+            }
+            Event::CopierEnded { key, run, outcome } => self.copier_ended(&key, run, &outcome),
+            Event::Finished {
+                busy,
+                answer,
+                reply,
+            } => self.finished(&busy, answer, reply),
+        }
+    }
+
+    fn finished(
+        &mut self,
+        busy: &[Busy],
+        answer: Answer,
+        reply: Option<oneshot::Sender<Response>>,
+    ) {
+        for busy in busy {
+            self.busy.remove(busy);
+        }
+        if let Err(Failure {
+            kind,
+            object,
+            cause,
+            ..
+        }) = &answer
+        {
+            match kind {
+                FailureKind::Refused | FailureKind::NotFound => info!(object, cause, "refused"),
+                FailureKind::Failed => warn!(object, cause, "failed"),
+            }
+        }
+        match reply {
+            // Whoever asked may have left.
+            Some(reply) => drop(reply.send(failure::response(answer))),
+            None => drop(answer),
+        }
+        let volumes: Vec<String> = self.handles.keys().cloned().collect();
+        for volume in volumes {
+            self.volume_reported(&volume);
+        }
+    }
+
+    /// Starts an operation that works on `busy`. The caller has checked that they are free.
+    fn launch(
+        &mut self,
+        busy: Vec<Busy>,
+        what: &'static str,
+        reply: Option<oneshot::Sender<Response>>,
+        operation: impl Future<Output = Answer> + Send + 'static,
+    ) {
+        for busy in &busy {
+            self.busy.insert(busy.clone(), what);
+        }
+        let events = self.context.events.clone();
+        tokio::spawn(async move {
+            // A panic must not leave its objects busy for ever.
+            let answer = tokio::spawn(operation).await.unwrap_or_else(|error| {
+                Err(failure::failed(
+                    what,
+                    format!("internal error: {error}"),
+                    "see the log of shuntd and `shunt status`",
+                ))
+            });
+            // The owner is gone at the end of shuntd only.
+            let _ = events
+                .send(Event::Finished {
+                    busy,
+                    answer,
+                    reply,
+                })
+                .await;
+        });
+    }
+
+    /// Makes changes durable beside everything else.
+    fn record_aside(&self, changes: Vec<Change>) {
+        let context = self.context.clone();
+        tokio::spawn(async move {
+            if let Err(error) = context.commit(changes).await {
+                warn!(%error, "a change could not be recorded");
+            }
+        });
+    }
+
+    /// Operations end or are given up, copiers are stopped.
+    async fn end(&mut self, mut events: mpsc::Receiver<Event>) {
+        let until = Instant::now() + ENDING_MAX;
+        while !self.busy.is_empty() {
+            match timeout(
+                until.saturating_duration_since(Instant::now()),
+                events.recv(),
+            )
+            .await
+            {
+                Ok(Some(Event::Finished {
+                    busy,
+                    answer,
+                    reply,
+                })) => {
+                    for busy in &busy {
+                        self.busy.remove(busy);
+                    }
+                    if let Some(reply) = reply {
+                        let _ = reply.send(failure::response(answer));
+                    }
+                }
+                Ok(Some(Event::Changed(changes))) => {
+                    for change in changes {
+                        self.model.apply(change);
+                    }
+                }
+                Ok(Some(
+                    Event::Volume(_)
+                    | Event::Supervised(_)
+                    | Event::Unsupervised(_)
+                    | Event::CopierEnded { .. },
+                )) => {}
+                Ok(None) | Err(_) => {
+                    warn!("an operation has not ended; it is settled at the next start");
+                    break;
+                }
+            }
+        }
+        // No event is read from here on: copiers that end must not wait for room.
+        drop(events);
+        let copiers = self.copies.take_all();
+        let changes = copiers
+            .iter()
+            .map(|(key, _, copied_bytes)| {
+                Change::SetPair(key.clone(), PairField::CopiedBytes(*copied_bytes))
+            })
+            .collect::<Vec<_>>();
+        let stopped = blocking(move || {
+            for (_, copier, _) in copiers {
+                let _ = copier.stop();
+            }
+        });
+        if let Err(error) = stopped.await {
+            warn!(error, "a copier did not stop");
+        }
+        if let Err(error) = self
+            .context
+            .store
+            .call(move |store| store.apply(&changes))
+            .await
+        {
+            warn!(%error, "what was copied could not be recorded");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Where things are.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The longest path that a unix socket can have, in bytes, without its final zero (`sun_path`).
+pub(super) const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// How `shuntd` is set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What must outlive a reboot: the database, the map files, the logs of the volumes.
+    pub state_directory: PathBuf,
+    /// Sockets.
+    pub runtime_directory: PathBuf,
+    /// Where the stable names of the volumes are made.
+    pub device_directory: PathBuf,
+    /// The program that serves a volume.
+    pub ublk_target: PathBuf,
+    /// What the host must have.
+    pub host_checks: HostChecks,
+}
+
+/// What the host must have before anything is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostChecks {
+    /// This process must be root.
+    pub root: bool,
+    /// The kernel must have ublk.
+    pub ublk: bool,
+}
+
+impl Config {
+    /// Everything is checked, and volumes get their names in `/dev/shunt`.
+    #[must_use]
+    pub fn new(state_directory: PathBuf, runtime_directory: PathBuf, ublk_target: PathBuf) -> Self {
+        Self {
+            state_directory,
+            runtime_directory,
+            device_directory: PathBuf::from("/dev/shunt"),
+            ublk_target,
+            host_checks: HostChecks {
+                root: true,
+                ublk: true,
+            },
+        }
+    }
+
+    /// The database.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.state_directory.join("shunt.db")
+    }
+
+    /// The socket for `shunt`.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.runtime_directory.join("shuntd.sock")
+    }
+
+    /// The directory of all volumes.
+    pub(super) fn volumes(&self) -> PathBuf {
+        self.state_directory.join("volumes")
+    }
+
+    /// The directory of one volume.
+    pub(super) fn volume(&self, name: &str) -> PathBuf {
+        self.volumes().join(name)
+    }
+
+    /// The map file of a volume.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.volume(name).join("map")
+    }
+
+    /// What the ublk-target of a volume writes.
+    pub(super) fn log(&self, name: &str) -> PathBuf {
+        self.volume(name).join("ublk-target.log")
+    }
+
+    /// The directory of all sockets of volumes.
+    pub(super) fn volume_sockets(&self) -> PathBuf {
+        self.runtime_directory.join("volumes")
+    }
+
+    /// The socket of the ublk-target of a volume.
+    pub(super) fn volume_socket(&self, name: &str) -> PathBuf {
+        self.volume_sockets().join(format!("{name}.sock"))
+    }
+
+    /// The stable name of a volume.
+    pub(super) fn device_link(&self, name: &str) -> PathBuf {
+        self.device_directory.join(name)
+    }
+}
+
+/// Makes the stable name lead to `device`. Replaces a symbolic link, and nothing else.
+pub(super) fn make_link(link: &Path, device: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(link) {
+        Ok(found) if found.is_symlink() => {
+            if std::fs::read_link(link)? == device {
+                return Ok(());
+            }
+        }
+        Ok(_) => {
+            return Err(io::Error::other(
+                "something that is not a symbolic link is there",
+            ));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let directory = link
+        .parent()
+        .ok_or_else(|| io::Error::other("it has no directory"))?;
+    std::fs::create_dir_all(directory)?;
+    // A name of a volume never begins with a dot.
+    let mut temporary_name = std::ffi::OsString::from(".");
+    temporary_name.push(link.file_name().unwrap_or_default());
+    let temporary = directory.join(temporary_name);
+    match std::fs::remove_file(&temporary) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    std::os::unix::fs::symlink(device, &temporary)?;
+    std::fs::rename(&temporary, link)
+}
+
+/// Removes the stable name, if it is a symbolic link to `device`.
+pub(super) fn remove_link(link: &Path, device: &Path) -> io::Result<()> {
+    match std::fs::read_link(link) {
+        Ok(target) if target == device => std::fs::remove_file(link),
+        Ok(_) => Ok(()),
+        // Not there, or not a link: not ours.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::InvalidInput
+            ) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The kernel's name of the present boot.
+pub(super) fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_or_else(|_| String::new(), |text| text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_made_moved_and_removed_only_if_it_is_ours() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("shunt/db");
+        let (first, second) = (Path::new("/dev/ublkb0"), Path::new("/dev/ublkb1"));
+        for device in [first, first, second] {
+            make_link(&link, device).unwrap();
+            assert_eq!(std::fs::read_link(&link).unwrap(), device);
+        }
+        remove_link(&link, first).unwrap();
+        assert!(link.is_symlink());
+        remove_link(&link, second).unwrap();
+        assert!(!link.is_symlink());
+        remove_link(&link, second).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_a_link_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("db");
+        std::fs::write(&link, "mine").unwrap();
+        make_link(&link, Path::new("/dev/ublkb0")).unwrap_err();
+        remove_link(&link, Path::new("/dev/ublkb0")).unwrap();
+        assert_eq!(std::fs::read_to_string(&link).unwrap(), "mine");
+    }
+}

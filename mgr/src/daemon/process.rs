@@ -1,0 +1,172 @@
+//! Starting ublk-target so that it outlives shuntd, and noticing that one has ended.
+//!
+//! The only unsafe code of the daemon.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::path::Path;
+use std::process::Stdio;
+
+use tokio::io::AsyncWriteExt;
+use tokio::io::unix::AsyncFd;
+use tokio::process::{Child, Command};
+
+/// How much of the end of a log is searched for its last line, in bytes.
+const LOG_TAIL_BYTES: u64 = 8192;
+
+/// The longest line of a log that is shown, in characters.
+const LOG_LINE_CHARACTERS_MAX: usize = 500;
+
+/// Starts `ublk-target serve` in a session of its own, without any descriptor of ours.
+pub(super) fn spawn_serve(
+    program: &Path,
+    map: &Path,
+    socket: &Path,
+    log: &Path,
+) -> io::Result<Child> {
+    let output = OpenOptions::new().create(true).append(true).open(log)?;
+    let mut command = Command::new(program);
+    command
+        .arg("serve")
+        .arg("--map")
+        .arg(map)
+        .arg("--socket")
+        .arg(socket)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output)
+        .kill_on_drop(false);
+    // SAFETY: between fork and exec only async-signal-safe calls are made: setsid and close_range.
+    unsafe {
+        command.pre_exec(detach);
+    }
+    command.spawn()
+}
+
+/// Runs `ublk-target format` to its end. The error is what it said.
+pub(super) async fn format(program: &Path, map: &Path, descriptor: &[u8]) -> Result<(), String> {
+    let failed = |error: io::Error| format!("cannot run {}: {error}", program.display());
+    let mut child = Command::new(program)
+        .arg("format")
+        .arg("--map")
+        .arg(map)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(failed)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // If it ended early, its own words say why.
+        let _ = stdin.write_all(descriptor).await;
+    }
+    let output = child.wait_with_output().await.map_err(failed)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = last_line(&String::from_utf8_lossy(&output.stderr));
+    Err(said
+        .unwrap_or_else(|| format!("{} format ended with {}", program.display(), output.status)))
+}
+
+/// The last line that was written to a log from `offset` on.
+pub(super) fn last_log_line(log: &Path, offset: u64) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    let start = offset.max(length.saturating_sub(LOG_TAIL_BYTES));
+    file.seek(SeekFrom::Start(start)).ok()?;
+    let mut bytes = Vec::new();
+    file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes).ok()?;
+    last_line(&String::from_utf8_lossy(&bytes))
+}
+
+fn last_line(text: &str) -> Option<String> {
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
+    Some(line.chars().take(LOG_LINE_CHARACTERS_MAX).collect())
+}
+
+fn detach() -> io::Result<()> {
+    nix::unistd::setsid()?;
+    // What shuntd itself inherited without close-on-exec must not live on in a process that runs for months.
+    // SAFETY: close_range with CLOSE_RANGE_CLOEXEC touches no memory; the standard streams (0 to 2) are left out.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3_u32,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Waits for the end of a process that need not be a child.
+#[derive(Debug)]
+pub(super) struct ProcessEnd(AsyncFd<OwnedFd>);
+
+impl ProcessEnd {
+    /// Of the process with this id; `None` if there is none.
+    pub(super) fn of(pid: u32) -> io::Result<Option<Self>> {
+        let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+        // SAFETY: pidfd_open takes two integers and returns a descriptor or -1.
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0_u32) };
+        if result < 0 {
+            let error = io::Error::last_os_error();
+            return if error.raw_os_error() == Some(libc::ESRCH) {
+                Ok(None)
+            } else {
+                Err(error)
+            };
+        }
+        let descriptor = i32::try_from(result).map_err(io::Error::other)?;
+        // SAFETY: the kernel has just given us this descriptor, and nobody else owns it.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        // SAFETY: the descriptor stays open and the same as long as the registration: an `OwnedFd` is never replaced or lent mutably here.
+        let registered = unsafe { AsyncFd::register(descriptor) }?;
+        Ok(Some(Self(registered)))
+    }
+
+    /// Returns when the process has ended.
+    pub(super) async fn wait(&self) {
+        // An error of the reactor can only come from the end of the runtime: then nobody waits any more.
+        if self.0.readable().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_that_says_something_is_found() {
+        assert_eq!(last_line("one\ntwo  \n\n").as_deref(), Some("two"));
+        assert_eq!(last_line("\n \n"), None);
+    }
+
+    #[test]
+    fn lines_before_the_offset_are_not_shown() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        std::fs::write(&log, "old\n").unwrap();
+        assert_eq!(last_log_line(&log, 0).as_deref(), Some("old"));
+        assert_eq!(last_log_line(&log, 4), None);
+        assert_eq!(last_log_line(&directory.path().join("none"), 0), None);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_process_is_noticed() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let end = ProcessEnd::of(child.id().unwrap()).unwrap().unwrap();
+        child.start_kill().unwrap();
+        end.wait().await;
+        child.wait().await.unwrap();
+    }
+}

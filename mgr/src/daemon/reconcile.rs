@@ -1,0 +1,374 @@
+//! What follows when a volume says how it is: phases that a crash left are settled, copiers are started, names are made.
+
+use std::time::Instant;
+
+use migration_core::pair::{Phase, Seen, Settlement, Verb, settle};
+use migration_core::route::{Route, Side};
+use tracing::{info, warn};
+
+use super::context::note;
+use super::failure::{self, Done};
+use super::verbs::ended_changes;
+use super::volume::{POLL_COPYING, POLL_IDLE, View};
+use super::{Busy, Owner, attach, checks, paths, records};
+use crate::copier::Outcome;
+use crate::store::{Change, PairField, PairKey, VolumeRow, VolumeState};
+
+impl Owner {
+    pub(super) fn volume_reported(&mut self, name: &str) {
+        let Some(view) = self.handles.get(name).map(super::VolumeHandle::view) else {
+            return;
+        };
+        if view.connected || view.failures > 0 {
+            self.silent.remove(name);
+        }
+        let Some(row) = self.model.volumes.get(name).cloned() else {
+            return;
+        };
+        if view.connected {
+            self.make_names(&row, &view);
+            self.finish_volume(&row);
+        }
+        let mut copying = false;
+        if let Some((session, position)) = self.model.live_pair_of(name) {
+            let key = PairKey {
+                session: session.name.clone(),
+                position,
+            };
+            self.pair_reported(&key, &view);
+            copying = self.copies.is_running(&key);
+        }
+        let changed = if copying {
+            self.watched.insert(name.to_owned())
+        } else {
+            self.watched.remove(name)
+        };
+        if changed {
+            self.poll(name);
+        }
+    }
+
+    fn is_busy(&self, busy: &Busy) -> bool {
+        self.busy.contains_key(busy)
+    }
+
+    /// The stable name leads to the device of this connection, and the open map says so.
+    fn make_names(&mut self, row: &VolumeRow, view: &View) {
+        let Some(status) = &view.status else {
+            return;
+        };
+        if row.state != VolumeState::Attached
+            || self.named.get(&row.name) == Some(&view.connections)
+        {
+            return;
+        }
+        let link = self.context.config.device_link(&row.name);
+        match paths::make_link(&link, &status.device) {
+            Ok(()) => drop(self.named.insert(row.name.clone(), view.connections)),
+            Err(error) => {
+                warn!(volume = row.name, %error, "{} cannot be made, trying again", link.display());
+                return;
+            }
+        }
+        let lun = row
+            .open_map
+            .as_ref()
+            .map_or(&row.lun.path, |open_map| &open_map.lun_path);
+        let open_map = attach::open_map(status, lun);
+        if row.open_map.as_ref() != Some(&open_map) {
+            self.record_aside(vec![Change::SetOpenMap(row.name.clone(), open_map)]);
+        }
+    }
+
+    /// An attach or a detach that a crash of shuntd interrupted is finished.
+    fn finish_volume(&mut self, row: &VolumeRow) {
+        let busy = Busy::Volume(row.name.clone());
+        if self.is_busy(&busy) {
+            return;
+        }
+        let context = self.context.clone();
+        match row.state {
+            VolumeState::Attached => {}
+            VolumeState::Attaching => {
+                let (name, object) = (row.name.clone(), failure::volume(&row.name));
+                self.launch(vec![busy], "attach", None, async move {
+                    let changes = vec![
+                        Change::SetVolumeState(name.clone(), VolumeState::Attached),
+                        note(
+                            None,
+                            Some(&name),
+                            "the attach that was interrupted is finished",
+                        ),
+                    ];
+                    context.record(&object, changes).await?;
+                    Ok(Done::changed(Vec::new()))
+                });
+            }
+            VolumeState::Detaching => {
+                let handle = self.handles.get(&row.name).cloned();
+                self.launch(
+                    vec![busy],
+                    "detach",
+                    None,
+                    attach::detach(context, row.clone(), handle),
+                );
+            }
+        }
+    }
+
+    /// Volumes whose attach was interrupted before there was a map file, or whose detach after it was removed.
+    pub(super) fn forget_what_never_was(&mut self) {
+        let rows: Vec<VolumeRow> = self
+            .model
+            .volumes
+            .values()
+            .filter(|row| !self.handles.contains_key(&row.name))
+            .cloned()
+            .collect();
+        for row in rows {
+            let context = self.context.clone();
+            info!(
+                volume = row.name,
+                "an interrupted {} left nothing but a record, which is removed",
+                row.state.name()
+            );
+            self.launch(
+                vec![Busy::Volume(row.name.clone())],
+                "detach",
+                None,
+                async move {
+                    attach::forget(&context, &row).await?;
+                    Ok(Done::changed(Vec::new()))
+                },
+            );
+        }
+    }
+
+    fn pair_reported(&mut self, key: &PairKey, view: &View) {
+        let now = Instant::now();
+        if let Some(copied_bytes) = self.copies.sample(key, now) {
+            self.record_aside(vec![Change::SetPair(
+                key.clone(),
+                PairField::CopiedBytes(copied_bytes),
+            )]);
+        }
+        let had_problem = self
+            .model
+            .pair(key)
+            .is_some_and(|pair| pair.problem.is_some());
+        if had_problem && self.copies.has_copied(key) {
+            self.record_aside(vec![Change::SetPair(key.clone(), PairField::Problem(None))]);
+        }
+        let busy = Busy::Session(key.session.clone());
+        if self.is_busy(&busy) || !view.connected {
+            return;
+        }
+        if self.settle_pair(key, view) {
+            return;
+        }
+        let Some((session, pair)) = self.session_and_pair(key) else {
+            return;
+        };
+        let facts = records::facts(session, pair, Some(view));
+        if facts.wants_copier() {
+            let socket = self.context.config.volume_socket(&pair.volume);
+            self.copies
+                .start(key, socket, session.detect_zeroes, pair.copied_bytes, now);
+        }
+    }
+
+    fn session_and_pair(
+        &self,
+        key: &PairKey,
+    ) -> Option<(&crate::store::SessionRow, &crate::store::PairRow)> {
+        let session = self.model.sessions.get(&key.session)?;
+        Some((session, session.pairs.get(key.position)?))
+    }
+
+    /// Says whether an operation was started.
+    fn settle_pair(&mut self, key: &PairKey, view: &View) -> bool {
+        let Some((_, pair)) = self.session_and_pair(key) else {
+            return false;
+        };
+        let Some(status) = &view.status else {
+            return false;
+        };
+        let seen = records::seen(status, pair);
+        let volume = pair.volume.clone();
+        let set = |field| Change::SetPair(key.clone(), field);
+        let tell = |what: String| note(Some(&key.session), Some(&volume), what);
+        let changes = match settle(pair.phase, &seen) {
+            Settlement::Nothing => {
+                let Some(side) = seen
+                    .mirrored()
+                    .filter(|side| *side != pair.authoritative && !pair.phase.is_ended())
+                else {
+                    return false;
+                };
+                vec![
+                    set(PairField::Authoritative(side)),
+                    tell(format!("found: the {side} is authoritative")),
+                ]
+            }
+            Settlement::Becomes(Phase::Committed) => {
+                ended_changes(&key.session, key.position, pair, Side::Target)
+            }
+            Settlement::Becomes(Phase::Cancelled) => {
+                ended_changes(&key.session, key.position, pair, Side::Source)
+            }
+            Settlement::Becomes(phase) => {
+                let side = seen.mirrored().unwrap_or(Side::Source);
+                let what = format!(
+                    "{} was interrupted; found: {}, the {side} is authoritative",
+                    pair.phase.name(),
+                    phase.name()
+                );
+                vec![
+                    set(PairField::Phase(phase)),
+                    set(PairField::Authoritative(side)),
+                    tell(what),
+                ]
+            }
+            Settlement::Finish(verb) => return self.finish_verb(&key.session.clone(), verb),
+            Settlement::Contradiction => {
+                let problem = format!(
+                    "it is recorded as {}, but the volume {}: end it with `shunt cancel` if the source is authoritative, \
+                     with `shunt commit` if the target is",
+                    pair.phase.name(),
+                    route_text(&seen)
+                );
+                if pair.problem.as_ref() == Some(&problem) {
+                    return false;
+                }
+                let mut changes = vec![
+                    tell(problem.clone()),
+                    set(PairField::Problem(Some(problem))),
+                ];
+                // The route rules, also over what is recorded.
+                changes.push(set(PairField::Authoritative(seen.route.authoritative())));
+                changes
+            }
+        };
+        let (context, object) = (self.context.clone(), failure::pair(&key.session, &volume));
+        self.launch(
+            vec![Busy::Session(key.session.clone())],
+            "settle",
+            None,
+            async move {
+                context.record(&object, changes).await?;
+                Ok(Done::changed(Vec::new()))
+            },
+        );
+        true
+    }
+
+    /// A commit or a cancel that a crash interrupted goes on, as soon as all volumes of the session answer.
+    fn finish_verb(&mut self, session: &str, verb: Verb) -> bool {
+        let Some(row) = self.model.sessions.get(session) else {
+            return false;
+        };
+        let answers = |volume: &String| {
+            self.handles
+                .get(volume)
+                .is_some_and(|handle| handle.view().connected)
+        };
+        if !row
+            .pairs
+            .iter()
+            .all(|pair| pair.phase.is_ended() || answers(&pair.volume))
+        {
+            return false;
+        }
+        info!(session, "the {verb} that was interrupted goes on");
+        self.launch_verb(session, verb, 0, None);
+        true
+    }
+
+    pub(super) fn copier_ended(&mut self, key: &PairKey, run: u64, outcome: &Outcome) {
+        let Some(ended) = self.copies.ended(key, run, outcome, Instant::now()) else {
+            return;
+        };
+        // Dropping joins its thread.
+        tokio::task::spawn_blocking(move || drop(ended.copier));
+        let Some((_, pair)) = self.session_and_pair(key) else {
+            return;
+        };
+        let volume = pair.volume.clone();
+        let mut changes = vec![Change::SetPair(
+            key.clone(),
+            PairField::CopiedBytes(ended.copied_bytes),
+        )];
+        let other_problem =
+            ended.problem != pair.problem && (ended.in_sync || ended.problem.is_some());
+        if other_problem {
+            changes.push(Change::SetPair(
+                key.clone(),
+                PairField::Problem(ended.problem.clone()),
+            ));
+            if let Some(problem) = ended.problem {
+                changes.push(note(Some(&key.session), Some(&volume), problem));
+            }
+        }
+        if ended.in_sync {
+            let what = format!(
+                "in sync; {} bytes were copied since the start",
+                ended.copied_bytes
+            );
+            changes.push(note(Some(&key.session), Some(&volume), what));
+        }
+        self.record_aside(changes);
+        self.poll(&volume);
+    }
+
+    /// A volume says how it is at once, and then as often as it is watched.
+    fn poll(&self, volume: &str) {
+        if let Some(handle) = self.handles.get(volume) {
+            handle.poll_every(if self.watched.contains(volume) {
+                POLL_COPYING
+            } else {
+                POLL_IDLE
+            });
+        }
+    }
+
+    /// The LUNs in use. `except`: without the targets of this session.
+    pub(super) fn used_luns(&self, except: Option<&str>) -> Vec<checks::Used> {
+        let mut used: Vec<checks::Used> = self
+            .model
+            .volumes
+            .values()
+            .map(|row| checks::Used {
+                lun: row.lun.clone(),
+                holder: failure::volume(&row.name),
+            })
+            .collect();
+        for session in self
+            .model
+            .sessions
+            .values()
+            .filter(|session| Some(session.name.as_str()) != except)
+        {
+            for pair in session.pairs.iter().filter(|pair| !pair.phase.is_ended()) {
+                let holder = format!(
+                    "the target of volume {} in session {}",
+                    pair.volume, session.name
+                );
+                used.push(checks::Used {
+                    lun: pair.target.clone(),
+                    holder,
+                });
+            }
+        }
+        used
+    }
+}
+
+fn route_text(seen: &Seen) -> String {
+    match seen.route {
+        Route::Single(side) => format!("uses the {side} alone"),
+        Route::Mirrored { authoritative } if seen.ours => {
+            format!("is mirrored, and the {authoritative} is authoritative")
+        }
+        Route::Mirrored { .. } => "is mirrored onto another lun".to_owned(),
+    }
+}

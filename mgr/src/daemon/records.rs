@@ -1,0 +1,165 @@
+//! What `shunt status` shows.
+
+use migration_core::pair::{Facts, PairState, Position, Seen};
+use migration_core::session;
+use migration_proto::manager::{
+    EventRecord, JSON_SCHEMA, PairRecord, Record, SessionRecord, VolumeRecord,
+};
+use migration_proto::target::Status;
+
+use super::copies::Copied;
+use super::paths::Config;
+use super::route_change::is_mirrored_on;
+use super::verbs::lun_of;
+use super::volume::View;
+use crate::store::{Model, Note, PairRow, SessionRow, VolumeRow, VolumeState};
+
+/// What a volume's status means for a pair.
+pub(super) fn seen(status: &Status, pair: &PairRow) -> Seen {
+    Seen {
+        route: status.route.into(),
+        ours: is_mirrored_on(status, pair),
+        dirty: status.dirty_bytes > 0,
+        degraded: status.degraded.is_some(),
+    }
+}
+
+/// Everything that a pair's state follows from. While ublk-target is being started again, the route that it said last still
+/// holds, but whether the legs are in sync is not known: its successor may have to copy again what was not durably clean. When
+/// it cannot be started, nothing holds.
+pub(super) fn facts(session: &SessionRow, pair: &PairRow, view: Option<&View>) -> Facts {
+    let seen = view
+        .filter(|view| view.connected || view.failures == 0)
+        .and_then(|view| {
+            let seen = seen(view.status.as_deref()?, pair);
+            Some(Seen {
+                dirty: seen.dirty || !view.connected,
+                ..seen
+            })
+        });
+    Facts {
+        phase: pair.phase,
+        paused: session.paused,
+        last_authoritative: pair.authoritative,
+        seen,
+    }
+}
+
+pub(super) fn volume(
+    model: &Model,
+    config: &Config,
+    row: &VolumeRow,
+    view: Option<&View>,
+) -> Record {
+    let view = view.cloned().unwrap_or_default();
+    let state = match row.state {
+        VolumeState::Attaching => "attaching",
+        VolumeState::Detaching => "detaching",
+        VolumeState::Attached if view.connected => "attached",
+        VolumeState::Attached if view.failures > 0 => "failed",
+        VolumeState::Attached => "recovering",
+    };
+    let status = view.status.as_deref();
+    let lun = match model.live_pair_of(&row.name) {
+        Some((session, position)) => {
+            let pair = &session.pairs[position];
+            let position = facts(session, pair, Some(&view)).position();
+            lun_of(pair, position.authoritative)
+        }
+        None => &row.lun,
+    };
+    Record::Volume(VolumeRecord {
+        schema: JSON_SCHEMA,
+        volume: row.name.clone(),
+        state: state.to_owned(),
+        device: config.device_link(&row.name),
+        kernel_device: status.map(|status| status.device.clone()),
+        lun: lun.path.clone(),
+        size_bytes: row.size_bytes,
+        pid: status.filter(|_| view.connected).map(|status| status.pid),
+        restarts: view.restarts,
+        route: status.map(|status| status.route),
+        problem: view.problem.clone(),
+    })
+}
+
+pub(super) fn session(row: &SessionRow, positions: &[Position]) -> Record {
+    let state = session::state(positions).unwrap_or(PairState::Setup);
+    let allowed = session::allowed(positions);
+    Record::Session(SessionRecord {
+        schema: JSON_SCHEMA,
+        session: row.name.clone(),
+        state: state.name().to_owned(),
+        pairs: u32::try_from(row.pairs.len()).unwrap_or(u32::MAX),
+        allowed: allowed
+            .into_iter()
+            .map(|verb| verb.name().to_owned())
+            .collect(),
+        created_at: row.created_at_ms / 1000,
+    })
+}
+
+pub(super) fn pair(
+    session: &SessionRow,
+    row: &PairRow,
+    position: Position,
+    view: Option<&View>,
+    copied: Option<Copied>,
+) -> Record {
+    let status = view
+        .and_then(|view| view.status.as_deref())
+        .filter(|status| is_mirrored_on(status, row));
+    let dirty_bytes = match position.state {
+        PairState::Setup | PairState::Queued => row.size_bytes,
+        PairState::Committed | PairState::Retired | PairState::Cancelled => 0,
+        PairState::Syncing
+        | PairState::Paused
+        | PairState::SourceSelected
+        | PairState::Switching
+        | PairState::TargetSelected
+        | PairState::Committing
+        | PairState::Failed
+        | PairState::NeedsRecovery
+        | PairState::Degraded
+        | PairState::Verifying => status.map_or(row.size_bytes, |status| status.dirty_bytes),
+    };
+    let rate = copied.and_then(|copied| copied.bytes_per_second);
+    let ended = position.state.is_ended();
+    let problem = view
+        .filter(|_| !ended)
+        .and_then(|view| view.problem.clone())
+        .or_else(|| {
+            status
+                .filter(|_| !ended)
+                .and_then(|status| status.degraded.clone())
+        })
+        .or_else(|| row.problem.clone());
+    Record::Pair(PairRecord {
+        schema: JSON_SCHEMA,
+        session: session.name.clone(),
+        volume: row.volume.clone(),
+        state: position.state.name().to_owned(),
+        source: row.source.path.clone(),
+        target: row.target.path.clone(),
+        authoritative: position.authoritative.into(),
+        total_bytes: row.size_bytes,
+        dirty_bytes,
+        copied_bytes: copied.map_or(row.copied_bytes, |copied| copied.bytes),
+        rate_bytes_per_second: rate,
+        eta_seconds: rate
+            .filter(|rate| *rate > 0)
+            .map(|rate| dirty_bytes.div_ceil(rate)),
+        last_pause_us: row.last_pause_us,
+        problem,
+    })
+}
+
+pub(super) fn event(note: Note) -> Record {
+    Record::Event(EventRecord {
+        schema: JSON_SCHEMA,
+        at_ms: note.at_ms,
+        session: note.session,
+        volume: note.volume,
+        what: note.what,
+    })
+}

@@ -1,0 +1,526 @@
+//! What a request leads to: an answer at once, a refusal, or an operation.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use migration_core::pair::{Phase, Position, Reason, Verb};
+use migration_core::route::Side;
+use migration_core::session::{self, SessionDecision};
+use migration_proto::manager::{Failure, PairSpec, Record, Request, Response};
+use tokio::sync::oneshot;
+
+use super::attach;
+use super::create::{self, Wanted};
+use super::failure::{self, Done};
+use super::records;
+use super::verbs::Operation;
+use super::volume::{View, VolumeHandle};
+use super::{Busy, Owner};
+use crate::names;
+use crate::store::{PairKey, SessionRow, VolumeRow, VolumeState};
+
+/// The most lines of history that one answer has.
+const HISTORY_LINES_MAX: u32 = 2_000;
+/// The longest pause that can be asked for, in milliseconds.
+const PAUSE_MS_MAX: u64 = 300_000;
+
+type Reply = oneshot::Sender<Response>;
+
+impl Owner {
+    pub(super) fn answer(&mut self, request: Request, reply: Reply) {
+        match request {
+            Request::Attach { volume, lun } => self.attach(volume, lun, reply),
+            Request::Detach { volume } => self.detach(&volume, reply),
+            Request::Create {
+                session,
+                pairs,
+                overwrite,
+                detect_zeroes,
+            } => {
+                self.create(session, pairs, (overwrite, detect_zeroes), reply);
+            }
+            Request::Start { session } => self.verb(&session, Verb::Start, 0, reply),
+            Request::Pause { session } => self.verb(&session, Verb::Pause, 0, reply),
+            Request::Resume { session } => self.verb(&session, Verb::Resume, 0, reply),
+            Request::Switch {
+                session,
+                max_pause_ms,
+            } => self.verb(&session, Verb::Switch, max_pause_ms, reply),
+            Request::Undo {
+                session,
+                max_pause_ms,
+            } => self.verb(&session, Verb::Undo, max_pause_ms, reply),
+            Request::Commit { session } => self.verb(&session, Verb::Commit, 0, reply),
+            Request::Cancel { session } => self.verb(&session, Verb::Cancel, 0, reply),
+            Request::Status { session } => {
+                let response = match self.status(session.as_deref()) {
+                    Ok(records) => Response::Records { records },
+                    Err(failure) => Response::Failed(failure),
+                };
+                // Whoever asked may have left.
+                let _ = reply.send(response);
+            }
+            Request::History { session } => self.history(session, reply),
+        }
+    }
+
+    fn refuse(reply: Reply, failure: Failure) {
+        // Whoever asked may have left.
+        let _ = reply.send(Response::Failed(failure));
+    }
+
+    fn attach(&mut self, name: String, lun: PathBuf, reply: Reply) {
+        let object = failure::volume(&name);
+        if let Err(error) = names::check(&name) {
+            return Self::refuse(
+                reply,
+                failure::refused(object, error.to_string(), "choose another name"),
+            );
+        }
+        if !lun.is_absolute() {
+            let cause = format!("the path of the lun, {}, is not absolute", lun.display());
+            return Self::refuse(
+                reply,
+                failure::refused(object, cause, "name the lun by its absolute path"),
+            );
+        }
+        let busy = vec![Busy::Volume(name.clone())];
+        if let Err(failure) = self.require_free(&busy) {
+            return Self::refuse(reply, failure);
+        }
+        match self.model.volumes.get(&name).cloned() {
+            Some(row) => self.launch(busy, "attach", Some(reply), attach::attach_again(row, lun)),
+            None => {
+                let operation =
+                    attach::attach(self.context.clone(), name, lun, self.used_luns(None));
+                self.launch(busy, "attach", Some(reply), operation);
+            }
+        }
+    }
+
+    fn detach(&mut self, name: &str, reply: Reply) {
+        let Some(row) = self.model.volumes.get(name).cloned() else {
+            return Self::refuse(reply, failure::no_volume(name));
+        };
+        let busy = vec![Busy::Volume(name.to_owned())];
+        if let Err(failure) = self.require_free(&busy) {
+            return Self::refuse(reply, failure);
+        }
+        if let Some((session, _)) = self.model.live_pair_of(name) {
+            let cause = format!(
+                "it is part of session {}, which has not ended",
+                session.name
+            );
+            let next = format!(
+                "`shunt commit {0}` or `shunt cancel {0}` first",
+                session.name
+            );
+            return Self::refuse(reply, failure::refused(failure::volume(name), cause, next));
+        }
+        let handle = self.handles.get(name).cloned();
+        self.launch(
+            busy,
+            "detach",
+            Some(reply),
+            attach::detach(self.context.clone(), row, handle),
+        );
+    }
+
+    fn create(
+        &mut self,
+        session: String,
+        specs: Vec<PairSpec>,
+        (overwrite, detect_zeroes): (bool, bool),
+        reply: Reply,
+    ) {
+        match self.wanted(session, specs, overwrite, detect_zeroes) {
+            Ok((busy, wanted)) => {
+                let operation = create::create(self.context.clone(), wanted);
+                self.launch(busy, "create", Some(reply), operation);
+            }
+            Err(failure) => Self::refuse(reply, failure),
+        }
+    }
+
+    fn wanted(
+        &self,
+        session: String,
+        specs: Vec<PairSpec>,
+        overwrite: bool,
+        detect_zeroes: bool,
+    ) -> Result<(Vec<Busy>, Wanted), Failure> {
+        let volumes: Vec<&str> = specs.iter().map(|spec| spec.volume.as_str()).collect();
+        create::check_request(&session, &volumes)?;
+        let object = failure::session(&session);
+        if self
+            .model
+            .sessions
+            .get(&session)
+            .is_some_and(SessionRow::is_live)
+        {
+            let next = format!(
+                "see `shunt status {session}`, choose another name, or `shunt cancel {session}` first"
+            );
+            return Err(failure::refused(
+                object,
+                "there is a session of this name, and it has not ended",
+                next,
+            ));
+        }
+        let mut pairs = Vec::new();
+        for spec in specs {
+            let row = self
+                .model
+                .volumes
+                .get(&spec.volume)
+                .ok_or_else(|| failure::no_volume(&spec.volume))?;
+            self.require_usable(&object, row)?;
+            pairs.push((row.clone(), spec.target));
+        }
+        let mut busy = vec![Busy::Session(session.clone())];
+        busy.extend(pairs.iter().map(|(row, _)| Busy::Volume(row.name.clone())));
+        self.require_free(&busy)?;
+        Ok((
+            busy,
+            Wanted {
+                session,
+                pairs,
+                overwrite,
+                detect_zeroes,
+                used: self.used_luns(None),
+            },
+        ))
+    }
+
+    fn require_usable(&self, object: &str, row: &VolumeRow) -> Result<(), Failure> {
+        if row.state != VolumeState::Attached {
+            let cause = format!("volume {} is {}", row.name, row.state.name());
+            return Err(failure::refused(
+                object,
+                cause,
+                "wait for it, see `shunt status`",
+            ));
+        }
+        match self.model.live_pair_of(&row.name) {
+            Some((session, _)) => {
+                let cause = format!(
+                    "volume {} is part of session {}, which has not ended",
+                    row.name, session.name
+                );
+                let next = format!(
+                    "`shunt commit {0}` or `shunt cancel {0}` first",
+                    session.name
+                );
+                Err(failure::refused(object, cause, next))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn require_free(&self, wanted: &[Busy]) -> Result<(), Failure> {
+        for busy in wanted {
+            if let Some(what) = self.busy.get(busy) {
+                let object = match busy {
+                    Busy::Volume(name) => failure::volume(name),
+                    Busy::Session(name) => failure::session(name),
+                };
+                let cause = format!("it is busy: another command ({what}) is under way");
+                return Err(failure::refused(
+                    object,
+                    cause,
+                    "wait until that is done, then give the command again",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn verb(&mut self, session: &str, verb: Verb, max_pause_ms: u64, reply: Reply) {
+        let Some(row) = self.model.sessions.get(session) else {
+            return Self::refuse(reply, failure::no_session(session));
+        };
+        let object = failure::session(session);
+        let takes_pause = matches!(verb, Verb::Switch | Verb::Undo);
+        if takes_pause && !(1..=PAUSE_MS_MAX).contains(&max_pause_ms) {
+            let cause =
+                format!("a pause of {max_pause_ms} ms is not within 1 to {PAUSE_MS_MAX} ms");
+            return Self::refuse(
+                reply,
+                failure::refused(object, cause, "give another --max-pause"),
+            );
+        }
+        if let Err(failure) = self.require_free(&[Busy::Session(session.to_owned())]) {
+            return Self::refuse(reply, failure);
+        }
+        let positions = self.positions(row);
+        match session::decide_session(verb, &positions) {
+            SessionDecision::Do(pairs) => match self.require_answering(row, verb, &pairs) {
+                Ok(()) => self.launch_verb(session, verb, max_pause_ms, Some(reply)),
+                Err(failure) => Self::refuse(reply, failure),
+            },
+            SessionDecision::Already => {
+                let state = session::state(&positions).map_or("", |state| state.name());
+                let done = Done::already(format!("session {session} is {state} already"));
+                // Whoever asked may have left.
+                let _ = reply.send(failure::response(Ok(done)));
+            }
+            SessionDecision::Refuse { pair, reason } => {
+                let failure = self.refusal(row, verb, pair, reason, &positions);
+                Self::refuse(reply, failure);
+            }
+        }
+    }
+
+    /// Most verbs need the ublk-targets of their pairs. One that is just being started again is waited for.
+    fn require_answering(
+        &self,
+        session: &SessionRow,
+        verb: Verb,
+        pairs: &[usize],
+    ) -> Result<(), Failure> {
+        for position in pairs {
+            let pair = &session.pairs[*position];
+            let needs_volume = match verb {
+                Verb::Pause => false,
+                Verb::Cancel => pair.phase != Phase::Setup,
+                Verb::Start | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Commit => true,
+            };
+            let view = self.view(&pair.volume).unwrap_or_default();
+            if needs_volume && view.failures > 0 {
+                let problem = view.problem.unwrap_or_default();
+                let cause = format!(
+                    "the volume's ublk-target does not answer: {problem}; the {} is authoritative",
+                    pair.authoritative
+                );
+                let next = format!(
+                    "correct the cause (it is started again by itself), then `shunt {verb} {}`",
+                    session.name
+                );
+                return Err(failure::refused(
+                    failure::pair(&session.name, &pair.volume),
+                    cause,
+                    next,
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Performs a verb on the pairs that it concerns. The session is free.
+    pub(super) fn launch_verb(
+        &mut self,
+        name: &str,
+        verb: Verb,
+        max_pause_ms: u64,
+        reply: Option<Reply>,
+    ) {
+        let Some(session) = self.model.sessions.get(name).cloned() else {
+            return;
+        };
+        let positions = self.positions(&session);
+        let SessionDecision::Do(pairs) = session::decide_session(verb, &positions) else {
+            return;
+        };
+        let stops = matches!(
+            verb,
+            Verb::Pause | Verb::Switch | Verb::Undo | Verb::Commit | Verb::Cancel
+        );
+        let mut copiers = Vec::new();
+        for position in 0..session.pairs.len() {
+            let key = PairKey {
+                session: name.to_owned(),
+                position,
+            };
+            if let Some((copier, copied_bytes)) = stops.then(|| self.copies.take(&key)).flatten() {
+                copiers.push((key, copier, copied_bytes));
+            }
+        }
+        let volumes = session
+            .pairs
+            .iter()
+            .filter_map(|pair| self.model.volumes.get(&pair.volume));
+        let volumes: BTreeMap<String, VolumeRow> =
+            volumes.map(|row| (row.name.clone(), row.clone())).collect();
+        let handles: BTreeMap<String, VolumeHandle> = volumes
+            .keys()
+            .filter_map(|name| Some((name.clone(), self.handles.get(name)?.clone())))
+            .collect();
+        let operation = Operation {
+            context: self.context.clone(),
+            session,
+            pairs,
+            volumes,
+            handles,
+            copiers,
+        };
+        let busy = vec![Busy::Session(name.to_owned())];
+        match verb {
+            Verb::Start => {
+                let used = self.used_luns(Some(name));
+                self.launch(busy, "start", reply, operation.start(used));
+            }
+            Verb::Pause => self.launch(busy, "pause", reply, operation.pause()),
+            Verb::Resume => {
+                let states = positions.iter().map(|position| position.state).collect();
+                self.launch(busy, "resume", reply, operation.resume(states));
+            }
+            Verb::Switch => self.launch(
+                busy,
+                "switch",
+                reply,
+                operation.move_role(Side::Target, max_pause_ms),
+            ),
+            Verb::Undo => self.launch(
+                busy,
+                "undo",
+                reply,
+                operation.move_role(Side::Source, max_pause_ms),
+            ),
+            Verb::Commit => self.launch(busy, "commit", reply, operation.end(Side::Target)),
+            Verb::Cancel => self.launch(busy, "cancel", reply, operation.end(Side::Source)),
+        }
+    }
+
+    fn view(&self, volume: &str) -> Option<View> {
+        self.handles.get(volume).map(VolumeHandle::view)
+    }
+
+    fn positions(&self, session: &SessionRow) -> Vec<Position> {
+        session
+            .pairs
+            .iter()
+            .map(|pair| records::facts(session, pair, self.view(&pair.volume).as_ref()).position())
+            .collect()
+    }
+
+    /// Why a verb is refused, and what can be done.
+    fn refusal(
+        &self,
+        session: &SessionRow,
+        verb: Verb,
+        pair: usize,
+        reason: Reason,
+        positions: &[Position],
+    ) -> Failure {
+        let name = &session.name;
+        let (row, position) = (&session.pairs[pair], positions[pair]);
+        let view = self.view(&row.volume);
+        let status = view.as_ref().and_then(|view| view.status.as_deref());
+        let mut cause = format!(
+            "{verb} is not allowed while it is {}: {reason}",
+            position.state
+        );
+        if let Some(status) =
+            status.filter(|status| reason == Reason::NotInSync && status.dirty_bytes > 0)
+        {
+            cause.push_str(&format!(
+                ", {} bytes are still to be copied",
+                status.dirty_bytes
+            ));
+        }
+        if let Some(problem) = view
+            .as_ref()
+            .and_then(|view| view.problem.clone())
+            .or_else(|| row.problem.clone())
+        {
+            cause.push_str(&format!(" ({problem})"));
+        }
+        cause.push_str(&format!(
+            "; the {} is authoritative",
+            position.authoritative
+        ));
+        let allowed: Vec<&str> = session::allowed(positions)
+            .into_iter()
+            .map(Verb::name)
+            .collect();
+        let allowed = if allowed.is_empty() {
+            "nothing but status and history".to_owned()
+        } else {
+            allowed.join(", ")
+        };
+        let first = match reason {
+            Reason::NotInSync if session.paused => format!("`shunt resume {name}`"),
+            Reason::NotInSync => format!(
+                "`shunt wait {name} --for {}-selected`",
+                position.authoritative
+            ),
+            Reason::NotStarted => format!("`shunt start {name}`"),
+            Reason::MirrorFailed => format!("repair the leg, then `shunt resume {name}`"),
+            Reason::SourceRules => format!("`shunt switch {name}` first, or `shunt cancel {name}`"),
+            Reason::TargetRules => format!("`shunt undo {name}` first, or `shunt commit {name}`"),
+            Reason::UnderWay | Reason::NeedsRecovery => format!("`shunt status {name}`"),
+            Reason::Ended => "create another session".to_owned(),
+        };
+        let next = format!("{first} (allowed now: {allowed})");
+        failure::refused(failure::pair(name, &row.volume), cause, next)
+    }
+
+    fn status(&self, only: Option<&str>) -> Result<Vec<Record>, Failure> {
+        let mut records = Vec::new();
+        if only.is_none() {
+            for row in self.model.volumes.values() {
+                records.push(records::volume(
+                    &self.model,
+                    &self.context.config,
+                    row,
+                    self.view(&row.name).as_ref(),
+                ));
+            }
+        }
+        let named = only
+            .map(|name| {
+                self.model
+                    .sessions
+                    .get(name)
+                    .ok_or_else(|| failure::no_session(name))
+            })
+            .transpose()?;
+        let sessions: Vec<&SessionRow> = match named {
+            Some(session) => vec![session],
+            None => self.model.sessions.values().collect(),
+        };
+        for session in sessions {
+            let positions = self.positions(session);
+            records.push(records::session(session, &positions));
+            for (index, (pair, position)) in session.pairs.iter().zip(positions).enumerate() {
+                let key = PairKey {
+                    session: session.name.clone(),
+                    position: index,
+                };
+                let view = self.view(&pair.volume);
+                records.push(records::pair(
+                    session,
+                    pair,
+                    position,
+                    view.as_ref(),
+                    self.copies.copied(&key),
+                ));
+            }
+        }
+        Ok(records)
+    }
+
+    fn history(&self, session: Option<String>, reply: Reply) {
+        let known = session
+            .as_ref()
+            .is_none_or(|name| self.model.sessions.contains_key(name));
+        let store = self.context.store.clone();
+        tokio::spawn(async move {
+            let name = session.clone();
+            let notes = store
+                .call(move |store| store.history(name.as_deref(), HISTORY_LINES_MAX))
+                .await;
+            let response = match (notes, session) {
+                (Ok(notes), Some(name)) if notes.is_empty() && !known => {
+                    Response::Failed(failure::no_session(&name))
+                }
+                (Ok(notes), _) => Response::Records {
+                    records: notes.into_iter().map(records::event).collect(),
+                },
+                (Err(error), _) => Response::Failed(failure::store("history", &error)),
+            };
+            // Whoever asked may have left.
+            let _ = reply.send(response);
+        });
+    }
+}

@@ -1,0 +1,484 @@
+//! The task of one volume: its ublk-target is kept running, asked how it is, and given requests.
+//!
+//! ```text
+//!            +-----------------------------------------------------------+
+//!            v                                                           |
+//!   connect to the socket --nobody--> old process gone? --> start `serve`, wait until it answers
+//!            |                                                           |
+//!            +--> connected: status at intervals, requests --lost--------+  (with back-off)
+//!                     |
+//!                  Stop answered, process gone: end
+//! ```
+//!
+//! One task a volume owns the connection and the process; everybody else holds a
+//! [`VolumeHandle`](super::volume::VolumeHandle). There are never two
+//! processes: a new one is started only when the old one is gone (its pidfd says so), and ublk-target's own lock stands
+//! behind that.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use migration_proto::target::{Request, Response};
+use tokio::process::Child;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tracing::{info, warn};
+
+use super::Event;
+use super::link::{ConnectError, TargetLink};
+use super::process::{ProcessEnd, last_log_line, spawn_serve};
+use super::volume::{AskError, Command, POLL_IDLE, Setup, View};
+
+/// How long a status may take.
+const STATUS_MAX: Duration = Duration::from_secs(10);
+/// How often a starting ublk-target is tried.
+const CONNECT_EVERY: Duration = Duration::from_millis(20);
+/// A ublk-target that has not answered for so long is reported; it is waited for all the same.
+const START_REPORTED_AFTER: Duration = Duration::from_secs(10);
+/// How long a process that does not answer is waited for before it is tried again.
+const SILENT_RETRY: Duration = Duration::from_secs(1);
+/// How long a stopped ublk-target may take to end.
+const STOP_MAX: Duration = Duration::from_secs(60);
+/// The first and the longest delay before ublk-target is started again.
+const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// After living so long, the next end of ublk-target is not a repeated one.
+const STEADY_AFTER: Duration = Duration::from_secs(10);
+
+/// How a life of the connection ended.
+enum End {
+    /// The connection is lost.
+    Lost(String),
+    /// Nothing is to be done any more.
+    Over,
+}
+
+/// The owner of a volume's connection and process.
+pub(super) struct Supervisor {
+    setup: Setup,
+    view: watch::Sender<View>,
+    events: mpsc::Sender<Event>,
+    /// The end of the process that was connected last.
+    process: Option<ProcessEnd>,
+    /// The process, if this shuntd started it.
+    child: Option<Child>,
+    poll_every: Duration,
+}
+
+impl Supervisor {
+    pub(super) fn new(
+        setup: Setup,
+        view: watch::Sender<View>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        Self {
+            setup,
+            view,
+            events,
+            process: None,
+            child: None,
+            poll_every: POLL_IDLE,
+        }
+    }
+
+    /// Runs until the volume is stopped or abandoned, or no handle is left.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut backoff = Backoff::new();
+        loop {
+            let mut poll_every = self.poll_every;
+            let view = self.view.subscribe();
+            let link = tokio::select! {
+                link = self.come_up(&mut backoff) => Ok(link),
+                asked = refuse_while_down(&mut commands, &view, &mut poll_every) => Err(asked),
+            };
+            self.poll_every = poll_every;
+            let link = match link {
+                Ok(link) => link,
+                Err(abandoned) => return self.give_up(abandoned).await,
+            };
+            let since = Instant::now();
+            match self.live(link, &mut commands).await {
+                End::Over => return,
+                End::Lost(problem) => {
+                    warn!(
+                        volume = self.setup.name,
+                        problem, "the connection to ublk-target is lost"
+                    );
+                    backoff.lived(since.elapsed());
+                    self.disconnected(problem).await;
+                }
+            }
+        }
+    }
+
+    /// Tries until there is a connection.
+    async fn come_up(&mut self, backoff: &mut Backoff) -> TargetLink {
+        loop {
+            sleep(backoff.delay).await;
+            match self.establish().await {
+                Ok(link) => return link,
+                Err(problem) => {
+                    warn!(
+                        volume = self.setup.name,
+                        problem, "ublk-target could not be started, trying again"
+                    );
+                    backoff.failed();
+                    self.publish(|view| {
+                        view.failures = view.failures.saturating_add(1);
+                        view.problem = Some(problem);
+                    })
+                    .await;
+                }
+            }
+        }
+    }
+
+    /// Connects to the process that runs, or starts one.
+    async fn establish(&mut self) -> Result<TargetLink, String> {
+        loop {
+            match TargetLink::connect(&self.setup.socket).await {
+                Ok(link) => return Ok(link),
+                Err(ConnectError::Strange(problem)) => return Err(problem),
+                Err(ConnectError::Nobody(_)) => {}
+            }
+            let Some(process) = &self.process else {
+                return self.start().await;
+            };
+            if timeout(SILENT_RETRY, process.wait()).await.is_ok() {
+                self.process = None;
+            } else {
+                let problem = "its ublk-target runs, but does not listen".to_owned();
+                self.publish(|view| view.problem = Some(problem)).await;
+            }
+        }
+    }
+
+    async fn start(&mut self) -> Result<TargetLink, String> {
+        let Setup {
+            program,
+            map,
+            socket,
+            log,
+            ..
+        } = self.setup.clone();
+        if !map.exists() {
+            return Err(format!(
+                "the map file {} is missing: put it back, or detach the volume and attach it again",
+                map.display()
+            ));
+        }
+        let log_offset = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
+        let child = spawn_serve(&program, &map, &socket, &log)
+            .map_err(|error| format!("cannot run {}: {error}", program.display()))?;
+        let again = !std::mem::replace(&mut self.setup.new, false);
+        info!(
+            volume = self.setup.name,
+            pid = child.id(),
+            again,
+            "ublk-target started"
+        );
+        self.child = Some(child);
+        self.publish(|view| view.restarts += u64::from(again)).await;
+        let started = Instant::now();
+        let mut reported = false;
+        loop {
+            match TargetLink::connect(&socket).await {
+                Ok(link) => return Ok(link),
+                Err(ConnectError::Strange(problem)) => return Err(problem),
+                Err(ConnectError::Nobody(_)) => {}
+            }
+            if let Some(ended) = self.child_ended_within(CONNECT_EVERY).await {
+                let said = last_log_line(&log, log_offset);
+                return Err(said.unwrap_or_else(|| {
+                    format!(
+                        "ublk-target ended with {ended}, its log {} says nothing",
+                        log.display()
+                    )
+                }));
+            }
+            if !reported && started.elapsed() >= START_REPORTED_AFTER {
+                reported = true;
+                let problem = format!(
+                    "ublk-target was started {} s ago and does not answer yet",
+                    started.elapsed().as_secs()
+                );
+                warn!(volume = self.setup.name, problem);
+                self.publish(|view| view.problem = Some(problem)).await;
+            }
+        }
+    }
+
+    async fn child_ended_within(&mut self, limit: Duration) -> Option<String> {
+        let Some(child) = &mut self.child else {
+            return Some("no process".to_owned());
+        };
+        match timeout(limit, child.wait()).await {
+            Ok(Ok(status)) => Some(status.to_string()),
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => None,
+        }
+    }
+
+    /// Uses a connection until it ends.
+    async fn live(&mut self, link: TargetLink, commands: &mut mpsc::Receiver<Command>) -> End {
+        let pid = link.pid;
+        match ProcessEnd::of(pid) {
+            Ok(Some(process)) => {
+                let end = self.serve(link, &process, commands).await;
+                self.process = Some(process);
+                end
+            }
+            Ok(None) => End::Lost(format!("ublk-target (pid {pid}) has ended")),
+            Err(error) => End::Lost(format!(
+                "ublk-target (pid {pid}) cannot be watched: {error}"
+            )),
+        }
+    }
+
+    async fn serve(
+        &mut self,
+        mut link: TargetLink,
+        process: &ProcessEnd,
+        commands: &mut mpsc::Receiver<Command>,
+    ) -> End {
+        let mut poll = ticker(self.poll_every);
+        loop {
+            let step = tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => Step::Command(command),
+                    None => return End::Over,
+                },
+                () = process.wait() => Step::Lost(format!("ublk-target (pid {}) has ended", link.pid)),
+                () = link.ended() => Step::Lost(format!("ublk-target (pid {}) closed the connection", link.pid)),
+                _ = poll.tick() => Step::Poll,
+            };
+            let result = match step {
+                Step::Lost(problem) => Err(problem),
+                Step::Poll => self.refresh(&mut link).await,
+                Step::Command(Command::PollEvery(every)) => {
+                    self.poll_every = every;
+                    poll = ticker(every);
+                    Ok(())
+                }
+                Step::Command(Command::Ask {
+                    request,
+                    limit,
+                    reply,
+                }) => self.ask(&mut link, &request, limit, reply).await,
+                Step::Command(Command::Stop { reply }) => match self.stop(&mut link, process).await
+                {
+                    Ok(()) => {
+                        let _ = reply.send(Ok(()));
+                        return End::Over;
+                    }
+                    Err(error) => {
+                        let _ = reply.send(Err(error.clone()));
+                        match error {
+                            AskError::Refused(_) => Ok(()),
+                            AskError::Down(problem) | AskError::Lost(problem) => Err(problem),
+                        }
+                    }
+                },
+                Step::Command(Command::Abandon { reply }) => {
+                    self.give_up(Some(reply)).await;
+                    return End::Over;
+                }
+            };
+            if let Err(problem) = result {
+                return End::Lost(problem);
+            }
+        }
+    }
+
+    async fn ask(
+        &mut self,
+        link: &mut TargetLink,
+        request: &Request,
+        limit: Duration,
+        reply: oneshot::Sender<Result<Response, AskError>>,
+    ) -> Result<(), String> {
+        match link.ask(request, limit).await {
+            Ok(response) => {
+                // Who asked finds the view as it is after the request; a loss right after it is found by the caller of this.
+                let refreshed = self.refresh(link).await;
+                if let Err(problem) = &refreshed {
+                    self.disconnected(problem.clone()).await;
+                }
+                let _ = reply.send(Ok(response));
+                refreshed
+            }
+            Err(problem) => {
+                self.disconnected(problem.clone()).await;
+                let _ = reply.send(Err(AskError::Lost(problem.clone())));
+                Err(problem)
+            }
+        }
+    }
+
+    async fn stop(&mut self, link: &mut TargetLink, process: &ProcessEnd) -> Result<(), AskError> {
+        match link.ask(&Request::Stop, STOP_MAX).await {
+            Ok(Response::Done) => match timeout(STOP_MAX, process.wait()).await {
+                Ok(()) => Ok(()),
+                Err(_) => Err(AskError::Lost(format!(
+                    "ublk-target (pid {}) has not ended {} s after it was stopped",
+                    link.pid,
+                    STOP_MAX.as_secs()
+                ))),
+            },
+            Ok(Response::Refused { cause, .. }) => Err(AskError::Refused(cause)),
+            Ok(other) => Err(AskError::Lost(format!(
+                "ublk-target answers a stop with {other:?}"
+            ))),
+            Err(problem) => {
+                self.disconnected(problem.clone()).await;
+                Err(AskError::Lost(problem))
+            }
+        }
+    }
+
+    /// Asks for the status and publishes it.
+    async fn refresh(&mut self, link: &mut TargetLink) -> Result<(), String> {
+        let status = match link.ask(&Request::Status, STATUS_MAX).await? {
+            Response::Status(status) => status,
+            Response::Refused { cause, .. } => {
+                return Err(format!("ublk-target does not say how it is: {cause}"));
+            }
+            other => {
+                return Err(format!(
+                    "ublk-target answers a question for its status with {other:?}"
+                ));
+            }
+        };
+        if status.volume_id != self.setup.volume_id {
+            return Err(format!(
+                "the ublk-target (pid {}) on its socket serves another volume, {}",
+                link.pid, status.volume
+            ));
+        }
+        self.publish(|view| {
+            view.connections += u64::from(!view.connected);
+            view.connected = true;
+            view.failures = 0;
+            view.problem = None;
+            view.status = Some(Arc::new(*status));
+        })
+        .await;
+        Ok(())
+    }
+
+    async fn disconnected(&self, problem: String) {
+        self.publish(|view| {
+            view.connected = false;
+            view.problem = Some(problem);
+        })
+        .await;
+    }
+
+    async fn publish(&self, change: impl FnOnce(&mut View)) {
+        self.view.send_modify(change);
+        // The owner is gone at the end of shuntd only.
+        let _ = self
+            .events
+            .send(Event::Volume(self.setup.name.clone()))
+            .await;
+    }
+
+    /// Ends; kills the process that was started here if it was given up.
+    async fn give_up(&mut self, abandoned: Option<oneshot::Sender<()>>) {
+        let Some(reply) = abandoned else {
+            return;
+        };
+        if let Some(mut child) = self.child.take() {
+            // An error means that it has ended already.
+            let _ = child.start_kill();
+            let _ = timeout(STOP_MAX, child.wait()).await;
+        }
+        let _ = reply.send(());
+    }
+}
+
+enum Step {
+    Command(Command),
+    Poll,
+    Lost(String),
+}
+
+fn ticker(every: Duration) -> tokio::time::Interval {
+    let mut ticker = interval(every);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticker
+}
+
+/// Answers while there is no connection. Returns when the volume is abandoned, or nobody needs it any more.
+async fn refuse_while_down(
+    commands: &mut mpsc::Receiver<Command>,
+    view: &watch::Receiver<View>,
+    poll_every: &mut Duration,
+) -> Option<oneshot::Sender<()>> {
+    loop {
+        let problem = || {
+            view.borrow()
+                .problem
+                .clone()
+                .unwrap_or_else(|| "it is being started".to_owned())
+        };
+        match commands.recv().await? {
+            Command::Ask { reply, .. } => {
+                let _ = reply.send(Err(AskError::Down(problem())));
+            }
+            Command::Stop { reply } => {
+                let _ = reply.send(Err(AskError::Down(problem())));
+            }
+            Command::PollEvery(every) => *poll_every = every,
+            Command::Abandon { reply } => return Some(reply),
+        }
+    }
+}
+
+/// How long to wait before ublk-target is started (again).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Backoff {
+    delay: Duration,
+}
+
+impl Backoff {
+    const fn new() -> Self {
+        Self {
+            delay: Duration::ZERO,
+        }
+    }
+
+    fn failed(&mut self) {
+        self.delay = (self.delay * 2).clamp(BACKOFF_FIRST, BACKOFF_MAX);
+    }
+
+    /// It had lived so long: after a steady life it is started at once.
+    fn lived(&mut self, life: Duration) {
+        if life >= STEADY_AFTER {
+            self.delay = Duration::ZERO;
+        } else {
+            self.failed();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_failures_wait_longer_up_to_a_limit() {
+        let mut backoff = Backoff::new();
+        assert_eq!(backoff.delay, Duration::ZERO);
+        let mut delays = Vec::new();
+        for _ in 0..9 {
+            backoff.failed();
+            delays.push(u64::try_from(backoff.delay.as_millis()).unwrap());
+        }
+        assert_eq!(delays, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+        backoff.lived(Duration::from_secs(1));
+        assert_eq!(backoff.delay, BACKOFF_MAX);
+        backoff.lived(STEADY_AFTER);
+        assert_eq!(backoff.delay, Duration::ZERO);
+    }
+}

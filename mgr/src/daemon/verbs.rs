@@ -1,0 +1,573 @@
+//! What the verbs of a session do, once they are decided.
+//!
+//! Order of every change: the intention (a phase) is durable, then ublk-target is asked, then what it did is durable. A crash in
+//! between is settled from the route (`migration_core::pair::settle`).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use migration_core::pair::{PairState, Phase};
+use migration_core::route::Side;
+use migration_proto::manager::Failure;
+use migration_proto::route::Route;
+use migration_proto::target::{Refusal, Request, Response};
+
+use super::attach::whole_leg;
+use super::checks::Used;
+use super::context::{Context, blocking, note};
+use super::create::check_target;
+use super::failure::{self, Answer, Done};
+use super::route_change::{
+    Changed, DEADLINE_MS, NotChanged, add_mirror, is_mirrored_on, mirrored, set_route,
+};
+use super::volume::VolumeHandle;
+use crate::copier::Copier;
+use crate::store::{
+    Change, Lock, OpenMapRow, PairField, PairKey, PairRow, SessionRow, VolumeRow, lock_key,
+};
+
+/// How long ublk-target may take to look at a mirror leg again.
+const RETRY_MIRROR_MAX: Duration = Duration::from_secs(60);
+
+/// An operation on some pairs of a session, with what it needs to know.
+pub(super) struct Operation {
+    pub(super) context: Context,
+    pub(super) session: SessionRow,
+    /// The places of the pairs to work on.
+    pub(super) pairs: Vec<usize>,
+    /// The rows of the volumes of all pairs, as far as they are there.
+    pub(super) volumes: BTreeMap<String, VolumeRow>,
+    pub(super) handles: BTreeMap<String, VolumeHandle>,
+    /// The copiers to stop first, with what they have copied.
+    pub(super) copiers: Vec<(PairKey, Copier, u64)>,
+}
+
+/// One pair of an operation.
+struct Item<'a> {
+    key: PairKey,
+    row: &'a PairRow,
+    volume: &'a VolumeRow,
+    handle: &'a VolumeHandle,
+}
+
+impl Operation {
+    fn object(&self) -> String {
+        failure::session(&self.session.name)
+    }
+
+    fn key(&self, position: usize) -> PairKey {
+        PairKey {
+            session: self.session.name.clone(),
+            position,
+        }
+    }
+
+    fn items(&self) -> Result<Vec<Item<'_>>, Failure> {
+        self.pairs
+            .iter()
+            .map(|position| {
+                let row = &self.session.pairs[*position];
+                let volume = self.volumes.get(&row.volume);
+                let handle = self.handles.get(&row.volume);
+                match (volume, handle) {
+                    (Some(volume), Some(handle)) => Ok(Item {
+                        key: self.key(*position),
+                        row,
+                        volume,
+                        handle,
+                    }),
+                    (None, _) | (_, None) => Err(failure::no_volume(&row.volume)),
+                }
+            })
+            .collect()
+    }
+
+    /// Stops the copiers, and records an intention for all pairs, together with what was copied.
+    async fn intend(&mut self, phase: Phase, what: &str) -> Result<(), Failure> {
+        let mut changes = self.stop_copiers().await?;
+        for position in &self.pairs {
+            let pair = &self.session.pairs[*position];
+            changes.push(Change::SetPair(
+                self.key(*position),
+                PairField::Phase(phase),
+            ));
+            changes.push(note(Some(&self.session.name), Some(&pair.volume), what));
+        }
+        self.context.record(&self.object(), changes).await
+    }
+
+    async fn stop_copiers(&mut self) -> Result<Vec<Change>, Failure> {
+        let copiers = std::mem::take(&mut self.copiers);
+        let changes = copiers
+            .iter()
+            .map(|(key, _, copied_bytes)| {
+                Change::SetPair(key.clone(), PairField::CopiedBytes(*copied_bytes))
+            })
+            .collect();
+        let stopped = blocking(move || {
+            for (_, copier, _) in copiers {
+                // However it ended: no copier writes from here on.
+                let _ = copier.stop();
+            }
+        });
+        stopped
+            .await
+            .map_err(|cause| failure::failed(self.object(), cause, "give the command again"))?;
+        Ok(changes)
+    }
+
+    async fn record(&self, changes: Vec<Change>) -> Result<(), Failure> {
+        self.context.record(&self.object(), changes).await
+    }
+
+    fn note(&self, pair: &PairRow, what: impl Into<String>) -> Change {
+        note(Some(&self.session.name), Some(&pair.volume), what)
+    }
+
+    /// Adds the mirror legs. `used` names the LUNs in use, without the targets of this session.
+    pub(super) async fn start(mut self, used: Vec<Used>) -> Answer {
+        self.check_targets(&used).await?;
+        self.intend(Phase::Starting, "start").await?;
+        let mut messages = Vec::new();
+        let mut problems = Vec::new();
+        for Item {
+            key, row, handle, ..
+        } in self.items()?
+        {
+            let target = whole_leg(&row.target, row.size_bytes);
+            match add_mirror(handle, row, &target).await {
+                Ok(changed) => {
+                    let mut changes = self.now_active(&key, row, Side::Source, changed);
+                    changes.push(
+                        self.note(row, format!("mirrored onto {}", row.target.path.display())),
+                    );
+                    self.record(changes).await?;
+                    messages.push(format!(
+                        "{} is copied to {}",
+                        row.source.path.display(),
+                        row.target.path.display()
+                    ));
+                }
+                Err(NotChanged { cause, .. }) => {
+                    let changes = vec![
+                        Change::SetPair(key, PairField::Phase(Phase::Setup)),
+                        self.note(row, format!("not started: {cause}")),
+                    ];
+                    self.record(changes).await?;
+                    problems.push(format!("pair {}: {cause}", row.volume));
+                }
+            }
+        }
+        let name = &self.session.name;
+        if problems.is_empty() {
+            return Ok(Done::changed(messages));
+        }
+        let cause = format!("{}; the sources are authoritative", problems.join("; "));
+        Err(failure::failed(
+            self.object(),
+            cause,
+            format!("correct the cause, then `shunt start {name}` again, or `shunt cancel {name}`"),
+        ))
+    }
+
+    async fn check_targets(&self, used: &[Used]) -> Result<(), Failure> {
+        let mut refusals = Vec::new();
+        for Item { row, volume, .. } in self.items()? {
+            let accepted = Some((&row.target, row.target_contents.as_str()));
+            let path: &Path = &row.target.path;
+            let checked = check_target(
+                &self.context,
+                volume,
+                path,
+                self.session.overwrite,
+                used,
+                accepted,
+            )
+            .await;
+            if let Err(reasons) = checked {
+                refusals.push(format!("pair {}: {}", row.volume, reasons.join("; ")));
+            }
+        }
+        if refusals.is_empty() {
+            return Ok(());
+        }
+        let name = &self.session.name;
+        let next =
+            format!("correct the cause, then `shunt start {name}` again, or `shunt cancel {name}`");
+        Err(failure::refused(self.object(), refusals.join("; "), next))
+    }
+
+    fn now_active(
+        &self,
+        key: &PairKey,
+        row: &PairRow,
+        side: Side,
+        changed: Changed,
+    ) -> Vec<Change> {
+        let mut changes = vec![
+            Change::SetPair(key.clone(), PairField::Phase(Phase::Active)),
+            Change::SetPair(key.clone(), PairField::Authoritative(side)),
+            Change::SetPair(key.clone(), PairField::Problem(None)),
+        ];
+        if let Some(pause_us) = changed.pause_us {
+            changes.push(Change::SetPair(key.clone(), PairField::LastPause(pause_us)));
+        }
+        changes.extend(self.open_map(row, side));
+        changes
+    }
+
+    /// An open of the volume reads the LUN of this side.
+    fn open_map(&self, row: &PairRow, side: Side) -> Option<Change> {
+        let open_map = self.volumes.get(&row.volume)?.open_map.clone()?;
+        let lun_path = lun_of(row, side).path.clone();
+        Some(Change::SetOpenMap(
+            row.volume.clone(),
+            OpenMapRow {
+                lun_path,
+                ..open_map
+            },
+        ))
+    }
+
+    /// Stops the copy.
+    pub(super) async fn pause(mut self) -> Answer {
+        let mut changes = self.stop_copiers().await?;
+        changes.push(Change::SetPaused(self.session.name.clone(), true));
+        changes.push(note(Some(&self.session.name), None, "paused"));
+        self.record(changes).await?;
+        Ok(Done::changed(vec![format!(
+            "session {} is paused; writes are mirrored where the legs are equal",
+            self.session.name
+        )]))
+    }
+
+    /// Lets the copy go on, also where the mirror leg has failed.
+    pub(super) async fn resume(self, states: Vec<PairState>) -> Answer {
+        let mut problems = Vec::new();
+        let changes = vec![
+            Change::SetPaused(self.session.name.clone(), false),
+            note(Some(&self.session.name), None, "resumed"),
+        ];
+        self.record(changes).await?;
+        for Item {
+            key, row, handle, ..
+        } in self.items()?
+        {
+            if states.get(key.position) != Some(&PairState::Degraded) {
+                continue;
+            }
+            match retry_mirror(handle).await {
+                Ok(()) => {
+                    self.record(vec![Change::SetPair(key, PairField::Problem(None))])
+                        .await?
+                }
+                Err(cause) => problems.push(format!("pair {}: {cause}", row.volume)),
+            }
+        }
+        if problems.is_empty() {
+            return Ok(Done::changed(vec![format!(
+                "session {} copies on",
+                self.session.name
+            )]));
+        }
+        let name = &self.session.name;
+        Err(failure::failed(
+            self.object(),
+            problems.join("; "),
+            format!("repair the leg, then `shunt resume {name}` again"),
+        ))
+    }
+
+    /// Makes `to` authoritative for every pair, or for none.
+    pub(super) async fn move_role(mut self, to: Side, max_pause_ms: u64) -> Answer {
+        let (phase, what) = match to {
+            Side::Target => (Phase::Switching, "switch"),
+            Side::Source => (Phase::Undoing, "undo"),
+        };
+        self.intend(phase, what).await?;
+        let mut messages = Vec::new();
+        let items = self.items()?;
+        for (
+            done,
+            Item {
+                key, row, handle, ..
+            },
+        ) in items.iter().enumerate()
+        {
+            match set_route(handle, row, mirrored(to.into()), max_pause_ms).await {
+                Ok(changed) => {
+                    let mut changes = self.now_active(key, row, to, changed);
+                    changes.push(self.note(
+                        row,
+                        format!("the {to} is authoritative{}", pause_text(changed)),
+                    ));
+                    self.record(changes).await?;
+                    let lun = lun_of(row, to).path.display();
+                    messages.push(format!(
+                        "{}: the {to} ({lun}) is authoritative{}",
+                        row.volume,
+                        pause_text(changed)
+                    ));
+                }
+                Err(error) => {
+                    return Err(self
+                        .move_back(&items, done, to, max_pause_ms, &error)
+                        .await?);
+                }
+            }
+        }
+        Ok(Done::changed(messages))
+    }
+
+    /// The pair at `failed` did not follow: those before it go back, so that the session is in one place.
+    async fn move_back(
+        &self,
+        items: &[Item<'_>],
+        failed: usize,
+        to: Side,
+        max_pause_ms: u64,
+        error: &NotChanged,
+    ) -> Result<Failure, Failure> {
+        let back = to.other();
+        let mut texts = vec![format!("pair {}: {error}", items[failed].row.volume)];
+        for Item {
+            key, row, handle, ..
+        } in &items[..failed]
+        {
+            match set_route(handle, row, mirrored(back.into()), max_pause_ms).await {
+                Ok(changed) => {
+                    let mut changes = self.now_active(key, row, back, changed);
+                    changes.push(self.note(
+                        row,
+                        format!(
+                            "went back: the {back} is authoritative{}",
+                            pause_text(changed)
+                        ),
+                    ));
+                    self.record(changes).await?;
+                    texts.push(format!("pair {} went back to the {back}", row.volume));
+                }
+                Err(error) => texts.push(format!(
+                    "pair {} stays on the {to}, it did not go back: {error}",
+                    row.volume
+                )),
+            }
+        }
+        for Item { key, row, .. } in &items[failed..] {
+            let changes = vec![
+                Change::SetPair(key.clone(), PairField::Phase(Phase::Active)),
+                self.note(row, format!("the role did not move to the {to}: {error}")),
+            ];
+            self.record(changes).await?;
+        }
+        texts.push(format!(
+            "the {back} is authoritative wherever nothing else is said"
+        ));
+        let (name, verb) = (
+            &self.session.name,
+            if to == Side::Target { "switch" } else { "undo" },
+        );
+        let next = match error.refusal {
+            Some(Refusal::Deadline) => format!(
+                "`shunt {verb} {name}` again, with a longer --max-pause or at a quieter time"
+            ),
+            Some(Refusal::NotInSync) => {
+                format!(
+                    "`shunt wait {name} --for {back}-selected`, then `shunt {verb} {name}` again"
+                )
+            }
+            Some(
+                Refusal::StaleEpoch
+                | Refusal::WrongRoute
+                | Refusal::Busy
+                | Refusal::BadLeg
+                | Refusal::CopierBusy
+                | Refusal::NotCopier
+                | Refusal::DeviceOpen
+                | Refusal::Failed
+                | Refusal::Malformed,
+            )
+            | None => format!("see `shunt status {name}`, then `shunt {verb} {name}` again"),
+        };
+        Ok(if error.refusal == Some(Refusal::NotInSync) {
+            failure::refused(self.object(), texts.join("; "), next)
+        } else {
+            failure::failed(self.object(), texts.join("; "), next)
+        })
+    }
+
+    /// Ends the migration with `side`: the other leg is dropped.
+    pub(super) async fn end(mut self, side: Side) -> Answer {
+        let (phase, what) = match side {
+            Side::Target => (Phase::Committing, "commit"),
+            Side::Source => (Phase::Cancelling, "cancel"),
+        };
+        let mut messages = Vec::new();
+        self.end_what_never_started(side, &mut messages).await?;
+        if self.pairs.is_empty() {
+            return Ok(Done::changed(messages));
+        }
+        self.intend(phase, what).await?;
+        let mut problems = Vec::new();
+        for Item {
+            key, row, handle, ..
+        } in self.items()?
+        {
+            let route = Route::Single { leg: side.into() };
+            match set_route(handle, row, route, DEADLINE_MS).await {
+                Ok(changed) => {
+                    let mut changes = ended_changes(&self.session.name, key.position, row, side);
+                    changes.extend(self.open_map(row, side));
+                    if let Some(pause_us) = changed.pause_us {
+                        changes.push(Change::SetPair(key, PairField::LastPause(pause_us)));
+                    }
+                    self.record(changes).await?;
+                    messages.push(ended_text(row, side));
+                }
+                Err(NotChanged { cause, .. }) => {
+                    let changes = vec![
+                        Change::SetPair(key, PairField::Phase(Phase::Active)),
+                        self.note(row, format!("the {what} failed: {cause}")),
+                    ];
+                    self.record(changes).await?;
+                    problems.push(format!(
+                        "pair {}: {cause}; the {side} is authoritative and mirrored as before",
+                        row.volume
+                    ));
+                }
+            }
+        }
+        if problems.is_empty() {
+            return Ok(Done::changed(messages));
+        }
+        problems.extend(messages);
+        let name = &self.session.name;
+        Err(failure::failed(
+            self.object(),
+            problems.join("; "),
+            format!("`shunt {what} {name}` again ends the others"),
+        ))
+    }
+
+    /// A cancel of pairs that were never mirrored needs no ublk-target. They leave the operation.
+    async fn end_what_never_started(
+        &mut self,
+        side: Side,
+        messages: &mut Vec<String>,
+    ) -> Result<(), Failure> {
+        let (never, begun): (Vec<usize>, Vec<usize>) = self.pairs.iter().partition(|position| {
+            let row = &self.session.pairs[**position];
+            let view = self.handles.get(&row.volume).map(VolumeHandle::view);
+            let mirrored = view
+                .and_then(|view| view.status)
+                .is_some_and(|status| is_mirrored_on(&status, row));
+            match row.phase {
+                Phase::Setup => true,
+                Phase::Starting => !mirrored,
+                Phase::Active
+                | Phase::Switching
+                | Phase::Undoing
+                | Phase::Committing
+                | Phase::Committed
+                | Phase::Cancelling
+                | Phase::Cancelled => false,
+            }
+        });
+        self.pairs = begun;
+        for position in never {
+            let row = &self.session.pairs[position];
+            self.record(ended_changes(&self.session.name, position, row, side))
+                .await?;
+            messages.push(ended_text(row, side));
+        }
+        Ok(())
+    }
+}
+
+async fn retry_mirror(handle: &VolumeHandle) -> Result<(), String> {
+    let status = handle
+        .status(RETRY_MIRROR_MAX)
+        .await
+        .map_err(|error| error.to_string())?;
+    match handle
+        .ask(
+            Request::RetryMirror {
+                epoch: status.epoch,
+            },
+            RETRY_MIRROR_MAX,
+        )
+        .await
+    {
+        Ok(Response::Done) => Ok(()),
+        Ok(Response::Refused { cause, .. }) => Err(cause),
+        Ok(other) => Err(format!("ublk-target answers with {other:?}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// What is recorded when a pair has ended on `side`.
+pub(super) fn ended_changes(
+    session: &str,
+    position: usize,
+    row: &PairRow,
+    side: Side,
+) -> Vec<Change> {
+    let key = PairKey {
+        session: session.to_owned(),
+        position,
+    };
+    let set = |field| Change::SetPair(key.clone(), field);
+    let mut changes = match side {
+        Side::Target => vec![
+            set(PairField::Phase(Phase::Committed)),
+            Change::SetVolumeLun(row.volume.clone(), row.target.clone()),
+            Change::Unlock(lock_key(&row.source)),
+            Change::MoveLock(Lock {
+                key: lock_key(&row.target),
+                path: row.target.path.clone(),
+                holder: failure::volume(&row.volume),
+            }),
+        ],
+        Side::Source => vec![
+            set(PairField::Phase(Phase::Cancelled)),
+            Change::Unlock(lock_key(&row.target)),
+        ],
+    };
+    changes.push(set(PairField::Authoritative(side)));
+    changes.push(set(PairField::Problem(None)));
+    changes.push(note(
+        Some(session),
+        Some(&row.volume),
+        ended_text(row, side),
+    ));
+    changes
+}
+
+fn ended_text(row: &PairRow, side: Side) -> String {
+    let (stays, freed) = (lun_of(row, side), lun_of(row, side.other()));
+    format!(
+        "{} is on {} alone; {} is no longer used",
+        row.volume,
+        stays.path.display(),
+        freed.path.display()
+    )
+}
+
+/// The LUN of a side of a pair.
+pub(super) fn lun_of(row: &PairRow, side: Side) -> &crate::store::LunRow {
+    match side {
+        Side::Source => &row.source,
+        Side::Target => &row.target,
+    }
+}
+
+fn pause_text(changed: Changed) -> String {
+    changed.pause_us.map_or_else(String::new, |pause_us| {
+        format!(
+            ", requests were held for {}.{:03} ms",
+            pause_us / 1000,
+            pause_us % 1000
+        )
+    })
+}

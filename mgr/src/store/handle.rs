@@ -1,0 +1,54 @@
+//! The store on a thread of its own.
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Store, StoreError};
+
+/// The most calls that wait for the store's thread.
+const CALLS_MAX: usize = 64;
+
+type Call = Box<dyn FnOnce(&mut Store) + Send>;
+
+/// Calls the store from asynchronous code; calls are made in order. The thread ends with the last handle.
+#[derive(Debug, Clone)]
+pub struct StoreHandle {
+    calls: mpsc::Sender<Call>,
+}
+
+impl StoreHandle {
+    /// Gives a store its thread.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(mut store: Store) -> std::io::Result<Self> {
+        let (calls, mut received) = mpsc::channel::<Call>(CALLS_MAX);
+        std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || {
+                while let Some(call) = received.blocking_recv() {
+                    call(&mut store);
+                }
+            })?;
+        Ok(Self { calls })
+    }
+
+    /// Makes one call and waits for its result. The call is made even if the caller stops waiting.
+    ///
+    /// # Errors
+    /// What the call says; [`StoreError::Closed`] if the thread is gone.
+    pub async fn call<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, result) = oneshot::channel();
+        let call: Call = Box::new(move |store| {
+            // Nobody waits any more: the call was made all the same.
+            let _ = reply.send(call(store));
+        });
+        self.calls
+            .send(call)
+            .await
+            .map_err(|_| StoreError::Closed)?;
+        result.await.map_err(|_| StoreError::Closed)?
+    }
+}

@@ -1,0 +1,366 @@
+//! What shuntd remembers: volumes, sessions, pairs, locks, the open map and the history, in one SQLite database.
+//!
+//! It holds what the operator asked for. What is true of a volume's route stands in its map file, which
+//! ublk-target alone writes; where the two disagree, the map file is right.
+//!
+//! Invariants: an intention is durable (WAL, `synchronous=FULL`) before it is acted on; all changes of one
+//! [`Store::apply`] happen, or none; a LUN is locked at most once.
+//!
+//! Calls block. [`StoreHandle`] gives them a thread of their own, in order.
+
+mod handle;
+mod model;
+mod read;
+mod schema;
+
+use std::path::{Path, PathBuf};
+
+use migration_core::route::Side;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
+
+pub use handle::StoreHandle;
+pub use model::{
+    Change, Lock, LunRow, Model, Note, OpenMapRow, PairField, PairKey, PairRow, SessionRow,
+    VolumeRow, VolumeState,
+};
+
+/// How long a call waits for another process that has the database locked, in milliseconds.
+const BUSY_TIMEOUT_MS: u64 = 5_000;
+
+/// The most lines of history that are kept.
+const HISTORY_LINES_MAX: i64 = 100_000;
+
+/// Why the store could not be read or changed. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database is of a newer program.
+    #[error(
+        "the database has {found} schema steps, this program knows {known}: start the newer shuntd again"
+    )]
+    Newer {
+        /// The steps that it has.
+        found: i64,
+        /// The steps that this program knows.
+        known: i64,
+    },
+    /// The LUN is in use.
+    #[error("{path} is in use already: {holder}")]
+    Locked {
+        /// The LUN.
+        path: PathBuf,
+        /// Who uses it.
+        holder: String,
+    },
+    /// A row that this program did not write.
+    #[error("the database holds {value:?} in {column}, which this program does not understand")]
+    Unreadable {
+        /// The column.
+        column: &'static str,
+        /// What stands there.
+        value: String,
+    },
+    /// A change names a row that is not there.
+    #[error("the database has no {0}")]
+    Missing(String),
+    /// A path cannot be written as text.
+    #[error("the path {0:?} is not valid UTF-8")]
+    NotUtf8(PathBuf),
+    /// SQLite failed.
+    #[error("the database failed: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// The store has ended.
+    #[error("the database is closed")]
+    Closed,
+}
+
+/// The database.
+#[derive(Debug)]
+pub struct Store {
+    connection: Connection,
+}
+
+impl Store {
+    /// Opens or creates the database and brings it to the present schema.
+    ///
+    /// # Errors
+    /// SQLite cannot open it, it is damaged, or it is of a newer program.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let mut connection = Connection::open(path)?;
+        connection.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS))?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        schema::step_up(&mut connection)?;
+        Ok(Self { connection })
+    }
+
+    /// Makes all changes durable, or none.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] if a LUN is in use already; [`StoreError::Missing`]; what SQLite says.
+    pub fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        let transaction = self.connection.transaction()?;
+        for change in changes {
+            apply_one(&transaction, change)?;
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Who uses a LUN, if anyone does.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn lock_of(&self, key: &str) -> Result<Option<Lock>, StoreError> {
+        read::lock(&self.connection, key)
+    }
+
+    /// Everything that is recorded, except locks and history.
+    ///
+    /// # Errors
+    /// What SQLite says; a row that this program did not write.
+    pub fn load(&self) -> Result<Model, StoreError> {
+        read::model(&self.connection)
+    }
+
+    /// The last lines of the history, oldest first; of one session if it is named.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn history(&self, session: Option<&str>, lines_max: u32) -> Result<Vec<Note>, StoreError> {
+        read::history(&self.connection, session, lines_max)
+    }
+}
+
+/// What identifies a LUN for its lock: the strongest name that it has; its path where it has none.
+#[must_use]
+pub fn lock_key(lun: &LunRow) -> String {
+    let identity = &lun.identity;
+    let partition = identity
+        .partition_number
+        .map_or_else(String::new, |number| format!(":{number}"));
+    if let Some(uuid) = &identity.dm_uuid {
+        format!("dm:{uuid}")
+    } else if let Some(file) = &identity.file {
+        format!("file:{}:{}{partition}", file.device, file.inode)
+    } else if let Some(wwn) = &identity.wwn {
+        format!("wwn:{wwn}{partition}")
+    } else if let Some(serial) = &identity.serial {
+        format!("serial:{serial}:{}{partition}", identity.size_bytes)
+    } else if let Some(uuid) = &identity.partition_uuid {
+        format!("partition:{uuid}")
+    } else {
+        let path = std::fs::canonicalize(&lun.path).unwrap_or_else(|_| lun.path.clone());
+        format!("path:{}", path.display())
+    }
+}
+
+fn apply_one(transaction: &Transaction<'_>, change: &Change) -> Result<(), StoreError> {
+    match change {
+        Change::AddVolume(row) => add_volume(transaction, row),
+        Change::SetVolumeState(name, state) => one_row(
+            transaction.execute(
+                "UPDATE volumes SET state = ?2 WHERE name = ?1",
+                params![name, state.name()],
+            )?,
+            || format!("volume {name}"),
+        ),
+        Change::SetVolumeLun(name, lun) => one_row(
+            transaction.execute(
+                "UPDATE volumes SET lun_path = ?2, lun_identity = ?3 WHERE name = ?1",
+                params![name, path_text(&lun.path)?, identity_text(&lun.identity)],
+            )?,
+            || format!("volume {name}"),
+        ),
+        Change::SetOpenMap(name, row) => {
+            transaction.execute(
+                "INSERT OR REPLACE INTO open_map (volume, kernel_device, boot_id, lun_path) VALUES (?1, ?2, ?3, ?4)",
+                params![name, path_text(&row.kernel_device)?, row.boot_id, path_text(&row.lun_path)?],
+            )?;
+            Ok(())
+        }
+        Change::RemoveVolume(name) => one_row(
+            transaction.execute("DELETE FROM volumes WHERE name = ?1", params![name])?,
+            || format!("volume {name}"),
+        ),
+        Change::AddSession(row) => add_session(transaction, row),
+        Change::SetPaused(name, paused) => one_row(
+            transaction.execute(
+                "UPDATE sessions SET paused = ?2 WHERE name = ?1",
+                params![name, paused],
+            )?,
+            || format!("session {name}"),
+        ),
+        Change::SetPair(key, field) => set_pair(transaction, key, field),
+        Change::Lock(lock) => add_lock(transaction, lock),
+        Change::MoveLock(lock) => {
+            transaction.execute("DELETE FROM locks WHERE key = ?1", params![lock.key])?;
+            add_lock(transaction, lock)
+        }
+        Change::Unlock(key) => {
+            transaction.execute("DELETE FROM locks WHERE key = ?1", params![key])?;
+            Ok(())
+        }
+        Change::Note(note) => add_note(transaction, note),
+    }
+}
+
+fn add_volume(transaction: &Transaction<'_>, row: &VolumeRow) -> Result<(), StoreError> {
+    transaction.execute(
+        "INSERT INTO volumes (name, volume_id, state, lun_path, lun_identity, size_bytes, logical_block_bytes)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        params![
+            row.name,
+            row.volume_id,
+            row.state.name(),
+            path_text(&row.lun.path)?,
+            identity_text(&row.lun.identity),
+            integer(row.size_bytes),
+            row.logical_block_bytes,
+        ],
+    )?;
+    Ok(())
+}
+
+fn add_session(transaction: &Transaction<'_>, row: &SessionRow) -> Result<(), StoreError> {
+    let live: bool = transaction.query_row(
+        "SELECT EXISTS (SELECT 1 FROM pairs WHERE session = ?1 AND phase NOT IN ('committed', 'cancelled'))",
+        params![row.name],
+        |found| found.get(0),
+    )?;
+    if !live {
+        transaction.execute("DELETE FROM sessions WHERE name = ?1", params![row.name])?;
+    }
+    transaction.execute(
+        "INSERT INTO sessions (name, created_at_ms, overwrite, detect_zeroes, paused) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![row.name, integer(row.created_at_ms), row.overwrite, row.detect_zeroes, row.paused],
+    )?;
+    for (position, pair) in row.pairs.iter().enumerate() {
+        add_pair(transaction, &row.name, position, pair)?;
+    }
+    Ok(())
+}
+
+fn add_pair(
+    transaction: &Transaction<'_>,
+    session: &str,
+    position: usize,
+    pair: &PairRow,
+) -> Result<(), StoreError> {
+    transaction.execute(
+        "INSERT INTO pairs (session, position, volume, source_path, source_identity, target_path, target_identity,
+            target_contents, size_bytes, phase, authoritative, copied_bytes, last_pause_us, problem)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+        params![
+            session,
+            position as i64,
+            pair.volume,
+            path_text(&pair.source.path)?,
+            identity_text(&pair.source.identity),
+            path_text(&pair.target.path)?,
+            identity_text(&pair.target.identity),
+            pair.target_contents,
+            integer(pair.size_bytes),
+            pair.phase.name(),
+            side_text(pair.authoritative),
+            integer(pair.copied_bytes),
+            pair.last_pause_us.map(integer),
+            pair.problem,
+        ],
+    )?;
+    Ok(())
+}
+
+fn set_pair(
+    transaction: &Transaction<'_>,
+    key: &PairKey,
+    field: &PairField,
+) -> Result<(), StoreError> {
+    let set = |column: &str, value: &dyn rusqlite::ToSql| {
+        let changed = transaction.execute(
+            &format!("UPDATE pairs SET {column} = ?3 WHERE session = ?1 AND position = ?2"),
+            params![key.session, key.position as i64, value],
+        )?;
+        one_row(changed, || {
+            format!("pair {} of session {}", key.position, key.session)
+        })
+    };
+    match field {
+        PairField::Phase(phase) => set("phase", &phase.name()),
+        PairField::Authoritative(side) => set("authoritative", &side_text(*side)),
+        PairField::CopiedBytes(bytes) => set("copied_bytes", &integer(*bytes)),
+        PairField::LastPause(pause_us) => set("last_pause_us", &integer(*pause_us)),
+        PairField::Problem(problem) => set("problem", problem),
+    }
+}
+
+fn add_lock(transaction: &Transaction<'_>, lock: &Lock) -> Result<(), StoreError> {
+    let added = transaction.execute(
+        "INSERT INTO locks (key, path, holder) VALUES (?1, ?2, ?3)",
+        params![lock.key, path_text(&lock.path)?, lock.holder],
+    );
+    match added {
+        Ok(_) => Ok(()),
+        Err(rusqlite::Error::SqliteFailure(failure, _))
+            if failure.code == ErrorCode::ConstraintViolation =>
+        {
+            let holder = transaction
+                .query_row(
+                    "SELECT holder FROM locks WHERE key = ?1",
+                    params![lock.key],
+                    |row| row.get(0),
+                )
+                .optional()?
+                .unwrap_or_default();
+            Err(StoreError::Locked {
+                path: lock.path.clone(),
+                holder,
+            })
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn add_note(transaction: &Transaction<'_>, note: &Note) -> Result<(), StoreError> {
+    transaction.execute(
+        "INSERT INTO history (at_ms, session, volume, what) VALUES (?1, ?2, ?3, ?4)",
+        params![integer(note.at_ms), note.session, note.volume, note.what],
+    )?;
+    transaction.execute(
+        "DELETE FROM history WHERE id <= ?1 - ?2",
+        params![transaction.last_insert_rowid(), HISTORY_LINES_MAX],
+    )?;
+    Ok(())
+}
+
+fn one_row(changed: usize, object: impl FnOnce() -> String) -> Result<(), StoreError> {
+    if changed == 1 {
+        Ok(())
+    } else {
+        Err(StoreError::Missing(object()))
+    }
+}
+
+fn path_text(path: &Path) -> Result<&str, StoreError> {
+    path.to_str()
+        .ok_or_else(|| StoreError::NotUtf8(path.to_owned()))
+}
+
+fn identity_text(identity: &lun::Identity) -> String {
+    serde_json::to_string(identity).expect("an identity has only text, numbers and options")
+}
+
+/// SQLite's integers are signed; sizes and times stay far below the limit.
+fn integer(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+const fn side_text(side: Side) -> &'static str {
+    match side {
+        Side::Source => "source",
+        Side::Target => "target",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,291 @@
+//! The rows as values, and the changes of them.
+//!
+//! A [`Change`] is made twice: durably by the store, and then, with the same meaning, in the [`Model`] that
+//! the owner loop decides from. So the model never runs ahead of the disk.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use lun::Identity;
+use migration_core::pair::Phase;
+use migration_core::route::Side;
+
+/// A LUN that was accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LunRow {
+    /// A way to find it.
+    pub path: PathBuf,
+    /// What it was when it was accepted.
+    pub identity: Identity,
+}
+
+/// What is intended with a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumeState {
+    /// Its device is being made for the first time.
+    Attaching,
+    /// It is to be there.
+    Attached,
+    /// It is to go.
+    Detaching,
+}
+
+impl VolumeState {
+    /// The name that is stored.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Attaching => "attaching",
+            Self::Attached => "attached",
+            Self::Detaching => "detaching",
+        }
+    }
+
+    /// The state of a stored name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Attaching, Self::Attached, Self::Detaching]
+            .into_iter()
+            .find(|state| state.name() == name)
+    }
+}
+
+/// A volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeRow {
+    /// The name that the operator gave.
+    pub name: String,
+    /// A UUID.
+    pub volume_id: String,
+    /// What is intended with it.
+    pub state: VolumeState,
+    /// The authoritative LUN while no session is live; in a live one its source.
+    pub lun: LunRow,
+    /// The size, in bytes.
+    pub size_bytes: u64,
+    /// The logical block size that it offers, in bytes.
+    pub logical_block_bytes: u32,
+    /// Which device an open of its name gets, once it had one.
+    pub open_map: Option<OpenMapRow>,
+}
+
+/// Which device an open of a volume's name gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenMapRow {
+    /// `/dev/ublkbN`.
+    pub kernel_device: PathBuf,
+    /// The boot in which that name meant this volume.
+    pub boot_id: String,
+    /// The LUN whose data an open reads.
+    pub lun_path: PathBuf,
+}
+
+/// A session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionRow {
+    /// The name that the operator gave.
+    pub name: String,
+    /// When it was created, in milliseconds since 1970.
+    pub created_at_ms: u64,
+    /// Whether targets that hold something were accepted.
+    pub overwrite: bool,
+    /// Whether zeroes are found and deallocated while copying.
+    pub detect_zeroes: bool,
+    /// Whether the operator stopped the copy.
+    pub paused: bool,
+    /// The pairs, in the order in which the operator named them.
+    pub pairs: Vec<PairRow>,
+}
+
+impl SessionRow {
+    /// Whether anything can still follow.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.pairs.iter().any(|pair| !pair.phase.is_ended())
+    }
+}
+
+/// A pair of a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairRow {
+    /// The volume.
+    pub volume: String,
+    /// Where the data was when the session was created.
+    pub source: LunRow,
+    /// Where it goes.
+    pub target: LunRow,
+    /// The word that stands for this target with what was found on it when it was accepted.
+    pub target_contents: String,
+    /// The size of the volume, in bytes.
+    pub size_bytes: u64,
+    /// What was asked for.
+    pub phase: Phase,
+    /// Which side was authoritative when the volume was last seen.
+    pub authoritative: Side,
+    /// What earlier copiers copied, in bytes.
+    pub copied_bytes: u64,
+    /// The last pause that a change of the route caused, in microseconds.
+    pub last_pause_us: Option<u64>,
+    /// What is wrong, if something is.
+    pub problem: Option<String>,
+}
+
+/// Which pair of which session.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PairKey {
+    /// The session.
+    pub session: String,
+    /// Its place in the session, from 0.
+    pub position: usize,
+}
+
+/// A LUN in use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lock {
+    /// What identifies the LUN ([`super::lock_key`]).
+    pub key: String,
+    /// The path by which it was named.
+    pub path: PathBuf,
+    /// Who uses it, in words: `volume db`, `the target of db in session s1`.
+    pub holder: String,
+}
+
+/// One line of the history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// The session, if it concerns one.
+    pub session: Option<String>,
+    /// The volume, if it concerns one.
+    pub volume: Option<String>,
+    /// What happened.
+    pub what: String,
+}
+
+/// A change of one field of a pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PairField {
+    /// What was asked for.
+    Phase(Phase),
+    /// Which side is authoritative.
+    Authoritative(Side),
+    /// What earlier copiers copied, in bytes.
+    CopiedBytes(u64),
+    /// The pause that a change of the route caused, in microseconds.
+    LastPause(u64),
+    /// What is wrong, or nothing.
+    Problem(Option<String>),
+}
+
+/// One change of the rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A new volume.
+    AddVolume(VolumeRow),
+    /// What is intended with a volume.
+    SetVolumeState(String, VolumeState),
+    /// The LUN of a volume.
+    SetVolumeLun(String, LunRow),
+    /// Which device an open of a volume gets.
+    SetOpenMap(String, OpenMapRow),
+    /// The volume is gone.
+    RemoveVolume(String),
+    /// A new session with its pairs. An ended one of the same name goes.
+    AddSession(SessionRow),
+    /// Whether the operator stopped the copy of a session.
+    SetPaused(String, bool),
+    /// A field of a pair.
+    SetPair(PairKey, PairField),
+    /// A LUN is in use from now on; fails if it is already. Not kept in the model.
+    Lock(Lock),
+    /// A LUN that is in use has another holder from now on.
+    MoveLock(Lock),
+    /// A LUN is no longer in use. Names the key.
+    Unlock(String),
+    /// A line of the history. Not kept in the model.
+    Note(Note),
+}
+
+/// Everything that is recorded, except locks and history.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Model {
+    /// The volumes by name.
+    pub volumes: BTreeMap<String, VolumeRow>,
+    /// The sessions by name.
+    pub sessions: BTreeMap<String, SessionRow>,
+}
+
+impl Model {
+    /// Makes a change that the store has made durable. What it names is there: the store has refused it otherwise.
+    pub fn apply(&mut self, change: Change) {
+        match change {
+            Change::AddVolume(row) => {
+                self.volumes.insert(row.name.clone(), row);
+            }
+            Change::SetVolumeState(name, state) => {
+                if let Some(row) = self.volumes.get_mut(&name) {
+                    row.state = state;
+                }
+            }
+            Change::SetVolumeLun(name, lun) => {
+                if let Some(row) = self.volumes.get_mut(&name) {
+                    row.lun = lun;
+                }
+            }
+            Change::SetOpenMap(name, open_map) => {
+                if let Some(row) = self.volumes.get_mut(&name) {
+                    row.open_map = Some(open_map);
+                }
+            }
+            Change::RemoveVolume(name) => {
+                self.volumes.remove(&name);
+            }
+            Change::AddSession(row) => {
+                self.sessions.insert(row.name.clone(), row);
+            }
+            Change::SetPaused(name, paused) => {
+                if let Some(row) = self.sessions.get_mut(&name) {
+                    row.paused = paused;
+                }
+            }
+            Change::SetPair(key, field) => {
+                if let Some(row) = self.pair_mut(&key) {
+                    match field {
+                        PairField::Phase(phase) => row.phase = phase,
+                        PairField::Authoritative(side) => row.authoritative = side,
+                        PairField::CopiedBytes(bytes) => row.copied_bytes = bytes,
+                        PairField::LastPause(pause_us) => row.last_pause_us = Some(pause_us),
+                        PairField::Problem(problem) => row.problem = problem,
+                    }
+                }
+            }
+            Change::Lock(_) | Change::MoveLock(_) | Change::Unlock(_) | Change::Note(_) => {}
+        }
+    }
+
+    /// A pair.
+    #[must_use]
+    pub fn pair(&self, key: &PairKey) -> Option<&PairRow> {
+        self.sessions.get(&key.session)?.pairs.get(key.position)
+    }
+
+    /// The live session that a volume belongs to, and its place there.
+    #[must_use]
+    pub fn live_pair_of(&self, volume: &str) -> Option<(&SessionRow, usize)> {
+        self.sessions.values().find_map(|session| {
+            session
+                .pairs
+                .iter()
+                .position(|pair| pair.volume == volume && !pair.phase.is_ended())
+                .map(|position| (session, position))
+        })
+    }
+
+    fn pair_mut(&mut self, key: &PairKey) -> Option<&mut PairRow> {
+        self.sessions
+            .get_mut(&key.session)?
+            .pairs
+            .get_mut(key.position)
+    }
+}

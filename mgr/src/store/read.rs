@@ -1,0 +1,179 @@
+//! Rows into values. What this program did not write is an error, never a guess.
+
+use std::path::PathBuf;
+
+use lun::Identity;
+use migration_core::pair::Phase;
+use migration_core::route::Side;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{
+    Lock, LunRow, Model, Note, OpenMapRow, PairRow, SessionRow, StoreError, VolumeRow, VolumeState,
+};
+
+pub(super) fn model(connection: &Connection) -> Result<Model, StoreError> {
+    let mut model = Model::default();
+    let mut query = connection.prepare(
+        "SELECT name, volume_id, state, lun_path, lun_identity, size_bytes, logical_block_bytes FROM volumes",
+    )?;
+    let mut rows = query.query([])?;
+    while let Some(row) = rows.next()? {
+        let mut volume = volume(row)?;
+        volume.open_map = open_map(connection, &volume.name)?;
+        model.volumes.insert(volume.name.clone(), volume);
+    }
+    let mut query = connection
+        .prepare("SELECT name, created_at_ms, overwrite, detect_zeroes, paused FROM sessions")?;
+    let mut rows = query.query([])?;
+    while let Some(row) = rows.next()? {
+        let name: String = row.get(0)?;
+        let session = SessionRow {
+            created_at_ms: unsigned(row.get(1)?, "sessions.created_at_ms")?,
+            overwrite: row.get(2)?,
+            detect_zeroes: row.get(3)?,
+            paused: row.get(4)?,
+            pairs: pairs(connection, &name)?,
+            name,
+        };
+        model.sessions.insert(session.name.clone(), session);
+    }
+    Ok(model)
+}
+
+pub(super) fn lock(connection: &Connection, key: &str) -> Result<Option<Lock>, StoreError> {
+    let found = connection
+        .query_row(
+            "SELECT path, holder FROM locks WHERE key = ?1",
+            params![key],
+            |row| {
+                Ok(Lock {
+                    key: key.to_owned(),
+                    path: PathBuf::from(row.get::<_, String>(0)?),
+                    holder: row.get(1)?,
+                })
+            },
+        )
+        .optional()?;
+    Ok(found)
+}
+
+pub(super) fn history(
+    connection: &Connection,
+    session: Option<&str>,
+    lines_max: u32,
+) -> Result<Vec<Note>, StoreError> {
+    let mut query = connection.prepare(
+        "SELECT at_ms, session, volume, what FROM history
+         WHERE ?1 IS NULL OR session = ?1 ORDER BY id DESC LIMIT ?2",
+    )?;
+    let mut rows = query.query(params![session, lines_max])?;
+    let mut notes = Vec::new();
+    while let Some(row) = rows.next()? {
+        notes.push(Note {
+            at_ms: unsigned(row.get(0)?, "history.at_ms")?,
+            session: row.get(1)?,
+            volume: row.get(2)?,
+            what: row.get(3)?,
+        });
+    }
+    notes.reverse();
+    Ok(notes)
+}
+
+fn volume(row: &Row<'_>) -> Result<VolumeRow, StoreError> {
+    let state: String = row.get(2)?;
+    Ok(VolumeRow {
+        name: row.get(0)?,
+        volume_id: row.get(1)?,
+        state: VolumeState::from_name(&state).ok_or(StoreError::Unreadable {
+            column: "volumes.state",
+            value: state,
+        })?,
+        lun: lun_row(row.get(3)?, row.get(4)?)?,
+        size_bytes: unsigned(row.get(5)?, "volumes.size_bytes")?,
+        logical_block_bytes: row.get(6)?,
+        open_map: None,
+    })
+}
+
+fn open_map(connection: &Connection, volume: &str) -> Result<Option<OpenMapRow>, StoreError> {
+    let found = connection
+        .query_row(
+            "SELECT kernel_device, boot_id, lun_path FROM open_map WHERE volume = ?1",
+            params![volume],
+            |row| {
+                Ok(OpenMapRow {
+                    kernel_device: PathBuf::from(row.get::<_, String>(0)?),
+                    boot_id: row.get(1)?,
+                    lun_path: PathBuf::from(row.get::<_, String>(2)?),
+                })
+            },
+        )
+        .optional()?;
+    Ok(found)
+}
+
+fn pairs(connection: &Connection, session: &str) -> Result<Vec<PairRow>, StoreError> {
+    let mut query = connection.prepare(
+        "SELECT volume, source_path, source_identity, target_path, target_identity, target_contents, size_bytes,
+            phase, authoritative, copied_bytes, last_pause_us, problem
+         FROM pairs WHERE session = ?1 ORDER BY position",
+    )?;
+    let mut rows = query.query(params![session])?;
+    let mut pairs = Vec::new();
+    while let Some(row) = rows.next()? {
+        pairs.push(pair(row)?);
+    }
+    Ok(pairs)
+}
+
+fn pair(row: &Row<'_>) -> Result<PairRow, StoreError> {
+    let phase: String = row.get(7)?;
+    let authoritative: String = row.get(8)?;
+    let last_pause_us: Option<i64> = row.get(10)?;
+    Ok(PairRow {
+        volume: row.get(0)?,
+        source: lun_row(row.get(1)?, row.get(2)?)?,
+        target: lun_row(row.get(3)?, row.get(4)?)?,
+        target_contents: row.get(5)?,
+        size_bytes: unsigned(row.get(6)?, "pairs.size_bytes")?,
+        phase: Phase::from_name(&phase).ok_or(StoreError::Unreadable {
+            column: "pairs.phase",
+            value: phase,
+        })?,
+        authoritative: match authoritative.as_str() {
+            "source" => Side::Source,
+            "target" => Side::Target,
+            _ => {
+                return Err(StoreError::Unreadable {
+                    column: "pairs.authoritative",
+                    value: authoritative,
+                });
+            }
+        },
+        copied_bytes: unsigned(row.get(9)?, "pairs.copied_bytes")?,
+        last_pause_us: last_pause_us
+            .map(|pause| unsigned(pause, "pairs.last_pause_us"))
+            .transpose()?,
+        problem: row.get(11)?,
+    })
+}
+
+fn lun_row(path: String, identity: String) -> Result<LunRow, StoreError> {
+    let identity: Identity =
+        serde_json::from_str(&identity).map_err(|_| StoreError::Unreadable {
+            column: "an identity",
+            value: identity,
+        })?;
+    Ok(LunRow {
+        path: PathBuf::from(path),
+        identity,
+    })
+}
+
+fn unsigned(value: i64, column: &'static str) -> Result<u64, StoreError> {
+    u64::try_from(value).map_err(|_| StoreError::Unreadable {
+        column,
+        value: value.to_string(),
+    })
+}

@@ -1,0 +1,128 @@
+//! The tables, as a list of schema steps. A database records in `user_version` how many it has seen.
+//!
+//! | table | holds |
+//! |---|---|
+//! | volumes | every volume, from before it is attached until it is gone |
+//! | open_map | which device an open of a volume's name gets |
+//! | sessions, pairs | what the operator asked for; the state is derived, never stored |
+//! | locks | the LUNs in use, each once |
+//! | history | everything that changed something |
+//!
+//! Times are milliseconds since 1970. Identities are `lun::Identity` as JSON.
+
+use rusqlite::Connection;
+
+use super::StoreError;
+
+/// Every step, in order. A step is never changed after a release: a change is a new step.
+const STEPS: [&str; 1] = ["
+CREATE TABLE volumes (
+    name TEXT PRIMARY KEY,
+    volume_id TEXT NOT NULL UNIQUE,
+    state TEXT NOT NULL CHECK (state IN ('attaching', 'attached', 'detaching')),
+    lun_path TEXT NOT NULL,
+    lun_identity TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    logical_block_bytes INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE open_map (
+    volume TEXT PRIMARY KEY REFERENCES volumes (name) ON DELETE CASCADE,
+    kernel_device TEXT NOT NULL,
+    boot_id TEXT NOT NULL,
+    lun_path TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE sessions (
+    name TEXT PRIMARY KEY,
+    created_at_ms INTEGER NOT NULL,
+    overwrite INTEGER NOT NULL,
+    detect_zeroes INTEGER NOT NULL,
+    paused INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE pairs (
+    session TEXT NOT NULL REFERENCES sessions (name) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    volume TEXT NOT NULL,
+    source_path TEXT NOT NULL,
+    source_identity TEXT NOT NULL,
+    target_path TEXT NOT NULL,
+    target_identity TEXT NOT NULL,
+    target_contents TEXT NOT NULL,
+    size_bytes INTEGER NOT NULL,
+    phase TEXT NOT NULL,
+    authoritative TEXT NOT NULL CHECK (authoritative IN ('source', 'target')),
+    copied_bytes INTEGER NOT NULL,
+    last_pause_us INTEGER,
+    problem TEXT,
+    PRIMARY KEY (session, position)
+) STRICT;
+
+CREATE UNIQUE INDEX pairs_one_live_session_a_volume ON pairs (volume)
+    WHERE phase NOT IN ('committed', 'cancelled');
+
+CREATE TABLE locks (
+    key TEXT PRIMARY KEY,
+    path TEXT NOT NULL,
+    holder TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE history (
+    id INTEGER PRIMARY KEY,
+    at_ms INTEGER NOT NULL,
+    session TEXT,
+    volume TEXT,
+    what TEXT NOT NULL
+) STRICT;
+
+CREATE INDEX history_session ON history (session, id);
+"];
+
+/// The number of steps that this program knows.
+pub(crate) const VERSION: i64 = STEPS.len() as i64;
+
+/// Brings a database to [`VERSION`], each step in a transaction of its own.
+pub(crate) fn step_up(connection: &mut Connection) -> Result<(), StoreError> {
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let done = usize::try_from(found)
+        .ok()
+        .filter(|done| *done <= STEPS.len())
+        .ok_or(StoreError::Newer {
+            found,
+            known: VERSION,
+        })?;
+    for (index, step) in STEPS.iter().enumerate().skip(done) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(step)?;
+        transaction.pragma_update(None, "user_version", (index + 1) as i64)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_database_is_brought_to_the_last_step() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        step_up(&mut connection).unwrap();
+        step_up(&mut connection).unwrap();
+        let version: i64 = connection
+            .query_row("PRAGMA user_version", [], |row| row.get(0))
+            .unwrap();
+        assert_eq!(version, VERSION);
+    }
+
+    #[test]
+    fn a_database_of_a_newer_program_is_refused() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection
+            .pragma_update(None, "user_version", VERSION + 1)
+            .unwrap();
+        let error = step_up(&mut connection).unwrap_err();
+        assert!(matches!(error, StoreError::Newer { .. }), "{error}");
+    }
+}

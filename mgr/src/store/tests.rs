@@ -1,0 +1,305 @@
+use std::path::PathBuf;
+
+use lun::{FileId, Identity, Kind};
+use migration_core::pair::Phase;
+
+use super::*;
+
+fn lun_row(inode: u64) -> LunRow {
+    LunRow {
+        path: PathBuf::from(format!("/luns/{inode}")),
+        identity: Identity {
+            kind: Kind::RegularFile,
+            size_bytes: 1 << 20,
+            logical_block_bytes: 512,
+            wwn: None,
+            serial: None,
+            partition_uuid: None,
+            partition_number: None,
+            partition_start_bytes: None,
+            file: Some(FileId { device: 1, inode }),
+            dm_uuid: None,
+        },
+    }
+}
+
+fn lock(inode: u64, holder: &str) -> Lock {
+    let lun = lun_row(inode);
+    Lock {
+        key: lock_key(&lun),
+        path: lun.path,
+        holder: holder.to_owned(),
+    }
+}
+
+fn volume(name: &str, inode: u64) -> VolumeRow {
+    VolumeRow {
+        name: name.to_owned(),
+        volume_id: format!("id-{name}"),
+        state: VolumeState::Attaching,
+        lun: lun_row(inode),
+        size_bytes: 1 << 20,
+        logical_block_bytes: 512,
+        open_map: None,
+    }
+}
+
+fn pair(volume: &str, target: u64) -> PairRow {
+    PairRow {
+        volume: volume.to_owned(),
+        source: lun_row(1),
+        target: lun_row(target),
+        target_contents: "word".to_owned(),
+        size_bytes: 1 << 20,
+        phase: Phase::Setup,
+        authoritative: Side::Source,
+        copied_bytes: 0,
+        last_pause_us: None,
+        problem: None,
+    }
+}
+
+fn session(name: &str, pairs: Vec<PairRow>) -> SessionRow {
+    SessionRow {
+        name: name.to_owned(),
+        created_at_ms: 1_700_000_000_000,
+        overwrite: false,
+        detect_zeroes: true,
+        paused: false,
+        pairs,
+    }
+}
+
+fn key(session: &str) -> PairKey {
+    PairKey {
+        session: session.to_owned(),
+        position: 0,
+    }
+}
+
+fn opened() -> (tempfile::TempDir, Store) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("shunt.db")).unwrap();
+    (directory, store)
+}
+
+/// Every kind of change that a model keeps.
+fn changes() -> Vec<Change> {
+    vec![
+        Change::AddVolume(volume("db", 1)),
+        Change::Lock(lock(1, "volume db")),
+        Change::SetVolumeState("db".into(), VolumeState::Attached),
+        Change::SetVolumeLun("db".into(), lun_row(5)),
+        Change::SetOpenMap(
+            "db".into(),
+            OpenMapRow {
+                kernel_device: "/dev/ublkb0".into(),
+                boot_id: "b".into(),
+                lun_path: "/luns/5".into(),
+            },
+        ),
+        Change::AddVolume(volume("gone", 9)),
+        Change::RemoveVolume("gone".into()),
+        Change::AddSession(session("s1", vec![pair("db", 2)])),
+        Change::SetPaused("s1".into(), true),
+        Change::SetPair(key("s1"), PairField::Phase(Phase::Active)),
+        Change::SetPair(key("s1"), PairField::Authoritative(Side::Target)),
+        Change::SetPair(key("s1"), PairField::CopiedBytes(77)),
+        Change::SetPair(key("s1"), PairField::LastPause(88)),
+        Change::SetPair(key("s1"), PairField::Problem(Some("slow".into()))),
+        Change::MoveLock(lock(1, "the source of db")),
+        Change::Unlock(lock(1, "").key),
+        Change::Note(Note {
+            at_ms: 5,
+            session: Some("s1".into()),
+            volume: None,
+            what: "created".into(),
+        }),
+    ]
+}
+
+#[test]
+fn model_and_database_stay_equal_and_survive_a_reopen() {
+    let (directory, mut store) = opened();
+    let mut model = Model::default();
+    for change in changes() {
+        store.apply(std::slice::from_ref(&change)).unwrap();
+        model.apply(change.clone());
+        assert_eq!(store.load().unwrap(), model, "after {change:?}");
+    }
+    drop(store);
+    let store = Store::open(&directory.path().join("shunt.db")).unwrap();
+    assert_eq!(store.load().unwrap(), model);
+    assert_eq!(store.history(None, 10).unwrap().len(), 1);
+}
+
+#[test]
+fn all_changes_happen_or_none() {
+    let (_directory, mut store) = opened();
+    let error = store
+        .apply(&[
+            Change::AddVolume(volume("db", 1)),
+            Change::SetPaused("nobody".into(), true),
+        ])
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Missing(_)), "{error}");
+    assert_eq!(store.load().unwrap(), Model::default());
+}
+
+#[test]
+fn a_lun_is_locked_once_and_the_holder_is_named() {
+    let (_directory, mut store) = opened();
+    store.apply(&[Change::Lock(lock(1, "volume db"))]).unwrap();
+    let error = store
+        .apply(&[Change::Lock(lock(1, "volume other"))])
+        .unwrap_err();
+    assert_eq!(error.to_string(), "/luns/1 is in use already: volume db");
+    assert_eq!(
+        store.lock_of(&lock(1, "").key).unwrap().unwrap().holder,
+        "volume db"
+    );
+    store
+        .apply(&[
+            Change::Unlock(lock(1, "").key),
+            Change::Lock(lock(1, "volume other")),
+        ])
+        .unwrap();
+}
+
+#[test]
+fn a_volume_is_in_one_live_session() {
+    let (_directory, mut store) = opened();
+    store
+        .apply(&[Change::AddSession(session("s1", vec![pair("db", 2)]))])
+        .unwrap();
+    assert!(
+        store
+            .apply(&[Change::AddSession(session("s2", vec![pair("db", 3)]))])
+            .is_err()
+    );
+    store
+        .apply(&[Change::SetPair(
+            key("s1"),
+            PairField::Phase(Phase::Cancelled),
+        )])
+        .unwrap();
+    store
+        .apply(&[Change::AddSession(session("s2", vec![pair("db", 3)]))])
+        .unwrap();
+}
+
+#[test]
+fn an_ended_session_makes_room_for_its_name_and_a_live_one_does_not() {
+    let (_directory, mut store) = opened();
+    let note = |what: &str| {
+        Change::Note(Note {
+            at_ms: 1,
+            session: Some("s1".into()),
+            volume: None,
+            what: what.to_owned(),
+        })
+    };
+    store
+        .apply(&[
+            Change::AddSession(session("s1", vec![pair("db", 2)])),
+            note("first"),
+        ])
+        .unwrap();
+    assert!(
+        store
+            .apply(&[Change::AddSession(session("s1", vec![pair("other", 3)]))])
+            .is_err()
+    );
+    store
+        .apply(&[Change::SetPair(
+            key("s1"),
+            PairField::Phase(Phase::Committed),
+        )])
+        .unwrap();
+    store
+        .apply(&[
+            Change::AddSession(session("s1", vec![pair("other", 3)])),
+            note("second"),
+        ])
+        .unwrap();
+    assert_eq!(
+        store.load().unwrap().sessions["s1"].pairs[0].volume,
+        "other"
+    );
+    let lines: Vec<String> = store
+        .history(Some("s1"), 10)
+        .unwrap()
+        .into_iter()
+        .map(|note| note.what)
+        .collect();
+    assert_eq!(lines, ["first", "second"]);
+}
+
+#[test]
+fn history_gives_the_last_lines_in_order_and_of_one_session() {
+    let (_directory, mut store) = opened();
+    for (at_ms, session) in [(1, "a"), (2, "b"), (3, "a")] {
+        let note = Note {
+            at_ms,
+            session: Some(session.into()),
+            volume: None,
+            what: "x".into(),
+        };
+        store.apply(&[Change::Note(note)]).unwrap();
+    }
+    let times = |session, lines_max| -> Vec<u64> {
+        store
+            .history(session, lines_max)
+            .unwrap()
+            .into_iter()
+            .map(|note| note.at_ms)
+            .collect()
+    };
+    assert_eq!(times(None, 2), [2, 3]);
+    assert_eq!(times(Some("a"), 10), [1, 3]);
+}
+
+#[test]
+fn a_row_that_this_program_did_not_write_is_refused() {
+    let (_directory, mut store) = opened();
+    store
+        .apply(&[Change::AddSession(session("s1", vec![pair("db", 2)]))])
+        .unwrap();
+    store
+        .connection
+        .execute("UPDATE pairs SET phase = 'dancing'", [])
+        .unwrap();
+    let error = store.load().unwrap_err();
+    assert!(
+        matches!(
+            error,
+            StoreError::Unreadable {
+                column: "pairs.phase",
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_file_that_is_no_database_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("shunt.db");
+    std::fs::write(&path, vec![7; 8192]).unwrap();
+    assert!(Store::open(&path).is_err());
+}
+
+#[test]
+fn partitions_of_one_disk_have_locks_of_their_own() {
+    let partition = |number| {
+        let mut lun = lun_row(1);
+        lun.identity.file = None;
+        lun.identity.wwn = Some("naa.6".into());
+        lun.identity.partition_number = number;
+        lock_key(&lun)
+    };
+    assert_ne!(partition(Some(1)), partition(Some(2)));
+    assert_ne!(partition(Some(1)), partition(None));
+    assert_eq!(partition(Some(1)), partition(Some(1)));
+}

@@ -1,0 +1,365 @@
+//! A ublk-target without a device: the protocol, the route and the dirty regions, in a file of its own format.
+//!
+//! It runs in this test's own executable: the script that the tests give to shuntd as the program starts it with
+//! [`run_as_ublk_target`] as the only test. A file beside the map file makes it misbehave ([`Whim`]).
+
+use std::fs::File;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use migration_proto::frame;
+use migration_proto::route::{Descriptor, Route, Side};
+use migration_proto::target::{Counters, Refusal, Request, Response, Status};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+pub(crate) const REGION_BYTES: u64 = 64 << 10;
+/// How the arguments reach the fake through the test harness, which would take them for its own.
+pub(crate) const ARGUMENTS: &str = "FAKE_UBLK_TARGET_ARGUMENTS";
+/// A source whose name has this makes `serve` fail.
+pub(crate) const BROKEN: &str = "broken";
+
+/// What a file beside the map file makes the fake do.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Whim {
+    /// Does not listen while it is there.
+    HoldStart,
+    /// Grants no regions while it is there.
+    HoldClaims,
+    /// Refuses every change between the mirrored routes.
+    RefuseRole,
+    /// Refuses to stop.
+    DeviceOpen,
+    /// Says that the mirror leg has failed, until it is told to try again.
+    Degraded,
+    /// Dies before it changes the role, once.
+    DieBeforeRole,
+    /// Dies after it has changed the role, before it answers, once.
+    DieAfterRole,
+}
+
+impl Whim {
+    pub(crate) fn path(self, map: &Path) -> PathBuf {
+        map.with_extension(format!("{self:?}"))
+    }
+
+    fn is_set(self, map: &Path) -> bool {
+        self.path(map).exists()
+    }
+
+    fn take(self, map: &Path) -> bool {
+        std::fs::remove_file(self.path(map)).is_ok()
+    }
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Map {
+    descriptor: Descriptor,
+    route: Route,
+    epoch: u64,
+    dirty: Vec<u64>,
+}
+
+struct Server {
+    path: PathBuf,
+    map: Mutex<Map>,
+    copier: Mutex<bool>,
+    copied_bytes: Mutex<u64>,
+}
+
+#[test]
+#[ignore = "not a test: the program that shuntd starts in the tests"]
+fn run_as_ublk_target() {
+    let Ok(arguments) = std::env::var(ARGUMENTS) else {
+        return;
+    };
+    let arguments: Vec<&str> = arguments.split(' ').collect();
+    match arguments.as_slice() {
+        ["format", "--map", map] => format(Path::new(map)),
+        ["serve", "--map", map, "--socket", socket] => serve(Path::new(map), Path::new(socket)),
+        other => fail(&format!("strange arguments: {other:?}")),
+    }
+    std::process::exit(0);
+}
+
+fn fail(text: &str) -> ! {
+    eprintln!("{text}");
+    std::process::exit(1);
+}
+
+fn format(path: &Path) {
+    let descriptor: Descriptor = serde_json::from_reader(std::io::stdin()).unwrap();
+    if path.exists() {
+        fail(&format!("{} exists already", path.display()));
+    }
+    let map = Map {
+        descriptor,
+        route: Route::Single { leg: Side::Source },
+        epoch: 1,
+        dirty: Vec::new(),
+    };
+    save(path, &map);
+}
+
+fn save(path: &Path, map: &Map) {
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, serde_json::to_vec(map).unwrap()).unwrap();
+    std::fs::rename(&temporary, path).unwrap();
+}
+
+fn serve(path: &Path, socket: &Path) {
+    let lock = File::create(path.with_extension("lock")).unwrap();
+    let Ok(_lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
+        eprintln!("another one serves {}", path.display());
+        std::process::exit(3);
+    };
+    let map: Map = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    if map.descriptor.source.extents[0]
+        .path
+        .to_string_lossy()
+        .contains(BROKEN)
+    {
+        fail("the leg is broken: repair it");
+    }
+    std::fs::write(path.with_extension("pid"), std::process::id().to_string()).unwrap();
+    while Whim::HoldStart.is_set(path) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = std::fs::remove_file(socket);
+    let listener = UnixListener::bind(socket).unwrap();
+    let server = Arc::new(Server {
+        path: path.to_owned(),
+        map: Mutex::new(map),
+        copier: Mutex::new(false),
+        copied_bytes: Mutex::new(0),
+    });
+    for stream in listener.incoming() {
+        let server = Arc::clone(&server);
+        std::thread::spawn(move || {
+            Conversation {
+                server,
+                claimed: Vec::new(),
+                is_copier: false,
+            }
+            .run(stream.unwrap())
+        });
+    }
+}
+
+struct Conversation {
+    server: Arc<Server>,
+    claimed: Vec<u64>,
+    is_copier: bool,
+}
+
+impl Conversation {
+    fn run(mut self, mut stream: UnixStream) {
+        let _ = self.converse(&mut stream);
+        if self.is_copier {
+            *self.server.copier.lock().unwrap() = false;
+        }
+    }
+
+    fn converse(&mut self, stream: &mut UnixStream) -> Result<(), frame::FrameError> {
+        let hello: migration_proto::Hello = frame::read(stream)?;
+        frame::write(stream, &hello.answer())?;
+        loop {
+            let request: Request = frame::read(stream)?;
+            let stop = request == Request::Stop && !Whim::DeviceOpen.is_set(&self.server.path);
+            let response = self.answer(request);
+            frame::write(stream, &response)?;
+            if stop {
+                std::process::exit(0);
+            }
+        }
+    }
+
+    fn map(&self) -> MutexGuard<'_, Map> {
+        self.server.map.lock().unwrap()
+    }
+
+    fn answer(&mut self, request: Request) -> Response {
+        match request {
+            Request::Status => Response::Status(Box::new(self.status())),
+            Request::AddMirror { epoch, target, .. } => self.change(epoch, |map| {
+                if map.route.is_mirrored() {
+                    return Err(refused(Refusal::WrongRoute, "it is mirrored already"));
+                }
+                if map.route.authoritative() == Side::Target {
+                    map.descriptor.source = map.descriptor.target.take().unwrap();
+                }
+                map.descriptor.target = Some(target);
+                map.route = Route::Mirrored {
+                    authoritative: Side::Source,
+                };
+                map.dirty = (0..map.descriptor.size_bytes.div_ceil(REGION_BYTES)).collect();
+                Ok(())
+            }),
+            Request::SetRoute { epoch, route, .. } => self.set_route(epoch, route),
+            Request::RetryMirror { .. } => {
+                Whim::Degraded.take(&self.server.path);
+                Response::Done
+            }
+            Request::OpenCopier => self.open_copier(),
+            Request::Claim { regions_max } => self.claim(regions_max),
+            Request::Report { copied, .. } => self.report(&copied),
+            Request::Stop if Whim::DeviceOpen.is_set(&self.server.path) => {
+                refused(Refusal::DeviceOpen, "the device is open")
+            }
+            Request::Stop => Response::Done,
+            Request::Suspend { .. } | Request::Resume => {
+                refused(Refusal::Malformed, "the fake cannot do that")
+            }
+        }
+    }
+
+    fn set_route(&self, epoch: u64, route: Route) -> Response {
+        let path = &self.server.path;
+        if route.is_mirrored() {
+            if Whim::RefuseRole.is_set(path) {
+                return refused(Refusal::Deadline, "requests could not be drained in time");
+            }
+            if Whim::DieBeforeRole.take(path) {
+                std::process::exit(9);
+            }
+        }
+        let response = self.change(epoch, |map| {
+            if route.is_mirrored() && !map.dirty.is_empty() {
+                return Err(refused(Refusal::NotInSync, "regions are dirty"));
+            }
+            if !migration_core::route::Route::from(map.route).may_become(route.into()) {
+                return Err(refused(Refusal::WrongRoute, "not from this route"));
+            }
+            map.route = route;
+            if !route.is_mirrored() {
+                map.dirty.clear();
+            }
+            Ok(())
+        });
+        if route.is_mirrored() && Whim::DieAfterRole.take(path) {
+            std::process::exit(9);
+        }
+        response
+    }
+
+    fn change(
+        &self,
+        epoch: u64,
+        change: impl FnOnce(&mut Map) -> Result<(), Response>,
+    ) -> Response {
+        let mut map = self.map();
+        if map.epoch != epoch {
+            return refused(Refusal::StaleEpoch, "the epoch is another");
+        }
+        if let Err(refusal) = change(&mut map) {
+            return refusal;
+        }
+        map.epoch += 1;
+        save(&self.server.path, &map);
+        Response::RouteChanged {
+            epoch: map.epoch,
+            route: map.route,
+            pause_us: 1234,
+        }
+    }
+
+    fn status(&self) -> Status {
+        let map = self.map();
+        Status {
+            volume: map.descriptor.volume.clone(),
+            volume_id: map.descriptor.volume_id.clone(),
+            pid: std::process::id(),
+            device: PathBuf::from(format!("/no-device/{}", map.descriptor.volume)),
+            epoch: map.epoch,
+            route: map.route,
+            size_bytes: map.descriptor.size_bytes,
+            region_bytes: REGION_BYTES,
+            dirty_bytes: map.dirty.len() as u64 * REGION_BYTES,
+            claimed_bytes: 0,
+            copied_bytes: *self.server.copied_bytes.lock().unwrap(),
+            degraded: Whim::Degraded
+                .is_set(&self.server.path)
+                .then(|| "the mirror leg failed: EIO".to_owned()),
+            suspended: false,
+            copier: *self.server.copier.lock().unwrap(),
+            source: map.descriptor.source.clone(),
+            target: map.descriptor.target.clone(),
+            counters: Counters::default(),
+            driver_features: Vec::new(),
+            recovered: false,
+        }
+    }
+
+    fn open_copier(&mut self) -> Response {
+        let map = self.map();
+        let (Route::Mirrored { authoritative }, Some(target)) =
+            (map.route, map.descriptor.target.clone())
+        else {
+            return refused(Refusal::WrongRoute, "it is not mirrored");
+        };
+        if std::mem::replace(&mut *self.server.copier.lock().unwrap(), true) {
+            return refused(Refusal::CopierBusy, "another copier lives");
+        }
+        let source = map.descriptor.source.clone();
+        let (from, to) = if authoritative == Side::Source {
+            (source, target)
+        } else {
+            (target, source)
+        };
+        let (epoch, size_bytes) = (map.epoch, map.descriptor.size_bytes);
+        drop(map);
+        self.is_copier = true;
+        Response::CopierOpened {
+            epoch,
+            region_bytes: REGION_BYTES,
+            size_bytes,
+            from,
+            to,
+        }
+    }
+
+    fn claim(&mut self, regions_max: u32) -> Response {
+        loop {
+            let map = self.map();
+            let dirty_bytes = map.dirty.len() as u64 * REGION_BYTES;
+            let free = map
+                .dirty
+                .iter()
+                .filter(|region| !self.claimed.contains(region));
+            let regions: Vec<u64> = free.copied().take(regions_max as usize).collect();
+            if map.dirty.is_empty()
+                || (!regions.is_empty() && !Whim::HoldClaims.is_set(&self.server.path))
+            {
+                let epoch = map.epoch;
+                drop(map);
+                self.claimed.extend(&regions);
+                return Response::Claimed {
+                    epoch,
+                    regions,
+                    dirty_bytes,
+                };
+            }
+            drop(map);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn report(&mut self, copied: &[u64]) -> Response {
+        let mut map = self.map();
+        map.dirty.retain(|region| !copied.contains(region));
+        save(&self.server.path, &map);
+        drop(map);
+        self.claimed.retain(|region| !copied.contains(region));
+        *self.server.copied_bytes.lock().unwrap() += copied.len() as u64 * REGION_BYTES;
+        Response::Done
+    }
+}
+
+fn refused(reason: Refusal, cause: &str) -> Response {
+    Response::Refused {
+        reason,
+        cause: cause.to_owned(),
+    }
+}

@@ -1,0 +1,247 @@
+//! What can stand between an application and a disk.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+
+use crate::{
+    disks::Disks,
+    process::{Server, Until, run, wait_for},
+    shunt::{Daemon, Volume},
+};
+
+/// How long a device may take to appear.
+const DEVICE_LIMIT: Duration = Duration::from_secs(30);
+/// Queues and depth of a rublk device: what ublk-target uses by itself.
+const RUBLK_SHAPE: [&str; 4] = ["-q", "1", "-d", "128"];
+
+/// A contestant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum Contestant {
+    /// The disk itself
+    Raw,
+    /// The kernel's loop driver with direct I/O
+    Loop,
+    /// rublk's loop target
+    Rublk,
+    /// rublk's loop target with zero copy
+    RublkZeroCopy,
+    /// Shunt, one leg
+    Single,
+    /// Shunt, both legs, in sync
+    Mirrored,
+}
+
+/// Where contestants are set up.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    /// The disks.
+    pub(crate) disks: &'a Disks,
+    /// A folder for files that are needed meanwhile.
+    pub(crate) work: &'a Path,
+    /// Shunt, if it takes part.
+    pub(crate) daemon: Option<&'a Daemon>,
+    /// The program rublk.
+    pub(crate) rublk: Option<PathBuf>,
+}
+
+/// A contestant that is set up; taken away when dropped.
+#[derive(Debug)]
+pub(crate) struct Standing<'a> {
+    /// The device to measure.
+    pub(crate) device: PathBuf,
+    /// The process that serves it.
+    pub(crate) server: Option<u32>,
+    kind: Kind<'a>,
+}
+
+#[derive(Debug)]
+enum Kind<'a> {
+    Raw,
+    Loop(LoopDevice),
+    Rublk(RublkDevice),
+    Shunt(Volume<'a>),
+}
+
+impl Contestant {
+    /// Those that are measured if nothing else is asked for.
+    pub(crate) const USUAL: [Self; 5] = [Self::Raw, Self::Loop, Self::Rublk, Self::Single, Self::Mirrored];
+
+    /// The name in tables and JSON.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Loop => "loop",
+            Self::Rublk => "rublk",
+            Self::RublkZeroCopy => "rublk-zc",
+            Self::Single => "single",
+            Self::Mirrored => "mirrored",
+        }
+    }
+
+    /// Whether it is Shunt.
+    pub(crate) fn is_shunt(&self) -> bool {
+        matches!(self, Self::Single | Self::Mirrored)
+    }
+
+    /// Whether it is rublk.
+    pub(crate) const fn needs_rublk(self) -> bool {
+        matches!(self, Self::Rublk | Self::RublkZeroCopy)
+    }
+
+    /// Sets it up over the source.
+    pub(crate) fn set_up<'a>(self, place: &Place<'a>) -> anyhow::Result<Standing<'a>> {
+        let source = &place.disks.source;
+        match self {
+            Self::Raw => Ok(Standing { device: source.clone(), server: None, kind: Kind::Raw }),
+            Self::Loop => {
+                let device = LoopDevice::set_up(source, place.work)?;
+                Ok(Standing { device: device.path.clone(), server: None, kind: Kind::Loop(device) })
+            }
+            Self::Rublk | Self::RublkZeroCopy => {
+                let device = RublkDevice::set_up(place, self == Self::RublkZeroCopy)?;
+                let server = Some(device.server.pid());
+                Ok(Standing { device: device.path.clone(), server, kind: Kind::Rublk(device) })
+            }
+            Self::Single | Self::Mirrored => {
+                let daemon = place.daemon.context("shuntd was not started")?;
+                let mut volume = daemon.attach(source)?;
+                if self == Self::Mirrored {
+                    volume.mirror_onto(&place.disks.target)?;
+                }
+                let (device, server) = (volume.device.clone(), Some(volume.pid));
+                Ok(Standing { device, server, kind: Kind::Shunt(volume) })
+            }
+        }
+    }
+}
+
+impl Standing<'_> {
+    /// Takes it away, and says what went wrong with that.
+    pub(crate) fn take_away(self) -> anyhow::Result<()> {
+        match self.kind {
+            Kind::Raw => Ok(()),
+            Kind::Loop(device) => device.take_away(),
+            Kind::Rublk(device) => device.take_away(),
+            Kind::Shunt(volume) => volume.take_away(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct LoopDevice {
+    path: PathBuf,
+    work: PathBuf,
+    gone: bool,
+}
+
+impl LoopDevice {
+    fn set_up(source: &Path, work: &Path) -> anyhow::Result<Self> {
+        // Built in, or there already: then this is not needed, and losetup says what is wrong otherwise.
+        let _ = run(&["modprobe", "loop"], work, Until::Interrupted);
+        let source = source.display().to_string();
+        let answer = run(&["losetup", "--direct-io=on", "-f", "--show", &source], work, Until::Interrupted)?;
+        let path = PathBuf::from(answer.lines().next().context("losetup named no device")?);
+        let device = Self { path, work: work.to_owned(), gone: false };
+        let name = device.path.file_name().unwrap_or_default().to_owned();
+        let attribute = Path::new("/sys/block").join(name).join("loop/dio");
+        match fs::read_to_string(&attribute) {
+            Ok(text) if text.trim() == "1" => Ok(device),
+            Ok(_) => bail!("{} does not use direct I/O", device.path.display()),
+            Err(error) => Err(error).context(attribute.display().to_string()),
+        }
+    }
+
+    fn take_away(mut self) -> anyhow::Result<()> {
+        self.detach()
+    }
+
+    fn detach(&mut self) -> anyhow::Result<()> {
+        self.gone = true;
+        let path = self.path.display().to_string();
+        run(&["losetup", "-d", &path], &self.work, Until::CleanedUp).map(|_| ())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        if !self.gone {
+            // The error that led here is the one to report.
+            let _ = self.detach();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct RublkDevice {
+    path: PathBuf,
+    number: String,
+    program: String,
+    work: PathBuf,
+    gone: bool,
+    // Dropped last: it ends by itself when the device is deleted.
+    server: Server,
+}
+
+impl RublkDevice {
+    fn set_up(place: &Place<'_>, zero_copy: bool) -> anyhow::Result<Self> {
+        let program = place.rublk.as_ref().context("rublk was not found")?.display().to_string();
+        let source = place.disks.source.display().to_string();
+        let before = ublk_numbers();
+        let mut words = vec![program.as_str(), "add", "loop", "--foreground", "-f", &source];
+        words.extend(RUBLK_SHAPE);
+        if zero_copy {
+            words.push("-z");
+        }
+        let server = Server::start(&words, place.work, "rublk.log")?;
+        let number = wait_for("the device of rublk", DEVICE_LIMIT, || {
+            let new = ublk_numbers().difference(&before).next().cloned()?;
+            let served = fs::read_to_string(format!("/sys/block/ublkb{new}/size")).ok()?;
+            (served.trim() != "0" && Path::new("/dev").join(format!("ublkb{new}")).exists()).then_some(new)
+        });
+        let number = number.with_context(|| fs::read_to_string(place.work.join("rublk.log")).unwrap_or_default())?;
+        let path = PathBuf::from(format!("/dev/ublkb{number}"));
+        Ok(Self { path, number, program, work: place.work.to_owned(), gone: false, server })
+    }
+
+    fn take_away(mut self) -> anyhow::Result<()> {
+        self.delete()
+    }
+
+    fn delete(&mut self) -> anyhow::Result<()> {
+        self.gone = true;
+        run(&[&self.program, "del", "-n", &self.number], &self.work, Until::CleanedUp).map(|_| ())
+    }
+}
+
+impl Drop for RublkDevice {
+    fn drop(&mut self) {
+        if !self.gone {
+            // The error that led here is the one to report.
+            let _ = self.delete();
+        }
+    }
+}
+
+/// The numbers of the ublk devices that there are.
+fn ublk_numbers() -> BTreeSet<String> {
+    let names = fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    names.filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("ublkb")?.to_owned())).collect()
+}
+
+/// The program rublk: as given, on PATH, or in the cache folder.
+pub(crate) fn find_rublk(given: Option<&Path>) -> Option<PathBuf> {
+    if let Some(path) = given {
+        return Some(path.to_owned());
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = env::split_paths(&path).collect();
+    folders.extend(env::var_os("SHUNT_CACHE").map(|cache| Path::new(&cache).join("cargo/bin")));
+    folders.into_iter().map(|folder| folder.join("rublk")).find(|program| program.is_file())
+}

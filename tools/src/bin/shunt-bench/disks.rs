@@ -1,0 +1,99 @@
+//! The two disks. shunt-bench overwrites them, so they are looked at first.
+
+use std::{
+    fmt,
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use lun::Lun;
+
+use crate::process::{Until, run};
+
+/// What must be zero at both ends of a disk that is called blank, in bytes.
+const BLANK_BYTES: u64 = 1 << 20;
+
+/// A disk is refused; nothing changed.
+#[derive(Debug)]
+pub(crate) struct Refused(String);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Two disks of the same size that may be overwritten.
+#[derive(Debug)]
+pub(crate) struct Disks {
+    /// What the contestants stand on.
+    pub(crate) source: PathBuf,
+    /// What is mirrored and copied to.
+    pub(crate) target: PathBuf,
+    /// The size of each, in bytes.
+    pub(crate) size_bytes: u64,
+}
+
+/// Looks at both disks.
+pub(crate) fn check(source: &Path, target: &Path, overwrite: bool) -> anyhow::Result<Disks> {
+    let (a, b) = (look_at(source, overwrite)?, look_at(target, overwrite)?);
+    if a.is_same_lun(&b) {
+        return refused(format!("{} and {} are the same disk", source.display(), target.display()));
+    }
+    let [size_bytes, other] = [&a, &b].map(|lun| lun.identity.size_bytes);
+    if size_bytes != other {
+        return refused(format!("the disks have {size_bytes} and {other} bytes; they must be equally long"));
+    }
+    Ok(Disks { source: a.path, target: b.path, size_bytes })
+}
+
+fn refused<T>(cause: String) -> anyhow::Result<T> {
+    Err(Refused(cause).into())
+}
+
+fn look_at(path: &Path, overwrite: bool) -> anyhow::Result<Lun> {
+    let inspection = lun::inspect(path, &[]).map_err(|error| Refused(error.to_string()))?;
+    let found = |what: String| refused(format!("{} {what}", path.display()));
+    if inspection.lun.device_number.is_none() {
+        return found("is a file, not a block device".to_owned());
+    }
+    if let Some(finding) = inspection.findings.iter().find(|finding| finding.is_in_use()) {
+        return found(finding.to_string());
+    }
+    let blank = inspection.signatures.is_empty() && is_blank(&inspection.lun)?;
+    if !blank && !overwrite {
+        return found("is not blank: --overwrite if what it holds may be lost".to_owned());
+    }
+    Ok(inspection.lun)
+}
+
+fn is_blank(lun: &Lun) -> anyhow::Result<bool> {
+    let file = File::from(lun.fd.try_clone()?);
+    let size = lun.identity.size_bytes;
+    let length = size.min(BLANK_BYTES);
+    let mut bytes = vec![0; usize::try_from(length)?];
+    for offset in [0, size - length] {
+        file.read_exact_at(&mut bytes, offset).with_context(|| format!("cannot read {}", lun.path.display()))?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+impl Disks {
+    /// Writes all of both disks: blocks that were never written are faster than others.
+    pub(crate) fn fill(&self, work: &Path) -> anyhow::Result<()> {
+        for disk in [&self.source, &self.target] {
+            let filename = format!("--filename={}", disk.display());
+            let words = ["fio", "--name=fill", &filename, "--rw=write", "--bs=1M", "--direct=1"];
+            let more = ["--ioengine=io_uring", "--iodepth=8", "--output=fill.out"];
+            run(&[&words[..], &more].concat(), work, Until::Interrupted)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,177 @@
+//! Programs that shunt-bench runs, and Ctrl-C.
+//!
+//! Every program gets a process group of its own, so that Ctrl-C reaches shunt-bench alone, which then ends what it
+//! started in order: an error goes up, and whatever stands is taken away on the way.
+
+use std::{
+    fs::File,
+    io::{Read, Seek},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use nix::{
+    sys::signal::{SigSet, Signal, kill},
+    unistd::Pid,
+};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// How often is looked whether a program has ended, or something has appeared.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// How long a program may take to end after SIGTERM.
+const END_LIMIT: Duration = Duration::from_secs(10);
+/// How long a program that takes something away may take.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(60);
+
+/// When to stop waiting for a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Until {
+    /// When shunt-bench is told to end.
+    Interrupted,
+    /// Not then: the program takes something away. After a limit of its own.
+    CleanedUp,
+}
+
+/// Tells people how far it is.
+pub(crate) fn say(text: &str) {
+    eprintln!("shunt-bench: {text}");
+}
+
+/// From now on SIGINT, SIGTERM and SIGHUP are noted. Before any other thread is started.
+pub(crate) fn watch_signals() -> nix::Result<()> {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+    signals.thread_block()?;
+    thread::spawn(move || {
+        while signals.wait().is_ok() {
+            INTERRUPTED.store(true, Ordering::Relaxed);
+        }
+    });
+    Ok(())
+}
+
+/// An error if shunt-bench was told to end.
+pub(crate) fn check_interrupted() -> anyhow::Result<()> {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        bail!("interrupted");
+    }
+    Ok(())
+}
+
+/// Waits until `look` gives something.
+pub(crate) fn wait_for<T>(what: &str, limit: Duration, look: impl Fn() -> Option<T>) -> anyhow::Result<T> {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return Ok(found);
+        }
+        check_interrupted()?;
+        if started.elapsed() > limit {
+            bail!("{what} did not come within {} s", limit.as_secs());
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Runs a program to its end and gives what it wrote to standard output. `words[0]` is the program.
+pub(crate) fn run(words: &[&str], directory: &Path, until: Until) -> anyhow::Result<String> {
+    let mut stdout = tempfile::tempfile_in(directory).context("temporary file")?;
+    let mut stderr = tempfile::tempfile_in(directory).context("temporary file")?;
+    let mut child = command(words)
+        .current_dir(directory)
+        .stdout(stdout.try_clone()?)
+        .stderr(stderr.try_clone()?)
+        .spawn()
+        .with_context(|| format!("cannot run {}", words[0]))?;
+    let status = wait(&mut child, until);
+    let failed = |cause: String| anyhow::anyhow!("{}: {cause}", words.join(" "));
+    let status = status.map_err(|error| failed(error.to_string()))?;
+    if !status.success() {
+        return Err(failed(format!("{status}\n{}", text_of(&mut stderr)?.trim_end())));
+    }
+    // dd reports on standard error.
+    Ok(text_of(&mut stdout)? + &text_of(&mut stderr)?)
+}
+
+fn command(words: &[&str]) -> Command {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).env("LC_ALL", "C").stdin(Stdio::null()).process_group(0);
+    command
+}
+
+fn wait(child: &mut Child, until: Until) -> anyhow::Result<ExitStatus> {
+    let started = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        let end = match until {
+            Until::Interrupted => check_interrupted(),
+            Until::CleanedUp if started.elapsed() > CLEANUP_LIMIT => Err(anyhow::anyhow!("it did not end")),
+            Until::CleanedUp => Ok(()),
+        };
+        if let Err(error) = end {
+            end_child(child);
+            return Err(error);
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn text_of(file: &mut File) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// SIGTERM, and SIGKILL if that does not help.
+fn end_child(child: &mut Child) {
+    let pid = Pid::from_raw(child.id().cast_signed());
+    // It may have ended by itself; it was not waited for, so the id is still its own.
+    let _ = kill(pid, Signal::SIGTERM);
+    let started = Instant::now();
+    while started.elapsed() < END_LIMIT {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// A program that serves something; ended when dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+}
+
+impl Server {
+    /// Starts it; its output goes to a file in `directory`.
+    pub(crate) fn start(words: &[&str], directory: &Path, log: &str) -> anyhow::Result<Self> {
+        let log = File::create(directory.join(log)).context("log of a server")?;
+        let child = command(words)
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot run {}", words[0]))?;
+        Ok(Self { child })
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        end_child(&mut self.child);
+    }
+}

@@ -1,0 +1,151 @@
+//! Shunt, through its command line.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::process::{Server, Until, run, say, wait_for};
+
+/// How long shuntd may take to answer.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a detach is tried again.
+const DETACH_LIMIT: Duration = Duration::from_secs(5);
+const DETACH_AGAIN_AFTER: Duration = Duration::from_millis(100);
+const VOLUME: &str = "bench";
+const SESSION: &str = "bench";
+/// What the history says at the two ends of a copy.
+const HISTORY_STARTED: &str = "mirrored onto ";
+const HISTORY_IN_SYNC: &str = "in sync";
+
+/// A shuntd of our own; ended when dropped.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    shunt: String,
+    socket: String,
+    work: PathBuf,
+    _server: Server,
+}
+
+/// A volume; detached when dropped.
+#[derive(Debug)]
+pub(crate) struct Volume<'a> {
+    /// The device that applications open.
+    pub(crate) device: PathBuf,
+    /// The process that serves it.
+    pub(crate) pid: u32,
+    daemon: &'a Daemon,
+    mirrored: bool,
+    gone: bool,
+}
+
+impl Daemon {
+    /// Starts shuntd with everything it keeps below `work`.
+    pub(crate) fn start(programs: Option<&Path>, work: &Path) -> anyhow::Result<Self> {
+        let folder = match programs {
+            Some(folder) => folder.to_owned(),
+            None => env::current_exe()?.parent().context("the folder of shunt-bench")?.to_owned(),
+        };
+        let program = |name: &str| -> anyhow::Result<String> {
+            let path = folder.join(name);
+            if !path.is_file() {
+                bail!("{} does not exist: build it, or use --programs or --contestants and --no-copy", path.display());
+            }
+            Ok(path.display().to_string())
+        };
+        let (shuntd, shunt, target) = (program("shuntd")?, program("shunt")?, program("ublk-target")?);
+        let [state, runtime] = ["state", "run"].map(|name| work.join(name).display().to_string());
+        let words = [shuntd.as_str(), "--state-dir", &state, "--runtime-dir", &runtime, "--ublk-target", &target];
+        let server = Server::start(&words, work, "shuntd.log")?;
+        let socket = format!("{runtime}/shuntd.sock");
+        let daemon = Self { shunt, socket, work: work.to_owned(), _server: server };
+        wait_for("an answer of shuntd", START_LIMIT, || daemon.shunt(&["list"]).ok())
+            .with_context(|| fs::read_to_string(work.join("shuntd.log")).unwrap_or_default())?;
+        Ok(daemon)
+    }
+
+    /// Puts the volume over a LUN.
+    pub(crate) fn attach(&self, lun: &Path) -> anyhow::Result<Volume<'_>> {
+        // Made first: also an attach that was interrupted has to be taken back.
+        let mut volume = Volume { device: PathBuf::new(), pid: 0, daemon: self, mirrored: false, gone: false };
+        self.shunt(&["attach", VOLUME, &lun.display().to_string()])?;
+        let record = self.record(&["status", "--json"], |record| record["type"] == "volume" && record["volume"] == VOLUME)?;
+        volume.device = record["kernel_device"].as_str().context("the volume has no device")?.into();
+        volume.pid = record["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).context("the volume has no process")?;
+        Ok(volume)
+    }
+
+    fn shunt(&self, words: &[&str]) -> anyhow::Result<String> {
+        self.shunt_until(words, Until::Interrupted)
+    }
+
+    fn shunt_until(&self, words: &[&str], until: Until) -> anyhow::Result<String> {
+        let program = [self.shunt.as_str(), "--quiet", "--socket", &self.socket];
+        run(&[&program[..], words].concat(), &self.work, until)
+    }
+
+    /// The first record that a command prints and `wanted` accepts.
+    fn record(&self, words: &[&str], wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
+        let text = self.shunt(words)?;
+        let mut records = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+        records.rfind(wanted).with_context(|| format!("shunt {} does not say it: {text}", words.join(" ")))
+    }
+
+    /// When the history of the session says so, the last time, in milliseconds.
+    fn history_ms(&self, beginning: &str) -> anyhow::Result<u64> {
+        let said = |record: &Value| record["what"].as_str().is_some_and(|what| what.starts_with(beginning));
+        let record = self.record(&["history", SESSION, "--json"], said)?;
+        record["at_ms"].as_u64().context("an event without a time")
+    }
+}
+
+impl Volume<'_> {
+    /// Mirrors the volume onto a LUN, waits until both are in sync, and gives the time that the copy took.
+    pub(crate) fn mirror_onto(&mut self, target: &Path) -> anyhow::Result<Duration> {
+        let daemon = self.daemon;
+        let pair = format!("{VOLUME}:{}", target.display());
+        daemon.shunt(&["create", "--overwrite", SESSION, &pair])?;
+        self.mirrored = true;
+        daemon.shunt(&["start", SESSION])?;
+        daemon.shunt(&["wait", SESSION, "--for", "source-selected"])?;
+        let (started, ended) = (daemon.history_ms(HISTORY_STARTED)?, daemon.history_ms(HISTORY_IN_SYNC)?);
+        Ok(Duration::from_millis(ended.saturating_sub(started).max(1)))
+    }
+
+    /// Detaches it, and says what went wrong with that.
+    pub(crate) fn take_away(mut self) -> anyhow::Result<()> {
+        self.detach()
+    }
+
+    fn detach(&mut self) -> anyhow::Result<()> {
+        self.gone = true;
+        if self.mirrored {
+            self.daemon.shunt_until(&["cancel", "--yes", SESSION], Until::CleanedUp)?;
+        }
+        // udev may still look at the device that fio has just closed.
+        let started = Instant::now();
+        loop {
+            match self.daemon.shunt_until(&["detach", VOLUME], Until::CleanedUp) {
+                Err(_) if started.elapsed() < DETACH_LIMIT => thread::sleep(DETACH_AGAIN_AFTER),
+                result => return result.map(|_| ()),
+            }
+        }
+    }
+}
+
+impl Drop for Volume<'_> {
+    fn drop(&mut self) {
+        if self.gone {
+            return;
+        }
+        if let Err(error) = self.detach() {
+            // A session that was not started yet, or a copy that hangs: the volume goes on without shuntd.
+            say(&format!("the volume was not detached: {error:#}"));
+        }
+    }
+}
