@@ -194,6 +194,8 @@ pub struct Status {
     pub copied_bytes: u64,
     /// Why the mirror leg is not being written, if it is not.
     pub degraded: Option<String>,
+    /// Why the map file cannot be written, if it cannot: writes that need a mark in it wait.
+    pub map_problem: Option<String>,
     /// New requests are being held.
     pub suspended: bool,
     /// Whether a copier is connected.

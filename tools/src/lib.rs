@@ -42,7 +42,13 @@ impl Runs {
     /// An empty collection that keeps up to `kept_max` runs.
     #[must_use]
     pub const fn new(kept_max: usize) -> Self {
-        Self { kept: Vec::new(), kept_max, last: None, indexes: 0, runs: 0 }
+        Self {
+            kept: Vec::new(),
+            kept_max,
+            last: None,
+            indexes: 0,
+            runs: 0,
+        }
     }
 
     /// Adds an index; larger than all that were added before.
@@ -52,10 +58,15 @@ impl Runs {
             Some(run) if run.first + run.count == index => run.count += 1,
             _ => {
                 self.runs += 1;
-                self.last = Some(Run { first: index, count: 1 });
+                self.last = Some(Run {
+                    first: index,
+                    count: 1,
+                });
             }
         }
-        let (Some(run), Ok(number)) = (self.last, usize::try_from(self.runs)) else { return };
+        let (Some(run), Ok(number)) = (self.last, usize::try_from(self.runs)) else {
+            return;
+        };
         match self.kept.get_mut(number - 1) {
             Some(kept) => *kept = run,
             None if number <= self.kept_max => self.kept.push(run),
@@ -125,7 +136,9 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         Some((end, 'T' | 't')) => (&text[..end], 1 << 40),
         _ => (text, 1_u64),
     };
-    let number: u64 = digits.parse().map_err(|_| "not a number of bytes, such as 4096, 64K or 2G")?;
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "not a number of bytes, such as 4096, 64K or 2G")?;
     match number.checked_mul(scale) {
         Some(bytes) if bytes > 0 => Ok(bytes),
         Some(_) | None => Err("must be from 1 byte to 16 EiB".to_owned()),
@@ -138,7 +151,10 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 /// What standard output says.
 pub fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
@@ -172,9 +188,13 @@ mod tests {
 
     #[test]
     fn sizes_are_read_and_written() {
-        for (bytes, text) in
-            [(0, "0 bytes"), (1023, "1023 bytes"), (1 << 20, "1 MiB"), (1536, "1.5 KiB"), (5 << 40, "5 TiB")]
-        {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (1023, "1023 bytes"),
+            (1 << 20, "1 MiB"),
+            (1536, "1.5 KiB"),
+            (5 << 40, "5 TiB"),
+        ] {
             assert_eq!(size_text(bytes), text);
         }
         assert_eq!(size_text(u64::MAX), "16384.0 PiB");

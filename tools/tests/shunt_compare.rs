@@ -1,6 +1,9 @@
 //! The contract of `shunt-compare`.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends where something is not as expected"
+)]
 
 mod common;
 
@@ -47,7 +50,11 @@ impl Pair {
 }
 
 fn flip(path: &Path, offset: u64) {
-    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).unwrap();
     file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
@@ -57,7 +64,14 @@ fn flip(path: &Path, offset: u64) {
 fn help_and_senseless_command_lines() {
     common::check_contract(
         PROGRAM,
-        &[&[], &["a"], &["a", "b", "c"], &["a", "b", "--no-such"], &["a", "b", "--bytes", "0"], &["a", "b", "--bytes", "x"]],
+        &[
+            &[],
+            &["a"],
+            &["a", "b", "c"],
+            &["a", "b", "--no-such"],
+            &["a", "b", "--bytes", "0"],
+            &["a", "b", "--bytes", "x"],
+        ],
     );
 }
 
@@ -76,7 +90,10 @@ fn every_different_block_is_counted_and_the_first_are_named() {
     }
     let ended = pair.compare(&[]);
     assert_eq!(ended.status, Some(1), "{ended:?}");
-    assert_eq!(ended.stdout, "different: 4 of 2306 blocks of 4 KiB differ: 0-1, 1280, 2305\n");
+    assert_eq!(
+        ended.stdout,
+        "different: 4 of 2306 blocks of 4 KiB differ: 0-1, 1280, 2305\n"
+    );
 
     let records = json_lines(&pair.compare(&["--json"]).stdout);
     assert_eq!(records.len(), 1);
@@ -84,7 +101,10 @@ fn every_different_block_is_counted_and_the_first_are_named() {
     assert_eq!(records[0]["schema"], 1);
     assert_eq!(records[0]["equal"], false);
     assert_eq!(records[0]["different_blocks"], 4);
-    assert_eq!(records[0]["different_ranges"][1], serde_json::json!({"first_block": 1280, "blocks": 1}));
+    assert_eq!(
+        records[0]["different_ranges"][1],
+        serde_json::json!({"first_block": 1280, "blocks": 1})
+    );
 }
 
 #[test]
@@ -92,7 +112,10 @@ fn many_ranges_are_counted_and_not_all_named() {
     let pair = Pair::new();
     (0..40).for_each(|block| flip(&pair.b(), block * 8192));
     let ended = pair.compare(&[]);
-    assert!(ended.stdout.contains("different: 40 of ") && ended.stdout.contains("and 24 more ranges"), "{ended:?}");
+    assert!(
+        ended.stdout.contains("different: 40 of ") && ended.stdout.contains("and 24 more ranges"),
+        "{ended:?}"
+    );
 }
 
 #[test]
@@ -100,7 +123,11 @@ fn only_the_bytes_asked_for_are_compared() {
     let pair = Pair::new();
     flip(&pair.b(), 5000);
     for (bytes, status) in [("5000", 0), ("5001", 1), ("4K", 0), ("8K", 1), ("9M", 1)] {
-        assert_eq!(pair.compare(&["--bytes", bytes]).status, Some(status), "{bytes}");
+        assert_eq!(
+            pair.compare(&["--bytes", bytes]).status,
+            Some(status),
+            "{bytes}"
+        );
     }
     let ended = pair.compare(&["--bytes", "1G"]);
     assert_eq!(ended.status, Some(2), "{ended:?}");
@@ -109,10 +136,18 @@ fn only_the_bytes_asked_for_are_compared() {
 #[test]
 fn different_sizes_are_said_and_the_smaller_is_compared() {
     let pair = Pair::new();
-    fs::OpenOptions::new().write(true).open(pair.b()).unwrap().set_len(1 << 20).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(pair.b())
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
     let ended = pair.compare(&[]);
     assert_eq!(ended.status, Some(0), "{ended:?}");
-    assert!(ended.stdout.contains("equal: 1 MiB compared") && ended.stdout.contains("the sizes differ"), "{ended:?}");
+    assert!(
+        ended.stdout.contains("equal: 1 MiB compared") && ended.stdout.contains("the sizes differ"),
+        "{ended:?}"
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The program `ublk-target`: shuntd starts it, one process a volume.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use ublk_target::serve::{self, Options};
@@ -45,6 +45,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let outcome = match arguments.command {
         Command::Format { map } => serve::format(&map, std::io::stdin().lock()),

@@ -205,7 +205,7 @@ fn attend(
     loop {
         if let Ok(StopRequest(reply)) = stop_requests.recv_timeout(LOOK) {
             let stopped = stop(control, device, features);
-            let outcome = stopped.as_ref().map(|()| ()).map_err(ToString::to_string);
+            let outcome = stopped.as_ref().copied().map_err(ToString::to_string);
             if stopped.is_ok() {
                 engine.next_event()?;
                 engine

@@ -79,7 +79,10 @@ pub(super) fn volume(
         pid: status.filter(|_| view.connected).map(|status| status.pid),
         restarts: view.restarts,
         route: status.map(|status| status.route),
-        problem: view.problem.clone(),
+        problem: view
+            .problem
+            .clone()
+            .or_else(|| status.and_then(|status| status.map_problem.clone())),
     })
 }
 
@@ -131,7 +134,7 @@ pub(super) fn pair(
         .or_else(|| {
             status
                 .filter(|_| !ended)
-                .and_then(|status| status.degraded.clone())
+                .and_then(|status| status.degraded.clone().or(status.map_problem.clone()))
         })
         .or_else(|| row.problem.clone());
     Record::Pair(PairRecord {

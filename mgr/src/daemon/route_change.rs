@@ -13,8 +13,9 @@ use crate::store::PairRow;
 
 /// How long a change that nobody waits for on the application's side may hold requests, in milliseconds.
 pub(super) const DEADLINE_MS: u64 = 5_000;
-/// How long ublk-target may take for a change beyond its deadline.
-const CHANGE_SLACK: Duration = Duration::from_secs(60);
+/// How long ublk-target may take for a change beyond its deadline: more than it gives itself to prepare
+/// (`migration_core::volume::PREPARE_NANOSECONDS_MAX`).
+const CHANGE_SLACK: Duration = Duration::from_secs(90);
 /// How long a volume may take to come back.
 const COME_BACK_MAX: Duration = Duration::from_secs(60);
 /// How often a change is asked for.

@@ -282,6 +282,7 @@ impl Conversation {
             degraded: Whim::Degraded
                 .is_set(&self.server.path)
                 .then(|| "the mirror leg failed: EIO".to_owned()),
+            map_problem: None,
             suspended: false,
             copier: *self.server.copier.lock().unwrap(),
             source: map.descriptor.source.clone(),

@@ -310,13 +310,13 @@ impl Volume {
         if self.stale_role_slot.is_some() {
             return;
         }
-        if let Some(change) = &mut self.change {
-            if change.step == Step::RoleSlots {
-                change.step = Step::Drain;
-                change.deadline = now.plus(change.hold_nanoseconds_max);
-                self.gate.changing = true;
-                self.drained_if_idle(now, effects);
-            }
+        if let Some(change) = &mut self.change
+            && change.step == Step::RoleSlots
+        {
+            change.step = Step::Drain;
+            change.deadline = now.plus(change.hold_nanoseconds_max);
+            self.gate.changing = true;
+            self.drained_if_idle(now, effects);
         }
     }
 
@@ -328,11 +328,11 @@ impl Volume {
 
     /// Nothing of the application is in flight.
     pub(super) fn drained(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        if let Some(suspension) = &mut self.gate.suspension {
-            if let Some(call) = suspension.call.take() {
-                let reply = Reply::Suspended;
-                effects.push(Effect::Reply { call, reply });
-            }
+        if let Some(suspension) = &mut self.gate.suspension
+            && let Some(call) = suspension.call.take()
+        {
+            let reply = Reply::Suspended;
+            effects.push(Effect::Reply { call, reply });
         }
         let Some(change) = &self.change else {
             return;

@@ -212,10 +212,10 @@ impl Volume {
 
     fn unreserve(&mut self) {
         for region in self.claims.reserved.drain(..) {
-            if let Some(regions) = &mut self.regions {
-                if regions.get(region) == RegionState::Reserved {
-                    regions.set(region, RegionState::DirtyAgain);
-                }
+            if let Some(regions) = &mut self.regions
+                && regions.get(region) == RegionState::Reserved
+            {
+                regions.set(region, RegionState::DirtyAgain);
             }
         }
     }

@@ -23,8 +23,12 @@ use crate::{
 /// The most sectors of one batch.
 pub const MAP_BATCH_SECTORS_MAX: usize = 16;
 
-/// A region that was not written during a whole interval may lose its mark at the next sweep.
-pub const SWEEP_NANOSECONDS: u64 = 5_000_000_000;
+/// How often the marks of copied regions are cleared, in nanoseconds: what a crash would have copied again.
+pub const COPIED_SWEEP_NANOSECONDS: u64 = 1_000_000_000;
+
+/// A region that was not written during a whole interval of this length, in nanoseconds, may lose its mark at the end.
+/// A load that comes back to its regions within that time writes no mark twice.
+pub const IDLE_SWEEP_NANOSECONDS: u64 = 10_000_000_000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Intent {
@@ -36,7 +40,7 @@ pub(super) struct Intent {
     pending: Bits,
     /// In `intent`, and in the batch that is being written.
     issued: Bits,
-    /// Written since the last sweep began.
+    /// Written since the last sweep of idle regions.
     recent: Bits,
     stale_dirty_sectors: Bits,
     stale_intent_sectors: Bits,
@@ -46,6 +50,7 @@ pub(super) struct Intent {
     sweep: Option<Sweep>,
     swept: Bits,
     next_sweep: Time,
+    next_idle_sweep: Time,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,6 +79,7 @@ impl Intent {
             sweep: None,
             swept: regions(),
             next_sweep: Time(0),
+            next_idle_sweep: Time(0),
         };
         for (index, word) in dirty.iter().enumerate() {
             new.dirty.set_word(index, *word);
@@ -219,14 +225,25 @@ impl Intent {
         self.hold_off = result.is_err();
     }
 
-    /// Chooses what a sweep may clear: covered, clean, not written lately. Says whether there is any.
-    fn choose_swept(&mut self, not_clean: &Bits, busy: impl Iterator<Item = RegionIndex>) -> bool {
+    /// Chooses what a sweep may clear: marked, clean, not written lately; `idle`: also what has write intent. Says
+    /// whether there is any.
+    fn choose_swept(
+        &mut self,
+        idle: bool,
+        not_clean: &Bits,
+        busy: impl Iterator<Item = RegionIndex>,
+    ) -> bool {
         for word in 0..self.cover.words().len() {
-            let kept =
-                not_clean.words().get(word).copied().unwrap_or(0) | self.recent.words()[word];
+            let mut kept = not_clean.words().get(word).copied().unwrap_or(0);
+            kept |= self.recent.words()[word];
+            if !idle {
+                kept |= self.intent.words()[word];
+            }
             self.swept.set_word(word, self.cover.words()[word] & !kept);
         }
-        self.recent.clear();
+        if idle {
+            self.recent.clear();
+        }
         for region in busy {
             self.swept.remove(region);
             self.recent.insert(region);
@@ -317,14 +334,18 @@ impl Volume {
         let (Some(regions), Some(_)) = (&self.regions, self.healthy_mirror()) else {
             return;
         };
-        self.intent.next_sweep = now.plus(SWEEP_NANOSECONDS);
+        self.intent.next_sweep = now.plus(COPIED_SWEEP_NANOSECONDS);
+        let idle = now >= self.intent.next_idle_sweep;
+        if idle {
+            self.intent.next_idle_sweep = now.plus(IDLE_SWEEP_NANOSECONDS);
+        }
         let geometry = self.record.geometry;
         let slots = &self.slots;
         let busy = self
             .writing
             .iter()
             .flat_map(|tag| geometry.touched(slots[usize::from(tag.0)].request.range));
-        if self.intent.choose_swept(regions.not_clean(), busy) {
+        if self.intent.choose_swept(idle, regions.not_clean(), busy) {
             let sweep = Sweep {
                 source: Some(self.flush(Side::Source, effects)),
                 target: Some(self.flush(Side::Target, effects)),

@@ -22,7 +22,7 @@ use alloc::{collections::VecDeque, vec, vec::Vec};
 
 pub use change::{ChangeError, NewMirror, PREPARE_NANOSECONDS_MAX, Target};
 pub use claims::{CLAIMED_REGIONS_MAX, ClaimError, CopierId, RESERVED_REGIONS_MAX};
-pub use intent::{MAP_BATCH_SECTORS_MAX, SWEEP_NANOSECONDS};
+pub use intent::{COPIED_SWEEP_NANOSECONDS, IDLE_SWEEP_NANOSECONDS, MAP_BATCH_SECTORS_MAX};
 
 use crate::{
     map::{BitmapSector, RoleRecord},

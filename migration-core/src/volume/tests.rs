@@ -554,10 +554,10 @@ impl World {
     }
 
     fn land_ghost(&mut self) {
-        if let Some((lun, region, values)) = self.ghosts.pop() {
-            if self.random.one_in(2) {
-                self.land_copy(lun, region, values);
-            }
+        if let Some((lun, region, values)) = self.ghosts.pop()
+            && self.random.one_in(2)
+        {
+            self.land_copy(lun, region, values);
         }
     }
 
@@ -719,7 +719,13 @@ impl World {
             89..95 => {
                 // A sweep needs a long time to be due.
                 if self.random.one_in(2) {
-                    self.now = self.now.plus(SWEEP_NANOSECONDS);
+                    let copied = self.random.one_in(2);
+                    let sweep = if copied {
+                        COPIED_SWEEP_NANOSECONDS
+                    } else {
+                        IDLE_SWEEP_NANOSECONDS
+                    };
+                    self.now = self.now.plus(sweep);
                 }
                 self.volume.tick(self.now, &mut self.effects);
             }
@@ -867,7 +873,7 @@ fn a_region_with_a_write_in_flight_keeps_its_mark() {
     volume.request(Time(1), Tag(0), Request { op, range }, &mut effects);
     for sweep in 1..=3 {
         effects.clear();
-        volume.tick(Time(sweep * SWEEP_NANOSECONDS + 1), &mut effects);
+        volume.tick(Time(sweep * IDLE_SWEEP_NANOSECONDS + 1), &mut effects);
         assert_eq!(flushes(&effects), [], "sweep {sweep}");
     }
 }
@@ -875,11 +881,11 @@ fn a_region_with_a_write_in_flight_keeps_its_mark() {
 /// Begins a sweep, then a switch; answers the switch's own flushes, not the sweep's.
 fn switch_during_a_sweep(volume: &mut Volume) -> Vec<(Side, FlushId)> {
     let mut effects = Vec::new();
-    volume.tick(Time(SWEEP_NANOSECONDS), &mut effects);
+    volume.tick(Time(IDLE_SWEEP_NANOSECONDS), &mut effects);
     let sweep = flushes(&effects);
     assert_eq!(sweep.len(), 2);
     effects.clear();
-    let now = Time(SWEEP_NANOSECONDS + 1);
+    let now = Time(IDLE_SWEEP_NANOSECONDS + 1);
     let target = Target::Route(Route::Mirrored {
         authoritative: Side::Target,
     });
@@ -899,7 +905,7 @@ fn a_switch_waits_for_a_sweep_and_fails_if_that_could_not_flush_the_mirror() {
     let mut volume = in_sync(&[0]);
     let sweep = switch_during_a_sweep(&mut volume);
     let mut effects = Vec::new();
-    let now = Time(SWEEP_NANOSECONDS + 2);
+    let now = Time(IDLE_SWEEP_NANOSECONDS + 2);
     volume.leg_flushed(now, sweep[0].0, sweep[0].1, Ok(()), &mut effects);
     volume.leg_flushed(now, sweep[1].0, sweep[1].1, Err(Errno(5)), &mut effects);
     let reply = Reply::ChangeFailed(ChangeError::MirrorFailed);
@@ -928,14 +934,20 @@ fn a_copy_does_not_count_if_the_mirror_could_not_be_flushed_meanwhile() {
         }]
     );
     effects.clear();
-    volume.tick(Time(SWEEP_NANOSECONDS), &mut effects);
+    volume.tick(Time(IDLE_SWEEP_NANOSECONDS), &mut effects);
     for (side, flush) in flushes(&core::mem::take(&mut effects)) {
         let result = if side == Side::Target {
             Err(Errno(5))
         } else {
             Ok(())
         };
-        volume.leg_flushed(Time(SWEEP_NANOSECONDS), side, flush, result, &mut effects);
+        volume.leg_flushed(
+            Time(IDLE_SWEEP_NANOSECONDS),
+            side,
+            flush,
+            result,
+            &mut effects,
+        );
     }
     let copied = [RegionIndex(1)];
     volume
@@ -949,6 +961,32 @@ fn a_copy_does_not_count_if_the_mirror_could_not_be_flushed_meanwhile() {
         .map(|r| r.0)
         .collect();
     assert_eq!(dirty, [0, 1]);
+}
+
+#[test]
+fn the_marks_of_copied_regions_go_soon_and_write_intent_stays_while_it_is_used() {
+    let mut volume = with_dirty(0b10, &[]);
+    let (copier, mut effects) = (CopierId(1), Vec::new());
+    let epoch = volume.open_copier(copier).unwrap();
+    // The first sweep of idle regions finds nothing.
+    volume.tick(Time(1), &mut effects);
+    volume.mark_intent(geometry().range(RegionIndex(0)));
+    volume.write_map(&mut effects);
+    volume.map_written(Time(1), Ok(()), &mut effects);
+    effects.clear();
+    volume.claim(copier, Call(1), 1, &mut effects);
+    volume
+        .report(copier, epoch, &[RegionIndex(1)], &[], None, &mut effects)
+        .unwrap();
+    effects.clear();
+    let now = Time(COPIED_SWEEP_NANOSECONDS + 1);
+    volume.tick(now, &mut effects);
+    for (side, flush) in flushes(&core::mem::take(&mut effects)) {
+        volume.leg_flushed(now, side, flush, Ok(()), &mut effects);
+    }
+    assert_eq!(effects, [Effect::WriteMap]);
+    assert!(!volume.intent.is_covered(RegionIndex(1)));
+    assert!(volume.intent.is_covered(RegionIndex(0)));
 }
 
 #[test]

@@ -30,18 +30,33 @@ pub(crate) fn run<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<I
 pub(crate) fn check_contract(program: &str, senseless: &[&[&str]]) {
     let help = run(program, ["--help"]);
     assert_eq!(help.status, Some(0));
-    assert!(help.stdout.contains("EXAMPLES:") && help.stdout.contains("EXIT STATUS:"), "{}", help.stdout);
+    assert!(
+        help.stdout.contains("EXAMPLES:") && help.stdout.contains("EXIT STATUS:"),
+        "{}",
+        help.stdout
+    );
     assert!(help.stderr.is_empty());
     let version = run(program, ["--version"]);
-    assert_eq!((version.status, version.stdout.contains(env!("CARGO_PKG_VERSION"))), (Some(0), true));
+    assert_eq!(
+        (
+            version.status,
+            version.stdout.contains(env!("CARGO_PKG_VERSION"))
+        ),
+        (Some(0), true)
+    );
     for arguments in senseless {
         let ended = run(program, *arguments);
         assert_eq!(ended.status, Some(2), "{arguments:?}: {ended:?}");
-        assert!(ended.stdout.is_empty() && !ended.stderr.is_empty(), "{arguments:?}: {ended:?}");
+        assert!(
+            ended.stdout.is_empty() && !ended.stderr.is_empty(),
+            "{arguments:?}: {ended:?}"
+        );
     }
 }
 
 /// The JSON objects, one a line.
 pub(crate) fn json_lines(text: &str) -> Vec<serde_json::Value> {
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }

@@ -176,10 +176,10 @@ impl Engine {
             let current = source.take().or(target.take());
             self.legs = [current, Some(new.files)];
             self.descriptor = new.descriptor.into();
-        } else if let Route::Single(side) = route {
-            if let Some(dropped) = self.legs[side_index(side.other())].take() {
-                self.release(dropped);
-            }
+        } else if let Route::Single(side) = route
+            && let Some(dropped) = self.legs[side_index(side.other())].take()
+        {
+            self.release(dropped);
         }
     }
 

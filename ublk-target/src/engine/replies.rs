@@ -73,7 +73,7 @@ impl Engine {
             Ask::Suspend { deadline_ms } => {
                 let deadline = now.plus(deadline_ms.saturating_mul(NANOSECONDS_PER_MILLISECOND));
                 let result = self.volume.suspend(now, call, deadline, &mut self.effects);
-                result.err().map(|error| change_refused(error))
+                result.err().map(change_refused)
             }
             Ask::Resume => {
                 let was_suspended = self.volume.resume(now, &mut self.effects);
@@ -143,7 +143,7 @@ impl Engine {
         let result = self
             .volume
             .change_route(now, call, Epoch(epoch), target, hold, effects);
-        result.err().map(|error| change_refused(error))
+        result.err().map(change_refused)
     }
 
     fn add_mirror(&mut self, call: Call, ask: Ask) -> Option<Response> {

@@ -268,6 +268,7 @@ pub(super) fn status(volume: &Volume) -> Status {
         claimed_bytes: 0,
         copied_bytes: 0,
         degraded: None,
+        map_problem: None,
         suspended: false,
         copier: false,
         source: volume.from.clone(),

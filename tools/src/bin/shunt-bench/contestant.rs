@@ -71,7 +71,13 @@ enum Kind<'a> {
 
 impl Contestant {
     /// Those that are measured if nothing else is asked for.
-    pub(crate) const USUAL: [Self; 5] = [Self::Raw, Self::Loop, Self::Rublk, Self::Single, Self::Mirrored];
+    pub(crate) const USUAL: [Self; 5] = [
+        Self::Raw,
+        Self::Loop,
+        Self::Rublk,
+        Self::Single,
+        Self::Mirrored,
+    ];
 
     /// The name in tables and JSON.
     pub(crate) const fn name(self) -> &'static str {
@@ -99,15 +105,27 @@ impl Contestant {
     pub(crate) fn set_up<'a>(self, place: &Place<'a>) -> anyhow::Result<Standing<'a>> {
         let source = &place.disks.source;
         match self {
-            Self::Raw => Ok(Standing { device: source.clone(), server: None, kind: Kind::Raw }),
+            Self::Raw => Ok(Standing {
+                device: source.clone(),
+                server: None,
+                kind: Kind::Raw,
+            }),
             Self::Loop => {
                 let device = LoopDevice::set_up(source, place.work)?;
-                Ok(Standing { device: device.path.clone(), server: None, kind: Kind::Loop(device) })
+                Ok(Standing {
+                    device: device.path.clone(),
+                    server: None,
+                    kind: Kind::Loop(device),
+                })
             }
             Self::Rublk | Self::RublkZeroCopy => {
                 let device = RublkDevice::set_up(place, self == Self::RublkZeroCopy)?;
                 let server = Some(device.server.pid());
-                Ok(Standing { device: device.path.clone(), server, kind: Kind::Rublk(device) })
+                Ok(Standing {
+                    device: device.path.clone(),
+                    server,
+                    kind: Kind::Rublk(device),
+                })
             }
             Self::Single | Self::Mirrored => {
                 let daemon = place.daemon.context("shuntd was not started")?;
@@ -116,7 +134,11 @@ impl Contestant {
                     volume.mirror_onto(&place.disks.target)?;
                 }
                 let (device, server) = (volume.device.clone(), Some(volume.pid));
-                Ok(Standing { device, server, kind: Kind::Shunt(volume) })
+                Ok(Standing {
+                    device,
+                    server,
+                    kind: Kind::Shunt(volume),
+                })
             }
         }
     }
@@ -146,9 +168,17 @@ impl LoopDevice {
         // Built in, or there already: then this is not needed, and losetup says what is wrong otherwise.
         let _ = run(&["modprobe", "loop"], work, Until::Interrupted);
         let source = source.display().to_string();
-        let answer = run(&["losetup", "--direct-io=on", "-f", "--show", &source], work, Until::Interrupted)?;
+        let answer = run(
+            &["losetup", "--direct-io=on", "-f", "--show", &source],
+            work,
+            Until::Interrupted,
+        )?;
         let path = PathBuf::from(answer.lines().next().context("losetup named no device")?);
-        let device = Self { path, work: work.to_owned(), gone: false };
+        let device = Self {
+            path,
+            work: work.to_owned(),
+            gone: false,
+        };
         let name = device.path.file_name().unwrap_or_default().to_owned();
         let attribute = Path::new("/sys/block").join(name).join("loop/dio");
         match fs::read_to_string(&attribute) {
@@ -191,10 +221,22 @@ struct RublkDevice {
 
 impl RublkDevice {
     fn set_up(place: &Place<'_>, zero_copy: bool) -> anyhow::Result<Self> {
-        let program = place.rublk.as_ref().context("rublk was not found")?.display().to_string();
+        let program = place
+            .rublk
+            .as_ref()
+            .context("rublk was not found")?
+            .display()
+            .to_string();
         let source = place.disks.source.display().to_string();
         let before = ublk_numbers();
-        let mut words = vec![program.as_str(), "add", "loop", "--foreground", "-f", &source];
+        let mut words = vec![
+            program.as_str(),
+            "add",
+            "loop",
+            "--foreground",
+            "-f",
+            &source,
+        ];
         words.extend(RUBLK_SHAPE);
         if zero_copy {
             words.push("-z");
@@ -203,11 +245,21 @@ impl RublkDevice {
         let number = wait_for("the device of rublk", DEVICE_LIMIT, || {
             let new = ublk_numbers().difference(&before).next().cloned()?;
             let served = fs::read_to_string(format!("/sys/block/ublkb{new}/size")).ok()?;
-            (served.trim() != "0" && Path::new("/dev").join(format!("ublkb{new}")).exists()).then_some(new)
+            (served.trim() != "0" && Path::new("/dev").join(format!("ublkb{new}")).exists())
+                .then_some(new)
         });
-        let number = number.with_context(|| fs::read_to_string(place.work.join("rublk.log")).unwrap_or_default())?;
+        let number = number.with_context(|| {
+            fs::read_to_string(place.work.join("rublk.log")).unwrap_or_default()
+        })?;
         let path = PathBuf::from(format!("/dev/ublkb{number}"));
-        Ok(Self { path, number, program, work: place.work.to_owned(), gone: false, server })
+        Ok(Self {
+            path,
+            number,
+            program,
+            work: place.work.to_owned(),
+            gone: false,
+            server,
+        })
     }
 
     fn take_away(mut self) -> anyhow::Result<()> {
@@ -216,7 +268,12 @@ impl RublkDevice {
 
     fn delete(&mut self) -> anyhow::Result<()> {
         self.gone = true;
-        run(&[&self.program, "del", "-n", &self.number], &self.work, Until::CleanedUp).map(|_| ())
+        run(
+            &[&self.program, "del", "-n", &self.number],
+            &self.work,
+            Until::CleanedUp,
+        )
+        .map(|_| ())
     }
 }
 
@@ -232,7 +289,17 @@ impl Drop for RublkDevice {
 /// The numbers of the ublk devices that there are.
 fn ublk_numbers() -> BTreeSet<String> {
     let names = fs::read_dir("/sys/block").into_iter().flatten().flatten();
-    names.filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("ublkb")?.to_owned())).collect()
+    names
+        .filter_map(|entry| {
+            Some(
+                entry
+                    .file_name()
+                    .to_str()?
+                    .strip_prefix("ublkb")?
+                    .to_owned(),
+            )
+        })
+        .collect()
 }
 
 /// The program rublk: as given, on PATH, or in the cache folder.
@@ -243,5 +310,8 @@ pub(crate) fn find_rublk(given: Option<&Path>) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = env::split_paths(&path).collect();
     folders.extend(env::var_os("SHUNT_CACHE").map(|cache| Path::new(&cache).join("cargo/bin")));
-    folders.into_iter().map(|folder| folder.join("rublk")).find(|program| program.is_file())
+    folders
+        .into_iter()
+        .map(|folder| folder.join("rublk"))
+        .find(|program| program.is_file())
 }

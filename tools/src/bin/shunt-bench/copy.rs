@@ -29,15 +29,27 @@ pub(crate) fn measure(
         let mut volume = daemon.attach(from)?;
         let shunt = rate(volume.mirror_onto(to)?);
         volume.take_away()?;
-        report.add_copy(Copy { round, way, dd_bytes_per_second: dd, shunt_bytes_per_second: shunt });
+        report.add_copy(Copy {
+            round,
+            way,
+            dd_bytes_per_second: dd,
+            shunt_bytes_per_second: shunt,
+        });
     }
     Ok(())
 }
 
 /// The time that dd says it took.
 fn dd(from: &Path, to: &Path, work: &Path) -> anyhow::Result<Duration> {
-    let (from, to) = (format!("if={}", from.display()), format!("of={}", to.display()));
-    let said = run(&["dd", &from, &to, "bs=1M", "iflag=direct", "oflag=direct"], work, Until::Interrupted)?;
+    let (from, to) = (
+        format!("if={}", from.display()),
+        format!("of={}", to.display()),
+    );
+    let said = run(
+        &["dd", &from, &to, "bs=1M", "iflag=direct", "oflag=direct"],
+        work,
+        Until::Interrupted,
+    )?;
     dd_time(&said).with_context(|| format!("dd said no time: {said}"))
 }
 
@@ -45,7 +57,9 @@ fn dd(from: &Path, to: &Path, work: &Path) -> anyhow::Result<Duration> {
 fn dd_time(said: &str) -> Option<Duration> {
     let (_, rest) = said.split_once(" copied, ")?;
     let seconds: f64 = rest.split_once(" s")?.0.trim().parse().ok()?;
-    Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero())
+    Duration::try_from_secs_f64(seconds)
+        .ok()
+        .filter(|time| !time.is_zero())
 }
 
 #[cfg(test)]

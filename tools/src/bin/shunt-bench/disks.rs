@@ -42,13 +42,23 @@ pub(crate) struct Disks {
 pub(crate) fn check(source: &Path, target: &Path, overwrite: bool) -> anyhow::Result<Disks> {
     let (a, b) = (look_at(source, overwrite)?, look_at(target, overwrite)?);
     if a.is_same_lun(&b) {
-        return refused(format!("{} and {} are the same disk", source.display(), target.display()));
+        return refused(format!(
+            "{} and {} are the same disk",
+            source.display(),
+            target.display()
+        ));
     }
     let [size_bytes, other] = [&a, &b].map(|lun| lun.identity.size_bytes);
     if size_bytes != other {
-        return refused(format!("the disks have {size_bytes} and {other} bytes; they must be equally long"));
+        return refused(format!(
+            "the disks have {size_bytes} and {other} bytes; they must be equally long"
+        ));
     }
-    Ok(Disks { source: a.path, target: b.path, size_bytes })
+    Ok(Disks {
+        source: a.path,
+        target: b.path,
+        size_bytes,
+    })
 }
 
 fn refused<T>(cause: String) -> anyhow::Result<T> {
@@ -61,7 +71,11 @@ fn look_at(path: &Path, overwrite: bool) -> anyhow::Result<Lun> {
     if inspection.lun.device_number.is_none() {
         return found("is a file, not a block device".to_owned());
     }
-    if let Some(finding) = inspection.findings.iter().find(|finding| finding.is_in_use()) {
+    if let Some(finding) = inspection
+        .findings
+        .iter()
+        .find(|finding| finding.is_in_use())
+    {
         return found(finding.to_string());
     }
     let blank = inspection.signatures.is_empty() && is_blank(&inspection.lun)?;
@@ -77,7 +91,8 @@ fn is_blank(lun: &Lun) -> anyhow::Result<bool> {
     let length = size.min(BLANK_BYTES);
     let mut bytes = vec![0; usize::try_from(length)?];
     for offset in [0, size - length] {
-        file.read_exact_at(&mut bytes, offset).with_context(|| format!("cannot read {}", lun.path.display()))?;
+        file.read_exact_at(&mut bytes, offset)
+            .with_context(|| format!("cannot read {}", lun.path.display()))?;
         if bytes.iter().any(|byte| *byte != 0) {
             return Ok(false);
         }
@@ -90,7 +105,14 @@ impl Disks {
     pub(crate) fn fill(&self, work: &Path) -> anyhow::Result<()> {
         for disk in [&self.source, &self.target] {
             let filename = format!("--filename={}", disk.display());
-            let words = ["fio", "--name=fill", &filename, "--rw=write", "--bs=1M", "--direct=1"];
+            let words = [
+                "fio",
+                "--name=fill",
+                &filename,
+                "--rw=write",
+                "--bs=1M",
+                "--direct=1",
+            ];
             let more = ["--ioengine=io_uring", "--iodepth=8", "--output=fill.out"];
             run(&[&words[..], &more].concat(), work, Until::Interrupted)?;
         }

@@ -21,7 +21,11 @@ pub(crate) struct Workload {
 
 impl Workload {
     const fn new(rw: &'static str, block_kib: u32, depth: u32) -> Self {
-        Self { rw, block_kib, depth }
+        Self {
+            rw,
+            block_kib,
+            depth,
+        }
     }
 
     /// The name in tables and JSON.
@@ -31,7 +35,11 @@ impl Workload {
 
     /// Where fio reports on it.
     fn direction(&self) -> &'static str {
-        if self.rw.ends_with("read") { "read" } else { "write" }
+        if self.rw.ends_with("read") {
+            "read"
+        } else {
+            "write"
+        }
     }
 }
 
@@ -80,12 +88,26 @@ pub(crate) fn measure(
         format!("--exec_prerun={proc_files}"),
         format!("--exec_postrun={proc_files}"),
     ];
-    let mut words = vec!["fio", "--name=job", "--output-format=json", "--output=job.json"];
-    words.extend(["--ioengine=io_uring", "--direct=1", "--time_based", "--norandommap", "--randrepeat=0"]);
+    let mut words = vec![
+        "fio",
+        "--name=job",
+        "--output-format=json",
+        "--output=job.json",
+    ];
+    words.extend([
+        "--ioengine=io_uring",
+        "--direct=1",
+        "--time_based",
+        "--norandommap",
+        "--randrepeat=0",
+    ]);
     words.extend(options.iter().map(String::as_str));
     run(&words, work, Until::Interrupted)?;
     let text = fs::read_to_string(work.join("job.json")).context("output of fio")?;
-    let cpu = [cpu_at(work, "prerun", server)?, cpu_at(work, "postrun", server)?];
+    let cpu = [
+        cpu_at(work, "prerun", server)?,
+        cpu_at(work, "postrun", server)?,
+    ];
     sample(&text, workload.direction(), cpu).context("output of fio")
 }
 
@@ -100,14 +122,22 @@ fn sample(text: &str, direction: &str, cpu: [Cpu; 2]) -> anyhow::Result<Sample> 
     if job["error"] != 0 {
         bail!("error {} of the job", job["error"]);
     }
-    let number = |path: &str| job[direction].pointer(path).and_then(Value::as_f64).with_context(|| format!("no {path}"));
+    let number = |path: &str| {
+        job[direction]
+            .pointer(path)
+            .and_then(Value::as_f64)
+            .with_context(|| format!("no {path}"))
+    };
     let requests = number("/total_ios")?.max(1.0);
     let [before, after] = cpu;
     Ok(Sample {
         iops: number("/iops")?,
         latency_us: number("/clat_ns/percentile/50.000000")? / 1e3,
         cpu_us: (after.0 - before.0) / requests,
-        server_cpu_us: after.1.zip(before.1).map(|(after, before)| (after - before) / requests),
+        server_cpu_us: after
+            .1
+            .zip(before.1)
+            .map(|(after, before)| (after - before) / requests),
     })
 }
 
@@ -117,7 +147,9 @@ fn cpu_at(work: &Path, when: &str, server: Option<u32>) -> anyhow::Result<Cpu> {
     let tick_us = 1e6 / sysconf(SysconfVar::CLK_TCK)?.context("no clock tick")? as f64;
     let machine = machine_ticks(&text).context("no CPU time in /proc/stat")?;
     let server = match server {
-        Some(_) => Some(server_ticks(&text).context("the server of the device has ended")? * tick_us),
+        Some(_) => {
+            Some(server_ticks(&text).context("the server of the device has ended")? * tick_us)
+        }
         None => None,
     };
     Ok((machine * tick_us, server))
@@ -125,8 +157,19 @@ fn cpu_at(work: &Path, when: &str, server: Option<u32>) -> anyhow::Result<Cpu> {
 
 /// user, nice, system, irq, softirq and steal of the first line of /proc/stat; not idle and iowait (proc(5)).
 fn machine_ticks(text: &str) -> Option<f64> {
-    let fields: Vec<f64> = text.lines().next()?.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
-    Some([0, 1, 2, 5, 6, 7].iter().filter_map(|index| fields.get(*index)).sum())
+    let fields: Vec<f64> = text
+        .lines()
+        .next()?
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    Some(
+        [0, 1, 2, 5, 6, 7]
+            .iter()
+            .filter_map(|index| fields.get(*index))
+            .sum(),
+    )
 }
 
 /// utime and stime of /proc/PID/stat, the last line; the name in parentheses may hold anything.
@@ -156,12 +199,26 @@ mod tests {
 {"jobs": [{"error": 0, "read": {"iops": 0, "total_ios": 0}, "write":
   {"iops": 2000.5, "total_ios": 4000, "clat_ns": {"percentile": {"50.000000": 12345}}}}]}"#;
         let sample = sample(text, "write", [(0.0, Some(0.0)), (8000.0, Some(2000.0))]).unwrap();
-        assert_eq!((sample.iops, sample.latency_us, sample.cpu_us, sample.server_cpu_us), (2000.5, 12.345, 2.0, Some(0.5)));
+        assert_eq!(
+            (
+                sample.iops,
+                sample.latency_us,
+                sample.cpu_us,
+                sample.server_cpu_us
+            ),
+            (2000.5, 12.345, 2.0, Some(0.5))
+        );
     }
 
     #[test]
     fn a_report_without_numbers_is_an_error() {
-        for text in ["", "{", "{}", r#"{"jobs": [{"error": 5}]}"#, r#"{"jobs": [{"error": 0}]}"#] {
+        for text in [
+            "",
+            "{",
+            "{}",
+            r#"{"jobs": [{"error": 5}]}"#,
+            r#"{"jobs": [{"error": 0}]}"#,
+        ] {
             sample(text, "read", [(0.0, None); 2]).unwrap_err();
         }
     }

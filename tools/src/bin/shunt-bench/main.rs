@@ -176,11 +176,23 @@ fn measure_round(
         order.reverse();
     }
     for contestant in order {
-        say(&format!("round {round} of {}: {}", arguments.rounds, contestant.name()));
-        let standing = contestant.set_up(place).with_context(|| contestant.name())?;
+        say(&format!(
+            "round {round} of {}: {}",
+            arguments.rounds,
+            contestant.name()
+        ));
+        let standing = contestant
+            .set_up(place)
+            .with_context(|| contestant.name())?;
         for workload in &fio::WORKLOADS {
-            let sample = fio::measure(&standing.device, workload, arguments.seconds, standing.server, place.work)
-                .with_context(|| format!("{}, {}", contestant.name(), workload.name()))?;
+            let sample = fio::measure(
+                &standing.device,
+                workload,
+                arguments.seconds,
+                standing.server,
+                place.work,
+            )
+            .with_context(|| format!("{}, {}", contestant.name(), workload.name()))?;
             report.add(round, contestant, workload, sample);
         }
         standing.take_away().with_context(|| contestant.name())?;

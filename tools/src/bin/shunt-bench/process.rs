@@ -64,7 +64,11 @@ pub(crate) fn check_interrupted() -> anyhow::Result<()> {
 }
 
 /// Waits until `look` gives something.
-pub(crate) fn wait_for<T>(what: &str, limit: Duration, look: impl Fn() -> Option<T>) -> anyhow::Result<T> {
+pub(crate) fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    look: impl Fn() -> Option<T>,
+) -> anyhow::Result<T> {
     let started = Instant::now();
     loop {
         if let Some(found) = look() {
@@ -92,7 +96,10 @@ pub(crate) fn run(words: &[&str], directory: &Path, until: Until) -> anyhow::Res
     let failed = |cause: String| anyhow::anyhow!("{}: {cause}", words.join(" "));
     let status = status.map_err(|error| failed(error.to_string()))?;
     if !status.success() {
-        return Err(failed(format!("{status}\n{}", text_of(&mut stderr)?.trim_end())));
+        return Err(failed(format!(
+            "{status}\n{}",
+            text_of(&mut stderr)?.trim_end()
+        )));
     }
     // dd reports on standard error.
     Ok(text_of(&mut stdout)? + &text_of(&mut stderr)?)
@@ -100,7 +107,11 @@ pub(crate) fn run(words: &[&str], directory: &Path, until: Until) -> anyhow::Res
 
 fn command(words: &[&str]) -> Command {
     let mut command = Command::new(words[0]);
-    command.args(&words[1..]).env("LC_ALL", "C").stdin(Stdio::null()).process_group(0);
+    command
+        .args(&words[1..])
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .process_group(0);
     command
 }
 
@@ -112,7 +123,9 @@ fn wait(child: &mut Child, until: Until) -> anyhow::Result<ExitStatus> {
         }
         let end = match until {
             Until::Interrupted => check_interrupted(),
-            Until::CleanedUp if started.elapsed() > CLEANUP_LIMIT => Err(anyhow::anyhow!("it did not end")),
+            Until::CleanedUp if started.elapsed() > CLEANUP_LIMIT => {
+                Err(anyhow::anyhow!("it did not end"))
+            }
             Until::CleanedUp => Ok(()),
         };
         if let Err(error) = end {

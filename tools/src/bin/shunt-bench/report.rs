@@ -43,20 +43,44 @@ pub(crate) struct Copy {
 type Figure = (&'static str, fn(&Sample) -> Option<f64>);
 
 const FIGURES: [Figure; 3] = [
-    ("requests a second, as ratio to raw (more is better)", |sample| Some(sample.iops)),
-    ("median latency, as ratio to raw (less is better)", |sample| Some(sample.latency_us)),
-    ("CPU time of the machine for a request, as ratio to raw (less is better)", |sample| Some(sample.cpu_us)),
+    (
+        "requests a second, as ratio to raw (more is better)",
+        |sample| Some(sample.iops),
+    ),
+    (
+        "median latency, as ratio to raw (less is better)",
+        |sample| Some(sample.latency_us),
+    ),
+    (
+        "CPU time of the machine for a request, as ratio to raw (less is better)",
+        |sample| Some(sample.cpu_us),
+    ),
 ];
 
 impl Report {
     /// An empty one.
     pub(crate) const fn new(json: bool) -> Self {
-        Self { json, samples: Vec::new(), copies: Vec::new() }
+        Self {
+            json,
+            samples: Vec::new(),
+            copies: Vec::new(),
+        }
     }
 
     /// Adds a measurement.
-    pub(crate) fn add(&mut self, round: u32, contestant: Contestant, workload: &Workload, sample: Sample) {
-        self.samples.push(Measured { round, contestant, workload: *workload, sample });
+    pub(crate) fn add(
+        &mut self,
+        round: u32,
+        contestant: Contestant,
+        workload: &Workload,
+        sample: Sample,
+    ) {
+        self.samples.push(Measured {
+            round,
+            contestant,
+            workload: *workload,
+            sample,
+        });
     }
 
     /// Adds a copy.
@@ -66,31 +90,56 @@ impl Report {
 
     /// The tables, or all measurements as JSON.
     pub(crate) fn finish(&self) -> String {
-        if self.json { self.json_lines() } else { self.tables() }
+        if self.json {
+            self.json_lines()
+        } else {
+            self.tables()
+        }
     }
 
     fn tables(&self) -> String {
         let mut out = String::new();
         for (title, figure) in FIGURES {
-            self.table(&mut out, title, |contestant, workload| self.ratio(contestant, Contestant::Raw, workload, figure));
+            self.table(&mut out, title, |contestant, workload| {
+                self.ratio(contestant, Contestant::Raw, workload, figure)
+            });
         }
-        self.table(&mut out, "requests a second, in thousands (of this machine only)", |contestant, workload| {
-            median(self.figures(contestant, workload, |sample| Some(sample.iops / 1e3)))
-        });
-        self.table(&mut out, "CPU time of the serving process for a request, in microseconds", |contestant, workload| {
-            median(self.figures(contestant, workload, |sample| sample.server_cpu_us))
-        });
+        self.table(
+            &mut out,
+            "requests a second, in thousands (of this machine only)",
+            |contestant, workload| {
+                median(self.figures(contestant, workload, |sample| Some(sample.iops / 1e3)))
+            },
+        );
+        self.table(
+            &mut out,
+            "CPU time of the serving process for a request, in microseconds",
+            |contestant, workload| {
+                median(self.figures(contestant, workload, |sample| sample.server_cpu_us))
+            },
+        );
         self.rublk_table(&mut out);
         self.copy_table(&mut out);
         out
     }
 
-    fn table(&self, out: &mut String, title: &str, cell: impl Fn(Contestant, &Workload) -> Option<f64>) {
+    fn table(
+        &self,
+        out: &mut String,
+        title: &str,
+        cell: impl Fn(Contestant, &Workload) -> Option<f64>,
+    ) {
         let contestants = self.contestants();
-        let names: String = contestants.iter().map(|contestant| format!("{:>10}", contestant.name())).collect();
+        let names: String = contestants
+            .iter()
+            .map(|contestant| format!("{:>10}", contestant.name()))
+            .collect();
         row(out, &format!("{title}\n{:<22}{names}", ""));
         for workload in &WORKLOADS {
-            let cells: String = contestants.iter().map(|contestant| cell_text(cell(*contestant, workload))).collect();
+            let cells: String = contestants
+                .iter()
+                .map(|contestant| cell_text(cell(*contestant, workload)))
+                .collect();
             row(out, &format!("{:<22}{cells}", workload.name()));
         }
         out.push('\n');
@@ -98,12 +147,23 @@ impl Report {
 
     fn rublk_table(&self, out: &mut String) {
         let contestants = self.contestants();
-        if ![Contestant::Rublk, Contestant::Single].iter().all(|needed| contestants.contains(needed)) {
+        if ![Contestant::Rublk, Contestant::Single]
+            .iter()
+            .all(|needed| contestants.contains(needed))
+        {
             return;
         }
-        row(out, &format!("{:<22}{:>10}{:>10}", "Single beside rublk", "requests", "latency"));
+        row(
+            out,
+            &format!(
+                "{:<22}{:>10}{:>10}",
+                "Single beside rublk", "requests", "latency"
+            ),
+        );
         for workload in &WORKLOADS {
-            let ratio = |figure| cell_text(self.ratio(Contestant::Single, Contestant::Rublk, workload, figure));
+            let ratio = |figure| {
+                cell_text(self.ratio(Contestant::Single, Contestant::Rublk, workload, figure))
+            };
             let (requests, latency) = (ratio(FIGURES[0].1), ratio(FIGURES[1].1));
             row(out, &format!("{:<22}{requests}{latency}", workload.name()));
         }
@@ -114,13 +174,25 @@ impl Report {
         if self.copies.is_empty() {
             return;
         }
-        row(out, &format!("{:<22}{:>10}{:>10}{:>10}", "whole copy, MiB/s", "dd", "shunt", "ratio"));
+        row(
+            out,
+            &format!(
+                "{:<22}{:>10}{:>10}{:>10}",
+                "whole copy, MiB/s", "dd", "shunt", "ratio"
+            ),
+        );
         let mut ways: Vec<&str> = self.copies.iter().map(|copy| copy.way).collect();
         ways.sort_unstable();
         ways.dedup();
         for way in ways {
             let cell = |figure: fn(&Copy) -> f64| {
-                cell_text(median(self.copies.iter().filter(|copy| copy.way == way).map(figure).collect()))
+                cell_text(median(
+                    self.copies
+                        .iter()
+                        .filter(|copy| copy.way == way)
+                        .map(figure)
+                        .collect(),
+                ))
             };
             let mib = [
                 cell(|copy| copy.dd_bytes_per_second / f64::from(1 << 20)),
@@ -132,7 +204,11 @@ impl Report {
     }
 
     fn contestants(&self) -> Vec<Contestant> {
-        let mut contestants: Vec<_> = self.samples.iter().map(|measured| measured.contestant).collect();
+        let mut contestants: Vec<_> = self
+            .samples
+            .iter()
+            .map(|measured| measured.contestant)
+            .collect();
         contestants.sort_unstable();
         contestants.dedup();
         contestants
@@ -144,8 +220,14 @@ impl Report {
         workload: &Workload,
         figure: fn(&Sample) -> Option<f64>,
     ) -> Vec<f64> {
-        let of = |measured: &&Measured| measured.contestant == contestant && measured.workload == *workload;
-        self.samples.iter().filter(of).filter_map(|measured| figure(&measured.sample)).collect()
+        let of = |measured: &&Measured| {
+            measured.contestant == contestant && measured.workload == *workload
+        };
+        self.samples
+            .iter()
+            .filter(of)
+            .filter_map(|measured| figure(&measured.sample))
+            .collect()
     }
 
     /// The median over the rounds of the ratio within a round. Every round measures all once, in rounds' order.
@@ -156,13 +238,27 @@ impl Report {
         workload: &Workload,
         figure: fn(&Sample) -> Option<f64>,
     ) -> Option<f64> {
-        let (ours, theirs) = (self.figures(contestant, workload, figure), self.figures(to, workload, figure));
-        median(ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect())
+        let (ours, theirs) = (
+            self.figures(contestant, workload, figure),
+            self.figures(to, workload, figure),
+        );
+        median(
+            ours.iter()
+                .zip(&theirs)
+                .map(|(ours, theirs)| ours / theirs)
+                .collect(),
+        )
     }
 
     fn json_lines(&self) -> String {
         let mut out = String::new();
-        for Measured { round, contestant, workload, sample } in &self.samples {
+        for Measured {
+            round,
+            contestant,
+            workload,
+            sample,
+        } in &self.samples
+        {
             let record = json!({
                 "type": "measurement",
                 "schema": JSON_SCHEMA,
@@ -218,12 +314,26 @@ mod tests {
     fn report(json: bool) -> Report {
         let mut report = Report::new(json);
         for (round, factor) in [(1, 1.0), (2, 3.0), (3, 1.0)] {
-            for (contestant, iops) in [(Contestant::Raw, 1000.0), (Contestant::Rublk, 500.0), (Contestant::Single, 600.0)] {
-                let sample = Sample { iops: iops * factor, latency_us: 1.0, cpu_us: 0.0, server_cpu_us: None };
+            for (contestant, iops) in [
+                (Contestant::Raw, 1000.0),
+                (Contestant::Rublk, 500.0),
+                (Contestant::Single, 600.0),
+            ] {
+                let sample = Sample {
+                    iops: iops * factor,
+                    latency_us: 1.0,
+                    cpu_us: 0.0,
+                    server_cpu_us: None,
+                };
                 report.add(round, contestant, &WORKLOADS[0], sample);
             }
         }
-        report.add_copy(Copy { round: 1, way: "there", dd_bytes_per_second: 1e9, shunt_bytes_per_second: 2e9 });
+        report.add_copy(Copy {
+            round: 1,
+            way: "there",
+            dd_bytes_per_second: 1e9,
+            shunt_bytes_per_second: 2e9,
+        });
         report
     }
 
@@ -237,16 +347,35 @@ mod tests {
     #[test]
     fn ratios_are_taken_within_a_round() {
         let tables = report(false).finish();
-        let line = |beginning: &str| tables.lines().find(|line| line.starts_with(beginning)).unwrap().to_owned();
-        assert_eq!(line("4k randread depth 1 "), "4k randread depth 1         1.00      0.50      0.60");
-        assert_eq!(line("there"), "there                     953.67   1907.35      2.00");
-        assert!(tables.contains("Single beside rublk") && tables.contains("      1.20      1.00"), "{tables}");
+        let line = |beginning: &str| {
+            tables
+                .lines()
+                .find(|line| line.starts_with(beginning))
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(
+            line("4k randread depth 1 "),
+            "4k randread depth 1         1.00      0.50      0.60"
+        );
+        assert_eq!(
+            line("there"),
+            "there                     953.67   1907.35      2.00"
+        );
+        assert!(
+            tables.contains("Single beside rublk") && tables.contains("      1.20      1.00"),
+            "{tables}"
+        );
     }
 
     #[test]
     fn json_has_every_measurement() {
         let text = report(true).finish();
         assert_eq!(text.lines().count(), 10);
-        assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["schema"] == 1));
+        assert!(
+            text.lines().all(
+                |line| serde_json::from_str::<serde_json::Value>(line).unwrap()["schema"] == 1
+            )
+        );
     }
 }

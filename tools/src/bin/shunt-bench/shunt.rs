@@ -49,34 +49,73 @@ impl Daemon {
     pub(crate) fn start(programs: Option<&Path>, work: &Path) -> anyhow::Result<Self> {
         let folder = match programs {
             Some(folder) => folder.to_owned(),
-            None => env::current_exe()?.parent().context("the folder of shunt-bench")?.to_owned(),
+            None => env::current_exe()?
+                .parent()
+                .context("the folder of shunt-bench")?
+                .to_owned(),
         };
         let program = |name: &str| -> anyhow::Result<String> {
             let path = folder.join(name);
             if !path.is_file() {
-                bail!("{} does not exist: build it, or use --programs or --contestants and --no-copy", path.display());
+                bail!(
+                    "{} does not exist: build it, or use --programs or --contestants and --no-copy",
+                    path.display()
+                );
             }
             Ok(path.display().to_string())
         };
-        let (shuntd, shunt, target) = (program("shuntd")?, program("shunt")?, program("ublk-target")?);
+        let (shuntd, shunt, target) = (
+            program("shuntd")?,
+            program("shunt")?,
+            program("ublk-target")?,
+        );
         let [state, runtime] = ["state", "run"].map(|name| work.join(name).display().to_string());
-        let words = [shuntd.as_str(), "--state-dir", &state, "--runtime-dir", &runtime, "--ublk-target", &target];
+        let words = [
+            shuntd.as_str(),
+            "--state-dir",
+            &state,
+            "--runtime-dir",
+            &runtime,
+            "--ublk-target",
+            &target,
+        ];
         let server = Server::start(&words, work, "shuntd.log")?;
         let socket = format!("{runtime}/shuntd.sock");
-        let daemon = Self { shunt, socket, work: work.to_owned(), _server: server };
-        wait_for("an answer of shuntd", START_LIMIT, || daemon.shunt(&["list"]).ok())
-            .with_context(|| fs::read_to_string(work.join("shuntd.log")).unwrap_or_default())?;
+        let daemon = Self {
+            shunt,
+            socket,
+            work: work.to_owned(),
+            _server: server,
+        };
+        wait_for("an answer of shuntd", START_LIMIT, || {
+            daemon.shunt(&["list"]).ok()
+        })
+        .with_context(|| fs::read_to_string(work.join("shuntd.log")).unwrap_or_default())?;
         Ok(daemon)
     }
 
     /// Puts the volume over a LUN.
     pub(crate) fn attach(&self, lun: &Path) -> anyhow::Result<Volume<'_>> {
         // Made first: also an attach that was interrupted has to be taken back.
-        let mut volume = Volume { device: PathBuf::new(), pid: 0, daemon: self, mirrored: false, gone: false };
+        let mut volume = Volume {
+            device: PathBuf::new(),
+            pid: 0,
+            daemon: self,
+            mirrored: false,
+            gone: false,
+        };
         self.shunt(&["attach", VOLUME, &lun.display().to_string()])?;
-        let record = self.record(&["status", "--json"], |record| record["type"] == "volume" && record["volume"] == VOLUME)?;
-        volume.device = record["kernel_device"].as_str().context("the volume has no device")?.into();
-        volume.pid = record["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).context("the volume has no process")?;
+        let record = self.record(&["status", "--json"], |record| {
+            record["type"] == "volume" && record["volume"] == VOLUME
+        })?;
+        volume.device = record["kernel_device"]
+            .as_str()
+            .context("the volume has no device")?
+            .into();
+        volume.pid = record["pid"]
+            .as_u64()
+            .and_then(|pid| u32::try_from(pid).ok())
+            .context("the volume has no process")?;
         Ok(volume)
     }
 
@@ -92,13 +131,21 @@ impl Daemon {
     /// The first record that a command prints and `wanted` accepts.
     fn record(&self, words: &[&str], wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
         let text = self.shunt(words)?;
-        let mut records = text.lines().filter_map(|line| serde_json::from_str(line).ok());
-        records.rfind(wanted).with_context(|| format!("shunt {} does not say it: {text}", words.join(" ")))
+        let mut records = text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok());
+        records
+            .rfind(wanted)
+            .with_context(|| format!("shunt {} does not say it: {text}", words.join(" ")))
     }
 
     /// When the history of the session says so, the last time, in milliseconds.
     fn history_ms(&self, beginning: &str) -> anyhow::Result<u64> {
-        let said = |record: &Value| record["what"].as_str().is_some_and(|what| what.starts_with(beginning));
+        let said = |record: &Value| {
+            record["what"]
+                .as_str()
+                .is_some_and(|what| what.starts_with(beginning))
+        };
         let record = self.record(&["history", SESSION, "--json"], said)?;
         record["at_ms"].as_u64().context("an event without a time")
     }
@@ -113,7 +160,10 @@ impl Volume<'_> {
         self.mirrored = true;
         daemon.shunt(&["start", SESSION])?;
         daemon.shunt(&["wait", SESSION, "--for", "source-selected"])?;
-        let (started, ended) = (daemon.history_ms(HISTORY_STARTED)?, daemon.history_ms(HISTORY_IN_SYNC)?);
+        let (started, ended) = (
+            daemon.history_ms(HISTORY_STARTED)?,
+            daemon.history_ms(HISTORY_IN_SYNC)?,
+        );
         Ok(Duration::from_millis(ended.saturating_sub(started).max(1)))
     }
 
@@ -125,12 +175,16 @@ impl Volume<'_> {
     fn detach(&mut self) -> anyhow::Result<()> {
         self.gone = true;
         if self.mirrored {
-            self.daemon.shunt_until(&["cancel", "--yes", SESSION], Until::CleanedUp)?;
+            self.daemon
+                .shunt_until(&["cancel", "--yes", SESSION], Until::CleanedUp)?;
         }
         // udev may still look at the device that fio has just closed.
         let started = Instant::now();
         loop {
-            match self.daemon.shunt_until(&["detach", VOLUME], Until::CleanedUp) {
+            match self
+                .daemon
+                .shunt_until(&["detach", VOLUME], Until::CleanedUp)
+            {
                 Err(_) if started.elapsed() < DETACH_LIMIT => thread::sleep(DETACH_AGAIN_AFTER),
                 result => return result.map(|_| ()),
             }

@@ -15,7 +15,9 @@ pub(crate) struct Differences {
 
 impl Default for Differences {
     fn default() -> Self {
-        Self { blocks: Runs::new(RANGES_MAX) }
+        Self {
+            blocks: Runs::new(RANGES_MAX),
+        }
     }
 }
 

@@ -92,28 +92,53 @@ fn main() -> ExitCode {
 
 /// Whether the two are equal.
 fn run(arguments: &Arguments) -> Result<bool, Failure> {
-    let sides = [open(arguments, &arguments.a)?, open(arguments, &arguments.b)?];
+    let sides = [
+        open(arguments, &arguments.a)?,
+        open(arguments, &arguments.b)?,
+    ];
     if sides[0].lun.is_same_lun(&sides[1].lun) {
         let (a, b) = (arguments.a.display(), arguments.b.display());
-        return Err(Failure::Usage(format!("{a} and {b} are the same LUN: name two different ones")));
+        return Err(Failure::Usage(format!(
+            "{a} and {b} are the same LUN: name two different ones"
+        )));
     }
     let compared_bytes = compared_bytes(arguments, &sides)?;
     let differences = compare(&sides, compared_bytes)?;
-    let outcome = Outcome { sides, compared_bytes, differences };
-    tools::print(&if arguments.json { outcome.json() } else { outcome.text() })?;
+    let outcome = Outcome {
+        sides,
+        compared_bytes,
+        differences,
+    };
+    tools::print(&if arguments.json {
+        outcome.json()
+    } else {
+        outcome.text()
+    })?;
     Ok(outcome.differences.is_none())
 }
 
 fn open(arguments: &Arguments, path: &std::path::Path) -> Result<Side, OpenError> {
-    let direct = OpenOptions { direct: true, ..OpenOptions::default() };
+    let direct = OpenOptions {
+        direct: true,
+        ..OpenOptions::default()
+    };
     match Lun::open(path, &direct) {
         Err(OpenError::DirectUnsupported { path }) => {
             if !arguments.json {
-                eprintln!("shunt-compare: {} is read through the page cache: no direct i/o there", path.display());
+                eprintln!(
+                    "shunt-compare: {} is read through the page cache: no direct i/o there",
+                    path.display()
+                );
             }
-            Ok(Side { lun: Lun::open(&path, &OpenOptions::default())?, direct: false })
+            Ok(Side {
+                lun: Lun::open(&path, &OpenOptions::default())?,
+                direct: false,
+            })
         }
-        result => Ok(Side { lun: result?, direct: true }),
+        result => Ok(Side {
+            lun: result?,
+            direct: true,
+        }),
     }
 }
 
@@ -132,7 +157,10 @@ fn compared_bytes(arguments: &Arguments, sides: &[Side; 2]) -> Result<u64, Failu
 
 fn compare(sides: &[Side; 2], compared_bytes: u64) -> Result<Differences, Failure> {
     let [a, b] = sides;
-    let (a, b) = (Reader::start(&a.lun, compared_bytes)?, Reader::start(&b.lun, compared_bytes)?);
+    let (a, b) = (
+        Reader::start(&a.lun, compared_bytes)?,
+        Reader::start(&b.lun, compared_bytes)?,
+    );
     let mut differences = Differences::default();
     let mut offset = 0;
     while offset < compared_bytes {
@@ -147,7 +175,9 @@ fn compare(sides: &[Side; 2], compared_bytes: u64) -> Result<Differences, Failur
 
 impl Outcome {
     fn sizes(&self) -> [u64; 2] {
-        self.sides.each_ref().map(|side| side.lun.identity.size_bytes)
+        self.sides
+            .each_ref()
+            .map(|side| side.lun.identity.size_bytes)
     }
 
     fn text(&self) -> String {
@@ -164,7 +194,10 @@ impl Outcome {
             )
         };
         if a != b {
-            text.push_str(&format!("the sizes differ: {a} and {b} bytes, of which {} were compared\n", self.compared_bytes));
+            text.push_str(&format!(
+                "the sizes differ: {a} and {b} bytes, of which {} were compared\n",
+                self.compared_bytes
+            ));
         }
         text
     }
@@ -196,6 +229,7 @@ impl Outcome {
 
 impl Reader {
     fn next(&self) -> anyhow::Result<reader::Chunk> {
-        self.receive().with_context(|| format!("cannot read {}", self.path.display()))
+        self.receive()
+            .with_context(|| format!("cannot read {}", self.path.display()))
     }
 }

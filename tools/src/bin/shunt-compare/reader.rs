@@ -30,7 +30,11 @@ impl Chunk {
     fn new() -> Self {
         let memory = vec![0; CHUNK_BYTES + ALIGNMENT_BYTES];
         let start = memory.as_ptr().align_offset(ALIGNMENT_BYTES);
-        Self { memory, start, length: 0 }
+        Self {
+            memory,
+            start,
+            length: 0,
+        }
     }
 
     /// What was read.
@@ -44,7 +48,12 @@ impl Chunk {
         let mut filled = 0;
         while filled < length {
             match file.read_at(&mut buffer[filled..], offset + filled as u64) {
-                Ok(0) => return Err(io::Error::other(format!("it ends at byte {}", offset + filled as u64))),
+                Ok(0) => {
+                    return Err(io::Error::other(format!(
+                        "it ends at byte {}",
+                        offset + filled as u64
+                    )));
+                }
                 Ok(count) => filled += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(at(&error, offset + filled as u64)),
@@ -82,8 +91,13 @@ impl Reader {
             // Cannot fail: the channel holds them all, and its other end is here.
             let _ = empty.send(Chunk::new());
         }
-        thread::Builder::new().spawn(move || read_all(&file, bytes, block, &to_fill, &to_compare))?;
-        Ok(Self { path: lun.path.clone(), full, empty })
+        thread::Builder::new()
+            .spawn(move || read_all(&file, bytes, block, &to_fill, &to_compare))?;
+        Ok(Self {
+            path: lun.path.clone(),
+            full,
+            empty,
+        })
     }
 
     /// The next part.
@@ -91,7 +105,9 @@ impl Reader {
     /// # Errors
     /// What the LUN said.
     pub(crate) fn receive(&self) -> io::Result<Chunk> {
-        self.full.recv().unwrap_or_else(|_| Err(io::Error::other("the reading thread has ended")))
+        self.full
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the reading thread has ended")))
     }
 
     /// Lets a part be read into again.
@@ -111,7 +127,9 @@ fn read_all(
 ) {
     let mut offset = 0;
     while offset < bytes {
-        let Ok(mut chunk) = to_fill.recv() else { return };
+        let Ok(mut chunk) = to_fill.recv() else {
+            return;
+        };
         let wanted = (bytes - offset).min(CHUNK_BYTES as u64);
         // A LUN is a whole number of blocks long, so this does not reach past its end.
         let result = chunk.fill(file, offset, wanted.next_multiple_of(block) as usize);

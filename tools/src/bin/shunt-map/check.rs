@@ -15,7 +15,11 @@ pub(crate) fn whole(survey: &Survey) -> String {
         line.push_str(&format!(": volume {}", descriptor.volume));
     }
     if let Some(Chosen { record, .. }) = &survey.chosen {
-        line.push_str(&format!(", epoch {}, {}", record.epoch.0, route_text(record.route)));
+        line.push_str(&format!(
+            ", epoch {}, {}",
+            record.epoch.0,
+            route_text(record.route)
+        ));
     }
     for Bitmap { regions, .. } in &survey.bitmaps[..survey.bitmaps.len().min(1)] {
         line.push_str(&format!(", {} dirty regions", regions.indexes()));
@@ -57,7 +61,9 @@ fn way_out(survey: &Survey) -> String {
 /// The side and the LUNs of the authoritative leg.
 fn authoritative(survey: &Survey) -> Option<String> {
     let side = survey.chosen?.record.route.authoritative();
-    let leg = survey.descriptor().and_then(|descriptor: &Descriptor| descriptor.leg(side.into()));
+    let leg = survey
+        .descriptor()
+        .and_then(|descriptor: &Descriptor| descriptor.leg(side.into()));
     Some(match leg {
         Some(leg) => format!("{side} ({})", paths(leg)),
         None => side.to_string(),
@@ -66,6 +72,10 @@ fn authoritative(survey: &Survey) -> Option<String> {
 
 /// The paths of a leg's LUNs.
 pub(crate) fn paths(leg: &Leg) -> String {
-    let paths: Vec<String> = leg.extents.iter().map(|extent| extent.path.display().to_string()).collect();
+    let paths: Vec<String> = leg
+        .extents
+        .iter()
+        .map(|extent| extent.path.display().to_string())
+        .collect();
     paths.join(", ")
 }

@@ -26,9 +26,17 @@ pub(crate) fn route_text(route: Route) -> String {
 /// The dump for people: a word that says what, then the rest of the line.
 pub(crate) fn text(survey: &Survey) -> String {
     let mut out = String::new();
-    line(&mut out, "file", &format!("{}, {} bytes", survey.path.display(), survey.size_bytes));
+    line(
+        &mut out,
+        "file",
+        &format!("{}, {} bytes", survey.path.display(), survey.size_bytes),
+    );
     for (number, slot) in survey.slots.iter().enumerate() {
-        line(&mut out, &format!("role {number}"), &role_text(survey, number, slot));
+        line(
+            &mut out,
+            &format!("role {number}"),
+            &role_text(survey, number, slot),
+        );
     }
     if let Some(chosen) = &survey.chosen {
         line(&mut out, "geometry", &geometry_text(&chosen.record));
@@ -62,7 +70,10 @@ fn role_text(survey: &Survey, number: usize, slot: &Slot) -> String {
         ),
         Slot::Invalid => "not valid: no record, or it does not match its checksum".to_owned(),
         Slot::Refused(error) => format!("refused: {error}"),
-        Slot::Unread(cause) => format!("cannot be read at byte {}: {cause}", map::ROLE_OFFSETS[number]),
+        Slot::Unread(cause) => format!(
+            "cannot be read at byte {}: {cause}",
+            map::ROLE_OFFSETS[number]
+        ),
     }
 }
 
@@ -105,7 +116,11 @@ fn descriptor_text(out: &mut String, number: usize, slot: &DescriptorSlot) {
         ),
     );
     for side in [Side::Source, Side::Target] {
-        for extent in descriptor.leg(side.into()).into_iter().flat_map(|leg| &leg.extents) {
+        for extent in descriptor
+            .leg(side.into())
+            .into_iter()
+            .flat_map(|leg| &leg.extents)
+        {
             line(out, &format!("  {side}"), &extent_text(extent));
         }
     }
@@ -118,7 +133,10 @@ fn extent_text(extent: &Extent) -> String {
         extent.length_bytes,
         extent.start_bytes
     );
-    for (what, value) in [("wwn", &extent.identity.wwn), ("serial", &extent.identity.serial)] {
+    for (what, value) in [
+        ("wwn", &extent.identity.wwn),
+        ("serial", &extent.identity.serial),
+    ] {
         if let Some(value) = value {
             text.push_str(&format!(", {what} {value}"));
         }
@@ -128,7 +146,12 @@ fn extent_text(extent: &Extent) -> String {
 
 fn bitmap_text(bitmap: &Bitmap) -> String {
     let mut shown = Runs::new(RANGES_SHOWN_MAX);
-    bitmap.regions.kept().iter().flat_map(|run| run.first..run.first + run.count).for_each(|region| shown.add(region));
+    bitmap
+        .regions
+        .kept()
+        .iter()
+        .flat_map(|run| run.first..run.first + run.count)
+        .for_each(|region| shown.add(region));
     let mut text = format!("{} regions, {}", shown.indexes(), size_text(bitmap.bytes));
     if shown.indexes() > 0 {
         text.push_str(&format!(": {shown}"));
@@ -150,7 +173,13 @@ pub(crate) fn json(survey: &Survey) -> String {
         "problems": survey.problems,
         "notes": survey.notes,
     })];
-    records.extend(survey.slots.iter().enumerate().map(|(number, slot)| role_json(survey, number, slot)));
+    records.extend(
+        survey
+            .slots
+            .iter()
+            .enumerate()
+            .map(|(number, slot)| role_json(survey, number, slot)),
+    );
     if let Some(chosen) = &survey.chosen {
         let geometry = chosen.record.geometry;
         records.push(json!({
@@ -161,15 +190,19 @@ pub(crate) fn json(survey: &Survey) -> String {
             "regions": geometry.regions(),
         }));
     }
-    records.extend(survey.descriptors.iter().enumerate().map(|(number, slot)| descriptor_json(number, slot)));
+    records.extend(
+        survey
+            .descriptors
+            .iter()
+            .enumerate()
+            .map(|(number, slot)| descriptor_json(number, slot)),
+    );
     records.extend(survey.bitmaps.iter().map(bitmap_json));
     records.iter().map(|record| format!("{record}\n")).collect()
 }
 
 fn role_json(survey: &Survey, number: usize, slot: &Slot) -> Value {
-    let base = |state: &str, problem: Option<String>| {
-        json!({ "type": "role", "schema": JSON_SCHEMA, "slot": number, "state": state, "problem": problem })
-    };
+    let base = |state: &str, problem: Option<String>| json!({ "type": "role", "schema": JSON_SCHEMA, "slot": number, "state": state, "problem": problem });
     match slot {
         Slot::Valid(record) => {
             let mut value = base("valid", None);
@@ -215,5 +248,12 @@ fn range_json(run: &Run) -> Value {
 
 fn uuid_text(id: &[u8; 16]) -> String {
     let digits: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-    [&digits[..8], &digits[8..12], &digits[12..16], &digits[16..20], &digits[20..]].join("-")
+    [
+        &digits[..8],
+        &digits[8..12],
+        &digits[12..16],
+        &digits[16..20],
+        &digits[20..],
+    ]
+    .join("-")
 }

@@ -78,7 +78,11 @@ fn run(command: &Command) -> anyhow::Result<bool> {
         }
         Command::Dump { file, json } => {
             let survey = Survey::settled(file)?;
-            tools::print(&if *json { dump::json(&survey) } else { dump::text(&survey) })?;
+            tools::print(&if *json {
+                dump::json(&survey)
+            } else {
+                dump::text(&survey)
+            })?;
             for problem in &survey.problems {
                 eprintln!("shunt-map: {}: {problem}", survey.path.display());
             }

@@ -115,7 +115,10 @@ impl Survey {
 
     fn of(path: &Path) -> anyhow::Result<Self> {
         let file = open(path)?;
-        let size_bytes = file.metadata().with_context(|| path.display().to_string())?.len();
+        let size_bytes = file
+            .metadata()
+            .with_context(|| path.display().to_string())?
+            .len();
         let sectors = map::ROLE_OFFSETS.map(|offset| sector(&file, offset));
         let chosen = choose(&sectors);
         let slots = sectors.map(slot);
@@ -158,11 +161,15 @@ impl Survey {
         let slot = chosen.record.descriptor_slot;
         let descriptor = &self.descriptors[usize::from(slot)];
         if !descriptor.verified {
-            self.problems.push(format!("descriptor {slot} does not match its checksum"));
+            self.problems
+                .push(format!("descriptor {slot} does not match its checksum"));
         }
         if chosen.record.route.mirror().is_some() {
-            self.bitmaps = [Area::Dirty, Area::Intent].map(|area| bitmap(file, &chosen.record, area)).into();
-            self.problems.extend(self.bitmaps.iter().filter_map(Bitmap::problem));
+            self.bitmaps = [Area::Dirty, Area::Intent]
+                .map(|area| bitmap(file, &chosen.record, area))
+                .into();
+            self.problems
+                .extend(self.bitmaps.iter().filter_map(Bitmap::problem));
         }
     }
 
@@ -197,7 +204,8 @@ impl Bitmap {
 
 fn open(path: &Path) -> anyhow::Result<File> {
     // Looked at before it is opened: opening a pipe would wait, opening a device can have consequences.
-    let metadata = std::fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let metadata =
+        std::fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
     if !metadata.is_file() {
         bail!("{} is not a regular file", path.display());
     }
@@ -209,9 +217,10 @@ fn sector(file: &File, offset: u64) -> Result<[u8; SECTOR_BYTES], String> {
     let mut bytes = [0; SECTOR_BYTES];
     match file.read_exact_at(&mut bytes, offset) {
         Ok(()) => Ok(bytes),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            Err(format!("the file ends before byte {}", offset + SECTOR_BYTES as u64))
-        }
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(format!(
+            "the file ends before byte {}",
+            offset + SECTOR_BYTES as u64
+        )),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -229,7 +238,9 @@ fn choose(sectors: &[Result<[u8; SECTOR_BYTES], String>; 2]) -> Result<Chosen, S
     // A slot that cannot be read counts as invalid here: what is left is shown, and the file is too short or
     // MapFile refuses it.
     let zeroes = [0; SECTOR_BYTES];
-    let [first, second] = sectors.each_ref().map(|sector| sector.as_ref().unwrap_or(&zeroes));
+    let [first, second] = sectors
+        .each_ref()
+        .map(|sector| sector.as_ref().unwrap_or(&zeroes));
     RoleRecord::choose([first, second]).map_err(|error| error.to_string())
 }
 
@@ -248,7 +259,10 @@ fn descriptor_slot(file: &File, number: u8, records: &[Option<RoleRecord>; 2]) -
     let verified = naming.iter().find_map(|(_, record)| matching(record));
     // Without a checksum that is right, the text up to the zeroes behind it is what can be shown.
     let text = verified.unwrap_or_else(|| {
-        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        let end = bytes
+            .iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(bytes.len());
         &bytes[..end]
     });
     DescriptorSlot {
@@ -277,7 +291,12 @@ fn descriptor_bytes(file: &File, number: u8) -> Vec<u8> {
 
 fn bitmap(file: &File, record: &RoleRecord, area: Area) -> Bitmap {
     let geometry = record.geometry;
-    let mut result = Bitmap { area, regions: Runs::new(usize::MAX), bytes: 0, damaged: Runs::new(usize::MAX) };
+    let mut result = Bitmap {
+        area,
+        regions: Runs::new(usize::MAX),
+        bytes: 0,
+        damaged: Runs::new(usize::MAX),
+    };
     for index in 0..map::bitmap_sectors(geometry) {
         let which = BitmapSector { area, index };
         let words = sector(file, which.offset(geometry))
