@@ -38,7 +38,7 @@ pub use self::command::{Ask, Command, Inbox, Snapshot, refused};
 use self::{
     memory::Buffers,
     replies::Calls,
-    ring::{DEVICE_FILE, MAP_FILE, Ring, Token},
+    ring::{DEVICE_FILE, MAP_FILE, Ring, Timer, Token},
     transfer::{LegFiles, Transfer},
 };
 use crate::{
@@ -155,6 +155,10 @@ pub struct Engine {
     tags_aborted: usize,
     died: Option<EngineError>,
     started: Instant,
+    /// The time of the present wake-up.
+    clock: Time,
+    /// The deadline for which a timer was started.
+    watched_deadline: Option<Time>,
     _map: File,
 }
 
@@ -222,6 +226,8 @@ impl Engine {
             tags_aborted: 0,
             died: None,
             started: Instant::now(),
+            clock: Time(0),
+            watched_deadline: None,
             _map: map.file,
         })
     }
@@ -255,26 +261,21 @@ impl Engine {
     /// [`EngineError`]
     pub fn run(&mut self) -> Result<(), EngineError> {
         self.listen();
+        let tick = Duration::from_nanos(volume::TICK_NANOSECONDS);
+        self.ring.start_timer(Timer::Tick, tick);
         self.volume.begin(&mut self.effects);
         self.perform_effects();
-        let mut next_tick = Time(0);
         while self.tags_aborted < self.shape.tags() {
-            let limit = self.time_left(next_tick);
-            self.ring.wait(limit).map_err(setup("wait for io_uring"))?;
-            while let Some((token, result)) = self.ring.next_completion() {
+            self.ring.wait().map_err(setup("wait for io_uring"))?;
+            self.read_clock();
+            while let Some((token, result, more)) = self.ring.next_completion() {
+                if token == Token::Timer(Timer::Tick) && !more {
+                    self.ring.start_timer(Timer::Tick, tick);
+                }
                 self.complete(token, result)?;
                 self.perform_effects();
             }
-            let now = self.now();
-            let due = self
-                .volume
-                .next_deadline()
-                .is_some_and(|deadline| deadline <= now);
-            if due || now >= next_tick {
-                self.volume.tick(now, &mut self.effects);
-                self.perform_effects();
-                next_tick = now.plus(volume::TICK_NANOSECONDS);
-            }
+            self.watch_deadline();
             if let Some(error) = self.died.take() {
                 return Err(error);
             }
@@ -282,16 +283,25 @@ impl Engine {
         Ok(())
     }
 
-    fn now(&self) -> Time {
-        Time(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    /// Once a wake-up: what comes in together happens at the same time.
+    fn read_clock(&mut self) {
+        self.clock = Time(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX));
     }
 
-    fn time_left(&self, next_tick: Time) -> Duration {
-        let next = self
-            .volume
-            .next_deadline()
-            .map_or(next_tick, |deadline| deadline.min(next_tick));
-        Duration::from_nanos(next.since(self.now()))
+    const fn now(&self) -> Time {
+        self.clock
+    }
+
+    /// Wakes up for the volume's deadline, if it has a new one.
+    fn watch_deadline(&mut self) {
+        let deadline = self.volume.next_deadline();
+        if deadline != self.watched_deadline {
+            self.watched_deadline = deadline;
+            if let Some(deadline) = deadline {
+                let after = Duration::from_nanos(deadline.since(self.now()));
+                self.ring.start_timer(Timer::Deadline, after);
+            }
+        }
     }
 
     fn listen(&mut self) {
@@ -326,6 +336,10 @@ impl Engine {
                 let result = io_result(result, bytes);
                 self.volume
                     .descriptor_written(self.now(), result, &mut self.effects);
+            }
+            Token::Timer(_) => {
+                let now = self.now();
+                self.volume.tick(now, &mut self.effects);
             }
             Token::Wake => {
                 self.listen();

@@ -5,7 +5,7 @@
 
 use std::{io, os::fd::RawFd, time::Duration};
 
-use io_uring::{IoUring, cqueue, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use migration_core::{route::Side, units::Tag, volume::FlushId};
 
 /// The most files that a ring has: the device, the map file and the LUNs of three legs.
@@ -33,6 +33,17 @@ pub(super) enum Token {
     Descriptor(u32),
     /// The eventfd of the commands.
     Wake,
+    /// A timer: the steady one, or one for a deadline.
+    Timer(Timer),
+}
+
+/// The engine's timers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Timer {
+    /// Comes again and again.
+    Tick,
+    /// Comes once.
+    Deadline,
 }
 
 impl Token {
@@ -49,6 +60,8 @@ impl Token {
             Self::Role(slot) => (5, 0, slot as u64),
             Self::Descriptor(bytes) => (6, 0, u64::from(bytes)),
             Self::Wake => (7, 0, 0),
+            Self::Timer(Timer::Tick) => (8, 0, 0),
+            Self::Timer(Timer::Deadline) => (9, 0, 0),
         };
         kind << 56 | small << 48 | large
     }
@@ -70,6 +83,8 @@ impl Token {
             5 => Self::Role(large as usize),
             6 => Self::Descriptor(large as u32),
             7 => Self::Wake,
+            8 => Self::Timer(Timer::Tick),
+            9 => Self::Timer(Timer::Deadline),
             other => unreachable!("completion of an unknown kind {other}"),
         }
     }
@@ -77,6 +92,7 @@ impl Token {
 
 pub(super) struct Ring {
     ring: IoUring,
+    timer_lengths: Box<[types::Timespec; 2]>,
     lun_files: Vec<bool>,
 }
 
@@ -95,6 +111,7 @@ impl Ring {
         unsafe { ring.submitter().register_buffers(&[buffers]) }?;
         Ok(Self {
             ring,
+            timer_lengths: Box::default(),
             lun_files: vec![false; FILES_MAX as usize],
         })
     }
@@ -142,23 +159,39 @@ impl Ring {
         self.ring.submit().map(drop)
     }
 
-    /// Submits, then waits for a completion, at most so long.
-    pub(super) fn wait(&mut self, limit: Duration) -> io::Result<()> {
-        let limit = types::Timespec::from(limit);
-        let arguments = types::SubmitArgs::new().timespec(&limit);
-        match self.ring.submitter().submit_with_args(1, &arguments) {
+    /// Submits, then waits for a completion. No time limit: that would cost a kernel timer for every wait; the timers
+    /// are requests of their own.
+    pub(super) fn wait(&mut self) -> io::Result<()> {
+        match self.ring.submit_and_wait(1) {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                Some(libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
                 _ => Err(error),
             },
         }
     }
 
-    /// The next completion: what it belongs to, and its result.
-    pub(super) fn next_completion(&mut self) -> Option<(Token, i32)> {
+    /// Starts a timer; the steady one goes on by itself, as far as the kernel can.
+    pub(super) fn start_timer(&mut self, timer: Timer, after: Duration) {
+        let index = match timer {
+            Timer::Tick => 0,
+            Timer::Deadline => 1,
+        };
+        // The kernel reads it when it takes the entry.
+        self.timer_lengths[index] = types::Timespec::from(after);
+        let entry = opcode::Timeout::new(&raw const self.timer_lengths[index]);
+        let entry = match timer {
+            Timer::Tick => entry.flags(types::TimeoutFlags::MULTISHOT),
+            Timer::Deadline => entry,
+        };
+        self.push(entry.build(), Token::Timer(timer));
+    }
+
+    /// The next completion: what it belongs to, its result, and whether more will come of the same request.
+    pub(super) fn next_completion(&mut self) -> Option<(Token, i32, bool)> {
         let entry: cqueue::Entry = self.ring.completion().next()?;
-        Some((Token::decode(entry.user_data()), entry.result()))
+        let more = cqueue::more(entry.flags());
+        Some((Token::decode(entry.user_data()), entry.result(), more))
     }
 }
 
@@ -177,6 +210,8 @@ mod tests {
             Token::Role(1),
             Token::Descriptor(65536),
             Token::Wake,
+            Token::Timer(Timer::Tick),
+            Token::Timer(Timer::Deadline),
         ] {
             assert_eq!(Token::decode(token.encode()), token);
         }
