@@ -1,1 +1,56 @@
-//! skeleton
+//! What the system tests stand on: a shuntd of their own, LUNs, load, and the control socket of a volume.
+//!
+//! They run as root in a machine that is theirs (`scripts/vm`). A failure here is a failure of the test: it panics.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+pub mod host;
+pub mod load;
+pub mod lun;
+pub mod volume;
+
+use std::{
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+/// How long anything may take that should come soon. The machine is emulated and shared.
+pub const SOON: Duration = Duration::from_secs(90);
+
+/// Runs a program and returns its output, whatever its exit status.
+///
+/// # Panics
+/// If the program cannot be started.
+pub fn run(program: &str, arguments: &[&str]) -> Output {
+    Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| panic!("{program}: {error}"))
+}
+
+/// Runs a program that has to succeed; returns what it printed.
+///
+/// # Panics
+/// If it fails.
+pub fn sh(program: &str, arguments: &[&str]) -> String {
+    let output = run(program, arguments);
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits until something is so.
+///
+/// # Panics
+/// If it is not so after [`SOON`].
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < SOON, "it never came: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

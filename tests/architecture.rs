@@ -1,0 +1,140 @@
+//! The direction of dependencies, and that the tree stays tidy.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("a workspace")
+        .to_owned()
+}
+
+/// Which of our crates each of our crates names, in any table of its manifest.
+fn arrows() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
+        .current_dir(root())
+        .output()
+        .expect("cargo metadata");
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("its JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let name = |value: &serde_json::Value| value["name"].as_str().expect("a name").to_owned();
+    let ours: BTreeSet<String> = packages.iter().map(name).collect();
+    packages
+        .iter()
+        .map(|package| {
+            let named = package["dependencies"]
+                .as_array()
+                .expect("dependencies")
+                .iter()
+                .map(name);
+            (
+                name(package),
+                named.filter(|other| ours.contains(other)).collect(),
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn dependencies_point_in_one_direction() {
+    let allowed: BTreeMap<&str, &[&str]> = BTreeMap::from([
+        ("migration-core", &[][..]),
+        ("lun", &[]),
+        ("migration-proto", &["migration-core", "lun"]),
+        ("map-file", &["migration-core", "migration-proto", "lun"]),
+        (
+            "ublk-target",
+            &["migration-core", "migration-proto", "lun", "map-file"],
+        ),
+        (
+            "mgr",
+            &["migration-core", "migration-proto", "lun", "map-file"],
+        ),
+        (
+            "tools",
+            &["migration-core", "migration-proto", "lun", "map-file"],
+        ),
+        (
+            "tests",
+            &["migration-core", "migration-proto", "lun", "map-file"],
+        ),
+    ]);
+    for (package, named) in arrows() {
+        let allowed = allowed
+            .get(package.as_str())
+            .unwrap_or_else(|| panic!("say where {package} belongs"));
+        for other in named {
+            assert!(
+                allowed.contains(&other.as_str()),
+                "{package} must not depend on {other}"
+            );
+        }
+    }
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+        let path = entry.path();
+        let skipped = path
+            .file_name()
+            .is_some_and(|name| name == "target" || name == ".git");
+        if path.is_dir() && !skipped {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+#[test]
+fn files_can_be_read_in_a_sitting_and_are_finished() {
+    const LINES_MAX: usize = 1000;
+    let unfinished = ["todo", "unimplemented", "dbg"].map(|name| format!("{name}!("));
+    let mut found = Vec::new();
+    sources(&root(), &mut found);
+    assert!(found.len() > 50, "the sources were not found");
+    for path in found {
+        let text = std::fs::read_to_string(&path).expect("a source");
+        let lines = text.lines().count();
+        assert!(lines <= LINES_MAX, "{} has {lines} lines", path.display());
+        for word in &unfinished {
+            assert!(!text.contains(word), "{} has {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_core_is_pure() {
+    let core = std::fs::read_to_string(root().join("migration-core/src/lib.rs")).expect("the core");
+    for attribute in ["#![no_std]", "#![forbid(unsafe_code)]"] {
+        assert!(
+            core.contains(attribute),
+            "migration-core is not {attribute}"
+        );
+    }
+}
+
+#[test]
+fn the_two_commands_of_the_readme_exist_and_ci_calls_the_second() {
+    use std::os::unix::fs::PermissionsExt;
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("a README");
+    for command in ["scripts/demo", "scripts/test"] {
+        assert!(
+            readme.contains(command),
+            "the README does not name {command}"
+        );
+        let mode = std::fs::metadata(root().join(command))
+            .expect(command)
+            .permissions()
+            .mode();
+        assert!(mode & 0o111 != 0, "{command} is not executable");
+    }
+    let ci = std::fs::read_to_string(root().join(".ci/run")).expect("the CI script");
+    assert!(ci.contains("scripts/test"));
+}

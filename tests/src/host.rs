@@ -1,0 +1,318 @@
+//! A shuntd of the test's own, and the command line that talks to it.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use migration_proto::target::{Request, Response};
+use serde_json::Value;
+
+use crate::{run, sh, volume::Connection, wait_until};
+
+/// A shuntd with directories of its own.
+#[derive(Debug)]
+pub struct Host {
+    folder: tempfile::TempDir,
+    shuntd: Option<Child>,
+}
+
+/// What a command said.
+#[derive(Debug, Clone)]
+pub struct Said {
+    /// The exit status.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub error: String,
+}
+
+impl Host {
+    /// Starts a shuntd.
+    #[must_use]
+    pub fn new() -> Self {
+        sh("modprobe", &["ublk_drv"]);
+        Self::without_driver()
+    }
+
+    /// Starts a shuntd without seeing to the driver.
+    #[must_use]
+    pub fn without_driver() -> Self {
+        let folder = tempfile::tempdir_in("/run").expect("a folder");
+        let mut host = Self {
+            folder,
+            shuntd: None,
+        };
+        host.start_shuntd();
+        host
+    }
+
+    /// The directory of the map files, the database and the logs.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// shuntd's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("run/shuntd.sock")
+    }
+
+    /// The control socket of a volume.
+    #[must_use]
+    pub fn volume_socket(&self, volume: &str) -> PathBuf {
+        self.folder
+            .path()
+            .join(format!("run/volumes/{volume}.sock"))
+    }
+
+    /// The map file of a volume.
+    #[must_use]
+    pub fn map(&self, volume: &str) -> PathBuf {
+        self.state_dir().join(format!("volumes/{volume}/map"))
+    }
+
+    /// Starts shuntd, and waits until it answers.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn start_shuntd(&mut self) {
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.folder.path().join("log"));
+        let child = Command::new("shuntd")
+            .args([Path::new("--state-dir"), &self.state_dir()])
+            .args([Path::new("--runtime-dir"), &self.folder.path().join("run")])
+            .stdin(Stdio::null())
+            .stderr(log.expect("a log"))
+            .spawn()
+            .expect("shuntd");
+        self.shuntd = Some(child);
+        wait_until("shuntd answers", || self.shunt(&["list"]).code == 0);
+    }
+
+    /// SIGKILL.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn kill_shuntd(&mut self) {
+        let mut child = self.shuntd.take().expect("shuntd runs");
+        child.kill().expect("kill shuntd");
+        child.wait().expect("its end");
+    }
+
+    /// Runs `shunt`.
+    #[must_use]
+    pub fn shunt(&self, arguments: &[&str]) -> Said {
+        let socket = self.socket();
+        let mut all = vec!["--socket", socket.to_str().expect("a plain path")];
+        all.extend(arguments);
+        let output = run("shunt", &all);
+        Said {
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            error: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Runs `shunt`, which has to succeed.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn ok(&self, arguments: &[&str]) -> Said {
+        let said = self.shunt(arguments);
+        assert_eq!(
+            said.code,
+            0,
+            "shunt {arguments:?}: {said:?}\n{}",
+            self.log()
+        );
+        said
+    }
+
+    /// Runs `shunt`, which has to refuse with an exit status, naming all of some words, and a next command; and nothing
+    /// may have changed.
+    ///
+    /// # Panics
+    /// If it does not refuse in that way.
+    pub fn refused(&self, arguments: &[&str], code: i32, words: &[&str]) {
+        let before = self.records();
+        let said = self.shunt(arguments);
+        assert_eq!(said.code, code, "shunt {arguments:?}: {said:?}");
+        for word in words {
+            assert!(
+                said.error.contains(word),
+                "shunt {arguments:?} does not say {word:?}: {said:?}"
+            );
+        }
+        assert!(
+            said.error.contains("next: "),
+            "shunt {arguments:?} names no next command: {said:?}"
+        );
+        assert_eq!(
+            self.records(),
+            before,
+            "shunt {arguments:?} changed something"
+        );
+    }
+
+    /// What `status --json` says, without what changes by itself.
+    #[must_use]
+    pub fn records(&self) -> Vec<Value> {
+        let mut records = self.status(&[]);
+        for record in &mut records {
+            if let Some(record) = record.as_object_mut() {
+                record.retain(|key, _| !key.contains("rate") && !key.contains("eta"));
+            }
+        }
+        records
+    }
+
+    fn status(&self, session: &[&str]) -> Vec<Value> {
+        let mut arguments = vec!["status", "--json"];
+        arguments.extend(session);
+        let said = self.shunt(&arguments);
+        let parse = |line| serde_json::from_str(line).expect("a JSON object a line");
+        said.out.lines().map(parse).collect()
+    }
+
+    /// The record of a volume.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn volume(&self, volume: &str) -> Value {
+        let found = self
+            .status(&[])
+            .into_iter()
+            .find(|record| record["type"] == "volume" && record["volume"] == volume);
+        found.unwrap_or_else(|| panic!("no volume {volume}"))
+    }
+
+    /// The record of a session's only pair.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn pair(&self, session: &str) -> Value {
+        let found = self
+            .status(&[session])
+            .into_iter()
+            .find(|record| record["type"] == "pair");
+        found.unwrap_or_else(|| panic!("no pair in session {session}"))
+    }
+
+    /// Waits until a session is in a state.
+    pub fn wait_for(&self, session: &str, state: &str) {
+        self.ok(&["wait", session, "--for", state, "--timeout", "180"]);
+    }
+
+    /// `/dev/shunt/NAME`.
+    #[must_use]
+    pub fn device(volume: &str) -> String {
+        format!("/dev/shunt/{volume}")
+    }
+
+    /// Attaches a volume, and migrates it as far as `source-selected`.
+    pub fn bring_into_sync(&self, volume: &str, source: &str, target: &str, session: &str) {
+        self.ok(&["attach", volume, source]);
+        self.ok(&["create", session, &format!("{volume}:{target}")]);
+        self.ok(&["start", session]);
+        self.wait_for(session, "source-selected");
+    }
+
+    /// A connection to the volume's ublk-target.
+    #[must_use]
+    pub fn connect(&self, volume: &str) -> Connection {
+        Connection::open(&self.volume_socket(volume))
+    }
+
+    /// Kills a volume's ublk-target (SIGKILL) and waits until shuntd has started the next.
+    ///
+    /// # Panics
+    /// If none comes.
+    pub fn kill_target(&self, volume: &str) {
+        let old = self.kill_target_only(volume);
+        wait_until("the volume comes back", || {
+            let record = self.volume(volume);
+            record["state"] == "attached" && record["pid"].as_i64() != Some(old.into())
+        });
+    }
+
+    /// Kills a volume's ublk-target (SIGKILL). Returns its process id.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn kill_target_only(&self, volume: &str) -> i32 {
+        let pid = self.connect(volume).status().pid.cast_signed();
+        // SAFETY: kill takes numbers only.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGKILL) }, 0, "kill {pid}");
+        pid
+    }
+
+    /// Stops requests for a moment and compares both legs of a volume.
+    ///
+    /// # Panics
+    /// If they differ.
+    pub fn assert_legs_equal(&self, volume: &str, source: &str, target: &str) {
+        let equal = self
+            .connect(volume)
+            .while_suspended(|| crate::lun::are_equal(source, target));
+        assert!(equal, "the legs of {volume} differ");
+    }
+
+    /// What shuntd and the volumes have logged, for a failure's message.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let mut text = String::new();
+        let mut logs = vec![self.folder.path().join("log")];
+        if let Ok(volumes) = std::fs::read_dir(self.state_dir().join("volumes")) {
+            logs.extend(
+                volumes
+                    .flatten()
+                    .map(|volume| volume.path().join("ublk-target.log")),
+            );
+        }
+        for log in logs {
+            let content = std::fs::read_to_string(&log).unwrap_or_default();
+            text += &format!("--- {}\n{content}", log.display());
+        }
+        text
+    }
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+        if let Some(mut child) = self.shuntd.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let volumes = std::fs::read_dir(self.folder.path().join("run/volumes"));
+        for socket in volumes.into_iter().flatten().flatten() {
+            if std::os::unix::net::UnixStream::connect(socket.path()).is_err() {
+                continue;
+            }
+            let mut connection = Connection::open(&socket.path());
+            let pid = connection.status().pid;
+            if connection.ask(&Request::Stop) != Response::Done {
+                let _ = run("kill", &["-9", &pid.to_string()]);
+            }
+            wait_until("the volume's process ends", || {
+                !Path::new(&format!("/proc/{pid}")).exists()
+            });
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Load with verification: fio.
+
+use std::{
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use serde_json::Value;
+
+use crate::wait_until;
+
+/// Random sizes, 32 deep, every block verified; overlapping requests are sent one after the other.
+pub const VERIFY: &[&str] = &[
+    "--rw=randwrite",
+    "--bsrange=512-1M",
+    "--blockalign=512",
+    "--iodepth=32",
+    "--serialize_overlap=1",
+    "--size=48M",
+    "--verify=crc32c",
+    "--verify_fatal=1",
+    "--do_verify=1",
+];
+
+/// Writes that overlap all the time, from two jobs, in any order. Nothing can be verified but that both legs end equal.
+pub const OVERLAPPING: &[&str] = &[
+    "--rw=randwrite",
+    "--norandommap",
+    "--bsrange=4k-128k",
+    "--blockalign=512",
+    "--iodepth=16",
+    "--size=2M",
+    "--io_size=24M",
+    "--numjobs=2",
+    "--randrepeat=0",
+];
+
+/// Small random writes, 32 deep, verified.
+pub const SMALL: &[&str] = &[
+    "--rw=randwrite",
+    "--bs=4k",
+    "--iodepth=32",
+    "--size=32M",
+    "--io_size=8M",
+    "--verify=crc32c",
+    "--verify_fatal=1",
+    "--do_verify=1",
+    "--randrepeat=0",
+];
+
+fn fio(device: &str, arguments: &[&str]) -> Child {
+    Command::new("fio")
+        .args([
+            "--name=load",
+            "--direct=1",
+            "--ioengine=io_uring",
+            "--group_reporting",
+        ])
+        .arg("--output-format=json")
+        .arg(format!("--filename={device}"))
+        .args(arguments)
+        .current_dir("/var/tmp")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("fio")
+}
+
+/// Runs fio once.
+///
+/// # Errors
+/// What it says, if it saw an I/O error or data that it had not written.
+pub fn once(device: &str, arguments: &[&str]) -> Result<(), String> {
+    let output = fio(device, arguments)
+        .wait_with_output()
+        .expect("fio's output");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let said = format!("{text}{}", String::from_utf8_lossy(&output.stderr));
+    if !output.status.success() {
+        return Err(format!("fio: {}: {said}", output.status));
+    }
+    let start = text.find('{').ok_or_else(|| said.clone())?;
+    let report: Value =
+        serde_json::from_str(&text[start..]).map_err(|error| format!("{error}: {said}"))?;
+    let jobs = report["jobs"].as_array().ok_or_else(|| said.clone())?;
+    let bad = jobs.iter().any(|job| job["error"] != 0);
+    if bad || jobs.is_empty() {
+        Err(said)
+    } else {
+        Ok(())
+    }
+}
+
+/// fio, again and again, until told to end.
+#[derive(Debug)]
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    rounds: Arc<AtomicU64>,
+    thread: Option<JoinHandle<Result<(), String>>>,
+}
+
+impl Load {
+    /// Begins.
+    #[must_use]
+    pub fn start(device: &str, arguments: &'static [&'static str]) -> Self {
+        let (stop, rounds) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
+        let thread = std::thread::spawn({
+            let (device, stop, rounds) =
+                (device.to_owned(), Arc::clone(&stop), Arc::clone(&rounds));
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    once(&device, arguments)?;
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(())
+            }
+        });
+        Self {
+            stop,
+            rounds,
+            thread: Some(thread),
+        }
+    }
+
+    /// Waits until a round has begun and ended after now.
+    ///
+    /// # Panics
+    /// If fio has failed, or takes too long.
+    pub fn go_on(&self) {
+        let before = self.rounds.load(Ordering::Relaxed);
+        let ended = || self.thread.as_ref().is_some_and(JoinHandle::is_finished);
+        wait_until("another round of fio", || {
+            ended() || self.rounds.load(Ordering::Relaxed) >= before + 2
+        });
+        assert!(!ended(), "fio ended by itself");
+    }
+
+    /// Ends after the present round.
+    ///
+    /// # Panics
+    /// If fio saw an error.
+    pub fn finish(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let outcome = self
+            .thread
+            .take()
+            .expect("one thread")
+            .join()
+            .expect("no panic");
+        if let Err(error) = outcome {
+            panic!("the application saw an error: {error}");
+        }
+        assert!(
+            self.rounds.load(Ordering::Relaxed) > 0,
+            "fio never ended a round"
+        );
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,183 @@
+//! LUNs: the disks of the machine, files behind loop devices, and device-mapper on top of them.
+
+use std::path::{Path, PathBuf};
+
+use crate::{run, sh};
+
+/// A disk of the machine, empty of signatures. 0 and 1 have the same size, 2 is smaller.
+#[must_use]
+pub fn disk(number: u32) -> String {
+    let path = format!("/dev/disk/by-id/virtio-lun{number}");
+    sh("wipefs", &["--all", "--force", "--quiet", &path]);
+    path
+}
+
+/// The size of a block device, in bytes.
+#[must_use]
+pub fn size(path: &str) -> u64 {
+    sh("blockdev", &["--getsize64", path])
+        .trim()
+        .parse()
+        .expect("a size")
+}
+
+/// Whether two LUNs are equal, byte for byte.
+#[must_use]
+pub fn are_equal(first: &str, second: &str) -> bool {
+    let output = run("shunt-compare", &[first, second]);
+    match output.status.code() {
+        Some(0) => true,
+        Some(1) => {
+            println!("{}", String::from_utf8_lossy(&output.stdout));
+            false
+        }
+        other => panic!(
+            "shunt-compare: {other:?} {}",
+            String::from_utf8_lossy(&output.stderr)
+        ),
+    }
+}
+
+/// The checksum of a LUN's contents.
+#[must_use]
+pub fn checksum(path: &str) -> String {
+    sh("sha256sum", &[path])
+        .split(' ')
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// A file behind a loop device; gone with this value.
+#[derive(Debug)]
+pub struct LoopDevice {
+    /// `/dev/loopN`.
+    pub path: String,
+    _file: tempfile::NamedTempFile,
+}
+
+impl LoopDevice {
+    /// A loop device with sectors of a size.
+    #[must_use]
+    pub fn new(size_bytes: u64, sector_bytes: u32) -> Self {
+        let _ = run("modprobe", &["loop"]);
+        let file = tempfile::NamedTempFile::new_in("/var/tmp").expect("a file");
+        file.as_file().set_len(size_bytes).expect("its size");
+        let sector = sector_bytes.to_string();
+        let name = file.path().to_string_lossy().into_owned();
+        let path = sh(
+            "losetup",
+            &["--find", "--show", "--sector-size", &sector, &name],
+        );
+        Self {
+            path: path.trim().to_owned(),
+            _file: file,
+        }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = run("losetup", &["--detach", &self.path]);
+    }
+}
+
+/// A device-mapper device over a whole LUN; gone with this value.
+#[derive(Debug)]
+pub struct Mapped {
+    name: String,
+    sectors: u64,
+    below: PathBuf,
+}
+
+impl Mapped {
+    /// `linear`.
+    #[must_use]
+    pub fn linear(name: &str, below: &str) -> Self {
+        let new = Self::named(name, below);
+        sh(
+            "dmsetup",
+            &["create", name, "--table", &new.table("linear", "0")],
+        );
+        new
+    }
+
+    /// Writes take a number of milliseconds, reads none.
+    #[must_use]
+    pub fn slow_writes(name: &str, below: &str, milliseconds: u32) -> Self {
+        sh("modprobe", &["dm-delay"]);
+        let new = Self::named(name, below);
+        let table = new.table("delay", &format!("0 0 {} 0 {milliseconds}", below));
+        sh("dmsetup", &["create", name, "--table", &table]);
+        new
+    }
+
+    fn named(name: &str, below: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            sectors: size(below) / 512,
+            below: PathBuf::from(below),
+        }
+    }
+
+    fn table(&self, kind: &str, rest: &str) -> String {
+        format!("0 {} {kind} {} {rest}", self.sectors, self.below.display())
+    }
+
+    /// `/dev/mapper/NAME`.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/dev/mapper/{}", self.name)
+    }
+
+    /// Exchanges the table while the device is in use: every I/O fails from now on.
+    pub fn break_it(&self) {
+        self.reload(&format!("0 {} error", self.sectors));
+    }
+
+    /// Back to `linear`.
+    pub fn mend_it(&self) {
+        self.reload(&self.table("linear", "0"));
+    }
+
+    fn reload(&self, table: &str) {
+        sh("dmsetup", &["suspend", "--noflush", &self.name]);
+        sh("dmsetup", &["reload", &self.name, "--table", table]);
+        sh("dmsetup", &["resume", &self.name]);
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        let _ = run("dmsetup", &["remove", "--retry", &self.name]);
+    }
+}
+
+/// A mounted file system; unmounted with this value.
+#[derive(Debug)]
+pub struct Mounted {
+    /// Where.
+    pub at: tempfile::TempDir,
+}
+
+impl Mounted {
+    /// Mounts a device.
+    #[must_use]
+    pub fn new(device: &str) -> Self {
+        let at = tempfile::tempdir_in("/var/tmp").expect("a folder");
+        sh("mount", &[device, &at.path().to_string_lossy()]);
+        Self { at }
+    }
+
+    /// The mount point.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.at.path()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = run("umount", &[&self.at.path().to_string_lossy()]);
+    }
+}

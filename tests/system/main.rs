@@ -1,0 +1,7 @@
+//! Whole migrations on real ublk devices. Run by `scripts/test` in a machine, one test at a time.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+mod deaths;
+mod legs;
+mod main_path;
+mod refusals;

@@ -1,0 +1,258 @@
+//! What is refused: with a text that names object, cause and next command; nothing changes and no byte is written.
+
+use std::{
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    process::Command,
+};
+
+use migration_proto::target::{Request, Response};
+use tests::{
+    host::Host,
+    lun::{self, LoopDevice, Mapped, Mounted},
+    run, sh,
+};
+
+const REFUSED: i32 = 3;
+const NOT_FOUND: i32 = 4;
+const NO_SHUNTD: i32 = 5;
+
+#[test]
+fn a_kernel_without_ublk_is_named() {
+    sh("modprobe", &["-r", "ublk_drv"]);
+    // modprobe would bring it back.
+    let configuration = "/etc/modprobe.d/shunt-test.conf";
+    std::fs::create_dir_all("/etc/modprobe.d").unwrap();
+    std::fs::write(configuration, "install ublk_drv /bin/false\n").unwrap();
+    let host = Host::without_driver();
+    host.refused(&["attach", "db", &lun::disk(0)], REFUSED, &["ublk_drv"]);
+    std::fs::remove_file(configuration).unwrap();
+    host.ok(&["attach", "db", &lun::disk(0)]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn luns_that_must_not_be_touched_are_refused_as_source_and_as_target() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.ok(&["attach", "db", &source]);
+    let refuse = |lun: &str, words: &[&str]| {
+        let before = lun::checksum(lun);
+        host.refused(&["attach", "other", lun], REFUSED, words);
+        host.refused(&["create", "move", &format!("db:{lun}")], REFUSED, words);
+        assert_eq!(lun::checksum(lun), before, "{lun} was written");
+    };
+    sh("mkfs.ext4", &["-q", &target]);
+    {
+        let mounted = Mounted::new(&target);
+        refuse(&target, &["mounted", &mounted.path().to_string_lossy()]);
+    }
+    {
+        let _mapped = Mapped::linear("shunt-test-holder", &target);
+        refuse(&target, &["shunt-test-holder"]);
+    }
+    sh("wipefs", &["--all", "--quiet", &target]);
+    // Taken already, by its own name and by others.
+    refuse(&source, &["db"]);
+    let alias = tempfile::tempdir_in("/var/tmp").unwrap();
+    let link = alias.path().join("link").to_string_lossy().into_owned();
+    std::os::unix::fs::symlink(&source, &link).unwrap();
+    refuse(&link, &["db"]);
+    let node = alias.path().join("node").to_string_lossy().into_owned();
+    let numbers = sh("stat", &["--dereference", "--format=%Hr %Lr", &source]);
+    let numbers: Vec<&str> = numbers.split_whitespace().collect();
+    sh("mknod", &[&node, "b", numbers[0], numbers[1]]);
+    refuse(&node, &["db"]);
+    // A volume is no LUN.
+    refuse(&Host::device("db"), &["db"]);
+    for (path, word) in [
+        ("/var/tmp/missing", "does not exist"),
+        ("/etc", "directory"),
+        ("/dev/null", "character"),
+    ] {
+        host.refused(&["attach", "other", path], REFUSED, &[path, word]);
+    }
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn targets_that_do_not_fit_are_refused() {
+    let host = Host::new();
+    let (source, target, small) = (lun::disk(0), lun::disk(1), lun::disk(2));
+    host.ok(&["attach", "db", &source]);
+    let create = |target: &str| ["create", "move", &format!("db:{target}")].map(str::to_owned);
+    let refuse = |target: &str, words: &[&str]| {
+        let arguments = create(target);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        host.refused(&arguments, REFUSED, words);
+    };
+    refuse(
+        &small,
+        &[
+            &lun::size(&small).to_string(),
+            &lun::size(&source).to_string(),
+        ],
+    );
+    let sectors = LoopDevice::new(300 << 20, 4096);
+    refuse(&sectors.path, &["4096", "512"]);
+    for (make, kind) in [("mkfs.ext4 -q", "ext4"), ("mkswap -q", "swap")] {
+        sh("bash", &["-c", &format!("{make} {target}")]);
+        refuse(&target, &[kind, "--overwrite"]);
+        sh("wipefs", &["--all", "--quiet", &target]);
+    }
+    sh(
+        "bash",
+        &["-c", &format!("echo ,, | sfdisk --quiet {target}")],
+    );
+    refuse(&target, &["partition"]);
+    sh("wipefs", &["--all", "--force", "--quiet", &target]);
+    sh("blockdev", &["--rereadpt", &target]);
+    sh("mkfs.ext4", &["-q", &target]);
+    host.ok(&["create", "move", &format!("db:{target}"), "--overwrite"]);
+    // One target, one migration.
+    host.refused(
+        &["create", "second", &format!("db:{target}")],
+        REFUSED,
+        &["move"],
+    );
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn verbs_that_the_state_does_not_allow_are_refused() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.refused(&["detach", "db"], NOT_FOUND, &["db"]);
+    for verb in ["start", "pause", "resume", "switch", "undo"] {
+        host.refused(&[verb, "move"], NOT_FOUND, &["move"]);
+    }
+    host.ok(&["attach", "db", &source]);
+    assert!(
+        host.ok(&["attach", "db", &source])
+            .error
+            .contains("already")
+    );
+    host.refused(&["attach", "db", &target], REFUSED, &["db"]);
+    host.ok(&["create", "move", &format!("db:{target}")]);
+    let refuse =
+        |arguments: &[&str], state: &str| host.refused(arguments, REFUSED, &["move", state]);
+    refuse(&["switch", "move"], "setup");
+    refuse(&["undo", "move"], "setup");
+    refuse(&["commit", "move", "--yes"], "setup");
+    host.ok(&["start", "move"]);
+    host.ok(&["start", "move"]);
+    host.wait_for("move", "source-selected");
+    refuse(&["commit", "move", "--yes"], "source-selected");
+    host.refused(&["detach", "db"], REFUSED, &["move"]);
+    host.ok(&["switch", "move"]);
+    assert!(host.ok(&["switch", "move"]).error.contains("already"));
+    refuse(&["cancel", "move", "--yes"], "target-selected");
+    // No terminal, no --yes.
+    host.refused(&["commit", "move"], REFUSED, &["--yes"]);
+    host.ok(&["commit", "move", "--yes"]);
+    refuse(&["undo", "move"], "committed");
+    {
+        let device = Host::device("db");
+        let _open = std::fs::File::open(&device).unwrap();
+        host.refused(
+            &["detach", "db"],
+            REFUSED,
+            &["db", &std::process::id().to_string()],
+        );
+    }
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn only_root_is_served_and_only_one_shuntd_runs() {
+    let host = Host::new();
+    let nobody = |program: &str, arguments: &[&str]| {
+        let output = Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", program])
+            .args(arguments)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let socket = host.socket().to_string_lossy().into_owned();
+    let (code, said) = nobody("shunt", &["--socket", &socket, "list"]);
+    assert!(
+        code == Some(NO_SHUNTD) && said.contains("root"),
+        "{code:?} {said}"
+    );
+    let (code, said) = nobody(
+        "shuntd",
+        &["--state-dir", "/var/tmp/x", "--runtime-dir", "/var/tmp/y"],
+    );
+    assert!(code == Some(1) && said.contains("root"), "{code:?} {said}");
+    let state = host.state_dir().to_string_lossy().into_owned();
+    let second = run(
+        "shuntd",
+        &["--state-dir", &state, "--runtime-dir", "/var/tmp/second"],
+    );
+    assert_eq!(second.status.code(), Some(1), "{second:?}");
+    let output = run("shunt", &["--socket", "/var/tmp/no-such-socket", "list"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.code() == Some(NO_SHUNTD) && said.contains("next: "),
+        "{said}"
+    );
+}
+
+/// Sends bytes and reads what comes until the other end closes or is silent.
+fn send(socket: &std::path::Path, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream
+        .set_read_timeout(Some(std::time::Duration::from_millis(300)))
+        .unwrap();
+    let _ = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    answer
+}
+
+#[test]
+fn malformed_messages_on_either_socket_harm_nobody() {
+    let host = Host::new();
+    host.ok(&["attach", "db", &lun::disk(0)]);
+    let hello = b"\x0e\0\0\0{\"protocol\":1}";
+    let mut garbage_after_hello = hello.to_vec();
+    garbage_after_hello.extend(b"\x07\0\0\0garbage");
+    for socket in [host.socket(), host.volume_socket("db")] {
+        for bytes in [
+            &b"\xff\xff\xff\xff"[..],
+            b"\0\0\0\0",
+            b"GET / HTTP/1.0\r\n\r\n",
+            b"\x0e\0\0\0{\"prot",
+            &garbage_after_hello,
+        ] {
+            let answer = send(&socket, bytes);
+            assert!(answer.len() < 4096, "{answer:?}");
+        }
+        // Held open and silent.
+        let idle: Vec<UnixStream> = (0..20)
+            .map(|_| UnixStream::connect(&socket).unwrap())
+            .collect();
+        host.ok(&["list"]);
+        assert_eq!(host.volume("db")["state"], "attached");
+        drop(idle);
+    }
+    let mut connection = host.connect("db");
+    let epoch = connection.status().epoch;
+    for (request, reason) in [
+        (Request::Claim { regions_max: 1 }, "not-copier"),
+        (Request::Claim { regions_max: 0 }, "malformed"),
+        (Request::OpenCopier, "wrong-route"),
+        (Request::RetryMirror { epoch: epoch + 1 }, "stale-epoch"),
+    ] {
+        let Response::Refused { reason: said, .. } = connection.ask(&request) else {
+            panic!("{request:?} was not refused");
+        };
+        assert_eq!(serde_json::to_value(said).unwrap(), reason, "{request:?}");
+    }
+    host.ok(&["detach", "db"]);
+}
