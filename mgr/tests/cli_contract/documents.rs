@@ -1,0 +1,468 @@
+//! Help, usage, man pages, completions, requests and what is printed.
+
+use super::*;
+
+#[test]
+fn every_help_has_a_paragraph_and_examples() {
+    for name in subcommands() {
+        let ended = run(shunt(&[&name, "--help"]));
+        ended.expect(Exit::Done);
+        assert_eq!(ended.stderr, "");
+        let (about, rest) = ended.stdout.split_once("\n\nUsage: shunt ").unwrap();
+        assert!(about.contains("\n\n"), "{name} has no paragraph: {about}");
+        let examples = rest.split_once("EXAMPLES:\n").expect("no EXAMPLES").1;
+        assert!(examples.contains(&format!("shunt {name}")), "{examples}");
+    }
+}
+
+#[test]
+fn the_help_and_every_man_page_have_the_whole_table_of_exit_codes() {
+    let folder = tempfile::tempdir().unwrap();
+    run(shunt(&["man", folder.path().to_str().unwrap()])).expect(Exit::Done);
+    let mut texts = vec![run(shunt(&["--help"])).stdout];
+    for page in std::fs::read_dir(&folder).unwrap() {
+        texts.push(std::fs::read_to_string(page.unwrap().path()).unwrap());
+    }
+    for text in texts {
+        for row in &TABLE {
+            let line = format!("{}  {}", row.exit.code(), row.meaning).replace('-', "\\-");
+            assert!(
+                text.replace('-', "\\-")
+                    .replace("\\\\-", "\\-")
+                    .contains(&line),
+                "{line}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_codes_are_those_that_scripts_rely_on() {
+    let codes: Vec<(u8, &str)> = TABLE
+        .iter()
+        .map(|row| (row.exit.code(), row.kind))
+        .collect();
+    let expected = [
+        (0, "done"),
+        (1, "failed"),
+        (2, "usage"),
+        (3, "refused"),
+        (4, "not-found"),
+        (5, "unreachable"),
+        (6, "time-ran-out"),
+    ];
+    assert_eq!(codes, expected);
+}
+
+#[test]
+fn man_pages_are_written_for_every_subcommand() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join("share/man1");
+    run(shunt(&["man", directory.to_str().unwrap()])).expect(Exit::Done);
+    let mut names = subcommands();
+    let main_page = std::fs::read_to_string(directory.join("shunt.1")).unwrap();
+    for name in &names {
+        let page = std::fs::read_to_string(directory.join(format!("shunt-{name}.1"))).unwrap();
+        for section in [
+            "NAME",
+            "SYNOPSIS",
+            "DESCRIPTION",
+            "OPTIONS",
+            "EXAMPLES",
+            "EXIT STATUS",
+        ] {
+            let heading = page.contains(&format!(".SH {section}\n"))
+                || page.contains(&format!(".SH \"{section}\"\n"));
+            assert!(heading, "{name} {section}: {page}");
+        }
+        assert!(main_page.contains(&format!("shunt\\-{}", name.replace('-', "\\-"))));
+    }
+    names.push("shunt".into());
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), names.len());
+}
+
+#[test]
+fn completions_know_every_subcommand() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let ended = run(shunt(&["completions", shell]));
+        ended.expect(Exit::Done);
+        for name in subcommands() {
+            assert!(ended.stdout.contains(&name), "{shell}: {name}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_usage_and_sends_nothing() {
+    let fake = FakeShuntd::answering(done(true, &[]));
+    let wrong: [&[&str]; 12] = [
+        &[],
+        &["--no-such-option"],
+        &["no-such-command"],
+        &["start", "s1", "--no-such-option"],
+        &["start"],
+        &["create", "s1"],
+        &["create", "s1", "db"],
+        &["create", "s1", "db:"],
+        &["wait", "s1"],
+        &["wait", "s1", "--for", "no-such-state"],
+        &["switch", "s1", "--max-pause", "-1"],
+        &["switch", "s1", "--max-pause", "0"],
+    ];
+    for arguments in wrong {
+        let ended = fake.run(arguments);
+        ended.expect(Exit::Usage);
+        assert_eq!(ended.stdout, "", "{arguments:?}");
+        assert_ne!(ended.stderr, "", "{arguments:?}");
+    }
+    for name in subcommands() {
+        fake.run(&[&name, "--no-such-option"]).expect(Exit::Usage);
+    }
+    assert_eq!(fake.connections.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_wrong_command_line_with_json_is_an_error_record() {
+    let ended = run(shunt(&["start", "--json"]));
+    ended.expect(Exit::Usage);
+    let records = json_lines(&ended.stderr);
+    assert_eq!(records.len(), 1);
+    assert_eq!(records[0]["type"], "error");
+    assert_eq!(records[0]["kind"], "usage");
+}
+
+#[test]
+fn aliases_are_the_same_verbs() {
+    let fake = FakeShuntd::answering(done(true, &[]));
+    let aliases = [
+        ("switch", "cutover"),
+        ("switch", "select-target"),
+        ("undo", "select-source"),
+        ("commit", "finalize"),
+    ];
+    for (verb, alias) in aliases {
+        let yes: &[&str] = if verb == "commit" { &["--yes"] } else { &[] };
+        fake.run(&[&[verb, "s1"], yes].concat()).expect(Exit::Done);
+        fake.run(&[&[alias, "s1"], yes].concat()).expect(Exit::Done);
+        let requests = fake.requests();
+        assert_eq!(requests[requests.len() - 1], requests[requests.len() - 2]);
+    }
+}
+
+// What is sent.
+
+#[test]
+fn each_verb_sends_its_request() {
+    let fake = FakeShuntd::answering(done(true, &[]));
+    let session = || "s1".to_owned();
+    let expected: Vec<(&[&str], Request)> = vec![
+        (
+            &["attach", "db", "/dev/a"],
+            Request::Attach {
+                volume: "db".into(),
+                lun: "/dev/a".into(),
+            },
+        ),
+        (
+            &["detach", "db"],
+            Request::Detach {
+                volume: "db".into(),
+            },
+        ),
+        (
+            &["create", "s1", "db:/dev/b", "logs:/dev/c:1", "--overwrite"],
+            Request::Create {
+                session: session(),
+                pairs: vec![
+                    PairSpec {
+                        volume: "db".into(),
+                        target: "/dev/b".into(),
+                    },
+                    PairSpec {
+                        volume: "logs".into(),
+                        target: "/dev/c:1".into(),
+                    },
+                ],
+                overwrite: true,
+                detect_zeroes: false,
+            },
+        ),
+        (&["start", "s1"], Request::Start { session: session() }),
+        (&["pause", "s1"], Request::Pause { session: session() }),
+        (&["resume", "s1"], Request::Resume { session: session() }),
+        (
+            &["switch", "s1"],
+            Request::Switch {
+                session: session(),
+                max_pause_ms: 5000,
+            },
+        ),
+        (
+            &["undo", "s1", "--max-pause", "0.25"],
+            Request::Undo {
+                session: session(),
+                max_pause_ms: 250,
+            },
+        ),
+        (
+            &["commit", "s1", "--yes"],
+            Request::Commit { session: session() },
+        ),
+        (
+            &["cancel", "s1", "--yes"],
+            Request::Cancel { session: session() },
+        ),
+    ];
+    for (index, (arguments, request)) in expected.iter().enumerate() {
+        fake.run(arguments).expect(Exit::Done);
+        assert_eq!(&fake.requests()[index], request);
+    }
+}
+
+#[test]
+fn paths_are_made_absolute_but_links_stay() {
+    let fake = FakeShuntd::answering(done(true, &[]));
+    let here = fake.folder.path().canonicalize().unwrap();
+    std::fs::write(here.join("lun"), "").unwrap();
+    std::os::unix::fs::symlink("lun", here.join("link")).unwrap();
+    for arguments in [
+        &["attach", "db", "link"] as &[&str],
+        &["create", "s1", "db:./link"],
+    ] {
+        let mut command = fake.command(arguments);
+        command.current_dir(&here);
+        run(command).expect(Exit::Done);
+    }
+    let link = here.join("link");
+    match &fake.requests()[..] {
+        [Request::Attach { lun, .. }, Request::Create { pairs, .. }] => {
+            assert_eq!(lun, &link);
+            assert_eq!(pairs[0].target, link);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_socket_is_found_by_option_variable_and_runtime_folder() {
+    let fake = FakeShuntd::answering(done(true, &[]));
+    let socket = fake.socket();
+    let mut by_option = shunt_at(Path::new("/nowhere"), &["start", "s1", "--socket"]);
+    by_option.arg(&socket);
+    run(by_option).expect(Exit::Done);
+    let mut by_folder = shunt(&["start", "s1"]);
+    by_folder.env("SHUNT_RUNTIME_DIR", fake.folder.path());
+    run(by_folder).expect(Exit::Done);
+    assert_eq!(fake.requests().len(), 2);
+}
+
+// Answers.
+
+#[test]
+fn messages_are_for_people_and_quiet_silences_them() {
+    let fake = FakeShuntd::answering(done(true, &["volume db is /dev/shunt/db"]));
+    let ended = fake.run(&["attach", "db", "/dev/a"]);
+    ended.expect(Exit::Done);
+    assert_eq!(ended.stdout, "");
+    assert_eq!(ended.stderr, "volume db is /dev/shunt/db\n");
+    let ended = fake.run(&["attach", "db", "/dev/a", "--quiet"]);
+    ended.expect(Exit::Done);
+    assert_eq!(ended.stdout + &ended.stderr, "");
+}
+
+#[test]
+fn what_is_so_already_is_success_and_said() {
+    let fake = FakeShuntd::answering(done(false, &[]));
+    let ended = fake.run(&["start", "s1"]);
+    ended.expect(Exit::Done);
+    assert!(ended.stderr.contains("already"), "{}", ended.stderr);
+    let ended = fake.run(&["start", "s1", "--json"]);
+    ended.expect(Exit::Done);
+    let records = ended.json();
+    assert_eq!(records[0]["type"], "done");
+    assert_eq!(records[0]["changed"], false);
+}
+
+#[test]
+fn each_kind_of_failure_has_its_exit_code() {
+    let kinds = [
+        (FailureKind::Failed, Exit::Failed),
+        (FailureKind::Refused, Exit::Refused),
+        (FailureKind::NotFound, Exit::NotFound),
+    ];
+    for (kind, exit) in kinds {
+        let fake = FakeShuntd::answering(failure(kind));
+        for arguments in ASKING {
+            let ended = fake.run(arguments);
+            ended.expect(exit);
+            assert_eq!(ended.stdout, "");
+            assert_eq!(
+                ended.stderr,
+                "shunt: session s1: the state is syncing; allowed: pause, cancel\n\
+                 next: shunt wait s1 --for source-selected\n"
+            );
+            let ended = fake.run(&[arguments, &["--json"]].concat());
+            ended.expect(exit);
+            assert_eq!(ended.stdout, "");
+            let records = json_lines(&ended.stderr);
+            assert_eq!(records.len(), 1);
+            assert_eq!(records[0]["type"], "error");
+            assert_eq!(records[0]["kind"], exit.row().kind);
+            assert_eq!(records[0]["object"], "session s1");
+            assert_eq!(records[0]["next"], "shunt wait s1 --for source-selected");
+        }
+    }
+}
+
+#[test]
+fn status_json_prints_the_records_as_they_are() {
+    let fake = FakeShuntd::answering(records_in("syncing", 4096));
+    let ended = fake.run(&["status", "--json"]);
+    ended.expect(Exit::Done);
+    let printed: Vec<Record> = ended
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        printed,
+        [volume(), session("syncing"), pair("syncing", 4096)]
+    );
+    let values = ended.json();
+    assert_eq!(values[2]["type"], "pair");
+    for field in [
+        "session",
+        "volume",
+        "state",
+        "source",
+        "target",
+        "authoritative",
+        "total_bytes",
+        "dirty_bytes",
+        "copied_bytes",
+        "rate_bytes_per_second",
+        "eta_seconds",
+    ] {
+        assert!(!values[2][field].is_null(), "{field}");
+    }
+}
+
+#[test]
+fn status_tells_people_the_state_and_what_may_be_done() {
+    let fake = FakeShuntd::answering(records_in("syncing", 512 << 20));
+    let ended = fake.run(&["status", "s1"]);
+    ended.expect(Exit::Done);
+    for part in [
+        "/dev/shunt/db",
+        "syncing",
+        "source",
+        "50%",
+        "512.00 MiB",
+        "100.00 MiB/s",
+        "5s",
+    ] {
+        assert!(ended.stdout.contains(part), "no {part} in {}", ended.stdout);
+    }
+    let last = ended.stdout.lines().last().unwrap();
+    assert_eq!(last, "  you may now: shunt switch s1, shunt cancel s1");
+    let asked = Request::Status {
+        session: Some("s1".into()),
+    };
+    assert_eq!(fake.requests(), [asked]);
+}
+
+#[test]
+fn list_prints_one_line_for_each_volume_and_session() {
+    let fake = FakeShuntd::answering(records_in("syncing", 4096));
+    let ended = fake.run(&["list"]);
+    ended.expect(Exit::Done);
+    let words: Vec<&str> = ended
+        .stdout
+        .lines()
+        .map(|line| line.split_whitespace().next().unwrap())
+        .collect();
+    assert_eq!(words, ["volume", "session"]);
+    let ended = fake.run(&["list", "--json"]);
+    let types: Vec<Value> = ended
+        .json()
+        .iter()
+        .map(|value| value["type"].clone())
+        .collect();
+    assert_eq!(types, ["volume", "session"]);
+}
+
+#[test]
+fn nothing_to_show_is_no_data_and_no_failure() {
+    let fake = FakeShuntd::answering(Response::Records { records: vec![] });
+    for arguments in [&["status"] as &[&str], &["list"], &["history"]] {
+        let ended = fake.run(arguments);
+        ended.expect(Exit::Done);
+        assert_eq!(ended.stdout, "");
+        assert_ne!(ended.stderr, "");
+        let ended = fake.run(&[arguments, &["--json"]].concat());
+        ended.expect(Exit::Done);
+        assert_eq!(ended.stdout + &ended.stderr, "");
+    }
+}
+
+#[test]
+fn history_is_printed_with_times() {
+    let fake = FakeShuntd::answering(Response::Records {
+        records: vec![Record::Event(EventRecord {
+            schema: JSON_SCHEMA,
+            at_ms: 1_763_687_825_123,
+            session: Some("s1".into()),
+            volume: None,
+            what: "started".into(),
+        })],
+    });
+    let ended = fake.run(&["history", "s1"]);
+    ended.expect(Exit::Done);
+    assert_eq!(ended.stdout, "2025-11-21 01:17:05Z  s1  -  started\n");
+    assert_eq!(fake.run(&["history", "--json"]).json()[0]["type"], "event");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let fake = FakeShuntd::answering(records_in("syncing", 4096));
+    for arguments in [
+        &["status"] as &[&str],
+        &["status", "--watch"],
+        &["completions", "bash"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut child = fake
+            .command(arguments)
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = String::new();
+        child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut stderr)
+            .unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{stderr}");
+        assert_eq!(stderr, "");
+    }
+}
+
+#[test]
+fn a_full_disk_under_standard_output_is_a_failure() {
+    let fake = FakeShuntd::answering(records_in("syncing", 4096));
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let output = fake
+        .command(&["status"])
+        .stdout(full)
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("shunt: standard output: "));
+}
