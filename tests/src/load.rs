@@ -88,7 +88,13 @@ pub fn once(device: &str, arguments: &[&str]) -> Result<(), String> {
     let report: Value =
         serde_json::from_str(&text[start..]).map_err(|error| format!("{error}: {said}"))?;
     let jobs = report["jobs"].as_array().ok_or_else(|| said.clone())?;
-    let bad = jobs.iter().any(|job| job["error"] != 0);
+    let verifies = arguments
+        .iter()
+        .any(|argument| argument.starts_with("--verify="));
+    let bad = jobs.iter().any(|job| {
+        let unverified = verifies && job["read"]["total_ios"] == 0;
+        job["error"] != 0 || job["write"]["total_ios"] == 0 || unverified
+    });
     if bad || jobs.is_empty() {
         Err(said)
     } else {

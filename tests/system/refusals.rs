@@ -44,7 +44,7 @@ fn luns_that_must_not_be_touched_are_refused_as_source_and_as_target() {
     };
     sh("mkfs.ext4", &["-q", &target]);
     {
-        let mounted = Mounted::new(&target);
+        let mounted = Mounted::read_only(&target);
         refuse(&target, &["mounted", &mounted.path().to_string_lossy()]);
     }
     {
