@@ -105,6 +105,49 @@ impl Host {
         child.wait().expect("its end");
     }
 
+    /// Sends shuntd a signal.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn signal_shuntd(&self, signal: i32) {
+        let child = self.shuntd.as_ref().expect("shuntd runs");
+        // SAFETY: kill takes numbers only.
+        let result = unsafe { libc::kill(child.id().cast_signed(), signal) };
+        assert_eq!(result, 0, "signal {signal} to shuntd");
+    }
+
+    /// Ends shuntd as an administrator does. Returns its exit status.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn stop_shuntd(&mut self) -> Option<i32> {
+        self.signal_shuntd(libc::SIGTERM);
+        let mut child = self.shuntd.take().expect("shuntd runs");
+        let mut status = None;
+        wait_until("shuntd ends", || {
+            status = child.try_wait().expect("its status");
+            status.is_some()
+        });
+        status.and_then(|status| status.code())
+    }
+
+    /// Begins to run `shunt`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[must_use]
+    pub fn begin(&self, arguments: &[&str]) -> Child {
+        Command::new("shunt")
+            .arg("--socket")
+            .arg(self.socket())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("shunt")
+    }
+
     /// Runs `shunt`.
     #[must_use]
     pub fn shunt(&self, arguments: &[&str]) -> Said {

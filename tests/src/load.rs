@@ -52,6 +52,19 @@ pub const SMALL: &[&str] = &[
     "--randrepeat=0",
 ];
 
+/// Like [`SMALL`], on a volume of a few megabytes.
+pub const LITTLE: &[&str] = &[
+    "--rw=randwrite",
+    "--bs=4k",
+    "--iodepth=16",
+    "--size=8M",
+    "--io_size=2M",
+    "--verify=crc32c",
+    "--verify_fatal=1",
+    "--do_verify=1",
+    "--randrepeat=0",
+];
+
 fn fio(device: &str, arguments: &[&str]) -> Child {
     Command::new("fio")
         .args([

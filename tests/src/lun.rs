@@ -1,18 +1,44 @@
 //! LUNs: the disks of the machine, files behind loop devices, and device-mapper on top of them.
 
 use std::{
-    io::Read,
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use crate::{run, sh};
 
-/// A disk of the machine, empty of signatures. 0 and 1 have the same size, 2 is smaller.
+/// A disk of the machine, empty of signatures. 0 and 1 have the same size, 2 is smaller. No megabyte is as on another
+/// disk or as it was: a region that is not copied is found.
 #[must_use]
 pub fn disk(number: u32) -> String {
     let path = format!("/dev/disk/by-id/virtio-lun{number}");
     sh("wipefs", &["--all", "--force", "--quiet", &path]);
+    scribble(&path);
     path
+}
+
+/// Writes something that was never there into every megabyte of a LUN, beyond where signatures are.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn scribble(path: &str) {
+    const STEP: u64 = 1 << 20;
+    let lun = File::options().write(true).open(path).expect("a lun");
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("after 1970");
+    let mark = format!("{path} {}", now.as_nanos());
+    for start in (STEP / 2..size_of_open(&lun).saturating_sub(4096)).step_by(STEP as usize) {
+        lun.write_all_at(mark.as_bytes(), start).expect("a write");
+    }
+    lun.sync_all().expect("a flush");
+}
+
+fn size_of_open(mut lun: &File) -> u64 {
+    lun.seek(SeekFrom::End(0)).expect("its size")
 }
 
 /// The size of a block device, in bytes.
@@ -132,6 +158,19 @@ impl Mapped {
         new
     }
 
+    /// Flushes take a number of milliseconds, reads and writes none.
+    #[must_use]
+    pub fn slow_flushes(name: &str, below: &str, milliseconds: u32) -> Self {
+        sh("modprobe", &["dm-delay"]);
+        let new = Self::named(name, below);
+        let table = new.table(
+            "delay",
+            &format!("0 0 {below} 0 0 {below} 0 {milliseconds}"),
+        );
+        sh("dmsetup", &["create", name, "--table", &table]);
+        new
+    }
+
     fn named(name: &str, below: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -153,6 +192,31 @@ impl Mapped {
     /// Exchanges the table while the device is in use: every I/O fails from now on.
     pub fn break_it(&self) {
         self.reload(&format!("0 {} error", self.sectors));
+    }
+
+    /// Exchanges the table while the device is in use: I/O to one megabyte of it fails from now on.
+    pub fn break_megabyte(&self, number: u64) {
+        const SECTORS: u64 = 2048;
+        let (start, end) = (number * SECTORS, (number + 1) * SECTORS);
+        let below = self.below.display();
+        self.reload(&format!(
+            "0 {start} linear {below} 0\n{start} {SECTORS} error\n{end} {} linear {below} {end}",
+            self.sectors - end
+        ));
+    }
+
+    /// What has been written to it since it was made, in bytes.
+    ///
+    /// # Panics
+    /// If the kernel does not say.
+    #[must_use]
+    pub fn written_bytes(&self) -> u64 {
+        let device = std::fs::canonicalize(self.path()).expect("a device");
+        let name = device.file_name().expect("a name").to_string_lossy();
+        let stat =
+            std::fs::read_to_string(format!("/sys/block/{name}/stat")).expect("its counters");
+        let sectors = stat.split_whitespace().nth(6).expect("sectors written");
+        sectors.parse::<u64>().expect("a number") * 512
     }
 
     /// Back to `linear`.

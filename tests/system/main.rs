@@ -2,6 +2,10 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod deaths;
+mod exclusion;
+mod faults;
+mod interrupted;
 mod legs;
 mod main_path;
 mod refusals;
+mod shapes;

@@ -285,8 +285,6 @@ fn recover(
     device: DeviceId,
     engine: &mut EngineThread,
 ) -> anyhow::Result<()> {
-    // The predecessor may have died before it came to this.
-    watch_old_driver(device, features)?;
     let started = Instant::now();
     loop {
         match control.start_user_recovery(device, CONTROL_LIMIT) {
@@ -306,7 +304,9 @@ fn recover(
     let node = ublk::wait_for_cdev(device, NODE_LIMIT)?;
     engine.take_device(node)?;
     control.end_user_recovery(device, std::process::id(), CONTROL_LIMIT)?;
-    Ok(())
+    // The predecessor may have died before it came to this. Not earlier: the kernel writes a queue's attribute only
+    // when no request is in flight, and those that the predecessor left are answered from now on.
+    watch_old_driver(device, features)
 }
 
 /// An old driver notices the death of a server that held every tag only by the request timeout.

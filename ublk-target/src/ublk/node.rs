@@ -83,6 +83,11 @@ fn open_within(path: &Path, limit: Duration) -> io::Result<File> {
 /// then, and the default is 30 s. A live server that holds a request longer sees no error.
 pub fn set_io_timeout(id: DeviceId, milliseconds: u32) -> Result<(), ControlError> {
     let path = PathBuf::from(format!("/sys/block/ublkb{id}/queue/io_timeout"));
+    // To read it disturbs nobody; to write it waits until nothing is in flight.
+    let present = fs::read_to_string(&path).unwrap_or_default();
+    if present.trim() == milliseconds.to_string() {
+        return Ok(());
+    }
     fs::write(&path, milliseconds.to_string()).map_err(|source| ControlError::IoTimeout {
         device: id,
         path,

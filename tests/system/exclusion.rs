@@ -1,0 +1,276 @@
+//! Who is kept away: from the legs, from the sockets, from LUNs that are not the ones that were accepted.
+
+use std::{
+    io::{Read, Write},
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::Path,
+};
+
+use tests::{
+    host::Host,
+    lun::{self, Mapped},
+    run, sh, wait_until,
+};
+
+const REFUSED: i32 = 3;
+const NOT_FOUND: i32 = 4;
+
+/// Whether a LUN can be opened for oneself alone, as mount, mkfs and LVM do.
+fn is_free(lun: &str) -> bool {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_EXCL)
+        .open(lun)
+        .is_ok()
+}
+
+#[test]
+fn nobody_can_mount_or_format_a_leg_underneath_and_a_leg_that_is_given_up_is_free() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    sh("mkfs.ext4", &["-q", &source]);
+    host.ok(&["attach", "db", &source]);
+    let at = tempfile::tempdir_in("/var/tmp").unwrap();
+    let place = at.path().to_string_lossy().into_owned();
+    let refuses = |lun: &str| {
+        assert!(
+            !run("mount", &[lun, &place]).status.success(),
+            "{lun} was mounted"
+        );
+        assert!(
+            !run("mkfs.ext4", &["-q", "-F", lun]).status.success(),
+            "{lun} was formatted"
+        );
+        assert!(!is_free(lun), "{lun} can be claimed");
+    };
+    refuses(&source);
+    assert!(is_free(&target));
+    host.ok(&["create", "move", &format!("db:{target}")]);
+    host.ok(&["start", "move"]);
+    refuses(&source);
+    refuses(&target);
+    host.wait_for("move", "source-selected");
+    host.kill_target("db");
+    host.wait_for("move", "source-selected");
+    refuses(&source);
+    refuses(&target);
+    host.ok(&["switch", "move"]);
+    host.ok(&["commit", "move", "--yes"]);
+    refuses(&target);
+    assert!(
+        is_free(&source),
+        "the leg that was given up is still claimed"
+    );
+    host.ok(&["detach", "db"]);
+    assert!(is_free(&target));
+    sh("fsck.ext4", &["-f", "-n", &target]);
+}
+
+/// Sends a greeting as another user; returns what is answered.
+fn greet_as_nobody(socket: &Path) -> std::io::Result<Vec<u8>> {
+    const NOBODY: libc::c_long = 65534;
+    let socket = socket.to_owned();
+    let thread = std::thread::spawn(move || {
+        // The system call changes this thread alone; the function of the C library would change all.
+        // SAFETY: setresuid takes numbers only.
+        let result = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+        assert_eq!(result, 0, "setresuid");
+        let mut stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(tests::SOON))?;
+        // The other end may have closed already.
+        let _ = stream.write_all(b"\x0e\0\0\0{\"protocol\":1}\x14\0\0\0{\"request\":\"status\"}");
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        Ok(answer)
+    });
+    thread.join().unwrap()
+}
+
+#[test]
+fn another_user_is_refused_whatever_the_mode_of_the_sockets_is() {
+    let host = Host::new();
+    host.ok(&["attach", "db", &lun::disk(0)]);
+    for socket in [host.socket(), host.volume_socket("db")] {
+        let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{}", socket.display());
+        let error = greet_as_nobody(&socket).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+        let mut open = socket.as_path();
+        while open != Path::new("/run") {
+            std::fs::set_permissions(open, std::fs::Permissions::from_mode(0o777)).unwrap();
+            open = open.parent().unwrap();
+        }
+        let answer = greet_as_nobody(&socket).unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(
+            !answer.contains("volume") && !answer.contains("records"),
+            "{answer}"
+        );
+    }
+    assert_eq!(host.volume("db")["state"], "attached");
+    host.ok(&["detach", "db"]);
+}
+
+fn file(folder: &Path, name: &str, bytes: u64) -> String {
+    let path = folder.join(name);
+    std::fs::File::create(&path)
+        .unwrap()
+        .set_len(bytes)
+        .unwrap();
+    path.to_string_lossy().into_owned()
+}
+
+#[test]
+fn a_lun_that_was_exchanged_behind_its_path_is_not_served() {
+    let mut host = Host::new();
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (source, target) = (
+        file(folder.path(), "source", 8 << 20),
+        file(folder.path(), "target", 8 << 20),
+    );
+    let away = folder.path().join("away");
+    host.bring_into_sync("db", &source, &target, "move");
+    for lun in [&source, &target] {
+        host.kill_shuntd();
+        let pid = host.kill_target_only("db");
+        wait_until("ublk-target is gone", || {
+            !Path::new(&format!("/proc/{pid}")).exists()
+        });
+        std::fs::rename(lun, &away).unwrap();
+        let name = Path::new(lun).file_name().unwrap().to_string_lossy();
+        let other = file(folder.path(), &name, 8 << 20);
+        let before = lun::checksum(&other);
+        host.start_shuntd();
+        wait_until("the volume says which lun is another one", || {
+            let volume = host.volume("db");
+            volume["state"] == "failed" && volume["problem"].to_string().contains(lun.as_str())
+        });
+        let volume = host.volume("db");
+        assert!(volume["problem"].to_string().contains("inode"), "{volume}");
+        host.refused(&["switch", "move"], REFUSED, &["move"]);
+        assert_eq!(lun::checksum(&other), before, "{other} was written");
+        std::fs::rename(&away, lun).unwrap();
+        wait_until("the volume comes back", || {
+            host.volume("db")["state"] == "attached"
+        });
+        host.wait_for("move", "source-selected");
+    }
+    host.assert_legs_equal("db", &source, &target);
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn a_target_that_changed_between_create_and_start_is_refused() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.ok(&["attach", "db", &source]);
+    host.ok(&["create", "move", &format!("db:{target}")]);
+    sh("mkfs.ext4", &["-q", &target]);
+    let before = lun::checksum(&target);
+    host.refused(&["start", "move"], REFUSED, &["ext4", "move"]);
+    {
+        let _mapped = Mapped::linear("shunt-test-holder", &target);
+        host.refused(&["start", "move"], REFUSED, &["shunt-test-holder"]);
+    }
+    assert_eq!(host.pair("move")["state"], "setup");
+    assert_eq!(lun::checksum(&target), before, "{target} was written");
+    sh("wipefs", &["--all", "--quiet", &target]);
+    host.ok(&["start", "move"]);
+    host.wait_for("move", "source-selected");
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn a_missing_map_file_is_told_and_not_guessed() {
+    let mut host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.bring_into_sync("db", &source, &target, "move");
+    host.kill_shuntd();
+    let pid = host.kill_target_only("db");
+    wait_until("ublk-target is gone", || {
+        !Path::new(&format!("/proc/{pid}")).exists()
+    });
+    let (map, away) = (host.map("db"), host.map("db").with_extension("away"));
+    std::fs::rename(&map, &away).unwrap();
+    let before = [lun::checksum(&source), lun::checksum(&target)];
+    host.start_shuntd();
+    wait_until("the volume says that the map file is missing", || {
+        let volume = host.volume("db");
+        volume["state"] == "failed" && volume["problem"].to_string().contains("missing")
+    });
+    assert_eq!(host.pair("move")["state"], "needs-recovery");
+    host.refused(&["switch", "move"], REFUSED, &["move"]);
+    assert!(!map.exists(), "a map file was made up");
+    assert_eq!(
+        [lun::checksum(&source), lun::checksum(&target)],
+        before,
+        "a leg was written"
+    );
+    std::fs::rename(&away, &map).unwrap();
+    host.wait_for("move", "source-selected");
+    host.assert_legs_equal("db", &source, &target);
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn verbs_are_refused_while_the_copy_runs_and_names_are_taken_once() {
+    let host = Host::new();
+    let (source, disk) = (lun::disk(0), lun::disk(1));
+    let target = Mapped::slow_writes("shunt-test-slow", &disk, 300);
+    let pair = format!("db:{}", target.path());
+    host.refused(&["create", "move", &pair], NOT_FOUND, &["db"]);
+    host.ok(&["attach", "db", &source]);
+    host.ok(&["create", "move", &pair]);
+    host.refused(&["create", "move", &pair], REFUSED, &["move"]);
+    host.refused(
+        &["create", "other", &format!("db:{}", lun::disk(2))],
+        REFUSED,
+        &["db", "move"],
+    );
+    host.ok(&["start", "move"]);
+    assert!(
+        host.ok(&["start", "move"]).error.contains("already"),
+        "a second start is nothing new"
+    );
+    // What the copy changes by itself is not compared here.
+    let refuse = |arguments: &[&str], words: &[&str]| {
+        let said = host.shunt(arguments);
+        assert_eq!(said.code, REFUSED, "shunt {arguments:?}: {said:?}");
+        for word in words.iter().chain(&["next: "]) {
+            assert!(
+                said.error.contains(word),
+                "shunt {arguments:?}: no {word:?} in {said:?}"
+            );
+        }
+    };
+    refuse(&["switch", "move"], &["move", "syncing", "wait move"]);
+    refuse(&["undo", "move"], &["move", "syncing"]);
+    refuse(&["commit", "move", "--yes"], &["move", "syncing"]);
+    refuse(&["detach", "db"], &["db", "move"]);
+    refuse(&["create", "move", &pair], &["move"]);
+    host.ok(&["pause", "move"]);
+    assert_eq!(host.pair("move")["state"], "paused");
+    refuse(&["switch", "move"], &["move", "paused", "resume move"]);
+    let dirty = host.pair("move")["dirty_bytes"].clone();
+    host.kill_target("db");
+    assert_eq!(
+        host.pair("move")["dirty_bytes"],
+        dirty,
+        "paused, and copied"
+    );
+    target.mend_it();
+    host.ok(&["resume", "move"]);
+    host.wait_for("move", "source-selected");
+    assert!(
+        host.ok(&["undo", "move"]).error.contains("already"),
+        "the source rules"
+    );
+    host.ok(&["cancel", "move", "--yes"]);
+    host.refused(&["switch", "move"], REFUSED, &["cancelled"]);
+    host.ok(&["detach", "db"]);
+}

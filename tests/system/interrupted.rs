@@ -1,0 +1,258 @@
+//! Deaths in the middle of something: a claim, a full queue, a change of the role.
+
+use std::{process::Child, thread::sleep, time::Duration};
+
+use migration_proto::{
+    route::Side,
+    target::{Request, Response},
+};
+use tests::{
+    host::Host,
+    load::{self, Load},
+    lun::{self, Mapped},
+    wait_until,
+};
+
+/// More requests than a device has tags.
+const CROWD: &[&str] = &[
+    "--rw=randwrite",
+    "--bs=4k",
+    "--iodepth=64",
+    "--numjobs=4",
+    "--offset_increment=8M",
+    "--size=8M",
+    "--io_size=1M",
+    "--verify=crc32c",
+    "--verify_fatal=1",
+    "--do_verify=1",
+    "--randrepeat=0",
+];
+
+fn kernel_name(volume: &str) -> String {
+    let device = std::fs::canonicalize(Host::device(volume)).unwrap();
+    device.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+fn number(path: &str) -> u64 {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.split_whitespace()
+        .map(|word| word.parse::<u64>().unwrap())
+        .sum()
+}
+
+#[test]
+fn the_target_is_written_once_except_for_what_was_claimed_when_shuntd_died() {
+    let mut host = Host::new();
+    let (source, disk) = (lun::disk(0), lun::disk(1));
+    let target = Mapped::slow_writes("shunt-test-slow", &disk, 150);
+    host.ok(&["attach", "db", &source]);
+    host.ok(&["create", "move", &format!("db:{}", target.path())]);
+    let written_before = target.written_bytes();
+    host.ok(&["start", "move"]);
+    let mut connection = host.connect("db");
+    wait_until("the copy has come some way", || {
+        let status = connection.status();
+        status.copied_bytes >= 16 * status.region_bytes
+    });
+    host.signal_shuntd(libc::SIGSTOP);
+    // Stopped, it claims and reports no more; what it has asked before is answered.
+    let mut last = (u64::MAX, 0);
+    wait_until("the claims stay as they are", || {
+        sleep(Duration::from_millis(100));
+        let status = connection.status();
+        let now = (status.claimed_bytes, status.copied_bytes);
+        std::mem::replace(&mut last, now) == now
+    });
+    let (claimed, copied) = last;
+    let size = lun::size(&source);
+    assert!(
+        claimed > 0 && copied < size,
+        "{claimed} claimed, {copied} copied"
+    );
+    host.kill_shuntd();
+    host.start_shuntd();
+    host.wait_for("move", "source-selected");
+    let written = target.written_bytes() - written_before;
+    assert!(
+        written >= size && written <= size + claimed,
+        "{written} bytes were written for {size}, and {claimed} were claimed"
+    );
+    host.assert_legs_equal("db", &source, &target.path());
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn shuntd_ends_when_it_is_told_to_and_the_volume_goes_on() {
+    let mut host = Host::new();
+    let (source, disk) = (lun::disk(0), lun::disk(1));
+    let target = Mapped::slow_writes("shunt-test-slow", &disk, 150);
+    host.ok(&["attach", "db", &source]);
+    host.ok(&["create", "move", &format!("db:{}", target.path())]);
+    host.ok(&["start", "move"]);
+    let pid = host.connect("db").status().pid;
+    assert_eq!(host.stop_shuntd(), Some(0));
+    load::once(&Host::device("db"), load::SMALL).unwrap();
+    host.start_shuntd();
+    host.wait_for("move", "source-selected");
+    assert_eq!(host.connect("db").status().pid, pid);
+    host.assert_legs_equal("db", &source, &target.path());
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn ublk_target_dies_with_every_tag_of_the_device_held() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.bring_into_sync("db", &source, &target, "move");
+    let name = kernel_name("db");
+    let load = Load::start(&Host::device("db"), CROWD);
+    load.go_on();
+    for _ in 0..2 {
+        let mut connection = host.connect("db");
+        let suspend = Request::Suspend {
+            deadline_ms: 60_000,
+        };
+        assert_eq!(connection.ask(&suspend), Response::Suspended);
+        let tags = number(&format!("/sys/block/{name}/queue/nr_requests"));
+        wait_until("every tag is held", || {
+            number(&format!("/sys/block/{name}/inflight")) >= tags
+        });
+        let killed = std::time::Instant::now();
+        host.kill_target("db");
+        // The driver's own request timeout of 30 s would be too late.
+        assert!(
+            killed.elapsed() < Duration::from_secs(25),
+            "back after {:?}",
+            killed.elapsed()
+        );
+        load.go_on();
+    }
+    load.finish();
+    host.wait_for("move", "source-selected");
+    host.assert_legs_equal("db", &source, &target);
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn ublk_target_dies_under_writes_of_all_sizes_on_either_side() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.bring_into_sync("db", &source, &target, "move");
+    let load = Load::start(&Host::device("db"), load::VERIFY);
+    for (verb, state) in [
+        ("switch", "target-selected"),
+        ("undo", "source-selected"),
+        ("switch", "target-selected"),
+    ] {
+        // Neither at the beginning nor at the end of a round.
+        let before = host.connect("db").status().counters.writes;
+        wait_until("some writes are through", || {
+            host.connect("db").status().counters.writes >= before + 20
+        });
+        host.kill_target("db");
+        load.go_on();
+        let other = if verb == "switch" { "source" } else { "target" };
+        host.wait_for("move", &format!("{other}-selected"));
+        host.assert_legs_equal("db", &source, &target);
+        host.ok(&[verb, "move"]);
+        host.wait_for("move", state);
+    }
+    load.finish();
+    host.assert_legs_equal("db", &source, &target);
+    host.ok(&["commit", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+/// Waits until the pair is on one leg, in sync, and returns which one it is. Everybody has to say the same.
+fn settled_on(host: &Host) -> &'static str {
+    let mut side = "";
+    wait_until("the pair is on one leg and in sync", || {
+        let state = host.pair("move")["state"].to_string();
+        side = match state.as_str() {
+            "\"source-selected\"" => "source",
+            "\"target-selected\"" => "target",
+            _ => return false,
+        };
+        true
+    });
+    assert_eq!(host.pair("move")["authoritative"], side);
+    let route = host.connect("db").status().route;
+    assert!(route.is_mirrored(), "{route:?}");
+    let expected = if side == "source" {
+        Side::Source
+    } else {
+        Side::Target
+    };
+    assert_eq!(route.authoritative(), expected);
+    side
+}
+
+fn said(child: Child) -> (Option<i32>, String) {
+    let output = child.wait_with_output().unwrap();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+/// Changes the role back and forth; each time something is killed, somewhat later than the time before.
+fn killed_while_the_role_moves(kill: impl Fn(&mut Host)) {
+    let mut host = Host::new();
+    let (source, disk) = (lun::disk(0), lun::disk(1));
+    // A change of the role takes some flushes.
+    let target = Mapped::slow_flushes("shunt-test-slow", &disk, 250);
+    host.bring_into_sync("db", &source, &target.path(), "move");
+    let load = Load::start(&Host::device("db"), load::SMALL);
+    load.go_on();
+    for moment_ms in [60, 200, 350, 500, 800, 1200] {
+        let before = settled_on(&host);
+        let (verb, after) = if before == "source" {
+            ("switch", "target")
+        } else {
+            ("undo", "source")
+        };
+        let child = host.begin(&[verb, "move", "--max-pause", "20"]);
+        sleep(Duration::from_millis(moment_ms));
+        kill(&mut host);
+        let (code, said) = said(child);
+        let now = settled_on(&host);
+        if code == Some(0) {
+            assert_eq!(now, after, "shunt {verb} said that it was done: {said}");
+        }
+        println!("{moment_ms} ms: {verb} ended with {code:?}, {before} -> {now}");
+        load.go_on();
+        host.assert_legs_equal("db", &source, &target.path());
+    }
+    load.finish();
+    if settled_on(&host) == "target" {
+        host.ok(&["undo", "move", "--max-pause", "20"]);
+    }
+    host.assert_legs_equal("db", &source, &target.path());
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn shuntd_dies_while_the_role_moves_and_it_has_moved_or_not() {
+    killed_while_the_role_moves(|host| {
+        host.kill_shuntd();
+        host.start_shuntd();
+    });
+}
+
+#[test]
+fn ublk_target_dies_while_the_role_moves_and_it_has_moved_or_not() {
+    killed_while_the_role_moves(|host| host.kill_target("db"));
+}
+
+#[test]
+fn both_die_while_the_role_moves_and_it_has_moved_or_not() {
+    killed_while_the_role_moves(|host| {
+        host.kill_shuntd();
+        host.kill_target_only("db");
+        host.start_shuntd();
+    });
+}

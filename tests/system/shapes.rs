@@ -1,0 +1,261 @@
+//! LUNs of many kinds and sizes, several volumes, discards, and where each byte ends.
+
+use std::os::unix::fs::FileExt;
+
+use tests::{
+    host::Host,
+    load::{self, Load},
+    lun::{self, LoopDevice, Mapped},
+    sh, wait_until,
+};
+
+const FAILED: i32 = 1;
+const REFUSED: i32 = 3;
+const MIB: u64 = 1 << 20;
+
+/// Data that nothing else has written.
+fn data(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed ^ 0x9e37_79b9_7f4a_7c15 ^ u64::from(std::process::id()) << 32;
+    let mut word = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    std::iter::from_fn(|| Some(word()))
+        .flatten()
+        .take(bytes)
+        .collect()
+}
+
+fn write(device: &str, start: u64, data: &[u8]) {
+    let file = std::fs::File::options().write(true).open(device).unwrap();
+    file.write_all_at(data, start).unwrap();
+    file.sync_all().unwrap();
+}
+
+fn read(device: &str, start: u64, bytes: usize) -> Vec<u8> {
+    let mut data = vec![0; bytes];
+    let file = std::fs::File::open(device).unwrap();
+    file.read_exact_at(&mut data, start).unwrap();
+    data
+}
+
+#[test]
+fn data_written_in_every_state_is_on_the_leg_that_stays() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.ok(&["attach", "db", &source]);
+    let device = Host::device("db");
+    let mut written: Vec<(u64, Vec<u8>)> = Vec::new();
+    // Not aligned to regions.
+    let mut write_more = || {
+        let number = written.len() as u64;
+        let (start, data) = (number * 13 * MIB + 512, data(number, 5 << 20));
+        write(&device, start, &data);
+        written.push((start, data));
+    };
+    write_more();
+    host.ok(&["create", "move", &format!("db:{target}")]);
+    write_more();
+    host.ok(&["start", "move"]);
+    write_more();
+    host.ok(&["pause", "move"]);
+    write_more();
+    host.ok(&["resume", "move"]);
+    host.wait_for("move", "source-selected");
+    write_more();
+    host.ok(&["switch", "move"]);
+    write_more();
+    host.ok(&["undo", "move"]);
+    write_more();
+    host.ok(&["switch", "move"]);
+    write_more();
+    host.assert_legs_equal("db", &source, &target);
+    host.ok(&["commit", "move", "--yes"]);
+    write_more();
+    host.ok(&["detach", "db"]);
+    for (number, (start, data)) in written.iter().enumerate() {
+        let found = read(&target, *start, data.len());
+        assert!(found == *data, "what was written in state {number} is lost");
+    }
+}
+
+#[test]
+fn a_cancelled_migration_leaves_everything_on_the_source() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.bring_into_sync("db", &source, &target, "move");
+    let device = Host::device("db");
+    let before = data(1, 3 << 20);
+    host.ok(&["switch", "move"]);
+    write(&device, 10 * MIB - 512, &before);
+    host.ok(&["undo", "move"]);
+    host.ok(&["cancel", "move", "--yes"]);
+    let after = data(2, 3 << 20);
+    write(&device, 20 * MIB - 512, &after);
+    host.ok(&["detach", "db"]);
+    assert!(read(&source, 10 * MIB - 512, before.len()) == before);
+    assert!(read(&source, 20 * MIB - 512, after.len()) == after);
+    assert!(
+        read(&target, 20 * MIB - 512, after.len()) != after,
+        "the target is still written after the cancel"
+    );
+    // The names are free again, and nothing stands in the way of another try.
+    host.bring_into_sync("db", &source, &target, "move");
+    host.assert_legs_equal("db", &source, &target);
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn volumes_that_end_in_the_middle_of_a_region_or_a_page_move_to_the_last_sector() {
+    let host = Host::new();
+    // Smaller than a region; a sector more than a few regions; a sector less.
+    for (number, bytes) in [(64 << 10) + 512, 3 * MIB + 1536, 2 * MIB - 512]
+        .into_iter()
+        .enumerate()
+    {
+        let name = format!("odd{number}");
+        let legs = [LoopDevice::new(bytes, 512), LoopDevice::new(bytes, 512)];
+        for leg in &legs {
+            write(&leg.path, 0, &data(7, usize::try_from(bytes).unwrap()));
+        }
+        let device = Host::device(&name);
+        host.ok(&["attach", &name, &legs[0].path]);
+        assert_eq!(lun::size(&device), bytes);
+        let whole = data(number as u64, usize::try_from(bytes).unwrap());
+        write(&device, 0, &whole);
+        host.ok(&["create", "odd", &format!("{name}:{}", legs[1].path)]);
+        host.ok(&["start", "odd"]);
+        host.wait_for("odd", "source-selected");
+        host.assert_legs_equal(&name, &legs[0].path, &legs[1].path);
+        let load = [
+            "--rw=randwrite",
+            "--bsrange=512-64k",
+            "--blockalign=512",
+            "--bs_unaligned=0",
+            "--iodepth=16",
+            "--serialize_overlap=1",
+            "--verify=crc32c",
+        ];
+        load::once(&device, &load).unwrap();
+        host.ok(&["switch", "odd"]);
+        let end = data(9, 512);
+        write(&device, bytes - 512, &end);
+        host.assert_legs_equal(&name, &legs[0].path, &legs[1].path);
+        host.ok(&["commit", "odd", "--yes"]);
+        host.ok(&["detach", &name]);
+        assert!(read(&legs[1].path, bytes - 512, 512) == end);
+    }
+}
+
+#[test]
+fn discards_and_zeroes_leave_both_legs_equal() {
+    let host = Host::new();
+    let (source, disk) = (lun::disk(0), lun::disk(1));
+    let target = Mapped::slow_writes("shunt-test-slow", &disk, 50);
+    host.ok(&["attach", "db", &source]);
+    let device = Host::device("db");
+    let mut place = 64;
+    let mut wipe = || {
+        write(&device, place * MIB, &data(place, 6 << 20));
+        let offset = format!("{}", place * MIB + MIB / 2);
+        let arguments = ["--offset", &offset, "--length", "2M", &device];
+        sh("blkdiscard", &arguments);
+        let zeroes = format!("{}", (place + 4) * MIB);
+        sh(
+            "blkdiscard",
+            &["--zeroout", "--offset", &zeroes, "--length", "1M", &device],
+        );
+        let found = read(&device, (place + 4) * MIB, 1 << 20);
+        assert!(found.iter().all(|byte| *byte == 0), "zeroes were written");
+        let kept = read(&device, place * MIB, 1 << 19);
+        assert!(kept == data(place, 1 << 19), "more was discarded");
+        place += 16;
+    };
+    let load = Load::start(&device, load::SMALL);
+    wipe();
+    host.ok(&["create", "move", &format!("db:{}", target.path())]);
+    host.ok(&["start", "move"]);
+    wipe();
+    wipe();
+    host.wait_for("move", "source-selected");
+    wipe();
+    host.assert_legs_equal("db", &source, &target.path());
+    host.ok(&["switch", "move", "--max-pause", "20"]);
+    wipe();
+    load.finish();
+    host.assert_legs_equal("db", &source, &target.path());
+    host.ok(&["commit", "move", "--yes"]);
+    wipe();
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn the_volumes_of_a_session_move_together_or_not_at_all() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    let (log_source, log_disk) = (
+        LoopDevice::new(32 << 20, 512),
+        LoopDevice::new(48 << 20, 512),
+    );
+    let log_target = Mapped::slow_flushes("shunt-test-slow", &log_disk.path, 2000);
+    host.ok(&["attach", "db", &source]);
+    host.ok(&["attach", "log", &log_source.path]);
+    host.ok(&[
+        "create",
+        "both",
+        &format!("db:{target}"),
+        &format!("log:{}", log_target.path()),
+    ]);
+    host.ok(&["start", "both"]);
+    host.wait_for("both", "source-selected");
+    let on = |leg: &str| {
+        for volume in ["db", "log"] {
+            let route = host.connect(volume).status().route.authoritative();
+            assert_eq!(serde_json::to_value(route).unwrap(), leg, "{volume}");
+        }
+    };
+    on("source");
+    let loads = ["db", "log"].map(|volume| Load::start(&Host::device(volume), load::LITTLE));
+    for load in &loads {
+        load.go_on();
+    }
+    // The second one cannot follow in time, so the first one goes back.
+    let said = host.shunt(&["switch", "both", "--max-pause", "0.5"]);
+    assert_eq!(said.code, FAILED, "{said:?}");
+    assert!(said.error.contains("log"), "{said:?}");
+    host.wait_for("both", "source-selected");
+    on("source");
+    log_target.mend_it();
+    host.ok(&["switch", "both"]);
+    host.wait_for("both", "target-selected");
+    on("target");
+    // What one cannot do, none does.
+    log_target.break_it();
+    loads[0].go_on();
+    host.kill_target("db");
+    log_target.mend_it();
+    loads[0].go_on();
+    host.wait_for("both", "target-selected");
+    host.ok(&["undo", "both"]);
+    on("source");
+    log_target.break_it();
+    wait_until("the second pair is degraded", || {
+        host.shunt(&["switch", "both"]).code == REFUSED
+    });
+    on("source");
+    log_target.mend_it();
+    host.ok(&["resume", "both"]);
+    host.wait_for("both", "source-selected");
+    for load in loads {
+        load.finish();
+    }
+    host.assert_legs_equal("db", &source, &target);
+    host.assert_legs_equal("log", &log_source.path, &log_target.path());
+    host.ok(&["switch", "both"]);
+    host.ok(&["commit", "both", "--yes"]);
+    host.ok(&["detach", "db"]);
+    host.ok(&["detach", "log"]);
+}
