@@ -92,14 +92,13 @@ pub(crate) fn run(words: &[&str], directory: &Path, until: Until) -> anyhow::Res
         .stderr(stderr.try_clone()?)
         .spawn()
         .with_context(|| format!("cannot run {}", words[0]))?;
-    let status = wait(&mut child, until);
-    let failed = |cause: String| anyhow::anyhow!("{}: {cause}", words.join(" "));
-    let status = status.map_err(|error| failed(error.to_string()))?;
+    let status = wait(&mut child, until).with_context(|| words[0].to_owned())?;
     if !status.success() {
-        return Err(failed(format!(
-            "{status}\n{}",
+        bail!(
+            "{}: {status}\n{}",
+            words.join(" "),
             text_of(&mut stderr)?.trim_end()
-        )));
+        );
     }
     // dd reports on standard error.
     Ok(text_of(&mut stdout)? + &text_of(&mut stderr)?)
