@@ -11,6 +11,15 @@ use serde_json::Value;
 
 use crate::{run, sh, volume::Connection, wait_until};
 
+/// What a status says that changes without a command.
+const CHANGES_BY_ITSELF: [&str; 5] = [
+    "rate_bytes_per_second",
+    "eta_seconds",
+    "restarts",
+    "dirty_bytes",
+    "copied_bytes",
+];
+
 /// A shuntd with directories of its own.
 #[derive(Debug)]
 pub struct Host {
@@ -209,7 +218,7 @@ impl Host {
         let mut records = self.status(&[]);
         for record in &mut records {
             if let Some(record) = record.as_object_mut() {
-                record.retain(|key, _| !key.contains("rate") && !key.contains("eta"));
+                record.retain(|key, _| !CHANGES_BY_ITSELF.contains(&key.as_str()));
             }
         }
         records

@@ -172,6 +172,10 @@ impl Mapped {
     }
 
     fn named(name: &str, below: &str) -> Self {
+        // A test that failed may have left one, because a volume still used it.
+        if Path::new(&format!("/dev/mapper/{name}")).exists() {
+            sh("dmsetup", &["remove", "--retry", name]);
+        }
         Self {
             name: name.to_owned(),
             sectors: size(below) / 512,

@@ -53,7 +53,7 @@ fn a_target_that_fails_during_the_copy_is_copied_to_the_end_when_it_is_repaired(
         host.pair("move")["state"] == "degraded"
     });
     let pair = host.pair("move");
-    assert!(pair["problem"].to_string().contains("target"), "{pair}");
+    assert!(pair["problem"].to_string().contains("mirror leg"), "{pair}");
     load.go_on();
     host.refused(&["switch", "move"], REFUSED, &["move", "degraded"]);
     target.mend_it();

@@ -107,14 +107,14 @@ fn ublk_target_dies_with_every_tag_of_the_device_held() {
     let (source, target) = (lun::disk(0), lun::disk(1));
     host.bring_into_sync("db", &source, &target, "move");
     let name = kernel_name("db");
-    let load = Load::start(&Host::device("db"), CROWD);
-    load.go_on();
     for _ in 0..2 {
         let mut connection = host.connect("db");
         let suspend = Request::Suspend {
             deadline_ms: 60_000,
         };
         assert_eq!(connection.ask(&suspend), Response::Suspended);
+        // All that it sends is held from the beginning.
+        let load = Load::start(&Host::device("db"), CROWD);
         let tags = number(&format!("/sys/block/{name}/queue/nr_requests"));
         wait_until("every tag is held", || {
             number(&format!("/sys/block/{name}/inflight")) >= tags
@@ -128,8 +128,8 @@ fn ublk_target_dies_with_every_tag_of_the_device_held() {
             killed.elapsed()
         );
         load.go_on();
+        load.finish();
     }
-    load.finish();
     host.wait_for("move", "source-selected");
     host.assert_legs_equal("db", &source, &target);
     host.ok(&["cancel", "move", "--yes"]);

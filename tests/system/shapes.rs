@@ -243,8 +243,11 @@ fn the_volumes_of_a_session_move_together_or_not_at_all() {
     on("source");
     log_target.break_it();
     wait_until("the second pair is degraded", || {
-        host.shunt(&["switch", "both"]).code == REFUSED
+        host.records()
+            .iter()
+            .any(|record| record["volume"] == "log" && record["state"] == "degraded")
     });
+    host.refused(&["switch", "both"], REFUSED, &["both", "log"]);
     on("source");
     log_target.mend_it();
     host.ok(&["resume", "both"]);

@@ -457,34 +457,3 @@ fn a_configuration_out_of_bounds_is_refused() {
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }
-
-/// Prints the rate from file to file in the temporary folder (`TMPDIR`), with the defaults, beside that of `dd`.
-#[test]
-#[ignore = "measures; run it alone with --release --nocapture"]
-fn measure_the_rate() {
-    let mut volume = Volume::simple(1024, 1 << 20);
-    let megabytes = volume.size_bytes as f64 / 1e6;
-    for round in 0..6 {
-        let begun_at = Instant::now();
-        let (from, to) = (volume.path("from"), volume.path("to"));
-        let dd = std::process::Command::new("dd")
-            .arg(format!("if={}", from.display()))
-            .arg(format!("of={}", to.display()))
-            .args(["bs=1M", "iflag=direct", "oflag=direct", "conv=notrunc"])
-            .output()
-            .unwrap();
-        assert!(dd.status.success());
-        let dd_rate = megabytes / begun_at.elapsed().as_secs_f64();
-        let order = (0..volume.regions()).collect();
-        let target = Target::start(volume, order, grant(256));
-        let begun_at = Instant::now();
-        let (outcome, _) = run(Config::new(target.socket.clone()));
-        let rate = megabytes / begun_at.elapsed().as_secs_f64();
-        assert_eq!(outcome, Outcome::InSync);
-        let seen;
-        (volume, seen) = target.join();
-        fs::remove_file(volume.path("socket")).unwrap();
-        let claims = seen.claims;
-        println!("round {round}: dd {dd_rate:.0} MB/s, copier {rate:.0} MB/s with {claims} claims");
-    }
-}

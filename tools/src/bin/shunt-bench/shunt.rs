@@ -156,8 +156,9 @@ impl Volume<'_> {
     pub(crate) fn mirror_onto(&mut self, target: &Path) -> anyhow::Result<Duration> {
         let daemon = self.daemon;
         let pair = format!("{VOLUME}:{}", target.display());
-        daemon.shunt(&["create", "--overwrite", SESSION, &pair])?;
+        // Noted first: also a create that was interrupted has to be taken back.
         self.mirrored = true;
+        daemon.shunt(&["create", "--overwrite", SESSION, &pair])?;
         daemon.shunt(&["start", SESSION])?;
         daemon.shunt(&["wait", SESSION, "--for", "source-selected"])?;
         let (started, ended) = (
@@ -175,8 +176,13 @@ impl Volume<'_> {
     fn detach(&mut self) -> anyhow::Result<()> {
         self.gone = true;
         if self.mirrored {
-            self.daemon
-                .shunt_until(&["cancel", "--yes", SESSION], Until::CleanedUp)?;
+            let cancelled = self
+                .daemon
+                .shunt_until(&["cancel", "--yes", SESSION], Until::CleanedUp);
+            if let Err(error) = cancelled {
+                // There may be no session yet; if there is one, the detach fails too.
+                say(&format!("{error:#}"));
+            }
         }
         // udev may still look at the device that fio has just closed.
         let started = Instant::now();
