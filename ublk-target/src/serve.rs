@@ -32,7 +32,7 @@ use nix::errno::Errno;
 use crate::{
     engine::{Engine, EngineError, Inbox, Parts, Shape},
     legs::OpenLeg,
-    socket::{Facts, Server, StopRequest},
+    socket::{CONNECTIONS_MAX, Facts, Server, Wake},
     ublk::{
         self, Control, DevInfo, DeviceId, DeviceParams, DeviceState, DiscardParams, Features,
         NewDevice,
@@ -52,6 +52,9 @@ const NODE_LIMIT: Duration = Duration::from_secs(10);
 const OLD_DRIVER_IO_TIMEOUT_MS: u32 = 1000;
 /// The largest discard that is offered, in bytes.
 const DISCARD_BYTES_MAX: u64 = 1 << 30;
+
+/// Wakes that may wait; a stop waits for its answer, so there is one for each connection at most.
+const WAKES_MAX: usize = CONNECTIONS_MAX as usize + 1;
 
 /// The exit status of a process that finds another serving the volume.
 pub const EXIT_LOCKED: u8 = 3;
@@ -97,7 +100,8 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
         source,
         target,
     };
-    let mut engine = EngineThread::start(parts, Arc::clone(&inbox))?;
+    let (wake, wakes) = sync_channel(WAKES_MAX);
+    let mut engine = EngineThread::start(parts, Arc::clone(&inbox), wake.clone())?;
 
     let (device, recovered) = match predecessor {
         Some(info) if info.state != DeviceState::Dead => {
@@ -115,13 +119,12 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
             )
         }
     };
-    let (stop, stop_requests) = sync_channel(1);
     let facts = Facts {
         device: PathBuf::from(format!("/dev/ublkb{device}")),
         driver_features: features.names().map(str::to_owned).collect(),
         recovered,
     };
-    Server::new(facts, inbox, stop)
+    Server::new(facts, inbox, wake)
         .listen(&options.socket)
         .with_context(|| format!("listen on {}", options.socket.display()))?;
     tracing::info!(
@@ -130,7 +133,7 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
         recovered,
         "serving"
     );
-    attend(&mut control, device, features, &stop_requests, engine)?;
+    attend(&mut control, device, features, &wakes, engine)?;
     let _ = std::fs::remove_file(&options.socket);
     Ok(())
 }
@@ -144,12 +147,12 @@ struct EngineThread {
 
 impl EngineThread {
     /// Starts the thread; returns when everything is prepared.
-    fn start(parts: Parts, inbox: Arc<Inbox>) -> anyhow::Result<Self> {
+    fn start(parts: Parts, inbox: Arc<Inbox>, wake: SyncSender<Wake>) -> anyhow::Result<Self> {
         let (device, device_receiver) = sync_channel::<File>(1);
         let (event, events) = sync_channel(4);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || run_engine(parts, inbox, &device_receiver, &event))?;
+            .spawn(move || run_engine(parts, inbox, &device_receiver, &event, &wake))?;
         let new = Self {
             device,
             events,
@@ -180,6 +183,7 @@ fn run_engine(
     inbox: Arc<Inbox>,
     device: &Receiver<File>,
     event: &SyncSender<Result<(), EngineError>>,
+    wake: &SyncSender<Wake>,
 ) {
     become_io_flusher();
     let outcome = (|| {
@@ -188,9 +192,16 @@ fn run_engine(
         let device = device.recv().map_err(|_| EngineError::NoDevice)?;
         engine.take_device(device)?;
         let _ = event.send(Ok(()));
-        engine.run()
+        let outcome = engine.run();
+        if outcome.is_err() {
+            // The kernel may still read its buffers; they last until the process ends, which is at once.
+            std::mem::forget(engine);
+        }
+        outcome
     })();
     let _ = event.send(outcome);
+    // There is always room, see WAKES_MAX.
+    let _ = wake.try_send(Wake::EngineEnded);
 }
 
 /// Waits for the end: a stop, or the end of the engine.
@@ -198,35 +209,26 @@ fn attend(
     control: &mut Control,
     device: DeviceId,
     features: Features,
-    stop_requests: &Receiver<StopRequest>,
+    wakes: &Receiver<Wake>,
     engine: EngineThread,
 ) -> anyhow::Result<()> {
-    const LOOK: Duration = Duration::from_millis(50);
-    loop {
-        if let Ok(StopRequest(reply)) = stop_requests.recv_timeout(LOOK) {
-            let stopped = stop(control, device, features);
-            let outcome = stopped.as_ref().copied().map_err(ToString::to_string);
-            if stopped.is_ok() {
-                engine.next_event()?;
-                engine
-                    .thread
-                    .join()
-                    .map_err(|_| anyhow!("the engine panicked"))?;
-                control.del_dev(device, CONTROL_LIMIT)?;
-                let _ = reply.send(outcome);
-                // The connection has to write its answer before the process ends.
-                std::thread::sleep(LOOK);
-                return Ok(());
-            }
-            let _ = reply.send(outcome);
+    /// The connection has to write its answer before the process ends.
+    const ANSWER: Duration = Duration::from_millis(50);
+    while let Wake::Stop(reply) = wakes.recv().unwrap_or(Wake::EngineEnded) {
+        if let Err(error) = stop(control, device, features) {
+            let _ = reply.send(Err(error.to_string()));
+            continue;
         }
-        match engine.events.try_recv() {
-            Ok(Ok(())) => bail!("the device /dev/ublkb{device} was taken away by somebody else"),
-            Ok(Err(error)) => return Err(error.into()),
-            Err(std::sync::mpsc::TryRecvError::Empty) => {}
-            Err(std::sync::mpsc::TryRecvError::Disconnected) => bail!("the engine has ended"),
-        }
+        engine.next_event()?;
+        let ended = engine.thread.join();
+        ended.map_err(|_| anyhow!("the engine panicked"))?;
+        control.del_dev(device, CONTROL_LIMIT)?;
+        let _ = reply.send(Ok(()));
+        std::thread::sleep(ANSWER);
+        return Ok(());
     }
+    engine.next_event()?;
+    bail!("the device /dev/ublkb{device} was taken away by somebody else")
 }
 
 fn stop(

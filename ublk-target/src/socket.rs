@@ -50,16 +50,21 @@ pub struct Facts {
     pub recovered: bool,
 }
 
-/// A wish to end the device and the process; the answer is why not.
+/// What the thread that holds the device waits for.
 #[derive(Debug)]
-pub struct StopRequest(pub SyncSender<Result<(), String>>);
+pub enum Wake {
+    /// A wish to end the device and the process; the answer is why not.
+    Stop(SyncSender<Result<(), String>>),
+    /// The engine has ended.
+    EngineEnded,
+}
 
 /// What connections share.
 #[derive(Debug)]
 pub struct Server {
     facts: Facts,
     inbox: Arc<Inbox>,
-    stop: SyncSender<StopRequest>,
+    stop: SyncSender<Wake>,
     connections: AtomicU32,
     last_connection: AtomicU64,
 }
@@ -67,7 +72,7 @@ pub struct Server {
 impl Server {
     /// A server that is not listening yet.
     #[must_use]
-    pub fn new(facts: Facts, inbox: Arc<Inbox>, stop: SyncSender<StopRequest>) -> Arc<Self> {
+    pub fn new(facts: Facts, inbox: Arc<Inbox>, stop: SyncSender<Wake>) -> Arc<Self> {
         Arc::new(Self {
             facts,
             inbox,
@@ -280,7 +285,7 @@ impl Server {
 
     fn stop(&self) -> Response {
         let (sender, receiver) = sync_channel(1);
-        if self.stop.send(StopRequest(sender)).is_err() {
+        if self.stop.send(Wake::Stop(sender)).is_err() {
             return refused(Refusal::Busy, "the volume is ending already");
         }
         match receiver.recv() {

@@ -143,6 +143,7 @@ impl Engine {
 
     /// The file is open with `O_DSYNC`: what is written is durable when it is done.
     fn write_to_map(&mut self, data: *const u8, length: u32, offset: u64, token: Token) {
+        self.file_writes_pending += 1;
         let entry = opcode::Write::new(MAP_FILE, data, length)
             .offset(offset)
             .build();

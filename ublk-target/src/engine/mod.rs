@@ -151,6 +151,8 @@ pub struct Engine {
     map_write_result: IoResult,
     calls: Calls,
     inbox: Arc<Inbox>,
+    /// Writes to the map file that are not done: the kernel still reads our buffers.
+    file_writes_pending: usize,
     /// Tags that the driver has taken back for good.
     tags_aborted: usize,
     died: Option<EngineError>,
@@ -223,6 +225,7 @@ impl Engine {
             map_write_result: Ok(()),
             calls: Calls::default(),
             inbox,
+            file_writes_pending: 0,
             tags_aborted: 0,
             died: None,
             started: Instant::now(),
@@ -265,7 +268,7 @@ impl Engine {
         self.ring.start_timer(Timer::Tick, tick);
         self.volume.begin(&mut self.effects);
         self.perform_effects();
-        while self.tags_aborted < self.shape.tags() {
+        while self.tags_aborted < self.shape.tags() || self.file_writes_pending > 0 {
             self.ring.wait().map_err(setup("wait for io_uring"))?;
             self.read_clock();
             while let Some((token, result, more)) = self.ring.next_completion() {
@@ -326,13 +329,18 @@ impl Engine {
             Token::Device(tag) => self.device_completed(tag, FetchOutcome::decode(result))?,
             Token::Leg(tag, side) => self.leg_completed(tag, side, result),
             Token::FlushLeg(side, flush) => self.flush_completed(side, flush, io_result(result, 0)),
-            Token::Map(bytes) => self.map_completed(io_result(result, bytes)),
+            Token::Map(bytes) => {
+                self.file_writes_pending -= 1;
+                self.map_completed(io_result(result, bytes));
+            }
             Token::Role(slot) => {
+                self.file_writes_pending -= 1;
                 let result = io_result(result, SECTOR_BYTES as u32);
                 self.volume
                     .role_written(self.now(), slot, result, &mut self.effects);
             }
             Token::Descriptor(bytes) => {
+                self.file_writes_pending -= 1;
                 let result = io_result(result, bytes);
                 self.volume
                     .descriptor_written(self.now(), result, &mut self.effects);
