@@ -99,6 +99,8 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
         map,
         source,
         target,
+        // The kernels that have one got the other shortly before.
+        registers_luns: features.contains(Features::QUIESCE),
     };
     let (wake, wakes) = sync_channel(WAKES_MAX);
     let mut engine = EngineThread::start(parts, Arc::clone(&inbox), wake.clone())?;

@@ -151,17 +151,23 @@ impl Engine {
     }
 
     fn reply(&mut self, call: Call, reply: Reply) {
-        match reply {
+        let dropped = match reply {
             Reply::RouteChanged { route, .. } => self.install_legs(call, route),
-            Reply::ChangeFailed(_) => self.forget_new_mirror(call),
+            Reply::ChangeFailed(_) => self.take_new_mirror(call),
             Reply::Suspended
             | Reply::SuspendDeadline
             | Reply::Claimed(_)
-            | Reply::ClaimRefused(_) => {}
-        }
+            | Reply::ClaimRefused(_) => None,
+        };
         let (record, dirty) = (self.volume.record(), self.dirty_bytes());
-        self.calls
-            .answer(call, replies::response(&reply, record, dirty));
+        let response = replies::response(&reply, record, dirty);
+        match dropped {
+            Some(leg) => {
+                let answer = self.calls.answer_later(call, response);
+                self.release(leg, answer);
+            }
+            None => self.calls.answer(call, response),
+        }
     }
 
     fn dirty_bytes(&self) -> u64 {
@@ -170,33 +176,40 @@ impl Engine {
             .map_or(0, |regions| regions.dirty_bytes())
     }
 
-    /// The legs follow the route. Nothing is in flight on them.
-    fn install_legs(&mut self, call: Call, route: Route) {
+    /// The legs follow the route. Nothing of the application is in flight on them. Returns the leg that is given up.
+    fn install_legs(&mut self, call: Call, route: Route) -> Option<LegFiles> {
         if let Some(new) = self.new_mirror.take_if(|new| new.call == call) {
             let [source, target] = &mut self.legs;
             let current = source.take().or(target.take());
             self.legs = [current, Some(new.files)];
             self.descriptor = new.descriptor.into();
-        } else if let Route::Single(side) = route
-            && let Some(dropped) = self.legs[side_index(side.other())].take()
-        {
-            self.release(dropped);
+            return None;
+        }
+        match route {
+            Route::Single(side) => self.legs[side_index(side.other())].take(),
+            Route::Mirrored { .. } => None,
         }
     }
 
-    pub(super) fn forget_new_mirror(&mut self, call: Call) {
-        if let Some(new) = self.new_mirror.take_if(|new| new.call == call) {
-            self.release(new.files);
-        }
+    pub(super) fn take_new_mirror(&mut self, call: Call) -> Option<LegFiles> {
+        let new = self.new_mirror.take_if(|new| new.call == call)?;
+        Some(new.files)
     }
 
-    pub(super) fn release(&mut self, leg: LegFiles) {
-        for place in leg.files {
-            self.ring.unregister_lun(place);
+    /// Lets go of a leg; `then` is done when it is free for others.
+    pub(super) fn release(&mut self, leg: LegFiles, then: impl FnOnce() + Send + 'static) {
+        // A flush may be queued that names its descriptor, which means something else once it is closed.
+        let _ = self.ring.submit();
+        for file in leg.files {
+            self.ring.unregister_lun(file);
         }
         // Closing a block device may wait for it, and this thread does not wait, unless there is no other.
+        let close = move || {
+            drop(leg.leg);
+            then();
+        };
         let _ = std::thread::Builder::new()
             .name("close".to_owned())
-            .spawn(move || drop(leg.leg));
+            .spawn(close);
     }
 }

@@ -77,6 +77,8 @@ pub struct Parts {
     pub source: Option<OpenLeg>,
     /// The target leg, if the route uses it.
     pub target: Option<OpenLeg>,
+    /// Whether the kernel lets go of a registered file that is not used any more.
+    pub registers_luns: bool,
 }
 
 /// Why the engine ended, other than by the end of the device.
@@ -182,11 +184,13 @@ impl Engine {
             map,
             source,
             target,
+            registers_luns,
         } = parts;
         let tags = shape.tags();
         let buffers = Buffers::new(tags, shape.request_bytes_max as usize)
             .map_err(setup("allocate the request buffers"))?;
-        let mut ring = Ring::new(tags, buffers.whole()).map_err(setup("set up io_uring"))?;
+        let mut ring =
+            Ring::new(tags, buffers.whole(), registers_luns).map_err(setup("set up io_uring"))?;
         let in_ring = setup("register a file with io_uring");
         ring.register(MAP_FILE, map.file.as_raw_fd())
             .map_err(&in_ring)?;

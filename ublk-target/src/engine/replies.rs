@@ -27,10 +27,22 @@ impl Calls {
     }
 
     pub(super) fn answer(&mut self, call: Call, response: Response) {
-        if let Some(index) = self.open.iter().position(|(open, _)| *open == call) {
-            let (_, reply) = self.open.swap_remove(index);
-            // Whoever asked may be gone.
-            let _ = reply.try_send(response);
+        self.answer_later(call, response)();
+    }
+
+    /// The answer, to be given by calling it.
+    pub(super) fn answer_later(
+        &mut self,
+        call: Call,
+        response: Response,
+    ) -> impl FnOnce() + Send + use<> {
+        let index = self.open.iter().position(|(open, _)| *open == call);
+        let reply = index.map(|index| self.open.swap_remove(index).1);
+        move || {
+            if let Some(reply) = reply {
+                // Whoever asked may be gone.
+                let _ = reply.try_send(response);
+            }
         }
     }
 }
@@ -175,8 +187,10 @@ impl Engine {
             descriptor_bytes,
         });
         let response = self.change_route(call, epoch, target, deadline_ms);
-        if response.is_some() {
-            self.forget_new_mirror(call);
+        if response.is_some()
+            && let Some(files) = self.take_new_mirror(call)
+        {
+            self.release(files, || ());
         }
         response
     }

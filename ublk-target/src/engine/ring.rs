@@ -90,15 +90,44 @@ impl Token {
     }
 }
 
+/// A LUN as the ring's requests name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LunFile {
+    /// The place in the table of registered files, or the descriptor.
+    number: u32,
+    registered: bool,
+}
+
+impl LunFile {
+    /// The number; [`Self::flags`] says of what.
+    pub(super) const fn fd(self) -> types::Fd {
+        types::Fd(self.number.cast_signed())
+    }
+
+    /// The flags of an entry with that number.
+    pub(super) const fn flags(self) -> squeue::Flags {
+        if self.registered {
+            squeue::Flags::FIXED_FILE
+        } else {
+            squeue::Flags::empty()
+        }
+    }
+}
+
 pub(super) struct Ring {
     ring: IoUring,
     timer_lengths: Box<[types::Timespec; 2]>,
     lun_files: Vec<bool>,
+    registers_luns: bool,
 }
 
 impl Ring {
     /// A ring for so many requests. To be made by the thread that uses it.
-    pub(super) fn new(tags: usize, buffers: libc::iovec) -> io::Result<Self> {
+    ///
+    /// `registers_luns`: up to about Linux 6.12 a registered file that is taken out of the table stays open until every
+    /// request that was begun before has ended, and a ublk device always has some that wait. There a leg that was given up
+    /// would never be free; so there its requests name the descriptor.
+    pub(super) fn new(tags: usize, buffers: libc::iovec, registers_luns: bool) -> io::Result<Self> {
         // A request is on the device's side or on one or two legs; the rest is for flushes and the map.
         let entries = (tags * 3 + 64).next_power_of_two().min(16384) as u32;
         let ring = IoUring::builder()
@@ -113,6 +142,7 @@ impl Ring {
             ring,
             timer_lengths: Box::default(),
             lun_files: vec![false; FILES_MAX as usize],
+            registers_luns,
         })
     }
 
@@ -125,20 +155,31 @@ impl Ring {
     }
 
     /// Registers a LUN; the ring holds it open until [`Self::unregister_lun`].
-    pub(super) fn register_lun(&mut self, fd: RawFd) -> io::Result<types::Fixed> {
+    pub(super) fn register_lun(&mut self, fd: RawFd) -> io::Result<LunFile> {
+        if !self.registers_luns {
+            return Ok(LunFile {
+                number: fd.cast_unsigned(),
+                registered: false,
+            });
+        }
         let free = (FIRST_LUN_FILE..FILES_MAX)
             .find(|place| !self.lun_files[*place as usize])
             .ok_or_else(|| io::Error::other("too many LUNs in one volume"))?;
         self.register(types::Fixed(free), fd)?;
         self.lun_files[free as usize] = true;
-        Ok(types::Fixed(free))
+        Ok(LunFile {
+            number: free,
+            registered: true,
+        })
     }
 
     /// Lets go of a LUN.
-    pub(super) fn unregister_lun(&mut self, place: types::Fixed) {
-        // Fails only for a place outside the table.
-        let _ = self.register(place, -1);
-        self.lun_files[place.0 as usize] = false;
+    pub(super) fn unregister_lun(&mut self, file: LunFile) {
+        if file.registered {
+            // Fails only for a place outside the table.
+            let _ = self.register(types::Fixed(file.number), -1);
+            self.lun_files[file.number as usize] = false;
+        }
     }
 
     /// Queues an entry; submits what is queued if there is no room.

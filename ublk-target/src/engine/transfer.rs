@@ -7,12 +7,14 @@ use migration_core::{
     volume::{Errno, IoResult, Op},
 };
 
-/// The legs' registered files and their layout.
+use super::ring::LunFile;
+
+/// The legs' files and their layout.
 #[derive(Debug)]
 pub(super) struct LegFiles {
     pub(super) leg: std::sync::Arc<crate::legs::OpenLeg>,
     /// For each LUN of the leg, its place in the ring.
-    pub(super) files: Vec<types::Fixed>,
+    pub(super) files: Vec<LunFile>,
 }
 
 impl LegFiles {
@@ -74,8 +76,8 @@ impl Transfer {
         let length = place.length.min(1 << 30) as u32;
         // Reads and writes are never longer than the buffer; the offset stays in it.
         let data = buffer.wrapping_add(self.done as usize);
-        Next::Submit(match self.op {
-            Op::Read => opcode::ReadFixed::new(file, data, length, BUFFER_INDEX)
+        let entry = match self.op {
+            Op::Read => opcode::ReadFixed::new(file.fd(), data, length, BUFFER_INDEX)
                 .offset(place.offset)
                 .build(),
             Op::Write { force_unit_access } => {
@@ -84,17 +86,18 @@ impl Transfer {
                 } else {
                     0
                 };
-                opcode::WriteFixed::new(file, data, length, BUFFER_INDEX)
+                opcode::WriteFixed::new(file.fd(), data, length, BUFFER_INDEX)
                     .offset(place.offset)
                     .rw_flags(flags)
                     .build()
             }
-            Op::Discard => opcode::Fallocate::new(file, place.length)
+            Op::Discard => opcode::Fallocate::new(file.fd(), place.length)
                 .offset(place.offset)
                 .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
                 .build(),
             Op::Flush => unreachable!("flushes are answered above"),
-        })
+        };
+        Next::Submit(entry.flags(file.flags()))
     }
 
     /// Takes in the result of the last piece; an error ends the transfer.
@@ -127,10 +130,11 @@ impl Transfer {
 }
 
 /// A flush of one file, with its metadata as far as the data needs it.
-pub(super) fn flush_entry(file: types::Fixed) -> squeue::Entry {
-    opcode::Fsync::new(file)
+pub(super) fn flush_entry(file: LunFile) -> squeue::Entry {
+    opcode::Fsync::new(file.fd())
         .flags(types::FsyncFlags::DATASYNC)
         .build()
+        .flags(file.flags())
 }
 
 #[cfg(test)]
