@@ -72,6 +72,8 @@ fn fio(device: &str, arguments: &[&str]) -> Child {
             "--direct=1",
             "--ioengine=io_uring",
             "--group_reporting",
+            // Never a file where the device was.
+            "--allow_file_create=0",
         ])
         .arg("--output-format=json")
         .arg(format!("--filename={device}"))

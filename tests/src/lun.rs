@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -39,6 +39,17 @@ pub fn scribble(path: &str) {
 
 fn size_of_open(mut lun: &File) -> u64 {
     lun.seek(SeekFrom::End(0)).expect("its size")
+}
+
+/// Whether a LUN can be opened for oneself alone, as mount, mkfs and LVM do.
+#[must_use]
+pub fn is_free(lun: &str) -> bool {
+    File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_EXCL)
+        .open(lun)
+        .is_ok()
 }
 
 /// The size of a block device, in bytes.

@@ -15,17 +15,6 @@ use tests::{
 const REFUSED: i32 = 3;
 const NOT_FOUND: i32 = 4;
 
-/// Whether a LUN can be opened for oneself alone, as mount, mkfs and LVM do.
-fn is_free(lun: &str) -> bool {
-    use std::os::unix::fs::OpenOptionsExt;
-    std::fs::File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_EXCL)
-        .open(lun)
-        .is_ok()
-}
-
 #[test]
 fn nobody_can_mount_or_format_a_leg_underneath_and_a_leg_that_is_given_up_is_free() {
     let host = Host::new();
@@ -43,10 +32,10 @@ fn nobody_can_mount_or_format_a_leg_underneath_and_a_leg_that_is_given_up_is_fre
             !run("mkfs.ext4", &["-q", "-F", lun]).status.success(),
             "{lun} was formatted"
         );
-        assert!(!is_free(lun), "{lun} can be claimed");
+        assert!(!lun::is_free(lun), "{lun} can be claimed");
     };
     refuses(&source);
-    assert!(is_free(&target));
+    assert!(lun::is_free(&target));
     host.ok(&["create", "move", &format!("db:{target}")]);
     host.ok(&["start", "move"]);
     refuses(&source);
@@ -59,12 +48,12 @@ fn nobody_can_mount_or_format_a_leg_underneath_and_a_leg_that_is_given_up_is_fre
     host.ok(&["switch", "move"]);
     host.ok(&["commit", "move", "--yes"]);
     refuses(&target);
-    assert!(
-        is_free(&source),
-        "the leg that was given up is still claimed"
-    );
+    // Closing it is the last thing that is done.
+    wait_until("the leg that was given up is free", || {
+        lun::is_free(&source)
+    });
     host.ok(&["detach", "db"]);
-    assert!(is_free(&target));
+    assert!(lun::is_free(&target));
     sh("fsck.ext4", &["-f", "-n", &target]);
 }
 

@@ -115,7 +115,7 @@ fn ublk_target_dies_with_every_tag_of_the_device_held() {
         assert_eq!(connection.ask(&suspend), Response::Suspended);
         // All that it sends is held from the beginning.
         let load = Load::start(&Host::device("db"), CROWD);
-        let tags = number(&format!("/sys/block/{name}/queue/nr_requests"));
+        let tags = number(&format!("/sys/block/{name}/mq/0/nr_tags"));
         wait_until("every tag is held", || {
             number(&format!("/sys/block/{name}/inflight")) >= tags
         });

@@ -102,6 +102,7 @@ fn a_cancelled_migration_leaves_everything_on_the_source() {
         "the target is still written after the cancel"
     );
     // The names are free again, and nothing stands in the way of another try.
+    wait_until("the target is free", || lun::is_free(&target));
     host.bring_into_sync("db", &source, &target, "move");
     host.assert_legs_equal("db", &source, &target);
     host.ok(&["cancel", "move", "--yes"]);
