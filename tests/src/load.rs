@@ -4,14 +4,15 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use serde_json::Value;
 
-use crate::wait_until;
+use crate::{run, wait_until};
 
 /// Random sizes, 32 deep, every block verified; overlapping requests are sent one after the other.
 pub const VERIFY: &[&str] = &[
@@ -91,9 +92,11 @@ fn fio(device: &str, arguments: &[&str]) -> Child {
 /// # Errors
 /// What it says, if it saw an I/O error or data that it had not written.
 pub fn once(device: &str, arguments: &[&str]) -> Result<(), String> {
-    let output = fio(device, arguments)
-        .wait_with_output()
-        .expect("fio's output");
+    judge(fio(device, arguments), arguments)
+}
+
+fn judge(fio: Child, arguments: &[&str]) -> Result<(), String> {
+    let output = fio.wait_with_output().expect("fio's output");
     let text = String::from_utf8_lossy(&output.stdout);
     let said = format!("{text}{}", String::from_utf8_lossy(&output.stderr));
     if !output.status.success() {
@@ -122,6 +125,7 @@ pub fn once(device: &str, arguments: &[&str]) -> Result<(), String> {
 pub struct Load {
     stop: Arc<AtomicBool>,
     rounds: Arc<AtomicU64>,
+    pid: Arc<AtomicU32>,
     thread: Option<JoinHandle<Result<(), String>>>,
 }
 
@@ -129,16 +133,17 @@ impl Load {
     /// Begins.
     #[must_use]
     pub fn start(device: &str, arguments: &'static [&'static str]) -> Self {
-        let (stop, rounds) = (
-            Arc::new(AtomicBool::new(false)),
-            Arc::new(AtomicU64::new(0)),
-        );
+        let stop = Arc::new(AtomicBool::new(false));
+        let rounds = Arc::new(AtomicU64::new(0));
+        let pid = Arc::new(AtomicU32::new(0));
         let thread = std::thread::spawn({
-            let (device, stop, rounds) =
-                (device.to_owned(), Arc::clone(&stop), Arc::clone(&rounds));
+            let (stop, rounds, pid) = (Arc::clone(&stop), Arc::clone(&rounds), Arc::clone(&pid));
+            let device = device.to_owned();
             move || {
                 while !stop.load(Ordering::Relaxed) {
-                    once(&device, arguments)?;
+                    let fio = fio(&device, arguments);
+                    pid.store(fio.id(), Ordering::Relaxed);
+                    judge(fio, arguments)?;
                     rounds.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(())
@@ -147,6 +152,7 @@ impl Load {
         Self {
             stop,
             rounds,
+            pid,
             thread: Some(thread),
         }
     }
@@ -187,7 +193,18 @@ impl Load {
 }
 
 impl Drop for Load {
+    /// In a test that fails: the load does not stay for those that come after it.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = run("kill", &[&self.pid.load(Ordering::Relaxed).to_string()]);
+            // Not for ever: it may be the volume that hangs.
+            for _ in 0..200 {
+                if thread.is_finished() {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
     }
 }

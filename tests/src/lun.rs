@@ -183,10 +183,6 @@ impl Mapped {
     }
 
     fn named(name: &str, below: &str) -> Self {
-        // A test that failed may have left one, because a volume still used it.
-        if Path::new(&format!("/dev/mapper/{name}")).exists() {
-            sh("dmsetup", &["remove", "--retry", name]);
-        }
         Self {
             name: name.to_owned(),
             sectors: size(below) / 512,
@@ -248,7 +244,8 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        let _ = run("dmsetup", &["remove", "--retry", &self.name]);
+        // In a test that fails a volume still uses it: then it goes when the volume ends.
+        let _ = run("dmsetup", &["remove", "--retry", "--deferred", &self.name]);
     }
 }
 

@@ -245,6 +245,10 @@ fn verbs_are_refused_while_the_copy_runs_and_names_are_taken_once() {
     host.ok(&["pause", "move"]);
     assert_eq!(host.pair("move")["state"], "paused");
     refuse(&["switch", "move"], &["move", "paused", "resume move"]);
+    // What was claimed before is copied to its end.
+    wait_until("nothing is claimed", || {
+        host.connect("db").status().claimed_bytes == 0
+    });
     let dirty = host.pair("move")["dirty_bytes"].clone();
     host.kill_target("db");
     assert_eq!(
