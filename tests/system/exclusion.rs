@@ -249,13 +249,10 @@ fn verbs_are_refused_while_the_copy_runs_and_names_are_taken_once() {
     wait_until("nothing is claimed", || {
         host.connect("db").status().claimed_bytes == 0
     });
-    let dirty = host.pair("move")["dirty_bytes"].clone();
+    let written = target.written_bytes();
     host.kill_target("db");
-    assert_eq!(
-        host.pair("move")["dirty_bytes"],
-        dirty,
-        "paused, and copied"
-    );
+    assert_eq!(host.pair("move")["state"], "paused");
+    assert_eq!(target.written_bytes(), written, "paused, and copied");
     target.mend_it();
     host.ok(&["resume", "move"]);
     host.wait_for("move", "source-selected");
