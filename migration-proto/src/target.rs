@@ -39,6 +39,12 @@ pub enum Request {
     },
     /// Let held requests go. Answer: [`Response::Resumed`].
     Resume,
+    /// What to do when the authoritative leg fails; [`OnAuthoritativeFailure::Auto`] until it is said. Answer:
+    /// [`Response::Done`].
+    SetOnAuthoritativeFailure {
+        /// What to do.
+        policy: OnAuthoritativeFailure,
+    },
     /// Try the mirror leg again after it failed. Answer: [`Response::Done`].
     RetryMirror {
         /// The epoch that the client knows.
@@ -68,6 +74,41 @@ pub enum Request {
     /// Stop the device and end the process. Refused while the device is open, if the kernel can tell.
     /// Answer: [`Response::Done`], then the connection closes.
     Stop,
+}
+
+/// What to do when the authoritative leg fails to write or to flush. Whatever it is, reads of what both legs have are
+/// done on the mirror leg.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnAuthoritativeFailure {
+    /// As `switch` while the target is authoritative, otherwise as `error`.
+    #[default]
+    Auto,
+    /// The application sees the error.
+    Error,
+    /// If both legs are equal, the other one becomes authoritative, and the application sees nothing.
+    Switch,
+}
+
+impl From<OnAuthoritativeFailure> for migration_core::volume::OnAuthoritativeFailure {
+    fn from(policy: OnAuthoritativeFailure) -> Self {
+        match policy {
+            OnAuthoritativeFailure::Auto => Self::Auto,
+            OnAuthoritativeFailure::Error => Self::Error,
+            OnAuthoritativeFailure::Switch => Self::Switch,
+        }
+    }
+}
+
+impl From<migration_core::volume::OnAuthoritativeFailure> for OnAuthoritativeFailure {
+    fn from(policy: migration_core::volume::OnAuthoritativeFailure) -> Self {
+        use migration_core::volume::OnAuthoritativeFailure as Core;
+        match policy {
+            Core::Auto => Self::Auto,
+            Core::Error => Self::Error,
+            Core::Switch => Self::Switch,
+        }
+    }
 }
 
 /// The most regions one claim may ask for.
@@ -194,6 +235,10 @@ pub struct Status {
     pub copied_bytes: u64,
     /// Why the mirror leg is not being written, if it is not.
     pub degraded: Option<String>,
+    /// What the authoritative leg failed to do last, if it failed since the roles were exchanged.
+    pub authoritative_problem: Option<String>,
+    /// What to do then.
+    pub on_authoritative_failure: OnAuthoritativeFailure,
     /// Why the map file cannot be written, if it cannot: writes that need a mark in it wait.
     pub map_problem: Option<String>,
     /// New requests are being held.
@@ -228,7 +273,11 @@ pub struct Counters {
     pub written_bytes: u64,
     /// Requests answered with an error.
     pub failed: u64,
-    /// Writes that had to wait for another write, a claim or the write intent.
+    /// Reads that the mirror leg did, because the authoritative one could not.
+    pub mirror_reads: u64,
+    /// Exchanges of the roles because the authoritative leg failed.
+    pub fail_overs: u64,
+    /// Requests that had to wait for another write, a claim, the write intent or the mirror leg.
     pub waited: u64,
     /// Durable writes to the map file.
     pub map_writes: u64,

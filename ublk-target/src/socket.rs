@@ -223,6 +223,9 @@ impl Server {
             },
             Request::Suspend { deadline_ms } => Ask::Suspend { deadline_ms },
             Request::Resume => Ask::Resume,
+            Request::SetOnAuthoritativeFailure { policy } => {
+                Ask::OnAuthoritativeFailure(policy.into())
+            }
             Request::RetryMirror { epoch } => Ask::RetryMirror { epoch },
         };
         let waits_long = matches!(ask, Ask::Claim { .. });
@@ -246,6 +249,9 @@ impl Server {
         let mirror = snapshot
             .mirror_fault
             .map(|error| problem("the mirror leg failed", error));
+        let authoritative = snapshot
+            .authoritative_fault
+            .map(|error| problem("the authoritative leg failed", error));
         let map = snapshot
             .map_fault
             .map(|error| problem("the map file cannot be written", error));
@@ -262,6 +268,8 @@ impl Server {
             claimed_bytes: snapshot.claimed_bytes,
             copied_bytes: counters.copied_bytes,
             degraded: mirror,
+            authoritative_problem: authoritative,
+            on_authoritative_failure: snapshot.on_authoritative_failure.into(),
             map_problem: map,
             suspended: snapshot.suspended,
             copier: snapshot.copier,
@@ -274,6 +282,8 @@ impl Server {
                 read_bytes: counters.read_bytes,
                 written_bytes: counters.written_bytes,
                 failed: counters.failed,
+                mirror_reads: counters.mirror_reads,
+                fail_overs: counters.fail_overs,
                 waited: counters.waited,
                 map_writes: counters.map_writes,
                 last_pause_us: counters.last_pause / 1000,

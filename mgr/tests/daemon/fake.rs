@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use migration_proto::frame;
 use migration_proto::route::{Descriptor, Route, Side};
-use migration_proto::target::{Counters, Refusal, Request, Response, Status};
+use migration_proto::target::{
+    Counters, OnAuthoritativeFailure, Refusal, Request, Response, Status,
+};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +69,7 @@ struct Server {
     map: Mutex<Map>,
     copier: Mutex<bool>,
     copied_bytes: Mutex<u64>,
+    on_authoritative_failure: Mutex<OnAuthoritativeFailure>,
 }
 
 #[test]
@@ -134,6 +137,7 @@ fn serve(path: &Path, socket: &Path) {
         map: Mutex::new(map),
         copier: Mutex::new(false),
         copied_bytes: Mutex::new(0),
+        on_authoritative_failure: Mutex::default(),
     });
     for stream in listener.incoming() {
         let server = Arc::clone(&server);
@@ -198,6 +202,10 @@ impl Conversation {
                 Ok(())
             }),
             Request::SetRoute { epoch, route, .. } => self.set_route(epoch, route),
+            Request::SetOnAuthoritativeFailure { policy } => {
+                *self.server.on_authoritative_failure.lock().unwrap() = policy;
+                Response::Done
+            }
             Request::RetryMirror { .. } => {
                 Whim::Degraded.take(&self.server.path);
                 Response::Done
@@ -282,6 +290,8 @@ impl Conversation {
             degraded: Whim::Degraded
                 .is_set(&self.server.path)
                 .then(|| "the mirror leg failed: EIO".to_owned()),
+            authoritative_problem: None,
+            on_authoritative_failure: *self.server.on_authoritative_failure.lock().unwrap(),
             map_problem: None,
             suspended: false,
             copier: *self.server.copier.lock().unwrap(),

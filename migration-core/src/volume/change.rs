@@ -13,7 +13,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Call, Effect, FlushId, IoResult, Reply, Volume};
+use super::{Call, Effect, FlushId, IoResult, Reply, Volume, failure::FAIL_OVER_NANOSECONDS_MAX};
 use crate::{
     map::RoleRecord,
     region::RegionMap,
@@ -69,7 +69,7 @@ pub enum ChangeError {
 pub(super) struct Gate {
     suspension: Option<Suspension>,
     /// Closed by a change of the route.
-    changing: bool,
+    pub(super) changing: bool,
     first_held: Option<Time>,
 }
 
@@ -92,15 +92,41 @@ impl Gate {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Change {
-    call: Call,
+    /// Who is answered; nobody if the volume itself asked, because the authoritative leg failed.
+    call: Option<Call>,
     next: RoleRecord,
     step: Step,
     deadline: Time,
     hold_nanoseconds_max: u64,
 }
 
+impl Change {
+    /// An exchange of the roles that the failure of the authoritative leg asks for.
+    pub(super) const fn fail_over(next: RoleRecord, deadline: Time) -> Self {
+        Self {
+            call: None,
+            next,
+            step: Step::RoleSlots,
+            deadline,
+            hold_nanoseconds_max: FAIL_OVER_NANOSECONDS_MAX,
+        }
+    }
+
+    pub(super) const fn is_fail_over(&self) -> bool {
+        self.call.is_none()
+    }
+
+    pub(super) const fn next_route(&self) -> Route {
+        self.next.route
+    }
+
+    pub(super) const fn step(&self) -> Step {
+        self.step
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Step {
+pub(super) enum Step {
     /// The descriptor and the bitmaps of a new mirror are being written.
     Prepare { descriptor_written: bool },
     /// Both legs are being flushed, so that the flush after the drain has little to do.
@@ -134,7 +160,7 @@ impl Volume {
             call: Some(call),
             deadline,
         });
-        self.drained_if_idle(now, effects);
+        self.drained_if_quiet(now, effects);
         Ok(())
     }
 
@@ -172,7 +198,7 @@ impl Volume {
             Target::Route(Route::Single(_)) => Step::RoleSlots,
         };
         self.change = Some(Change {
-            call,
+            call: Some(call),
             next,
             step,
             deadline: now.plus(PREPARE_NANOSECONDS_MAX),
@@ -231,7 +257,7 @@ impl Volume {
         suspension.into_iter().chain(change).min()
     }
 
-    fn next_record(&self, target: Target) -> RoleRecord {
+    pub(super) fn next_record(&self, target: Target) -> RoleRecord {
         let mut next = self.record;
         next.epoch.0 += 1;
         match target {
@@ -259,6 +285,8 @@ impl Volume {
             return Err(ChangeError::WrongRoute);
         }
         match (&self.regions, next) {
+            // The former mirror leg still does what it was given; the new one would be taken for it.
+            (None, Route::Mirrored { .. }) if !self.writes.is_empty() => Err(ChangeError::Busy),
             (None, _) => Ok(()),
             (Some(_), Route::Single(_)) if self.claims_copier() => {
                 Err(ChangeError::CopierConnected)
@@ -269,7 +297,7 @@ impl Volume {
     }
 
     /// Invariant 6: the mirror leg is a full copy and can be written.
-    fn may_exchange_roles(&self) -> Result<(), ChangeError> {
+    pub(super) fn may_exchange_roles(&self) -> Result<(), ChangeError> {
         if self.mirror_fault.is_some() {
             return Err(ChangeError::MirrorFailed);
         }
@@ -291,6 +319,11 @@ impl Volume {
         ]
     }
 
+    fn flush_mirror(&mut self, effects: &mut Vec<Effect>) -> [Option<FlushId>; 2] {
+        let mirror = self.record.route.mirror();
+        [mirror.map(|side| self.flush(side, effects)), None]
+    }
+
     /// The map file holds what was asked for: a new mirror may be prepared now.
     pub(super) fn map_settled(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let written = self.intent.is_written();
@@ -306,7 +339,7 @@ impl Volume {
     }
 
     /// Both role slots say the same: the drain may begin.
-    fn role_slots_settled(&mut self, now: Time, effects: &mut Vec<Effect>) {
+    pub(super) fn role_slots_settled(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if self.stale_role_slot.is_some() {
             return;
         }
@@ -316,18 +349,19 @@ impl Volume {
             change.step = Step::Drain;
             change.deadline = now.plus(change.hold_nanoseconds_max);
             self.gate.changing = true;
-            self.drained_if_idle(now, effects);
+            self.drained_if_quiet(now, effects);
         }
     }
 
-    fn drained_if_idle(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        if self.started == 0 {
+    /// Nobody waits for a mirror leg that was given up.
+    pub(super) fn drained_if_quiet(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.started == 0 && (self.writes.is_empty() || self.healthy_mirror().is_none()) {
             self.drained(now, effects);
         }
     }
 
     /// Nothing of the application is in flight.
-    pub(super) fn drained(&mut self, now: Time, effects: &mut Vec<Effect>) {
+    fn drained(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if let Some(suspension) = &mut self.gate.suspension
             && let Some(call) = suspension.call.take()
         {
@@ -345,7 +379,11 @@ impl Volume {
             Route::Mirrored { .. } if self.is_sweeping() => {}
             Route::Mirrored { .. } if self.regions.is_some() => match self.may_exchange_roles() {
                 Ok(()) => {
-                    let step = Step::Flush(self.flush_both(effects));
+                    let step = Step::Flush(if change.is_fail_over() {
+                        self.flush_mirror(effects)
+                    } else {
+                        self.flush_both(effects)
+                    });
                     self.set_step(step);
                 }
                 Err(error) => self.fail_change(now, error, effects),
@@ -412,12 +450,17 @@ impl Volume {
         };
         let was_single = self.regions.is_none();
         self.record = change.next;
+        if change.is_fail_over() {
+            self.failed_over();
+        }
+        self.forget_faults();
         // A copier that is still connected would copy in the old direction.
         self.dismiss_copier();
         match (self.record.route, was_single) {
             (Route::Mirrored { .. }, true) => {
                 self.regions = Some(RegionMap::all_dirty(self.record.geometry));
                 self.intent.cover_all();
+                self.last_flush_before_mirror = self.last_flush;
             }
             (Route::Mirrored { .. }, false) => {}
             (Route::Single(_), _) => {
@@ -428,28 +471,30 @@ impl Volume {
         }
         self.stale_role_slot = Some(1 - slot);
         let held_since = self.gate.first_held;
-        effects.push(Effect::Reply {
-            call: change.call,
-            reply: Reply::RouteChanged {
+        if let Some(call) = change.call {
+            let reply = Reply::RouteChanged {
                 epoch: self.record.epoch,
                 route: self.record.route,
                 pause: held_since.map_or(0, |since| now.since(since)),
-            },
-        });
+            };
+            effects.push(Effect::Reply { call, reply });
+        }
         self.gate.changing = false;
         self.open_gate(now, effects);
         self.refresh_role_slot(effects);
     }
 
-    fn fail_change(&mut self, now: Time, error: ChangeError, effects: &mut Vec<Effect>) {
+    pub(super) fn fail_change(&mut self, now: Time, error: ChangeError, effects: &mut Vec<Effect>) {
         let Some(change) = self.change.take() else {
             return;
         };
         if self.regions.is_none() {
             self.intent.forget();
         }
-        let (call, reply) = (change.call, Reply::ChangeFailed(error));
-        effects.push(Effect::Reply { call, reply });
+        if let Some(call) = change.call {
+            let reply = Reply::ChangeFailed(error);
+            effects.push(Effect::Reply { call, reply });
+        }
         self.gate.changing = false;
         self.open_gate(now, effects);
     }
@@ -476,7 +521,11 @@ impl Volume {
         }
         self.retry_waiting(effects);
         while let Some(tag) = self.held.pop_front() {
-            self.admit(tag, effects);
+            match self.slot(tag).fault {
+                // It was to be done on the other leg, and that did not come about.
+                Some(error) => self.answer(tag, Err(error), effects),
+                None => self.admit(now, tag, effects),
+            }
         }
         self.write_map(effects);
     }

@@ -11,7 +11,8 @@ use crate::{
 /// The most regions that may be claimed at once.
 pub const CLAIMED_REGIONS_MAX: usize = 1024;
 
-/// The most busy regions that are reserved at once. Writes to them wait until those in flight are done.
+/// The most regions for which writes wait at once: those that are reserved, until writes in flight are done, and those
+/// that are copied exclusively.
 pub const RESERVED_REGIONS_MAX: usize = 4;
 
 /// The caller's name for a connection of a copier.
@@ -155,7 +156,7 @@ impl Volume {
         while let Some(region) = self.claims.claimed.last().copied() {
             self.release(region, false);
         }
-        self.unreserve();
+        self.unreserve(None);
         self.claims.copier = None;
         self.claims.pending = None;
         self.retry_waiting(effects);
@@ -210,8 +211,15 @@ impl Volume {
         }
     }
 
-    fn unreserve(&mut self) {
-        for region in self.claims.reserved.drain(..) {
+    /// The regions that the copier has.
+    pub(super) fn claimed(&self) -> &[RegionIndex] {
+        &self.claims.claimed
+    }
+
+    /// Ends the reservation of a region, or of all.
+    pub(super) fn unreserve(&mut self, only: Option<RegionIndex>) {
+        let ended = |region: &mut RegionIndex| only.is_none_or(|only| only == *region);
+        for region in self.claims.reserved.extract_if(.., ended) {
             if let Some(regions) = &mut self.regions
                 && regions.get(region) == RegionState::Reserved
             {
@@ -241,7 +249,7 @@ impl Volume {
     }
 
     pub(super) fn refuse_claim(&mut self, effects: &mut Vec<Effect>) {
-        self.unreserve();
+        self.unreserve(None);
         self.retry_waiting(effects);
         if let Some(Pending { call, .. }) = self.claims.pending.take() {
             let reply = Reply::ClaimRefused(ClaimError::MirrorFailed);
@@ -253,17 +261,19 @@ impl Volume {
     fn grant(&mut self, regions_max: usize) -> Vec<RegionIndex> {
         let room = CLAIMED_REGIONS_MAX.saturating_sub(self.claims.claimed.len());
         let wanted = regions_max.min(room);
+        let mut exclusive = self.exclusive_regions();
         let mut granted = Vec::new();
         let mut index = 0;
         while let (Some(region), true) = (
             self.claims.reserved.get(index).copied(),
-            granted.len() < wanted,
+            granted.len() < wanted && exclusive < RESERVED_REGIONS_MAX,
         ) {
             if self.is_written(region) {
                 index += 1;
             } else {
                 self.claims.reserved.swap_remove(index);
                 granted.push(region);
+                exclusive += 1;
             }
         }
         if let Some(regions) = &self.regions {
@@ -272,8 +282,11 @@ impl Volume {
             let dirty = regions.dirty_regions();
             while let (Some(region), true) = (next, granted.len() < wanted && seen < dirty) {
                 let state = regions.get(region);
-                if is_claimable(state) && !self.is_written(region) {
+                let again = state == RegionState::DirtyAgain;
+                let allowed = is_claimable(state) && (!again || exclusive < RESERVED_REGIONS_MAX);
+                if allowed && !self.is_written(region) {
                     granted.push(region);
+                    exclusive += usize::from(again);
                 }
                 seen += 1;
                 self.claims.cursor = region.0 + 1;
@@ -305,12 +318,18 @@ impl Volume {
         }
     }
 
+    fn exclusive_regions(&self) -> usize {
+        let is_exclusive = |region: &&RegionIndex| {
+            let regions = self.regions.as_ref();
+            regions.is_some_and(|map| map.get(**region) == RegionState::CopyingExclusive)
+        };
+        self.claims.claimed.iter().filter(is_exclusive).count()
+    }
+
     /// Whether a write to the region is in flight.
     fn is_written(&self, region: RegionIndex) -> bool {
         let range = self.record.geometry.range(region);
-        self.writing
-            .iter()
-            .any(|tag| self.slots[usize::from(tag.0)].request.range.overlaps(range))
+        self.writes.iter().any(|write| write.range.overlaps(range))
     }
 }
 

@@ -298,14 +298,15 @@ impl Volume {
         result: IoResult,
         effects: &mut Vec<Effect>,
     ) {
-        if let (Err(error), true) = (result, Some(side) == self.record.route.mirror()) {
+        // An older one was asked of another leg.
+        let of_mirror =
+            Some(side) == self.record.route.mirror() && flush > self.last_flush_before_mirror;
+        if let (Err(error), true) = (result, of_mirror) {
             self.distrust_mirror(error, effects);
         }
         self.sweep_flushed(side, flush, result, effects);
         self.change_flushed(now, flush, result, effects);
-        if self.started == 0 {
-            self.drained(now, effects);
-        }
+        self.drained_if_quiet(now, effects);
     }
 
     /// Whether a flush for a sweep is under way.
@@ -340,11 +341,10 @@ impl Volume {
             self.intent.next_idle_sweep = now.plus(IDLE_SWEEP_NANOSECONDS);
         }
         let geometry = self.record.geometry;
-        let slots = &self.slots;
         let busy = self
-            .writing
+            .writes
             .iter()
-            .flat_map(|tag| geometry.touched(slots[usize::from(tag.0)].request.range));
+            .flat_map(|write| geometry.touched(write.range));
         if self.intent.choose_swept(idle, regions.not_clean(), busy) {
             let sweep = Sweep {
                 source: Some(self.flush(Side::Source, effects)),

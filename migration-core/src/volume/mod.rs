@@ -8,13 +8,15 @@
 //! 2. A region that is `Clean` in memory is equal on both legs but for writes in flight.
 //! 3. A write is issued in `Mirrored` only while every region it touches is durably marked (dirty or
 //!    intent), and the mark is cleared only after both legs were flushed after its last write.
-//! 4. Two writes in flight in `Mirrored` never overlap.
-//! 5. While the gate is closed and drained, nothing of the application is in flight on a leg.
+//! 4. Two writes in flight in `Mirrored` never overlap on one leg.
+//! 5. While the gate is closed and drained, nothing of the application is in flight on a leg, but for writes to a
+//!    mirror leg that was given up.
 //! 6. A role changes only when no region is dirty, nothing is in flight and both legs are flushed; the one
 //!    durable write of the role record is the change.
 
 mod change;
 mod claims;
+mod failure;
 mod intent;
 mod requests;
 
@@ -22,6 +24,7 @@ use alloc::{collections::VecDeque, vec, vec::Vec};
 
 pub use change::{ChangeError, NewMirror, PREPARE_NANOSECONDS_MAX, Target};
 pub use claims::{CLAIMED_REGIONS_MAX, ClaimError, CopierId, RESERVED_REGIONS_MAX};
+pub use failure::OnAuthoritativeFailure;
 pub use intent::{COPIED_SWEEP_NANOSECONDS, IDLE_SWEEP_NANOSECONDS, MAP_BATCH_SECTORS_MAX};
 
 use crate::{
@@ -71,6 +74,10 @@ pub struct Call(pub u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlushId(pub u64);
 
+/// Where a write to the mirror leg is kept: it may outlive its request. Numbers from 0 to [`Config::places`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place(pub u16);
+
 /// What the shell has to do.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Effect {
@@ -78,10 +85,20 @@ pub enum Effect {
     Leg {
         /// The request.
         tag: Tag,
-        /// The leg.
+        /// The leg: the authoritative one, but for a read that it could not do.
         side: Side,
-        /// What is to be done: the request's operation (a mirror leg's write never forces unit access).
+        /// The request's operation.
         op: Op,
+    },
+    /// Write the request's data to the mirror leg too, unforced; answer with [`Volume::mirror_done`]. The request may be
+    /// answered, and its tag used again, before that: the data must stay.
+    MirrorWrite {
+        /// The request.
+        tag: Tag,
+        /// The name of this write from now on.
+        place: Place,
+        /// The mirror leg.
+        side: Side,
     },
     /// Answer the application.
     Answer {
@@ -155,6 +172,10 @@ pub enum Reply {
 pub struct Config {
     /// The number of requests that can be open at once.
     pub tags: usize,
+    /// The number of writes to the mirror leg that can be in flight at once, those of answered requests included.
+    pub places: usize,
+    /// How long a write may wait for the mirror leg or the copier, in nanoseconds.
+    pub patience: u64,
 }
 
 /// What has been counted.
@@ -172,7 +193,11 @@ pub struct Counters {
     pub written_bytes: u64,
     /// Requests answered with an error.
     pub failed: u64,
-    /// Writes that had to wait for another write, a claim or the write intent.
+    /// Reads that the mirror leg did, because the authoritative one could not.
+    pub mirror_reads: u64,
+    /// Exchanges of the roles because the authoritative leg failed.
+    pub fail_overs: u64,
+    /// Requests that had to wait for another write, a claim, the write intent or the mirror leg.
     pub waited: u64,
     /// Batches of map sectors written.
     pub map_writes: u64,
@@ -188,9 +213,10 @@ enum Stage {
     Free,
     /// Not begun: the gate is closed.
     Held,
-    /// A write that waits for another write, a claim or the write intent.
+    /// A write that waits for another write, a claim or the write intent, or a read that waits to be done on the
+    /// mirror leg.
     Waiting,
-    /// On the legs.
+    /// On the authoritative leg, or a read on the mirror leg.
     Started,
 }
 
@@ -198,12 +224,11 @@ enum Stage {
 struct Slot {
     stage: Stage,
     request: Request,
-    /// Legs that have not answered yet.
-    legs_pending: u8,
-    /// The write goes to both legs.
-    mirrored: bool,
-    authoritative_result: IoResult,
-    mirror_result: IoResult,
+    /// Since when it waits.
+    since: Time,
+    /// What the authoritative leg said, if that is not the answer yet: a read is tried on the mirror leg, a write or flush
+    /// on the other leg once the roles are exchanged.
+    fault: Option<Errno>,
 }
 
 impl Slot {
@@ -216,11 +241,19 @@ impl Slot {
                 length: 0,
             },
         },
-        legs_pending: 0,
-        mirrored: false,
-        authoritative_result: Ok(()),
-        mirror_result: Ok(()),
+        since: Time(0),
+        fault: None,
     };
+}
+
+/// A write in flight, in `Mirrored`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Write {
+    range: Range,
+    /// Its request, while the authoritative leg writes it. Without one it *trails*: the application was answered.
+    tag: Option<Tag>,
+    /// Its place, while the mirror leg writes it.
+    place: Option<Place>,
 }
 
 /// One volume. See the module.
@@ -232,10 +265,14 @@ pub struct Volume {
     started: usize,
     /// Requests that came while the gate was closed, in order.
     held: VecDeque<Tag>,
-    /// Writes that wait, in order.
+    /// Requests that wait for their turn, in order.
     waiting: VecDeque<Tag>,
     /// Writes on the legs, in `Mirrored`.
-    writing: Vec<Tag>,
+    writes: Vec<Write>,
+    /// Places that are not used.
+    free_places: Vec<Place>,
+    patience: u64,
+    on_authoritative_failure: OnAuthoritativeFailure,
     /// The map, in `Mirrored`.
     regions: Option<RegionMap>,
     intent: intent::Intent,
@@ -246,8 +283,12 @@ pub struct Volume {
     stale_role_slot: Option<usize>,
     role_write_in_flight: bool,
     last_flush: FlushId,
+    /// The last flush that was asked for before the present mirror leg was added.
+    last_flush_before_mirror: FlushId,
     /// Why the mirror leg is not written.
     mirror_fault: Option<Errno>,
+    /// The last error of the authoritative leg, until the roles change.
+    authoritative_fault: Option<Errno>,
     /// The last error of a write to the map file, until one succeeds.
     map_fault: Option<Errno>,
     counters: Counters,
@@ -275,7 +316,10 @@ impl Volume {
             started: 0,
             held: VecDeque::with_capacity(config.tags),
             waiting: VecDeque::with_capacity(config.tags),
-            writing: Vec::with_capacity(config.tags),
+            writes: Vec::with_capacity(config.tags + config.places),
+            free_places: (0..config.places as u16).rev().map(Place).collect(),
+            patience: config.patience,
+            on_authoritative_failure: OnAuthoritativeFailure::default(),
             regions,
             intent,
             claims: claims::Claims::default(),
@@ -284,7 +328,9 @@ impl Volume {
             stale_role_slot,
             role_write_in_flight: false,
             last_flush: FlushId(0),
+            last_flush_before_mirror: FlushId(0),
             mirror_fault: None,
+            authoritative_fault: None,
             map_fault: None,
             counters: Counters::default(),
         }
@@ -298,6 +344,7 @@ impl Volume {
     /// Time has passed. To be called at least every [`TICK_NANOSECONDS`], and at [`Self::next_deadline`].
     pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.check_deadlines(now, effects);
+        self.check_patience(now, effects);
         self.refresh_role_slot(effects);
         self.sweep_if_due(now, effects);
         self.write_map(effects);
@@ -331,6 +378,12 @@ impl Volume {
     #[must_use]
     pub const fn mirror_fault(&self) -> Option<Errno> {
         self.mirror_fault
+    }
+
+    /// The last error of the authoritative leg, until the roles change.
+    #[must_use]
+    pub const fn authoritative_fault(&self) -> Option<Errno> {
+        self.authoritative_fault
     }
 
     /// The last error of a write to the map file, until one succeeds.
@@ -381,14 +434,21 @@ impl Volume {
     /// See above.
     pub fn check_invariants(&self) {
         assert_eq!(self.regions.is_some(), self.record.route.mirror().is_some());
-        for (index, first) in self.writing.iter().enumerate() {
-            let first = self.slots[usize::from(first.0)].request.range;
-            for second in &self.writing[index + 1..] {
-                let second = self.slots[usize::from(second.0)].request.range;
-                assert!(!first.overlaps(second), "invariant 4: {first:?} {second:?}");
+        let on_both = |a: &Write, b: &Write| {
+            let both = |of: fn(&Write) -> bool| of(a) && of(b);
+            both(|write| write.tag.is_some()) || both(|write| write.place.is_some())
+        };
+        for (index, first) in self.writes.iter().enumerate() {
+            for second in &self.writes[index + 1..] {
+                assert!(
+                    !first.range.overlaps(second.range) || !on_both(first, second),
+                    "invariant 4: {first:?} {second:?}"
+                );
             }
-            for region in self.geometry().touched(first) {
-                assert!(self.intent.is_covered(region), "invariant 3: {region:?}");
+            if self.regions.is_some() {
+                for region in self.geometry().touched(first.range) {
+                    assert!(self.intent.is_covered(region), "invariant 3: {region:?}");
+                }
             }
         }
         let started = self

@@ -2,12 +2,25 @@
 
 use alloc::vec::Vec;
 
-use super::{Effect, Errno, IoResult, Op, Request, Slot, Stage, Volume};
+use super::{Effect, IoResult, Op, Place, Request, Slot, Stage, Volume, Write};
 use crate::{
     region::RegionState,
     route::Side,
-    units::{Range, Tag, Time},
+    units::{Range, RegionIndex, Tag, Time},
 };
+
+/// Why a write may not start yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    /// Its marks are not durable.
+    Map,
+    /// The copier has the region, and writes wait for it.
+    Claim(RegionIndex),
+    /// The authoritative leg still does a write that it overlaps.
+    Write,
+    /// The mirror leg still does a write that it overlaps, or as many as there are places.
+    Mirror,
+}
 
 impl Volume {
     /// The application asks for something. The tag must be free; the range lies within the volume and is not
@@ -23,7 +36,7 @@ impl Volume {
             self.gate.note_held(now);
             self.held.push_back(tag);
         } else {
-            self.admit(tag, effects);
+            self.admit(now, tag, effects);
         }
         self.write_map(effects);
     }
@@ -37,22 +50,82 @@ impl Volume {
         result: IoResult,
         effects: &mut Vec<Effect>,
     ) {
-        let authoritative = self.record.route.authoritative();
-        let slot = self.slot(tag);
+        let slot = *self.slot(tag);
         debug_assert_eq!(slot.stage, Stage::Started);
-        if side == authoritative {
-            slot.authoritative_result = result;
-        } else {
-            slot.mirror_result = result;
+        self.started -= 1;
+        let is_write = matches!(slot.request.op, Op::Write { .. });
+        if is_write {
+            self.end_write(|write| {
+                let found = write.tag == Some(tag);
+                if found {
+                    write.tag = None;
+                }
+                found
+            });
         }
-        slot.legs_pending -= 1;
-        if slot.legs_pending == 0 {
-            self.finish(now, tag, effects);
+        match (result, slot.fault) {
+            (Ok(()), Some(_)) => {
+                self.counters.mirror_reads += 1;
+                self.answer(tag, Ok(()), effects);
+            }
+            // What the authoritative leg said counts.
+            (Err(_), Some(error)) => self.answer(tag, Err(error), effects),
+            (Err(error), None) if self.regions.is_some() => {
+                debug_assert_eq!(side, self.record.route.authoritative());
+                self.authoritative_failed(now, tag, error, effects);
+            }
+            (result, None) => self.answer(tag, result, effects),
         }
+        self.after_write(is_write, now, effects);
+    }
+
+    /// The mirror leg has done (or failed) what [`Effect::MirrorWrite`] asked.
+    pub fn mirror_done(
+        &mut self,
+        now: Time,
+        place: Place,
+        result: IoResult,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(range) = self.end_write(|write| {
+            let found = write.place == Some(place);
+            if found {
+                write.place = None;
+            }
+            found
+        }) else {
+            return;
+        };
+        self.free_places.push(place);
+        if let Err(error) = result {
+            self.differ(range);
+            self.fail_mirror(error, effects);
+        }
+        self.after_write(true, now, effects);
+    }
+
+    /// Takes a leg off a write in flight, which ends with its last one. Returns its range.
+    fn end_write(&mut self, mut take: impl FnMut(&mut Write) -> bool) -> Option<Range> {
+        let index = self.writes.iter_mut().position(&mut take)?;
+        let write = self.writes[index];
+        if write.tag.is_none() && write.place.is_none() {
+            self.writes.swap_remove(index);
+        }
+        Some(write.range)
+    }
+
+    /// Something may go on now.
+    fn after_write(&mut self, is_write: bool, now: Time, effects: &mut Vec<Effect>) {
+        if is_write && self.regions.is_some() {
+            self.retry_waiting(effects);
+            self.retry_claim(effects);
+        }
+        self.drained_if_quiet(now, effects);
+        self.write_map(effects);
     }
 
     /// Gives a request that the gate lets pass its place.
-    pub(super) fn admit(&mut self, tag: Tag, effects: &mut Vec<Effect>) {
+    pub(super) fn admit(&mut self, now: Time, tag: Tag, effects: &mut Vec<Effect>) {
         let request = self.slot(tag).request;
         let mirrored_route = self.regions.is_some();
         match request.op {
@@ -60,9 +133,7 @@ impl Volume {
                 self.mark_intent(request.range);
                 let behind = self.waiting.iter();
                 if self.overlaps_any(request.range, behind) || !self.try_start_write(tag, effects) {
-                    self.slot(tag).stage = Stage::Waiting;
-                    self.waiting.push_back(tag);
-                    self.counters.waited += 1;
+                    self.wait(now, tag);
                 }
             }
             // A discard may do nothing, and nothing is the one result that both legs share.
@@ -74,12 +145,20 @@ impl Volume {
                 *self.slot(tag) = Slot::FREE;
             }
             Op::Read | Op::Write { .. } | Op::Flush | Op::Discard => {
-                self.start(tag, false, effects);
+                self.start(tag, effects);
             }
         }
     }
 
-    /// Starts the waiting writes that may start now. A later one never overtakes an earlier one that it
+    pub(super) fn wait(&mut self, now: Time, tag: Tag) {
+        let slot = self.slot(tag);
+        slot.stage = Stage::Waiting;
+        slot.since = now;
+        self.waiting.push_back(tag);
+        self.counters.waited += 1;
+    }
+
+    /// Starts the waiting requests that may start now. A later write never overtakes an earlier one that it
     /// overlaps.
     pub(super) fn retry_waiting(&mut self, effects: &mut Vec<Effect>) {
         if self.gate.is_closed() {
@@ -87,9 +166,14 @@ impl Volume {
         }
         let mut index = 0;
         while let Some(&tag) = self.waiting.get(index) {
-            let range = self.slot(tag).request.range;
-            let behind = self.waiting.iter().take(index);
-            if !self.overlaps_any(range, behind) && self.try_start_write(tag, effects) {
+            let request = self.slot(tag).request;
+            let gone = if matches!(request.op, Op::Write { .. }) {
+                let behind = self.waiting.iter().take(index);
+                !self.overlaps_any(request.range, behind) && self.try_start_write(tag, effects)
+            } else {
+                self.try_read_elsewhere(tag, effects)
+            };
+            if gone {
                 self.waiting.remove(index);
             } else {
                 index += 1;
@@ -97,34 +181,74 @@ impl Volume {
         }
     }
 
+    /// Whether one of these requests is a write that overlaps.
     fn overlaps_any<'a>(&self, range: Range, mut tags: impl Iterator<Item = &'a Tag>) -> bool {
-        tags.any(|tag| self.slots[usize::from(tag.0)].request.range.overlaps(range))
+        tags.any(|tag| {
+            let request = self.slots[usize::from(tag.0)].request;
+            matches!(request.op, Op::Write { .. }) && request.range.overlaps(range)
+        })
+    }
+
+    /// Whether a write may start now, and if so, whether on both legs.
+    pub(super) fn may_start(&self, range: Range) -> Result<bool, Obstacle> {
+        let Some(regions) = &self.regions else {
+            return Ok(false);
+        };
+        let mut any_clean = false;
+        for region in self.record.geometry.touched(range) {
+            let state = regions.get(region);
+            if state.holds_writes() {
+                return Err(Obstacle::Claim(region));
+            }
+            if !self.intent.is_covered(region) {
+                return Err(Obstacle::Map);
+            }
+            any_clean |= state == RegionState::Clean;
+        }
+        let mirrored = any_clean && self.healthy_mirror().is_some();
+        for write in &self.writes {
+            if !write.range.overlaps(range) {
+                continue;
+            }
+            if write.tag.is_some() {
+                return Err(Obstacle::Write);
+            }
+            if mirrored {
+                return Err(Obstacle::Mirror);
+            }
+        }
+        if mirrored && self.free_places.is_empty() {
+            return Err(Obstacle::Mirror);
+        }
+        Ok(mirrored)
     }
 
     /// Starts a write in `Mirrored` if nothing is in its way.
     fn try_start_write(&mut self, tag: Tag, effects: &mut Vec<Effect>) -> bool {
         let range = self.slot(tag).request.range;
-        let Some(regions) = &self.regions else {
-            self.start(tag, false, effects);
-            return true;
-        };
-        let mut any_clean = false;
-        for region in self.record.geometry.touched(range) {
-            let state = regions.get(region);
-            if state.holds_writes() || !self.intent.is_covered(region) {
+        let mirrored = match self.may_start(range) {
+            Ok(mirrored) => mirrored,
+            Err(Obstacle::Map) => {
                 // The intent may have been cleared since it was asked for.
                 self.mark_intent(range);
                 return false;
             }
-            any_clean |= state == RegionState::Clean;
+            Err(Obstacle::Claim(_) | Obstacle::Write | Obstacle::Mirror) => return false,
+        };
+        self.start(tag, effects);
+        if self.regions.is_some() {
+            self.touch_regions(range, mirrored);
+            let place = self.free_places.pop_if(|_| mirrored);
+            self.writes.push(Write {
+                range,
+                tag: Some(tag),
+                place,
+            });
+            if let Some(place) = place {
+                let side = self.record.route.authoritative().other();
+                effects.push(Effect::MirrorWrite { tag, place, side });
+            }
         }
-        if self.overlaps_any(range, self.writing.iter()) {
-            return false;
-        }
-        let mirrored = any_clean && self.healthy_mirror().is_some();
-        self.touch_regions(range, mirrored);
-        self.writing.push(tag);
-        self.start(tag, mirrored, effects);
         true
     }
 
@@ -148,60 +272,32 @@ impl Volume {
         }
     }
 
-    fn start(&mut self, tag: Tag, mirrored: bool, effects: &mut Vec<Effect>) {
+    /// Gives a request to the authoritative leg.
+    pub(super) fn start(&mut self, tag: Tag, effects: &mut Vec<Effect>) {
         let side = self.record.route.authoritative();
+        self.start_on(tag, side, effects);
+    }
+
+    pub(super) fn start_on(&mut self, tag: Tag, side: Side, effects: &mut Vec<Effect>) {
         let slot = self.slot(tag);
         slot.stage = Stage::Started;
-        slot.mirrored = mirrored;
-        slot.legs_pending = 1 + u8::from(mirrored);
         let op = slot.request.op;
         self.started += 1;
         effects.push(Effect::Leg { tag, side, op });
-        if mirrored {
-            // Its intent stays set until this leg was flushed, so the mirror need not force anything.
-            let op = Op::Write {
-                force_unit_access: false,
-            };
-            effects.push(Effect::Leg {
-                tag,
-                side: side.other(),
-                op,
-            });
-        }
     }
 
-    /// Both legs have answered.
-    fn finish(&mut self, now: Time, tag: Tag, effects: &mut Vec<Effect>) {
-        let slot = core::mem::replace(self.slot(tag), Slot::FREE);
-        self.started -= 1;
-        self.count(&slot);
-        effects.push(Effect::Answer {
-            tag,
-            result: slot.authoritative_result,
-        });
-        let is_write = matches!(slot.request.op, Op::Write { .. });
-        if is_write && self.regions.is_some() {
-            if let Some(index) = self.writing.iter().position(|other| *other == tag) {
-                self.writing.swap_remove(index);
-            }
-            let both_wrote = slot.authoritative_result.is_ok() && slot.mirror_result.is_ok();
-            if slot.mirrored && !both_wrote {
-                self.differ(slot.request.range);
-            }
-            if let (true, Err(error)) = (slot.mirrored, slot.mirror_result) {
-                self.fail_mirror(error, effects);
-            }
-            self.retry_waiting(effects);
-            self.retry_claim(effects);
+    /// Answers the application. A write that failed may have been done on one leg.
+    pub(super) fn answer(&mut self, tag: Tag, result: IoResult, effects: &mut Vec<Effect>) {
+        let request = core::mem::replace(self.slot(tag), Slot::FREE).request;
+        self.count(request, result);
+        if result.is_err() && matches!(request.op, Op::Write { .. }) {
+            self.differ(request.range);
         }
-        if self.started == 0 {
-            self.drained(now, effects);
-        }
-        self.write_map(effects);
+        effects.push(Effect::Answer { tag, result });
     }
 
     /// A write did not do the same on both legs.
-    fn differ(&mut self, range: Range) {
+    pub(super) fn differ(&mut self, range: Range) {
         let Some(regions) = &mut self.regions else {
             return;
         };
@@ -212,29 +308,20 @@ impl Volume {
         }
     }
 
-    /// The mirror leg is not written any more until the operator says so; what it misses is dirty.
-    pub(super) fn fail_mirror(&mut self, error: Errno, effects: &mut Vec<Effect>) {
-        if self.mirror_fault.is_none() {
-            self.mirror_fault = Some(error);
-            self.abandon_sweep();
-            self.refuse_claim(effects);
-        }
-    }
-
-    fn count(&mut self, slot: &Slot) {
+    fn count(&mut self, request: Request, result: IoResult) {
         let counters = &mut self.counters;
-        if slot.authoritative_result.is_err() {
+        if result.is_err() {
             counters.failed += 1;
             return;
         }
-        match slot.request.op {
+        match request.op {
             Op::Read => {
                 counters.reads += 1;
-                counters.read_bytes += slot.request.range.length;
+                counters.read_bytes += request.range.length;
             }
             Op::Write { .. } => {
                 counters.writes += 1;
-                counters.written_bytes += slot.request.range.length;
+                counters.written_bytes += request.range.length;
             }
             Op::Flush => counters.flushes += 1,
             Op::Discard => {}

@@ -12,7 +12,14 @@ const BLOCK: u64 = 32 << 10;
 const REGIONS: usize = 4;
 const BLOCKS: usize = REGIONS * 2;
 const TAGS: usize = 5;
+const PLACES: usize = 3;
+const PATIENCE: u64 = 4_000;
 const HOLD: u64 = 1_000;
+const CONFIG: Config = Config {
+    tags: TAGS,
+    places: PLACES,
+    patience: PATIENCE,
+};
 const VOLUME_ID: [u8; 16] = *b"a volume's name.";
 
 struct Random(u64);
@@ -61,6 +68,12 @@ enum Io {
         tag: Tag,
         side: Side,
         op: Op,
+    },
+    Mirror {
+        place: Place,
+        side: Side,
+        range: Range,
+        value: Value,
     },
     FlushLeg {
         side: Side,
@@ -150,7 +163,7 @@ impl World {
             volume_id: VOLUME_ID,
             geometry: geometry(),
         };
-        let volume = Volume::load(&Config { tags: TAGS }, record, None, &[], &[]);
+        let volume = Volume::load(&CONFIG, record, None, &[], &[]);
         let lun = |value| (0..BLOCKS).map(|_| Cell::new(value)).collect();
         Self {
             slow_io: seed.is_multiple_of(3),
@@ -335,6 +348,16 @@ impl World {
                 }
                 self.pending.push(Io::Leg { tag, side, op });
             }
+            Effect::MirrorWrite { tag, place, side } => {
+                let open = &self.open[&tag];
+                let (range, value) = (open.request.range, open.value);
+                self.pending.push(Io::Mirror {
+                    place,
+                    side,
+                    range,
+                    value,
+                });
+            }
             Effect::Answer { tag, result } => self.answered(tag, result),
             Effect::FlushLeg { side, flush } => {
                 let lun = self.lun_of(side);
@@ -399,6 +422,14 @@ impl World {
     fn land(&mut self, io: &Io) {
         match io {
             Io::Leg { tag, side, op } => self.land_on_leg(*tag, *side, *op),
+            Io::Mirror {
+                side, range, value, ..
+            } => {
+                let lun = self.lun_of(*side);
+                for block in Self::blocks(*range) {
+                    self.luns[lun][block].versions.push(*value);
+                }
+            }
             Io::FlushLeg { side, versions, .. } => {
                 let lun = self.lun_of(*side);
                 self.make_durable(lun, versions);
@@ -453,7 +484,9 @@ impl World {
         let io = self.pending.swap_remove(index);
         let mirror = self.volume.record().route.mirror();
         let may_fail = match &io {
-            Io::Leg { side, .. } | Io::FlushLeg { side, .. } => Some(*side) == mirror,
+            Io::Leg { side, .. } | Io::Mirror { side, .. } | Io::FlushLeg { side, .. } => {
+                Some(*side) == mirror
+            }
             Io::Map(_) => true,
             Io::Role { .. } | Io::Descriptor => false,
         };
@@ -470,6 +503,7 @@ impl World {
         let (now, effects) = (self.now, &mut self.effects);
         match io {
             Io::Leg { tag, side, .. } => self.volume.leg_done(now, tag, side, result, effects),
+            Io::Mirror { place, .. } => self.volume.mirror_done(now, place, result, effects),
             Io::FlushLeg { side, flush, .. } => {
                 self.volume.leg_flushed(now, side, flush, result, effects);
             }
@@ -634,8 +668,7 @@ impl World {
             }
         };
         let (dirty, intent) = (words(map::Area::Dirty), words(map::Area::Intent));
-        let config = Config { tags: TAGS };
-        self.volume = Volume::load(&config, chosen.record, chosen.stale_slot, &dirty, &intent);
+        self.volume = Volume::load(&CONFIG, chosen.record, chosen.stale_slot, &dirty, &intent);
         self.volume.begin(&mut self.effects);
     }
 
@@ -689,10 +722,16 @@ impl World {
             return;
         };
         for region in (0..REGIONS).map(RegionIndex) {
-            let busy = self.open.values().any(|open| {
-                open.request.range.length > 0
-                    && open.request.range.overlaps(geometry().range(region))
-            });
+            let here = geometry().range(region);
+            let trails = self
+                .pending
+                .iter()
+                .any(|io| matches!(io, Io::Mirror { range, .. } if range.overlaps(here)));
+            let busy = trails
+                || self
+                    .open
+                    .values()
+                    .any(|open| open.request.range.length > 0 && open.request.range.overlaps(here));
             if regions.get(region) == crate::region::RegionState::Clean && !busy {
                 for block in [region.0 * 2, region.0 * 2 + 1] {
                     let values = [self.luns[0][block].now(), self.luns[1][block].now()];

@@ -12,7 +12,7 @@ use std::{
 
 use migration_core::{
     map::RoleRecord,
-    volume::{CopierId, Counters, Errno},
+    volume::{CopierId, Counters, Errno, OnAuthoritativeFailure},
 };
 use migration_proto::{
     route::{Descriptor, Route},
@@ -35,6 +35,10 @@ pub struct Snapshot {
     pub claimed_bytes: u64,
     /// Why the mirror leg is not written.
     pub mirror_fault: Option<Errno>,
+    /// The last error of the authoritative leg.
+    pub authoritative_fault: Option<Errno>,
+    /// What to do then.
+    pub on_authoritative_failure: OnAuthoritativeFailure,
     /// Why the map file cannot be written.
     pub map_fault: Option<Errno>,
     /// Requests are held.
@@ -92,6 +96,8 @@ pub enum Ask {
     },
     /// Let them go.
     Resume,
+    /// What to do when the authoritative leg fails.
+    OnAuthoritativeFailure(OnAuthoritativeFailure),
     /// Try the mirror leg again.
     RetryMirror {
         /// The epoch that the client knows.

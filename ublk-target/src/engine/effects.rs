@@ -5,7 +5,7 @@ use migration_core::{
     map::{self, BitmapSector, SECTOR_BYTES},
     route::{Route, Side},
     units::Tag,
-    volume::{Call, Effect, Errno, FlushId, IoResult, Op, Reply},
+    volume::{Call, Effect, Errno, FlushId, IoResult, Op, Place, Reply},
 };
 
 use super::{
@@ -31,9 +31,14 @@ impl Engine {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Leg { tag, side, op } => {
-                let transfer = &mut self.transfers[usize::from(tag.0)][side_index(side)];
+                let transfer = &mut self.transfers[usize::from(tag.0)];
                 *transfer = Transfer::new(op, transfer.range);
                 self.continue_transfer(tag, side);
+            }
+            Effect::MirrorWrite { tag, place, side } => {
+                let range = self.transfers[usize::from(tag.0)].range;
+                self.mirror.begin(place, tag, side, range);
+                self.continue_mirror_write(place);
             }
             Effect::Answer { tag, result } => self.answer(tag, result),
             Effect::FlushLeg { side, flush } => self.flush_leg(side, flush),
@@ -56,16 +61,32 @@ impl Engine {
             // The volume never asks for a leg that its route does not use.
             return self.leg_done(tag, side, Err(Errno(libc::ENXIO)));
         };
-        let buffer = self.buffers.address(index);
-        match self.transfers[index][side_index(side)].next(leg, buffer) {
+        let buffer = self.buffers.address(self.mirror.buffer(tag));
+        match self.transfers[index].next(leg, buffer) {
             Next::Submit(entry) => self.ring.push(entry, Token::Leg(tag, side)),
             Next::Done(result) => self.leg_done(tag, side, result),
         }
     }
 
+    /// The same for a write to the mirror leg.
+    pub(super) fn continue_mirror_write(&mut self, place: Place) {
+        let write = self.mirror.write(place);
+        let Some(leg) = &self.legs[side_index(write.side)] else {
+            // It was given up meanwhile.
+            return self.mirror_done(place, Err(Errno(libc::ENXIO)));
+        };
+        let buffer = self.buffers.address(write.buffer);
+        match write.transfer.next(leg, buffer) {
+            Next::Submit(entry) => self.ring.push(entry, Token::Mirror(place)),
+            Next::Done(result) => self.mirror_done(place, result),
+        }
+    }
+
     /// Answers the application and takes the tag's next request.
     pub(super) fn answer(&mut self, tag: Tag, result: IoResult) {
-        let transfer = &self.transfers[usize::from(tag.0)][0];
+        // The driver reads from the buffer that a commit names for a read only, so that of a write may change.
+        self.mirror.answered(tag);
+        let transfer = &self.transfers[usize::from(tag.0)];
         let result = match (result, transfer.op) {
             // The driver's own code for a tag that it takes back: a leg's must not look like it.
             (Err(Errno(libc::ENODEV)), _) => -libc::EIO,

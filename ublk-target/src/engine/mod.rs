@@ -13,6 +13,7 @@
 mod command;
 mod effects;
 mod memory;
+mod mirror;
 mod replies;
 mod ring;
 mod transfer;
@@ -30,13 +31,14 @@ use migration_core::{
     map::SECTOR_BYTES,
     route::Side,
     units::{Range, Tag, Time},
-    volume::{self, Config, Effect, Errno, FlushId, IoResult, Op, Request, Volume},
+    volume::{self, Config, Effect, Errno, FlushId, IoResult, Op, Place, Request, Volume},
 };
 use migration_proto::route::Descriptor;
 
 pub use self::command::{Ask, Command, Inbox, Snapshot, refused};
 use self::{
     memory::Buffers,
+    mirror::Mirror,
     replies::Calls,
     ring::{DEVICE_FILE, MAP_FILE, Ring, Timer, Token},
     transfer::{LegFiles, Transfer},
@@ -48,6 +50,14 @@ use crate::{
 
 /// The most sectors of one batch, as the core makes them.
 const MAP_BATCH_SECTORS_MAX: usize = volume::MAP_BATCH_SECTORS_MAX;
+
+/// The most writes to the mirror leg that are in flight at once: what is usual for a LUN's queue. Each has a buffer of
+/// its own if its request was answered before.
+const MIRROR_PLACES: usize = 64;
+
+/// How long a write may wait for the mirror leg, in nanoseconds, before that is given up: a leg that answers so late does
+/// harm, and one that is only slow is not given up by mistake.
+const PATIENCE: u64 = 2_000_000_000;
 
 /// The shape of the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,7 +157,9 @@ pub struct Engine {
     descriptor: Arc<Descriptor>,
     effects: Vec<Effect>,
     legs: [Option<LegFiles>; 2],
-    transfers: Vec<[Transfer; 2]>,
+    /// For each tag, its request on its leg.
+    transfers: Vec<Transfer>,
+    mirror: Mirror,
     flushes: Vec<LegFlush>,
     map_writes_pending: usize,
     map_write_result: IoResult,
@@ -187,7 +199,7 @@ impl Engine {
             registers_luns,
         } = parts;
         let tags = shape.tags();
-        let buffers = Buffers::new(tags, shape.request_bytes_max as usize)
+        let buffers = Buffers::new(tags + MIRROR_PLACES, shape.request_bytes_max as usize)
             .map_err(setup("allocate the request buffers"))?;
         let mut ring =
             Ring::new(tags, buffers.whole(), registers_luns).map_err(setup("set up io_uring"))?;
@@ -203,7 +215,11 @@ impl Engine {
         }
         let chosen = map.chosen;
         let volume = Volume::load(
-            &Config { tags },
+            &Config {
+                tags,
+                places: MIRROR_PLACES,
+                patience: PATIENCE,
+            },
             chosen.record,
             chosen.stale_slot,
             &map.dirty,
@@ -223,7 +239,8 @@ impl Engine {
             descriptor: Arc::new(map.descriptor),
             effects: Vec::with_capacity(tags * 4),
             legs,
-            transfers: vec![[idle; 2]; tags],
+            transfers: vec![idle; tags],
+            mirror: Mirror::new(tags, MIRROR_PLACES),
             flushes: Vec::with_capacity(8),
             map_writes_pending: 0,
             map_write_result: Ok(()),
@@ -318,12 +335,13 @@ impl Engine {
     }
 
     fn io_slot(&self, tag: Tag) -> IoSlot {
+        let buffer = self.mirror.buffer(tag);
         let tag = usize::from(tag.0);
         let depth = usize::from(self.shape.queue_depth);
         IoSlot {
             queue: (tag / depth) as u16,
             tag: (tag % depth) as u16,
-            buffer_address: self.buffers.address(tag) as u64,
+            buffer_address: self.buffers.address(buffer) as u64,
         }
     }
 
@@ -332,6 +350,7 @@ impl Engine {
         match token {
             Token::Device(tag) => self.device_completed(tag, FetchOutcome::decode(result))?,
             Token::Leg(tag, side) => self.leg_completed(tag, side, result),
+            Token::Mirror(place) => self.mirror_completed(place, result),
             Token::FlushLeg(side, flush) => self.flush_completed(side, flush, io_result(result, 0)),
             Token::Map(bytes) => {
                 self.file_writes_pending -= 1;
@@ -412,19 +431,31 @@ impl Engine {
         } else {
             Range { start, length }
         };
-        let transfer = &mut self.transfers[usize::from(tag.0)];
-        *transfer = [Transfer::new(op, range); 2];
+        self.transfers[usize::from(tag.0)] = Transfer::new(op, range);
         let now = self.now();
         self.volume
             .request(now, tag, Request { op, range }, &mut self.effects);
     }
 
     fn leg_completed(&mut self, tag: Tag, side: Side, result: i32) {
-        let transfer = &mut self.transfers[usize::from(tag.0)][side_index(side)];
-        match transfer.advance(result) {
+        match self.transfers[usize::from(tag.0)].advance(result) {
             Ok(()) => self.continue_transfer(tag, side),
             Err(error) => self.leg_done(tag, side, Err(error)),
         }
+    }
+
+    fn mirror_completed(&mut self, place: Place, result: i32) {
+        match self.mirror.write(place).transfer.advance(result) {
+            Ok(()) => self.continue_mirror_write(place),
+            Err(error) => self.mirror_done(place, Err(error)),
+        }
+    }
+
+    fn mirror_done(&mut self, place: Place, result: IoResult) {
+        self.mirror.done(place);
+        let now = self.now();
+        self.volume
+            .mirror_done(now, place, result, &mut self.effects);
     }
 
     fn leg_done(&mut self, tag: Tag, side: Side, result: IoResult) {
@@ -478,6 +509,8 @@ impl Engine {
                 regions.claimed_regions() as u64 * geometry.region_bytes()
             }),
             mirror_fault: self.volume.mirror_fault(),
+            authoritative_fault: self.volume.authoritative_fault(),
+            on_authoritative_failure: self.volume.on_authoritative_failure(),
             map_fault: self.volume.map_fault(),
             suspended: self.volume.is_suspended(),
             copier: self.volume.copier().is_some(),

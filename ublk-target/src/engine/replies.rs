@@ -91,6 +91,10 @@ impl Engine {
                 let was_suspended = self.volume.resume(now, &mut self.effects);
                 Some(Response::Resumed { was_suspended })
             }
+            Ask::OnAuthoritativeFailure(policy) => {
+                self.volume.set_on_authoritative_failure(policy);
+                Some(Response::Done)
+            }
             Ask::RetryMirror { epoch } if epoch != self.volume.record().epoch.0 => {
                 Some(change_refused(ChangeError::StaleEpoch))
             }

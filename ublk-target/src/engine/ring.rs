@@ -6,7 +6,11 @@
 use std::{io, os::fd::RawFd, time::Duration};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
-use migration_core::{route::Side, units::Tag, volume::FlushId};
+use migration_core::{
+    route::Side,
+    units::Tag,
+    volume::{FlushId, Place},
+};
 
 /// The most files that a ring has: the device, the map file and the LUNs of three legs.
 const FILES_MAX: u32 = 1024;
@@ -23,6 +27,8 @@ pub(super) enum Token {
     Device(Tag),
     /// A request's I/O on a leg.
     Leg(Tag, Side),
+    /// A write to the mirror leg.
+    Mirror(Place),
     /// One file of a flush that the volume asked for.
     FlushLeg(Side, FlushId),
     /// A write of map sectors, with the length that it must have written.
@@ -62,6 +68,7 @@ impl Token {
             Self::Wake => (7, 0, 0),
             Self::Timer(Timer::Tick) => (8, 0, 0),
             Self::Timer(Timer::Deadline) => (9, 0, 0),
+            Self::Mirror(place) => (10, 0, u64::from(place.0)),
         };
         kind << 56 | small << 48 | large
     }
@@ -85,6 +92,7 @@ impl Token {
             7 => Self::Wake,
             8 => Self::Timer(Timer::Tick),
             9 => Self::Timer(Timer::Deadline),
+            10 => Self::Mirror(Place(large as u16)),
             other => unreachable!("completion of an unknown kind {other}"),
         }
     }
@@ -246,6 +254,7 @@ mod tests {
             Token::Device(Tag(4095)),
             Token::Leg(Tag(7), Side::Source),
             Token::Leg(Tag(u16::MAX), Side::Target),
+            Token::Mirror(Place(63)),
             Token::FlushLeg(Side::Target, FlushId(1 << 40)),
             Token::Map(8192),
             Token::Role(1),

@@ -268,6 +268,8 @@ pub(super) fn status(volume: &Volume) -> Status {
         claimed_bytes: 0,
         copied_bytes: 0,
         degraded: None,
+        authoritative_problem: None,
+        on_authoritative_failure: migration_proto::target::OnAuthoritativeFailure::default(),
         map_problem: None,
         suspended: false,
         copier: false,

@@ -21,7 +21,7 @@ fn with_dirty(word: u64, marked: &[usize]) -> Volume {
     let none = vec![0; map::SECTOR_WORDS];
     let mut dirty = none.clone();
     dirty[0] = word;
-    let mut volume = Volume::load(&Config { tags: TAGS }, record, None, &dirty, &none);
+    let mut volume = Volume::load(&CONFIG, record, None, &dirty, &none);
     for region in marked {
         let range = geometry().range(RegionIndex(*region));
         volume.mark_intent(range);

@@ -1,0 +1,216 @@
+//! What happens when a leg fails, or keeps the application waiting.
+//!
+//! The mirror leg is given up: what it misses is dirty, and nobody waits for it. It may still be doing what it was
+//! given; those writes keep their places until they end, and their regions are not copied before.
+//!
+//! The authoritative leg's errors are the application's, with two exceptions. A read of clean regions is done on the
+//! mirror leg. And if the policy says so and the legs are equal, a write or flush that failed is held, the roles are
+//! exchanged as in a switch, and it is done on the new authoritative leg; the failed one is the mirror, given up.
+
+use alloc::vec::Vec;
+
+use super::{
+    Effect, Errno, Op, Stage, Volume,
+    change::{Change, Step},
+    requests::Obstacle,
+};
+use crate::{
+    region::RegionState,
+    route::{Route, Side},
+    units::{RegionIndex, Tag, Time},
+};
+
+/// How long requests may be held for an exchange of the roles that a failure asks for, in nanoseconds.
+pub(super) const FAIL_OVER_NANOSECONDS_MAX: u64 = 20_000_000_000;
+
+/// "Connection timed out", as every Linux architecture but MIPS and SPARC numbers it.
+const ETIMEDOUT: Errno = Errno(110);
+
+/// What to do when the authoritative leg fails to write or to flush while the legs are equal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum OnAuthoritativeFailure {
+    /// Back to the source if the target fails; if the source fails, the application sees it.
+    #[default]
+    Auto,
+    /// The application sees it.
+    Error,
+    /// The roles are exchanged.
+    Switch,
+}
+
+impl Volume {
+    /// What to do when the authoritative leg fails.
+    #[must_use]
+    pub const fn on_authoritative_failure(&self) -> OnAuthoritativeFailure {
+        self.on_authoritative_failure
+    }
+
+    /// What to do when the authoritative leg fails, from now on.
+    pub const fn set_on_authoritative_failure(&mut self, policy: OnAuthoritativeFailure) {
+        self.on_authoritative_failure = policy;
+    }
+
+    /// The mirror leg is not written any more until the operator says so; what it misses is dirty.
+    pub(super) fn fail_mirror(&mut self, error: Errno, effects: &mut Vec<Effect>) {
+        if self.mirror_fault.is_some() || self.regions.is_none() {
+            return;
+        }
+        self.mirror_fault = Some(error);
+        for index in 0..self.writes.len() {
+            let write = self.writes[index];
+            if write.place.is_some() {
+                self.differ(write.range);
+            }
+        }
+        self.share_claims();
+        self.abandon_sweep();
+        self.refuse_claim(effects);
+    }
+
+    /// A write that has waited long enough waits no longer for the mirror leg or for the copier.
+    pub(super) fn check_patience(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let mut retry = false;
+        for index in 0..self.waiting.len() {
+            let slot = *self.slot(self.waiting[index]);
+            if now.since(slot.since) < self.patience || self.gate.is_closed() {
+                break;
+            }
+            match self.may_start(slot.request.range) {
+                Err(Obstacle::Mirror) => {
+                    self.fail_mirror(ETIMEDOUT, effects);
+                    self.fail_exchange(now, effects);
+                    return;
+                }
+                Err(Obstacle::Claim(region)) => {
+                    self.share_claim(region);
+                    retry = true;
+                }
+                Err(Obstacle::Map | Obstacle::Write) | Ok(_) => {}
+            }
+        }
+        if retry {
+            self.retry_waiting(effects);
+        }
+    }
+
+    /// The authoritative leg could not do a request.
+    pub(super) fn authoritative_failed(
+        &mut self,
+        now: Time,
+        tag: Tag,
+        error: Errno,
+        effects: &mut Vec<Effect>,
+    ) {
+        self.authoritative_fault = Some(error);
+        let op = self.slot(tag).request.op;
+        if op == Op::Read {
+            self.slot(tag).fault = Some(error);
+            if !self.try_read_elsewhere(tag, effects) {
+                self.wait(now, tag);
+            }
+        } else if self.may_fail_over() {
+            let slot = self.slot(tag);
+            slot.stage = Stage::Held;
+            slot.fault = Some(error);
+            self.gate.note_held(now);
+            self.held.push_back(tag);
+            self.fail_over(now, effects);
+        } else {
+            self.answer(tag, Err(error), effects);
+        }
+    }
+
+    /// Does a read that the authoritative leg failed to do on the mirror leg, if that has the same; otherwise the read has
+    /// failed. Says whether this is settled: not while the mirror leg is still to be written.
+    pub(super) fn try_read_elsewhere(&mut self, tag: Tag, effects: &mut Vec<Effect>) -> bool {
+        let slot = *self.slot(tag);
+        let Some(error) = slot.fault else {
+            // The roles were exchanged while it waited.
+            self.start(tag, effects);
+            return true;
+        };
+        let (Some(regions), Some(mirror)) = (&self.regions, self.healthy_mirror()) else {
+            self.answer(tag, Err(error), effects);
+            return true;
+        };
+        let mut touched = self.record.geometry.touched(slot.request.range);
+        if !touched.all(|region| regions.get(region) == RegionState::Clean) {
+            self.answer(tag, Err(error), effects);
+            return true;
+        }
+        let range = slot.request.range;
+        if self.writes.iter().any(|write| write.range.overlaps(range)) {
+            return false;
+        }
+        self.start_on(tag, mirror, effects);
+        true
+    }
+
+    fn may_fail_over(&self) -> bool {
+        let wanted = match self.on_authoritative_failure {
+            OnAuthoritativeFailure::Error => false,
+            OnAuthoritativeFailure::Switch => true,
+            OnAuthoritativeFailure::Auto => self.record.route.authoritative() == Side::Target,
+        };
+        let free = self.change.as_ref().is_none_or(Change::is_fail_over);
+        wanted && free && self.may_exchange_roles().is_ok()
+    }
+
+    /// Begins to exchange the roles, without waiting for what the failing leg could still do.
+    fn fail_over(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.change.is_some() {
+            return;
+        }
+        let authoritative = self.record.route.authoritative().other();
+        let next = self.next_record(super::Target::Route(Route::Mirrored { authoritative }));
+        self.change = Some(Change::fail_over(next, now.plus(FAIL_OVER_NANOSECONDS_MAX)));
+        self.gate.changing = true;
+        self.role_slots_settled(now, effects);
+    }
+
+    /// The roles were exchanged because the former authoritative leg failed: it is not written any more, and what failed
+    /// is done again.
+    pub(super) fn failed_over(&mut self) {
+        self.mirror_fault = self.authoritative_fault;
+        self.counters.fail_overs += 1;
+    }
+
+    /// No error of the former authoritative leg counts any more.
+    pub(super) fn forget_faults(&mut self) {
+        self.authoritative_fault = None;
+        for tag in self.held.iter().chain(&self.waiting) {
+            self.slots[usize::from(tag.0)].fault = None;
+        }
+    }
+
+    /// The copier copies the region on, but writes to it wait no longer: it has to be copied again.
+    fn share_claim(&mut self, region: RegionIndex) {
+        if let Some(regions) = &mut self.regions {
+            match regions.get(region) {
+                RegionState::CopyingExclusive => regions.set(region, RegionState::CopyingDirty),
+                RegionState::Reserved => self.unreserve(Some(region)),
+                RegionState::Clean
+                | RegionState::Dirty
+                | RegionState::DirtyAgain
+                | RegionState::Copying
+                | RegionState::CopyingDirty => {}
+            }
+        }
+    }
+
+    fn share_claims(&mut self) {
+        for index in 0..self.claimed().len() {
+            self.share_claim(self.claimed()[index]);
+        }
+    }
+
+    /// A change that needs the mirror leg ends.
+    fn fail_exchange(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        let waits = |change: &Change| {
+            matches!(change.next_route(), Route::Mirrored { .. }) && change.step() != Step::Role
+        };
+        if self.change.as_ref().is_some_and(waits) {
+            self.fail_change(now, super::ChangeError::MirrorFailed, effects);
+        }
+    }
+}
