@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::route::{Route, Side};
+use crate::target::OnAuthoritativeFailure;
 
 /// The schema number of every record that `--json` prints.
 pub const JSON_SCHEMA: u32 = 1;
@@ -31,10 +32,8 @@ pub enum Request {
         session: String,
         /// Its pairs.
         pairs: Vec<PairSpec>,
-        /// Accept a target that holds a signature.
-        overwrite: bool,
-        /// Find zeroes while copying and deallocate them on the target where it can.
-        detect_zeroes: bool,
+        /// How.
+        options: SessionOptions,
     },
     /// Begin to mirror and copy.
     Start {
@@ -85,6 +84,18 @@ pub enum Request {
         /// Only this session.
         session: Option<String>,
     },
+}
+
+/// What is chosen for a session when it is created.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SessionOptions {
+    /// Accept targets that hold a signature.
+    pub overwrite: bool,
+    /// Find zeroes while copying and deallocate them on the target where it can.
+    pub detect_zeroes: bool,
+    /// What to do when an authoritative leg fails.
+    pub on_authoritative_failure: OnAuthoritativeFailure,
 }
 
 /// One pair of a session to be created.

@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use migration_proto::manager::PairSpec;
+use migration_proto::target::OnAuthoritativeFailure;
 
 use super::exit;
 use super::state::Goal;
@@ -64,6 +65,28 @@ pub struct Global {
     pub quiet: bool,
 }
 
+/// What to do when the authoritative LUN fails.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum OnFailure {
+    /// error before the switch; after it, go back to the source
+    #[default]
+    Auto,
+    /// applications see the error
+    Error,
+    /// the other LUN becomes authoritative, and applications go on
+    Switch,
+}
+
+impl From<OnFailure> for OnAuthoritativeFailure {
+    fn from(what: OnFailure) -> Self {
+        match what {
+            OnFailure::Auto => Self::Auto,
+            OnFailure::Error => Self::Error,
+            OnFailure::Switch => Self::Switch,
+        }
+    }
+}
+
 /// A command of `shunt`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -112,6 +135,9 @@ pub enum Command {
         /// Look for zeroes while copying and leave them out on targets that can do so
         #[arg(long)]
         detect_zeroes: bool,
+        /// What to do when the authoritative LUN fails to write while both are equal
+        #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+        on_authoritative_failure: OnFailure,
     },
     /// Begin to mirror and to copy
     ///

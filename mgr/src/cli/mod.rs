@@ -24,7 +24,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use migration_proto::manager::{JSON_SCHEMA, Record, Request, Response};
+use migration_proto::manager::{JSON_SCHEMA, Record, Request, Response, SessionOptions};
 use serde::Serialize;
 
 use args::{Arguments, Command, Global};
@@ -85,12 +85,16 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             pairs,
             overwrite,
             detect_zeroes,
+            on_authoritative_failure,
         } => {
             let request = Request::Create {
                 session,
                 pairs,
-                overwrite,
-                detect_zeroes,
+                options: SessionOptions {
+                    overwrite,
+                    detect_zeroes,
+                    on_authoritative_failure: on_authoritative_failure.into(),
+                },
             };
             change(&global, &request)
         }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use migration_core::pair::Phase;
 use migration_core::route::Side;
-use migration_proto::manager::Failure;
+use migration_proto::manager::{Failure, SessionOptions};
 
 use super::checks::{self, Candidate, Fit, Used};
 use super::context::{Context, blocking, note, now_ms};
@@ -18,8 +18,7 @@ pub(super) struct Wanted {
     pub(super) session: String,
     /// Each volume with the target that is meant for it.
     pub(super) pairs: Vec<(VolumeRow, PathBuf)>,
-    pub(super) overwrite: bool,
-    pub(super) detect_zeroes: bool,
+    pub(super) options: SessionOptions,
     /// The LUNs in use.
     pub(super) used: Vec<Used>,
 }
@@ -32,7 +31,16 @@ pub(super) async fn create(context: Context, wanted: Wanted) -> Answer {
     let mut messages = Vec::new();
     let mut used = wanted.used.clone();
     for (volume, target) in &wanted.pairs {
-        match check_target(&context, volume, target, wanted.overwrite, &used, None).await {
+        match check_target(
+            &context,
+            volume,
+            target,
+            wanted.options.overwrite,
+            &used,
+            None,
+        )
+        .await
+        {
             Ok(candidate) => {
                 let lost: Vec<String> = candidate
                     .signatures
@@ -62,8 +70,7 @@ pub(super) async fn create(context: Context, wanted: Wanted) -> Answer {
     let row = SessionRow {
         name: wanted.session.clone(),
         created_at_ms: now_ms(),
-        overwrite: wanted.overwrite,
-        detect_zeroes: wanted.detect_zeroes,
+        options: wanted.options,
         paused: false,
         pairs,
     };
@@ -154,7 +161,7 @@ async fn record(context: &Context, row: &SessionRow) -> Result<(), Failure> {
             pair.source.path.display(),
             pair.target.path.display(),
             pair.target.identity.describe(),
-            if row.overwrite {
+            if row.options.overwrite {
                 ", what it holds may be overwritten"
             } else {
                 ""

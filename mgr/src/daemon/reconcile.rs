@@ -1,9 +1,10 @@
 //! What follows when a volume says how it is: phases that a crash left are settled, copiers are started, names are made.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use migration_core::pair::{Phase, Seen, Settlement, Verb, settle};
 use migration_core::route::{Route, Side};
+use migration_proto::target::Request;
 use tracing::{info, warn};
 
 use super::context::note;
@@ -12,7 +13,10 @@ use super::verbs::ended_changes;
 use super::volume::{POLL_COPYING, POLL_IDLE, View};
 use super::{Busy, Owner, attach, checks, paths, records};
 use crate::copier::Outcome;
-use crate::store::{Change, PairField, PairKey, VolumeRow, VolumeState};
+use crate::store::{Change, PairField, PairKey, SessionRow, VolumeRow, VolumeState};
+
+/// How long a ublk-target may take to note a policy.
+const SET_POLICY_MAX: Duration = Duration::from_secs(10);
 
 impl Owner {
     pub(super) fn volume_reported(&mut self, name: &str) {
@@ -169,11 +173,31 @@ impl Owner {
         let Some((session, pair)) = self.session_and_pair(key) else {
             return;
         };
+        self.tell_policy(session, view);
         let facts = records::facts(session, pair, Some(view));
         if facts.wants_copier() {
             let socket = self.context.config.volume_socket(&pair.volume);
-            self.copies
-                .start(key, socket, session.detect_zeroes, pair.copied_bytes, now);
+            self.copies.start(
+                key,
+                socket,
+                session.options.detect_zeroes,
+                pair.copied_bytes,
+                now,
+            );
+        }
+    }
+
+    /// A ublk-target that was started again does not know what to do when the authoritative leg fails.
+    fn tell_policy(&self, session: &SessionRow, view: &View) {
+        let policy = session.options.on_authoritative_failure;
+        let Some(status) = &view.status else {
+            return;
+        };
+        let handle = self.handles.get(&status.volume).cloned();
+        if let (true, Some(handle)) = (status.on_authoritative_failure != policy, handle) {
+            let request = Request::SetOnAuthoritativeFailure { policy };
+            // What fails here fails at the next status again.
+            tokio::spawn(async move { handle.ask(request, SET_POLICY_MAX).await });
         }
     }
 
@@ -205,10 +229,14 @@ impl Owner {
                 else {
                     return false;
                 };
-                vec![
-                    set(PairField::Authoritative(side)),
-                    tell(format!("found: the {side} is authoritative")),
-                ]
+                let what = match &status.degraded {
+                    Some(failed) if status.counters.fail_overs > 0 => format!(
+                        "the {} failed, and the {side} has become authoritative by itself; now {failed}",
+                        side.other()
+                    ),
+                    Some(_) | None => format!("found: the {side} is authoritative"),
+                };
+                vec![set(PairField::Authoritative(side)), tell(what)]
             }
             Settlement::Becomes(Phase::Committed) => {
                 ended_changes(&key.session, key.position, pair, Side::Target)

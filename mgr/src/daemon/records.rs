@@ -79,11 +79,14 @@ pub(super) fn volume(
         pid: status.filter(|_| view.connected).map(|status| status.pid),
         restarts: view.restarts,
         route: status.map(|status| status.route),
-        problem: view
-            .problem
-            .clone()
-            .or_else(|| status.and_then(|status| status.map_problem.clone())),
+        problem: view.problem.clone().or_else(|| status.and_then(said)),
     })
+}
+
+/// What a volume says is wrong, beside the mirror leg.
+fn said(status: &Status) -> Option<String> {
+    let authoritative = status.authoritative_problem.clone();
+    authoritative.or_else(|| status.map_problem.clone())
 }
 
 pub(super) fn session(row: &SessionRow, positions: &[Position]) -> Record {
@@ -134,7 +137,7 @@ pub(super) fn pair(
         .or_else(|| {
             status
                 .filter(|_| !ended)
-                .and_then(|status| status.degraded.clone().or(status.map_problem.clone()))
+                .and_then(|status| status.degraded.clone().or_else(|| said(status)))
         })
         .or_else(|| row.problem.clone());
     Record::Pair(PairRecord {

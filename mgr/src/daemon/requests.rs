@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use migration_core::pair::{Phase, Position, Reason, Verb};
 use migration_core::route::Side;
 use migration_core::session::{self, SessionDecision};
-use migration_proto::manager::{Failure, PairSpec, Record, Request, Response};
+use migration_proto::manager::{Failure, PairSpec, Record, Request, Response, SessionOptions};
 use tokio::sync::oneshot;
 
 use super::attach;
@@ -34,11 +34,8 @@ impl Owner {
             Request::Create {
                 session,
                 pairs,
-                overwrite,
-                detect_zeroes,
-            } => {
-                self.create(session, pairs, (overwrite, detect_zeroes), reply);
-            }
+                options,
+            } => self.create(session, pairs, options, reply),
             Request::Start { session } => self.verb(&session, Verb::Start, 0, reply),
             Request::Pause { session } => self.verb(&session, Verb::Pause, 0, reply),
             Request::Resume { session } => self.verb(&session, Verb::Resume, 0, reply),
@@ -130,10 +127,10 @@ impl Owner {
         &mut self,
         session: String,
         specs: Vec<PairSpec>,
-        (overwrite, detect_zeroes): (bool, bool),
+        options: SessionOptions,
         reply: Reply,
     ) {
-        match self.wanted(session, specs, overwrite, detect_zeroes) {
+        match self.wanted(session, specs, options) {
             Ok((busy, wanted)) => {
                 let operation = create::create(self.context.clone(), wanted);
                 self.launch(busy, "create", Some(reply), operation);
@@ -146,8 +143,7 @@ impl Owner {
         &self,
         session: String,
         specs: Vec<PairSpec>,
-        overwrite: bool,
-        detect_zeroes: bool,
+        options: SessionOptions,
     ) -> Result<(Vec<Busy>, Wanted), Failure> {
         let volumes: Vec<&str> = specs.iter().map(|spec| spec.volume.as_str()).collect();
         create::check_request(&session, &volumes)?;
@@ -185,8 +181,7 @@ impl Owner {
             Wanted {
                 session,
                 pairs,
-                overwrite,
-                detect_zeroes,
+                options,
                 used: self.used_luns(None),
             },
         ))

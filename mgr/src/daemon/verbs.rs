@@ -180,7 +180,7 @@ impl Operation {
                 &self.context,
                 volume,
                 path,
-                self.session.overwrite,
+                self.session.options.overwrite,
                 used,
                 accepted,
             )

@@ -16,6 +16,7 @@ mod schema;
 use std::path::{Path, PathBuf};
 
 use migration_core::route::Side;
+use migration_proto::manager::SessionOptions;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 
 pub use handle::StoreHandle;
@@ -232,8 +233,13 @@ fn add_session(transaction: &Transaction<'_>, row: &SessionRow) -> Result<(), St
         transaction.execute("DELETE FROM sessions WHERE name = ?1", params![row.name])?;
     }
     transaction.execute(
-        "INSERT INTO sessions (name, created_at_ms, overwrite, detect_zeroes, paused) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![row.name, integer(row.created_at_ms), row.overwrite, row.detect_zeroes, row.paused],
+        "INSERT INTO sessions (name, created_at_ms, options, paused) VALUES (?1, ?2, ?3, ?4)",
+        params![
+            row.name,
+            integer(row.created_at_ms),
+            options_text(&row.options),
+            row.paused
+        ],
     )?;
     for (position, pair) in row.pairs.iter().enumerate() {
         add_pair(transaction, &row.name, position, pair)?;
@@ -344,6 +350,10 @@ fn one_row(changed: usize, object: impl FnOnce() -> String) -> Result<(), StoreE
 fn path_text(path: &Path) -> Result<&str, StoreError> {
     path.to_str()
         .ok_or_else(|| StoreError::NotUtf8(path.to_owned()))
+}
+
+fn options_text(options: &SessionOptions) -> String {
+    serde_json::to_string(options).expect("options have only names and truth values")
 }
 
 fn identity_text(identity: &lun::Identity) -> String {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use lun::Identity;
 use migration_core::pair::Phase;
 use migration_core::route::Side;
+use migration_proto::manager::SessionOptions;
 
 /// A LUN that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,10 +88,8 @@ pub struct SessionRow {
     pub name: String,
     /// When it was created, in milliseconds since 1970.
     pub created_at_ms: u64,
-    /// Whether targets that hold something were accepted.
-    pub overwrite: bool,
-    /// Whether zeroes are found and deallocated while copying.
-    pub detect_zeroes: bool,
+    /// What was chosen for it.
+    pub options: SessionOptions,
     /// Whether the operator stopped the copy.
     pub paused: bool,
     /// The pairs, in the order in which the operator named them.

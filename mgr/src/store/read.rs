@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use lun::Identity;
 use migration_core::pair::Phase;
 use migration_core::route::Side;
+use migration_proto::manager::SessionOptions;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{
@@ -22,16 +23,15 @@ pub(super) fn model(connection: &Connection) -> Result<Model, StoreError> {
         volume.open_map = open_map(connection, &volume.name)?;
         model.volumes.insert(volume.name.clone(), volume);
     }
-    let mut query = connection
-        .prepare("SELECT name, created_at_ms, overwrite, detect_zeroes, paused FROM sessions")?;
+    let mut query =
+        connection.prepare("SELECT name, created_at_ms, options, paused FROM sessions")?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
         let name: String = row.get(0)?;
         let session = SessionRow {
             created_at_ms: unsigned(row.get(1)?, "sessions.created_at_ms")?,
-            overwrite: row.get(2)?,
-            detect_zeroes: row.get(3)?,
-            paused: row.get(4)?,
+            options: options(row.get(2)?)?,
+            paused: row.get(3)?,
             pairs: pairs(connection, &name)?,
             name,
         };
@@ -156,6 +156,13 @@ fn pair(row: &Row<'_>) -> Result<PairRow, StoreError> {
             .map(|pause| unsigned(pause, "pairs.last_pause_us"))
             .transpose()?,
         problem: row.get(11)?,
+    })
+}
+
+fn options(text: String) -> Result<SessionOptions, StoreError> {
+    serde_json::from_str(&text).map_err(|_| StoreError::Unreadable {
+        column: "sessions.options",
+        value: text,
     })
 }
 

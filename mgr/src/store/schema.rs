@@ -8,7 +8,7 @@
 //! | locks | the LUNs in use, each once |
 //! | history | everything that changed something |
 //!
-//! Times are milliseconds since 1970. Identities are `lun::Identity` as JSON.
+//! Times are milliseconds since 1970. Identities are `lun::Identity` as JSON, options `SessionOptions`.
 
 use rusqlite::Connection;
 
@@ -36,8 +36,7 @@ CREATE TABLE open_map (
 CREATE TABLE sessions (
     name TEXT PRIMARY KEY,
     created_at_ms INTEGER NOT NULL,
-    overwrite INTEGER NOT NULL,
-    detect_zeroes INTEGER NOT NULL,
+    options TEXT NOT NULL,
     paused INTEGER NOT NULL
 ) STRICT;
 

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use lun::{FileId, Identity, Kind};
 use migration_core::pair::Phase;
+use migration_proto::target::OnAuthoritativeFailure;
 
 use super::*;
 
@@ -63,8 +64,11 @@ fn session(name: &str, pairs: Vec<PairRow>) -> SessionRow {
     SessionRow {
         name: name.to_owned(),
         created_at_ms: 1_700_000_000_000,
-        overwrite: false,
-        detect_zeroes: true,
+        options: SessionOptions {
+            detect_zeroes: true,
+            on_authoritative_failure: OnAuthoritativeFailure::Switch,
+            ..SessionOptions::default()
+        },
         paused: false,
         pairs,
     }

@@ -1,5 +1,8 @@
 //! Help, usage, man pages, completions, requests and what is printed.
 
+use migration_proto::manager::SessionOptions;
+use migration_proto::target::OnAuthoritativeFailure;
+
 use super::*;
 
 #[test]
@@ -170,7 +173,15 @@ fn each_verb_sends_its_request() {
             },
         ),
         (
-            &["create", "s1", "db:/dev/b", "logs:/dev/c:1", "--overwrite"],
+            &[
+                "create",
+                "s1",
+                "db:/dev/b",
+                "logs:/dev/c:1",
+                "--overwrite",
+                "--on-authoritative-failure",
+                "switch",
+            ],
             Request::Create {
                 session: session(),
                 pairs: vec![
@@ -183,8 +194,11 @@ fn each_verb_sends_its_request() {
                         target: "/dev/c:1".into(),
                     },
                 ],
-                overwrite: true,
-                detect_zeroes: false,
+                options: SessionOptions {
+                    overwrite: true,
+                    on_authoritative_failure: OnAuthoritativeFailure::Switch,
+                    ..SessionOptions::default()
+                },
             },
         ),
         (&["start", "s1"], Request::Start { session: session() }),

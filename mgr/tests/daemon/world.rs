@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use mgr::daemon::{self, Config, HostChecks, StartError};
 use migration_proto::frame;
 use migration_proto::manager::{
-    Failure, FailureKind, PairRecord, PairSpec, Record, Request, Response, SessionRecord,
-    VolumeRecord,
+    Failure, FailureKind, PairRecord, PairSpec, Record, Request, Response, SessionOptions,
+    SessionRecord, VolumeRecord,
 };
 use migration_proto::{Hello, Welcome};
 use nix::sys::signal::{Signal, kill};
@@ -321,8 +321,7 @@ pub(crate) fn create(session: &str, pairs: &[(&str, &Path)]) -> Request {
     Request::Create {
         session: session.to_owned(),
         pairs: pairs.collect(),
-        overwrite: false,
-        detect_zeroes: false,
+        options: SessionOptions::default(),
     }
 }
 
@@ -331,13 +330,14 @@ pub(crate) fn overwriting(request: Request) -> Request {
         Request::Create {
             session,
             pairs,
-            detect_zeroes,
-            ..
+            options,
         } => Request::Create {
             session,
             pairs,
-            overwrite: true,
-            detect_zeroes,
+            options: SessionOptions {
+                overwrite: true,
+                ..options
+            },
         },
         other => other,
     }
