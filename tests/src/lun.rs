@@ -105,6 +105,44 @@ pub fn checksum(path: &str) -> String {
     }
 }
 
+/// Reads one megabyte, not through the page cache.
+///
+/// # Errors
+/// Those of the device.
+pub fn read_megabyte(path: &str, number: u64) -> std::io::Result<Vec<u8>> {
+    let file = tempfile::NamedTempFile::new_in("/run").expect("a file");
+    let to = format!("of={}", file.path().display());
+    let (from, skip) = (format!("if={path}"), format!("skip={number}"));
+    dd(&[&from, &to, &skip, "iflag=direct"])?;
+    std::fs::read(file.path())
+}
+
+/// Fills one megabyte with a byte, not through the page cache.
+///
+/// # Errors
+/// Those of the device.
+pub fn write_megabyte(path: &str, number: u64, byte: u8) -> std::io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in("/run").expect("a file");
+    std::io::Write::write_all(&mut file, &vec![byte; 1 << 20]).expect("its content");
+    let from = format!("if={}", file.path().display());
+    let (to, seek) = (format!("of={path}"), format!("seek={number}"));
+    dd(&[&from, &to, &seek, "oflag=direct", "conv=notrunc"])
+}
+
+fn dd(arguments: &[&str]) -> std::io::Result<()> {
+    let all: Vec<&str> = ["bs=1M", "count=1", "status=none"]
+        .iter()
+        .chain(arguments)
+        .copied()
+        .collect();
+    let output = run("dd", &all);
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(std::io::Error::other(text))
+}
+
 /// A file behind a loop device; gone with this value.
 #[derive(Debug)]
 pub struct LoopDevice {
@@ -228,6 +266,25 @@ impl Mapped {
             std::fs::read_to_string(format!("/sys/block/{name}/stat")).expect("its counters");
         let sectors = stat.split_whitespace().nth(6).expect("sectors written");
         sectors.parse::<u64>().expect("a number") * 512
+    }
+
+    /// Exchanges the table while the device is in use: from now on reads and writes take a number of milliseconds each.
+    pub fn slow_down(&self, milliseconds: u32) {
+        sh("modprobe", &["dm-delay"]);
+        self.reload(&self.table("delay", &format!("0 {milliseconds}")));
+    }
+
+    /// Nothing comes back from now on, until [`Self::let_go`].
+    pub fn hang(&self) {
+        sh(
+            "dmsetup",
+            &["suspend", "--noflush", "--nolockfs", &self.name],
+        );
+    }
+
+    /// What hung goes on.
+    pub fn let_go(&self) {
+        sh("dmsetup", &["resume", &self.name]);
     }
 
     /// Back to `linear`.

@@ -144,20 +144,19 @@ fn the_application_sees_the_errors_of_the_authoritative_leg_and_only_those() {
     host.wait_for("move", "target-selected");
     host.ok(&["undo", "move"]);
     source.break_megabyte(200);
-    let read = |megabyte: &str| {
-        let arguments = [
-            &format!("if={}", Host::device("db")),
-            "of=/dev/null",
-            "bs=1M",
-            "count=1",
-            "iflag=direct",
-            &format!("skip={megabyte}"),
-        ];
-        tests::run("dd", &arguments).status.success()
-    };
-    assert!(read("199") && !read("200") && read("201"));
+    let reads = |megabyte| lun::read_megabyte(&Host::device("db"), megabyte).is_ok();
+    let before = lun::read_megabyte(&disk, 200).unwrap();
+    let through = lun::read_megabyte(&Host::device("db"), 200).unwrap();
+    assert!(before == through, "the target has it too");
+    assert!(host.connect("db").status().counters.mirror_reads > 0);
+    assert_eq!(host.pair("move")["authoritative"], "source");
+    let problem = host.pair("move")["problem"].to_string();
+    assert!(problem.contains("authoritative leg"), "{problem}");
+    // A write that the source cannot do may be on the target: from now on that does not answer for the source.
+    assert!(lun::write_megabyte(&Host::device("db"), 200, 7).is_err());
+    assert!(reads(199) && !reads(200) && reads(201));
     source.mend_it();
-    assert!(read("200"));
+    assert!(reads(200));
     sh("blockdev", &["--flushbufs", &Host::device("db")]);
     host.wait_for("move", "source-selected");
     host.assert_legs_equal("db", &source.path(), &target);

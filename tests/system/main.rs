@@ -3,6 +3,7 @@
 
 mod deaths;
 mod exclusion;
+mod failing;
 mod faults;
 mod interrupted;
 mod legs;

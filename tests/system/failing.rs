@@ -1,0 +1,156 @@
+//! Legs that fail or stall under a load that must not notice.
+
+use tests::{
+    host::Host,
+    load::{self, Load},
+    lun::{self, Mapped},
+    wait_until,
+};
+
+const REFUSED: i32 = 3;
+
+fn is_in(host: &Host, state: &str) -> bool {
+    host.pair("move")["state"] == state
+}
+
+/// One tag, so that a write that waits for the mirror leg holds up everything.
+const ONE_BY_ONE: &[&str] = &[
+    "--rw=randwrite",
+    "--bs=4k",
+    "--iodepth=1",
+    "--size=8M",
+    "--io_size=512k",
+    "--verify=crc32c",
+    "--verify_fatal=1",
+    "--do_verify=1",
+    "--randrepeat=0",
+];
+
+#[test]
+fn a_mirror_leg_that_stalls_is_given_up_and_copied_again_when_it_is_back() {
+    let host = Host::new();
+    let (source, disk) = (lun::disk(0), lun::disk(1));
+    let target = Mapped::linear("shunt-test-target", &disk);
+    host.bring_into_sync("db", &source, &target.path(), "move");
+    let load = Load::start(&Host::device("db"), load::SMALL);
+    load.go_on();
+    target.slow_down(5000);
+    wait_until("the pair is degraded", || is_in(&host, "degraded"));
+    let problem = host.pair("move")["problem"].to_string();
+    assert!(problem.contains("timed out"), "{problem}");
+    // Much more than the places for writes in flight.
+    let before = host.connect("db").status().counters.writes;
+    load.go_on();
+    assert!(host.connect("db").status().counters.writes >= before + 1000);
+    host.refused(&["switch", "move"], REFUSED, &["move", "degraded"]);
+    // While it is still as slow: it is given up again, and nothing is lost.
+    host.ok(&["resume", "move"]);
+    load.go_on();
+    target.mend_it();
+    wait_until("the copy goes on", || {
+        let _ = host.shunt(&["resume", "move"]);
+        is_in(&host, "source-selected")
+    });
+    load.finish();
+    host.assert_legs_equal("db", &source, &target.path());
+    host.ok(&["switch", "move"]);
+    host.ok(&["commit", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn a_mirror_leg_that_hangs_can_be_left_behind() {
+    let host = Host::new();
+    let (source, disk) = (lun::disk(0), lun::disk(1));
+    let target = Mapped::linear("shunt-test-target", &disk);
+    host.bring_into_sync("db", &source, &target.path(), "move");
+    let load = Load::start(&Host::device("db"), ONE_BY_ONE);
+    load.go_on();
+    target.hang();
+    wait_until("the pair is degraded", || is_in(&host, "degraded"));
+    load.go_on();
+    host.ok(&["cancel", "move", "--yes"]);
+    load.go_on();
+    // What it was given may still reach the LUN: no other migration of the volume before that.
+    let third = lun::LoopDevice::new(lun::size(&source), 512);
+    host.ok(&["create", "again", &format!("db:{}", third.path)]);
+    let said = host.shunt(&["start", "again"]);
+    assert_ne!(said.code, 0, "{said:?}");
+    assert!(said.error.contains("next: "), "{said:?}");
+    target.let_go();
+    wait_until("it starts", || host.shunt(&["start", "again"]).code == 0);
+    host.wait_for("again", "source-selected");
+    load.finish();
+    host.assert_legs_equal("db", &source, &third.path);
+    host.ok(&["cancel", "again", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn a_target_that_fails_after_the_switch_gives_the_role_back_by_itself() {
+    let host = Host::new();
+    let (source, disk) = (lun::disk(0), lun::disk(1));
+    let target = Mapped::linear("shunt-test-target", &disk);
+    host.bring_into_sync("db", &source, &target.path(), "move");
+    let load = Load::start(&Host::device("db"), load::SMALL);
+    load.go_on();
+    host.ok(&["switch", "move"]);
+    load.go_on();
+    target.break_it();
+    wait_until("the source rules", || {
+        host.pair("move")["authoritative"] == "source"
+    });
+    load.go_on();
+    assert!(is_in(&host, "degraded"), "{}", host.pair("move"));
+    assert_eq!(host.connect("db").status().counters.fail_overs, 1);
+    let told = || host.ok(&["history", "move"]).out.contains("by itself");
+    wait_until("the history tells", told);
+    // Another process finds the same.
+    host.kill_target("db");
+    load.go_on();
+    assert_eq!(host.pair("move")["authoritative"], "source");
+    target.mend_it();
+    host.ok(&["resume", "move"]);
+    host.wait_for("move", "source-selected");
+    load.finish();
+    host.assert_legs_equal("db", &source, &target.path());
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn the_policy_decides_whether_the_application_sees_the_failure() {
+    let host = Host::new();
+    let (disk, target) = (lun::disk(0), lun::disk(1));
+    let source = Mapped::linear("shunt-test-source", &disk);
+    let device = Host::device("db");
+    host.ok(&["attach", "db", &source.path()]);
+    for (policy, seen) in [("switch", false), ("error", true)] {
+        let pair = format!("db:{target}");
+        let option = format!("--on-authoritative-failure={policy}");
+        host.ok(&["create", "move", &pair, "--overwrite", &option]);
+        host.ok(&["start", "move"]);
+        host.wait_for("move", "source-selected");
+        wait_until("the volume knows the policy", || {
+            let known = host.connect("db").status().on_authoritative_failure;
+            format!("{known:?}").eq_ignore_ascii_case(policy)
+        });
+        source.break_it();
+        let written = lun::write_megabyte(&device, 17, 3);
+        assert_eq!(written.is_err(), seen, "{policy}: {written:?}");
+        assert_eq!(lun::read_megabyte(&device, 17).is_err(), seen, "{policy}");
+        let ruler = if seen { "source" } else { "target" };
+        wait_until("shuntd knows who rules", || {
+            host.pair("move")["authoritative"] == ruler
+        });
+        source.mend_it();
+        if !seen {
+            host.ok(&["resume", "move"]);
+            host.wait_for("move", "target-selected");
+            host.assert_legs_equal("db", &source.path(), &target);
+            host.ok(&["undo", "move"]);
+        }
+        host.ok(&["cancel", "move", "--yes"]);
+    }
+    host.ok(&["detach", "db"]);
+}
