@@ -1,6 +1,7 @@
 //! The volume in a small world that reorders, fails, dies and loses power, against an oracle.
 
 mod cases;
+mod failures;
 
 use alloc::{collections::BTreeMap, collections::BTreeSet, vec, vec::Vec};
 

@@ -1,0 +1,385 @@
+//! Legs that fail, and a mirror leg that keeps the application waiting.
+
+use alloc::{vec, vec::Vec};
+
+use super::*;
+
+const WRITE: Op = Op::Write {
+    force_unit_access: false,
+};
+const FAULT: Errno = Errno(5);
+
+/// A volume in `Mirrored`, every region clean and marked, and what it asked for.
+struct Bench {
+    volume: Volume,
+    effects: Vec<Effect>,
+    now: Time,
+}
+
+fn block(number: u64) -> Range {
+    Range {
+        start: number * BLOCK,
+        length: BLOCK,
+    }
+}
+
+impl Bench {
+    fn new(authoritative: Side) -> Self {
+        let record = RoleRecord {
+            epoch: Epoch(2),
+            route: Route::Mirrored { authoritative },
+            ..World::new(1).slots[0]
+        };
+        let none = vec![0; map::SECTOR_WORDS];
+        let mut bench = Self {
+            volume: Volume::load(&CONFIG, record, None, &none, &none),
+            effects: Vec::new(),
+            now: Time(1),
+        };
+        for region in 0..REGIONS {
+            let range = geometry().range(RegionIndex(region));
+            bench.volume.mark_intent(range);
+        }
+        bench.volume.write_map(&mut bench.effects);
+        bench
+            .volume
+            .map_written(bench.now, Ok(()), &mut bench.effects);
+        bench.effects.clear();
+        bench
+    }
+
+    fn request(&mut self, tag: u16, op: Op, number: u64) -> Vec<Effect> {
+        let range = if op == Op::Flush {
+            Range::default()
+        } else {
+            block(number)
+        };
+        let request = Request { op, range };
+        self.volume
+            .request(self.now, Tag(tag), request, &mut self.effects);
+        self.take()
+    }
+
+    fn leg(&mut self, tag: u16, side: Side, result: IoResult) -> Vec<Effect> {
+        self.volume
+            .leg_done(self.now, Tag(tag), side, result, &mut self.effects);
+        self.take()
+    }
+
+    fn mirror(&mut self, place: Place, result: IoResult) -> Vec<Effect> {
+        self.volume
+            .mirror_done(self.now, place, result, &mut self.effects);
+        self.take()
+    }
+
+    /// What happens after a time, but for the flushes of a sweep, which do not come back here.
+    fn after(&mut self, nanoseconds: u64) -> Vec<Effect> {
+        self.now = self.now.plus(nanoseconds);
+        self.volume.tick(self.now, &mut self.effects);
+        let mut effects = self.take();
+        effects.retain(|effect| !matches!(effect, Effect::FlushLeg { .. }));
+        effects
+    }
+
+    fn change(&mut self, route: Route) -> Vec<Effect> {
+        let epoch = self.volume.record().epoch;
+        self.volume
+            .change_route(
+                self.now,
+                Call(1),
+                epoch,
+                Target::Route(route),
+                1 << 40,
+                &mut self.effects,
+            )
+            .unwrap();
+        self.take()
+    }
+
+    /// Answers the flushes among the effects.
+    fn flush(&mut self, effects: &[Effect], result: IoResult) -> Vec<Effect> {
+        for effect in effects {
+            if let Effect::FlushLeg { side, flush } = effect {
+                self.volume
+                    .leg_flushed(self.now, *side, *flush, result, &mut self.effects);
+            }
+        }
+        self.take()
+    }
+
+    /// Answers the role writes among the effects.
+    fn role(&mut self, effects: &[Effect]) -> Vec<Effect> {
+        for effect in effects {
+            if let Effect::WriteRole { slot, .. } = effect {
+                self.volume
+                    .role_written(self.now, *slot, Ok(()), &mut self.effects);
+            }
+        }
+        self.take()
+    }
+
+    fn take(&mut self) -> Vec<Effect> {
+        self.volume.check_invariants();
+        core::mem::take(&mut self.effects)
+    }
+
+    fn is_clean(&self, region: usize) -> bool {
+        let regions = self.volume.regions().unwrap();
+        regions.get(RegionIndex(region)) == crate::region::RegionState::Clean
+    }
+}
+
+fn place(effects: &[Effect]) -> Option<Place> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::MirrorWrite { place, .. } => Some(*place),
+        _ => None,
+    })
+}
+
+fn answer(tag: u16, result: IoResult) -> Effect {
+    let tag = Tag(tag);
+    Effect::Answer { tag, result }
+}
+
+fn leg(tag: u16, side: Side, op: Op) -> Effect {
+    let tag = Tag(tag);
+    Effect::Leg { tag, side, op }
+}
+
+#[test]
+fn the_application_waits_for_the_authoritative_leg_and_a_switch_for_both() {
+    let mut bench = Bench::new(Side::Source);
+    let trailing = place(&bench.request(0, WRITE, 0)).unwrap();
+    assert_eq!(bench.leg(0, Side::Source, Ok(())), [answer(0, Ok(()))]);
+    let effects = bench.change(Route::Mirrored {
+        authoritative: Side::Target,
+    });
+    assert_eq!(bench.flush(&effects, Ok(())), [], "it waits");
+    // The tag is used again meanwhile, and held.
+    assert_eq!(bench.request(0, WRITE, 4), []);
+    let effects = bench.mirror(trailing, Ok(()));
+    let effects = bench.flush(&effects, Ok(()));
+    let effects = bench.role(&effects);
+    assert!(
+        effects.contains(&leg(0, Side::Target, WRITE)),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn a_write_behind_a_stalled_mirror_write_goes_on_when_its_patience_is_at_an_end() {
+    let mut bench = Bench::new(Side::Source);
+    let stalled = place(&bench.request(0, WRITE, 0)).unwrap();
+    bench.leg(0, Side::Source, Ok(()));
+    assert_eq!(bench.request(1, WRITE, 0), []);
+    assert_eq!(bench.after(PATIENCE - 1), []);
+    assert_eq!(bench.volume.mirror_fault(), None);
+    assert_eq!(bench.after(1), [leg(1, Side::Source, WRITE)]);
+    assert_eq!(bench.volume.mirror_fault(), Some(Errno(110)));
+    assert!(!bench.is_clean(0) && bench.is_clean(1));
+    assert_eq!(bench.leg(1, Side::Source, Ok(())), [answer(1, Ok(()))]);
+    // Tried again: but the region is not copied while the old write may still land.
+    assert_eq!(bench.volume.retry_mirror(), Ok(true));
+    let copier = CopierId(1);
+    bench.volume.open_copier(copier).unwrap();
+    bench.volume.claim(copier, Call(2), 4, &mut bench.effects);
+    assert_eq!(bench.take(), []);
+    let reply = Reply::Claimed(vec![RegionIndex(0)]);
+    let call = Call(2);
+    assert_eq!(
+        bench.mirror(stalled, Ok(())),
+        [Effect::Reply { call, reply }]
+    );
+}
+
+#[test]
+fn more_writes_than_places_wait_and_then_do_without_the_mirror() {
+    let mut bench = Bench::new(Side::Source);
+    for tag in 0..PLACES as u16 {
+        assert!(place(&bench.request(tag, WRITE, u64::from(tag) * 2)).is_some());
+        bench.leg(tag, Side::Source, Ok(()));
+    }
+    assert_eq!(bench.request(0, WRITE, 7), []);
+    assert_eq!(bench.after(PATIENCE), [leg(0, Side::Source, WRITE)]);
+    assert!((0..REGIONS).all(|region| !bench.is_clean(region)));
+}
+
+#[test]
+fn a_mirror_leg_that_hangs_does_not_hold_up_a_cancel_but_the_next_mirror_leg() {
+    let mut bench = Bench::new(Side::Source);
+    let hanging = place(&bench.request(0, WRITE, 0)).unwrap();
+    bench.leg(0, Side::Source, Ok(()));
+    bench.request(1, WRITE, 0);
+    bench.after(PATIENCE);
+    bench.leg(1, Side::Source, Ok(()));
+    let effects = bench.change(Route::Single(Side::Source));
+    let effects = bench.role(&effects);
+    bench.role(&effects);
+    assert_eq!(bench.volume.record().route, Route::Single(Side::Source));
+    let new = Target::AddMirror(NewMirror {
+        descriptor_bytes: 0,
+        descriptor_crc: 0,
+    });
+    let add = |bench: &mut Bench| {
+        let epoch = bench.volume.record().epoch;
+        let (now, effects) = (bench.now, &mut bench.effects);
+        bench
+            .volume
+            .change_route(now, Call(3), epoch, new, HOLD, effects)
+    };
+    assert_eq!(add(&mut bench), Err(ChangeError::Busy));
+    bench.mirror(hanging, Err(FAULT));
+    assert_eq!(bench.volume.mirror_fault(), None, "it is not this one's");
+    assert_eq!(add(&mut bench), Ok(()));
+}
+
+#[test]
+fn a_stalled_mirror_leg_ends_a_switch_that_waits_for_it() {
+    let mut bench = Bench::new(Side::Source);
+    bench.request(0, WRITE, 0);
+    bench.leg(0, Side::Source, Ok(()));
+    bench.request(1, WRITE, 0);
+    // Its first flush does not come back.
+    bench.change(Route::Mirrored {
+        authoritative: Side::Target,
+    });
+    let effects = bench.after(PATIENCE);
+    let reply = Reply::ChangeFailed(ChangeError::MirrorFailed);
+    let call = Call(1);
+    assert!(
+        effects.contains(&Effect::Reply { call, reply }),
+        "{effects:?}"
+    );
+}
+
+#[test]
+fn a_region_that_is_copied_too_slowly_is_not_kept_from_the_application() {
+    let mut bench = Bench::new(Side::Source);
+    let copier = CopierId(1);
+    bench.volume.differ(block(0));
+    bench.volume.open_copier(copier).unwrap();
+    let claim = |bench: &mut Bench| {
+        bench.volume.claim(copier, Call(1), 1, &mut bench.effects);
+        bench.take()
+    };
+    claim(&mut bench);
+    bench.request(0, WRITE, 0);
+    bench.leg(0, Side::Source, Ok(()));
+    let report = |bench: &mut Bench| {
+        let (volume, effects) = (&mut bench.volume, &mut bench.effects);
+        volume
+            .report(copier, Epoch(2), &[RegionIndex(0)], &[], None, effects)
+            .unwrap();
+        bench.take()
+    };
+    report(&mut bench);
+    // The second time it is exclusive.
+    claim(&mut bench);
+    assert_eq!(bench.request(0, WRITE, 0), []);
+    assert_eq!(bench.after(PATIENCE), [leg(0, Side::Source, WRITE)]);
+    assert_eq!(bench.volume.mirror_fault(), None);
+    bench.leg(0, Side::Source, Ok(()));
+    report(&mut bench);
+    assert!(!bench.is_clean(0), "its copy does not count");
+}
+
+#[test]
+fn what_the_authoritative_leg_cannot_read_the_mirror_leg_reads_if_it_has_the_same() {
+    let mut bench = Bench::new(Side::Source);
+    bench.request(0, Op::Read, 0);
+    let elsewhere = [leg(0, Side::Target, Op::Read)];
+    assert_eq!(bench.leg(0, Side::Source, Err(FAULT)), elsewhere);
+    assert_eq!(bench.leg(0, Side::Target, Ok(())), [answer(0, Ok(()))]);
+    assert_eq!(bench.volume.counters().mirror_reads, 1);
+    assert_eq!(bench.volume.authoritative_fault(), Some(FAULT));
+    // Not before it has what was answered.
+    let trailing = place(&bench.request(1, WRITE, 0)).unwrap();
+    bench.leg(1, Side::Source, Ok(()));
+    bench.request(0, Op::Read, 0);
+    assert_eq!(bench.leg(0, Side::Source, Err(FAULT)), []);
+    assert_eq!(bench.mirror(trailing, Ok(())), elsewhere);
+    // It fails too: what the authoritative leg said counts.
+    let failed = [answer(0, Err(FAULT))];
+    assert_eq!(bench.leg(0, Side::Target, Err(Errno(6))), failed);
+    // It does not have the same.
+    bench.volume.differ(block(0));
+    bench.request(0, Op::Read, 0);
+    assert_eq!(bench.leg(0, Side::Source, Err(FAULT)), failed);
+}
+
+#[test]
+fn a_target_that_fails_after_the_switch_gives_the_role_back() {
+    let mut bench = Bench::new(Side::Target);
+    let first = place(&bench.request(0, WRITE, 0)).unwrap();
+    bench.request(1, Op::Flush, 0);
+    assert_eq!(bench.leg(0, Side::Target, Err(FAULT)), []);
+    assert_eq!(bench.request(2, WRITE, 4), [], "held");
+    assert_eq!(bench.leg(1, Side::Target, Err(FAULT)), []);
+    let effects = bench.mirror(first, Ok(()));
+    let flushed: Vec<Side> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::FlushLeg { side, .. } => Some(*side),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(flushed, [Side::Source], "the other one fails");
+    let effects = bench.flush(&effects, Ok(()));
+    let effects = bench.role(&effects);
+    for done_again in [
+        leg(0, Side::Source, WRITE),
+        leg(1, Side::Source, Op::Flush),
+        leg(2, Side::Source, WRITE),
+    ] {
+        assert!(effects.contains(&done_again), "{effects:?}");
+    }
+    assert_eq!(place(&effects), None, "the failed leg is left alone");
+    assert_eq!(bench.volume.mirror_fault(), Some(FAULT));
+    assert_eq!(bench.volume.authoritative_fault(), None);
+    assert_eq!(bench.volume.counters().fail_overs, 1);
+    assert!(!bench.is_clean(0) && bench.is_clean(1) && !bench.is_clean(2));
+    assert_eq!(bench.leg(0, Side::Source, Ok(())), [answer(0, Ok(()))]);
+}
+
+#[test]
+fn a_role_that_cannot_be_given_back_leaves_the_error_to_the_application() {
+    let mut bench = Bench::new(Side::Target);
+    let first = place(&bench.request(0, WRITE, 0)).unwrap();
+    bench.leg(0, Side::Target, Err(FAULT));
+    bench.request(1, WRITE, 2);
+    let effects = bench.mirror(first, Err(Errno(6)));
+    assert!(effects.contains(&answer(0, Err(FAULT))), "{effects:?}");
+    assert!(effects.contains(&leg(1, Side::Target, WRITE)));
+    assert!(!bench.is_clean(0));
+    assert_eq!(bench.volume.record().epoch, Epoch(2));
+    // Nor does a flush of the other leg that fails.
+    let mut bench = Bench::new(Side::Target);
+    let first = place(&bench.request(0, WRITE, 0)).unwrap();
+    bench.leg(0, Side::Target, Err(FAULT));
+    let effects = bench.mirror(first, Ok(()));
+    let effects = bench.flush(&effects, Err(Errno(6)));
+    assert!(effects.contains(&answer(0, Err(FAULT))), "{effects:?}");
+    assert!(!bench.is_clean(0));
+}
+
+#[test]
+fn a_source_that_fails_is_the_applications_affair_unless_the_policy_says_otherwise() {
+    let mut bench = Bench::new(Side::Source);
+    bench.request(0, WRITE, 0);
+    let failed = [answer(0, Err(FAULT))];
+    assert_eq!(bench.leg(0, Side::Source, Err(FAULT)), failed);
+    assert!(!bench.is_clean(0));
+    let mut bench = Bench::new(Side::Source);
+    let policy = OnAuthoritativeFailure::Switch;
+    bench.volume.set_on_authoritative_failure(policy);
+    let first = place(&bench.request(0, WRITE, 0)).unwrap();
+    assert_eq!(bench.leg(0, Side::Source, Err(FAULT)), []);
+    let effects = bench.mirror(first, Ok(()));
+    let effects = bench.flush(&effects, Ok(()));
+    assert!(bench.role(&effects).contains(&leg(0, Side::Target, WRITE)));
+    // Only while both are equal.
+    let mut bench = Bench::new(Side::Target);
+    bench.volume.differ(block(7));
+    bench.request(0, WRITE, 0);
+    assert_eq!(bench.leg(0, Side::Target, Err(FAULT)), failed);
+}
