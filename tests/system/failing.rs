@@ -154,3 +154,38 @@ fn the_policy_decides_whether_the_application_sees_the_failure() {
     }
     host.ok(&["detach", "db"]);
 }
+
+#[test]
+fn a_volume_comes_back_without_its_mirror_leg_and_takes_it_again() {
+    let mut host = Host::new();
+    let (source, disk) = (lun::disk(0), lun::disk(1));
+    let target = Mapped::linear("shunt-test-target", &disk);
+    let path = target.path();
+    host.bring_into_sync("db", &source, &path, "move");
+    let load = Load::start(&Host::device("db"), load::SMALL);
+    load.go_on();
+    host.kill_shuntd();
+    host.kill_target_only("db");
+    drop(target);
+    host.start_shuntd();
+    load.go_on();
+    assert!(is_in(&host, "degraded"), "{}", host.pair("move"));
+    let problem = host.pair("move")["problem"].to_string();
+    assert!(problem.contains(&path), "{problem}");
+    let said = host.shunt(&["resume", "move"]);
+    assert_ne!(said.code, 0, "{said:?}");
+    assert!(said.error.contains(&path), "{said:?}");
+    // Another LUN in its place is not taken for it.
+    let stranger = Mapped::linear("shunt-test-target", &lun::disk(2));
+    let said = host.shunt(&["resume", "move"]);
+    assert_ne!(said.code, 0, "{said:?}");
+    assert!(is_in(&host, "degraded"), "{}", host.pair("move"));
+    drop(stranger);
+    let _target = Mapped::linear("shunt-test-target", &disk);
+    host.ok(&["resume", "move"]);
+    host.wait_for("move", "source-selected");
+    load.finish();
+    host.assert_legs_equal("db", &source, &path);
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}

@@ -91,7 +91,7 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
 
     let predecessor = control.find_device(tag, CONTROL_LIMIT)?;
     let shape = shape(options, features, predecessor.as_ref());
-    let [source, target] = open_legs(&map)?;
+    let ([source, target], mirror_problem) = open_legs(&map)?;
     let params = device_params(&descriptor, source.as_ref().or(target.as_ref()));
     let inbox = Arc::new(Inbox::new().context("create an eventfd")?);
     let parts = Parts {
@@ -99,6 +99,7 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
         map,
         source,
         target,
+        mirror_problem,
         // The kernels that have one got the other shortly before.
         registers_luns: features.contains(Features::QUIESCE),
     };
@@ -362,20 +363,32 @@ fn shape(options: &Options, features: Features, predecessor: Option<&DevInfo>) -
     }
 }
 
-fn open_legs(map: &MapFile) -> anyhow::Result<[Option<OpenLeg>; 2]> {
+/// Opens the legs of the route. Without its mirror leg a volume is served all the same: what is wrong with that is the
+/// second value.
+fn open_legs(map: &MapFile) -> anyhow::Result<([Option<OpenLeg>; 2], Option<String>)> {
     let route = map.chosen.record.route;
-    let mut legs = [None, None];
-    for (place, side) in legs.iter_mut().zip([Side::Source, Side::Target]) {
-        if side == route.authoritative() || Some(side) == route.mirror() {
-            let leg = map
-                .descriptor
-                .leg(side.into())
-                .with_context(|| format!("the map file names no {side} leg"))?;
-            let open = OpenLeg::open(leg, PREDECESSOR_LIMIT);
-            *place = Some(open.with_context(|| format!("open the {side} leg"))?);
+    let open = |side: Side| {
+        let leg = map
+            .descriptor
+            .leg(side.into())
+            .with_context(|| format!("the map file names no {side} leg"))?;
+        OpenLeg::open(leg, PREDECESSOR_LIMIT).with_context(|| format!("open the {side} leg"))
+    };
+    let authoritative = open(route.authoritative())?;
+    let mirror = route.mirror().map(open).transpose();
+    let (mirror, problem) = match mirror {
+        Ok(mirror) => (mirror, None),
+        Err(error) => {
+            tracing::warn!("served without its mirror leg: {error:#}");
+            (None, Some(format!("{error:#}")))
         }
-    }
-    Ok(legs)
+    };
+    let authoritative = Some(authoritative);
+    let legs = match route.authoritative() {
+        Side::Source => [authoritative, mirror],
+        Side::Target => [mirror, authoritative],
+    };
+    Ok((legs, problem))
 }
 
 fn device_params(descriptor: &Descriptor, leg: Option<&OpenLeg>) -> DeviceParams {

@@ -226,7 +226,7 @@ impl Server {
             Request::SetOnAuthoritativeFailure { policy } => {
                 Ask::OnAuthoritativeFailure(policy.into())
             }
-            Request::RetryMirror { epoch } => Ask::RetryMirror { epoch },
+            Request::RetryMirror { epoch } => return self.retry_mirror(epoch),
         };
         let waits_long = matches!(ask, Ask::Claim { .. });
         let answer = self.inbox.ask(ask);
@@ -246,9 +246,12 @@ impl Server {
         let problem = |what: &str, error: migration_core::volume::Errno| {
             format!("{what}: {}", io::Error::from_raw_os_error(error.0))
         };
-        let mirror = snapshot
-            .mirror_fault
-            .map(|error| problem("the mirror leg failed", error));
+        let mirror = match &snapshot.mirror_problem {
+            Some(missing) => Some(format!("the mirror leg is not there: {missing}")),
+            None => snapshot
+                .mirror_fault
+                .map(|error| problem("the mirror leg failed", error)),
+        };
         let authoritative = snapshot
             .authoritative_fault
             .map(|error| problem("the authoritative leg failed", error));
@@ -337,6 +340,29 @@ impl Server {
             descriptor_bytes: bytes,
             deadline_ms,
         })
+    }
+
+    /// Opens the mirror leg again: the device behind its name may be another one than before, with the same identity.
+    fn retry_mirror(&self, epoch: u64) -> Response {
+        let gone = || refused(Refusal::Failed, "the volume is ending");
+        let ask = |ask| self.inbox.ask(ask).recv().unwrap_or_else(|_| gone());
+        let released = ask(Ask::ReleaseMirror { epoch });
+        if released != Response::Done {
+            return released;
+        }
+        let Some(snapshot) = self.inbox.snapshot() else {
+            return gone();
+        };
+        let side = snapshot.record.route.mirror();
+        let leg = side.and_then(|side| snapshot.descriptor.leg(side.into()));
+        let leg = match (leg, &snapshot.mirror) {
+            (Some(leg), None) => {
+                OpenLeg::open(leg, LEG_BUSY_LIMIT).map_err(|error| error.to_string())
+            }
+            // It has not failed, or somebody else was faster.
+            (None, _) | (_, Some(_)) => Err("it is open".to_owned()),
+        };
+        ask(Ask::RetryMirror { epoch, leg })
     }
 
     /// Nothing of an earlier copier may still be on its way to the mirror leg.

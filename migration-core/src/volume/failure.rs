@@ -26,6 +26,9 @@ pub(super) const FAIL_OVER_NANOSECONDS_MAX: u64 = 20_000_000_000;
 /// "Connection timed out", as every Linux architecture but MIPS and SPARC numbers it.
 const ETIMEDOUT: Errno = Errno(110);
 
+/// "No such device".
+const ENODEV: Errno = Errno(19);
+
 /// What to do when the authoritative leg fails to write or to flush while the legs are equal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum OnAuthoritativeFailure {
@@ -65,6 +68,13 @@ impl Volume {
         self.share_claims();
         self.abandon_sweep();
         self.refuse_claim(effects);
+    }
+
+    /// The mirror leg is not there. To be called before [`Self::begin`].
+    pub fn mirror_missing(&mut self) {
+        if self.regions.is_some() {
+            self.mirror_fault = Some(ENODEV);
+        }
     }
 
     /// A write that has waited long enough waits no longer for the mirror leg or for the copier.

@@ -35,6 +35,8 @@ pub struct Snapshot {
     pub claimed_bytes: u64,
     /// Why the mirror leg is not written.
     pub mirror_fault: Option<Errno>,
+    /// Why it is not open, if it is not.
+    pub mirror_problem: Option<String>,
     /// The last error of the authoritative leg.
     pub authoritative_fault: Option<Errno>,
     /// What to do then.
@@ -98,10 +100,17 @@ pub enum Ask {
     Resume,
     /// What to do when the authoritative leg fails.
     OnAuthoritativeFailure(OnAuthoritativeFailure),
+    /// Let go of a mirror leg that failed, so that it can be opened again.
+    ReleaseMirror {
+        /// The epoch that the client knows.
+        epoch: u64,
+    },
     /// Try the mirror leg again.
     RetryMirror {
         /// The epoch that the client knows.
         epoch: u64,
+        /// It, opened again, or why it cannot be opened.
+        leg: Result<OpenLeg, String>,
     },
     /// Be the copier.
     OpenCopier(CopierId),

@@ -207,7 +207,10 @@ impl Engine {
             return None;
         }
         match route {
-            Route::Single(side) => self.legs[side_index(side.other())].take(),
+            Route::Single(side) => {
+                self.mirror_problem = None;
+                self.legs[side_index(side.other())].take()
+            }
             Route::Mirrored { .. } => None,
         }
     }

@@ -87,6 +87,8 @@ pub struct Parts {
     pub source: Option<OpenLeg>,
     /// The target leg, if the route uses it.
     pub target: Option<OpenLeg>,
+    /// Why the mirror leg of the route is not there, if it is not.
+    pub mirror_problem: Option<String>,
     /// Whether the kernel lets go of a registered file that is not used any more.
     pub registers_luns: bool,
 }
@@ -160,6 +162,8 @@ pub struct Engine {
     /// For each tag, its request on its leg.
     transfers: Vec<Transfer>,
     mirror: Mirror,
+    /// Why the mirror leg is not open, if it is not.
+    mirror_problem: Option<String>,
     flushes: Vec<LegFlush>,
     map_writes_pending: usize,
     map_write_result: IoResult,
@@ -196,6 +200,7 @@ impl Engine {
             map,
             source,
             target,
+            mirror_problem,
             registers_luns,
         } = parts;
         let tags = shape.tags();
@@ -214,7 +219,7 @@ impl Engine {
                 .map_err(&in_ring)?;
         }
         let chosen = map.chosen;
-        let volume = Volume::load(
+        let mut volume = Volume::load(
             &Config {
                 tags,
                 places: MIRROR_PLACES,
@@ -225,6 +230,9 @@ impl Engine {
             &map.dirty,
             &map.intent,
         );
+        if mirror_problem.is_some() {
+            volume.mirror_missing();
+        }
         let idle = Transfer::new(Op::Flush, Range::default());
         Ok(Self {
             ring,
@@ -241,6 +249,7 @@ impl Engine {
             legs,
             transfers: vec![idle; tags],
             mirror: Mirror::new(tags, MIRROR_PLACES),
+            mirror_problem,
             flushes: Vec::with_capacity(8),
             map_writes_pending: 0,
             map_write_result: Ok(()),
@@ -509,6 +518,7 @@ impl Engine {
                 regions.claimed_regions() as u64 * geometry.region_bytes()
             }),
             mirror_fault: self.volume.mirror_fault(),
+            mirror_problem: self.mirror_problem.clone(),
             authoritative_fault: self.volume.authoritative_fault(),
             on_authoritative_failure: self.volume.on_authoritative_failure(),
             map_fault: self.volume.map_fault(),

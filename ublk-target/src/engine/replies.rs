@@ -10,7 +10,8 @@ use migration_core::{
 };
 use migration_proto::target::{Refusal, Response};
 
-use super::{Ask, Command, Engine, NewMirrorLeg, command::refused, register_leg};
+use super::{Ask, Command, Engine, NewMirrorLeg, command::refused, register_leg, side_index};
+use crate::legs::OpenLeg;
 
 /// The calls that the volume has not answered yet.
 #[derive(Debug, Default)]
@@ -95,13 +96,13 @@ impl Engine {
                 self.volume.set_on_authoritative_failure(policy);
                 Some(Response::Done)
             }
-            Ask::RetryMirror { epoch } if epoch != self.volume.record().epoch.0 => {
+            Ask::ReleaseMirror { epoch } | Ask::RetryMirror { epoch, .. }
+                if epoch != self.volume.record().epoch.0 =>
+            {
                 Some(change_refused(ChangeError::StaleEpoch))
             }
-            Ask::RetryMirror { .. } => Some(match self.volume.retry_mirror() {
-                Ok(_) => Response::Done,
-                Err(error) => claim_refused(error),
-            }),
+            Ask::ReleaseMirror { .. } => self.release_mirror(call),
+            Ask::RetryMirror { leg, .. } => Some(self.retry_mirror(leg)),
             Ask::OpenCopier(copier) => Some(self.open_copier(copier)),
             Ask::Claim {
                 copier,
@@ -197,6 +198,46 @@ impl Engine {
             self.release(files, || ());
         }
         response
+    }
+
+    /// Answered when the leg is closed.
+    fn release_mirror(&mut self, call: Call) -> Option<Response> {
+        let Some(side) = self.volume.record().route.mirror() else {
+            return Some(claim_refused(ClaimError::NotMirrored));
+        };
+        if self.volume.mirror_fault().is_none() {
+            return Some(Response::Done);
+        }
+        let Some(leg) = self.legs[side_index(side)].take() else {
+            return Some(Response::Done);
+        };
+        self.mirror_problem = Some("it is being opened again".to_owned());
+        let answer = self.calls.answer_later(call, Response::Done);
+        self.release(leg, answer);
+        None
+    }
+
+    fn retry_mirror(&mut self, leg: Result<OpenLeg, String>) -> Response {
+        let Some(side) = self.volume.record().route.mirror() else {
+            return claim_refused(ClaimError::NotMirrored);
+        };
+        if self.legs[side_index(side)].is_none() {
+            let files = leg.and_then(|leg| {
+                register_leg(&mut self.ring, leg.into()).map_err(|error| error.to_string())
+            });
+            match files {
+                Ok(files) => self.legs[side_index(side)] = Some(files),
+                Err(problem) => {
+                    self.mirror_problem = Some(problem.clone());
+                    return refused(Refusal::BadLeg, problem);
+                }
+            }
+        }
+        self.mirror_problem = None;
+        match self.volume.retry_mirror() {
+            Ok(_) => Response::Done,
+            Err(error) => claim_refused(error),
+        }
     }
 
     fn open_copier(&mut self, copier: CopierId) -> Response {
