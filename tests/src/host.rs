@@ -263,6 +263,14 @@ impl Host {
         self.ok(&["wait", session, "--for", state, "--timeout", "180"]);
     }
 
+    /// Waits until a session's only pair is in sync, on whichever side.
+    pub fn wait_until_in_sync(&self, session: &str) {
+        wait_until("the pair is in sync", || {
+            let state = self.pair(session)["state"].clone();
+            state == "source-selected" || state == "target-selected"
+        });
+    }
+
     /// `/dev/shunt/NAME`.
     #[must_use]
     pub fn device(volume: &str) -> String {
