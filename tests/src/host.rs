@@ -23,7 +23,8 @@ const CHANGES_BY_ITSELF: [&str; 5] = [
 /// A shuntd with directories of its own.
 #[derive(Debug)]
 pub struct Host {
-    folder: tempfile::TempDir,
+    folder: PathBuf,
+    _temporary: Option<tempfile::TempDir>,
     shuntd: Option<Child>,
 }
 
@@ -50,8 +51,20 @@ impl Host {
     #[must_use]
     pub fn without_driver() -> Self {
         let folder = tempfile::tempdir_in("/run").expect("a folder");
+        Self::start(folder.path().to_owned(), Some(folder))
+    }
+
+    /// Starts a shuntd whose state is in this folder, from now on or from an earlier life of the machine.
+    #[must_use]
+    pub fn in_folder(folder: PathBuf) -> Self {
+        std::fs::create_dir_all(&folder).expect("a folder");
+        Self::start(folder, None)
+    }
+
+    fn start(folder: PathBuf, temporary: Option<tempfile::TempDir>) -> Self {
         let mut host = Self {
             folder,
+            _temporary: temporary,
             shuntd: None,
         };
         host.start_shuntd();
@@ -61,21 +74,19 @@ impl Host {
     /// The directory of the map files, the database and the logs.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
-        self.folder.path().join("state")
+        self.folder.join("state")
     }
 
     /// shuntd's socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.folder.path().join("run/shuntd.sock")
+        self.folder.join("run/shuntd.sock")
     }
 
     /// The control socket of a volume.
     #[must_use]
     pub fn volume_socket(&self, volume: &str) -> PathBuf {
-        self.folder
-            .path()
-            .join(format!("run/volumes/{volume}.sock"))
+        self.folder.join(format!("run/volumes/{volume}.sock"))
     }
 
     /// The map file of a volume.
@@ -92,10 +103,10 @@ impl Host {
         let log = File::options()
             .append(true)
             .create(true)
-            .open(self.folder.path().join("log"));
+            .open(self.folder.join("log"));
         let child = Command::new("shuntd")
             .args([Path::new("--state-dir"), &self.state_dir()])
-            .args([Path::new("--runtime-dir"), &self.folder.path().join("run")])
+            .args([Path::new("--runtime-dir"), &self.folder.join("run")])
             .stdin(Stdio::null())
             .stderr(log.expect("a log"))
             .spawn()
@@ -245,6 +256,15 @@ impl Host {
         found.unwrap_or_else(|| panic!("no volume {volume}"))
     }
 
+    /// The record of the pair of a volume that is in a session which has not ended, if it is in one.
+    #[must_use]
+    pub fn live_pair(&self, volume: &str) -> Option<Value> {
+        self.status(&[]).into_iter().find(|record| {
+            let ended = record["state"] == "committed" || record["state"] == "cancelled";
+            record["type"] == "pair" && record["volume"] == volume && !ended
+        })
+    }
+
     /// The record of a session's only pair.
     ///
     /// # Panics
@@ -329,7 +349,7 @@ impl Host {
     #[must_use]
     pub fn log(&self) -> String {
         let mut text = String::new();
-        let mut logs = vec![self.folder.path().join("log")];
+        let mut logs = vec![self.folder.join("log")];
         if let Ok(volumes) = std::fs::read_dir(self.state_dir().join("volumes")) {
             logs.extend(
                 volumes
@@ -360,7 +380,7 @@ impl Drop for Host {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let volumes = std::fs::read_dir(self.folder.path().join("run/volumes"));
+        let volumes = std::fs::read_dir(self.folder.join("run/volumes"));
         for socket in volumes.into_iter().flatten().flatten() {
             if std::os::unix::net::UnixStream::connect(socket.path()).is_err() {
                 continue;

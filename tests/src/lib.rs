@@ -6,6 +6,9 @@
 pub mod host;
 pub mod load;
 pub mod lun;
+pub mod power;
+pub mod random;
+pub mod volatile;
 pub mod volume;
 
 use std::{

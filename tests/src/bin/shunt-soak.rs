@@ -20,6 +20,7 @@ use tests::{
     host::Host,
     load::{self, Load},
     lun,
+    random::Random,
 };
 
 /// Kills ublk-target and shuntd under a verified load
@@ -31,17 +32,6 @@ struct Arguments {
     /// Where the random numbers begin
     #[arg(long, default_value_t = 1)]
     seed: u64,
-}
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % limit
-    }
 }
 
 /// An application that writes and reads back one block all the time, and notes how long it waits.
@@ -139,7 +129,7 @@ fn change_sides(host: &Host) {
 
 fn main() {
     let arguments = Arguments::parse();
-    let mut random = Random(arguments.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut random = Random::new(arguments.seed);
     let mut host = Host::new();
     let (source, target) = (lun::disk(0), lun::disk(1));
     host.bring_into_sync("db", &source, &target, "move");

@@ -1,0 +1,475 @@
+//! Loses the power of a machine again and again, and looks whether what was flushed is still there.
+//!
+//! The host boots a virtual machine whose disks (both LUNs, and the one with Shunt's state) have volatile caches. The guest
+//! starts `shuntd`, hands over what it finds on the volume, waits until the pair is in sync and compares both legs. Then it
+//! writes, says which writes were flushed, and does something at which the host cuts the power.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Write},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        mpsc::{RecvTimeoutError, channel},
+    },
+    time::Duration,
+};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use migration_proto::target::{Request, Response};
+use tests::{
+    host::Host,
+    lun,
+    power::{self, Mark},
+    random::Random,
+    sh,
+    volatile::VolatileDisk,
+    wait_until,
+};
+
+/// Loses the power of a machine at certain moments
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Boot machines and cut their power
+    Host {
+        /// The kernel
+        #[arg(long)]
+        kernel: String,
+        /// scripts/vm
+        #[arg(long)]
+        vm: PathBuf,
+        /// How often the power is lost; the moments come in turn
+        #[arg(long)]
+        losses: u64,
+        /// Where the random numbers begin
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Be the machine
+    Guest {
+        /// A folder that the host sees
+        #[arg(long)]
+        folder: PathBuf,
+        /// Which life of the machine this is
+        #[arg(long)]
+        life: u64,
+        /// When the power will be lost
+        #[arg(long)]
+        moment: Moment,
+    },
+}
+
+/// When the power is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Moment {
+    /// While the copy runs, soon after the start.
+    Copy,
+    /// While marks are written and cleared.
+    Intent,
+    /// While requests are held.
+    Suspension,
+    /// While the role moves to the target.
+    Switch,
+    /// Some time after it has moved.
+    AfterSwitch,
+    /// While it moves back.
+    Undo,
+    /// While the source is given up.
+    Commit,
+    /// While the target is given up.
+    Cancel,
+}
+
+const VOLUME: &str = "db";
+const READY: &str = "now";
+
+fn main() {
+    match Arguments::parse().role {
+        Role::Host {
+            kernel,
+            vm,
+            losses,
+            seed,
+        } => host(&kernel, &vm, losses, seed),
+        Role::Guest {
+            folder,
+            life,
+            moment,
+        } => guest(&folder, life, moment),
+    }
+}
+
+// ---- the host ------------------------------------------------------------------------------------
+
+/// What the guest has said so far.
+#[derive(Debug, Default)]
+struct Heard {
+    /// For each writer, how many of its writes were flushed.
+    flushed: [u64; power::WRITERS as usize],
+    text: String,
+}
+
+fn host(kernel: &str, vm: &Path, losses: u64, seed: u64) {
+    let mut random = Random::new(seed);
+    // Below target/, which the guest can write to; the sockets are elsewhere.
+    let folder = tempfile::tempdir_in("target").expect("a folder");
+    let folder = std::fs::canonicalize(folder.path()).expect("its path");
+    let media = tempfile::tempdir_in("/var/tmp").expect("a folder");
+    let mut paths = Vec::new();
+    for disk in ["lun0", "lun1", "state"] {
+        let path = media.path().join(disk);
+        let file = File::create(&path).expect("a disk");
+        file.set_len(power::LUN_BYTES).expect("its size");
+        paths.push(path);
+    }
+    let moments = Moment::value_variants();
+    let mut before = vec![Mark::default(); sectors()];
+    let mut shares = Vec::new();
+    for life in 1..=losses + 1 {
+        let moment = moments[(life as usize - 1) % moments.len()];
+        let last = life == losses + 1;
+        let sockets = tempfile::tempdir_in("/var/tmp").expect("a folder");
+        let mut disks = Vec::new();
+        let mut command = Command::new(vm);
+        command.args(["--kernel", kernel, "--timeout", "600"]);
+        for (index, path) in paths.iter().enumerate() {
+            let socket = sockets.path().join(index.to_string());
+            disks.push(VolatileDisk::serve(path, &socket).expect("a disk"));
+            let drive = format!(
+                "driver=nbd,server.type=unix,server.path={},node-name=d{index},cache.direct=on",
+                socket.display()
+            );
+            let device = format!("virtio-blk-pci,drive=d{index},serial=lun{index}");
+            for argument in ["-blockdev", &drive, "-device", &device] {
+                command.args(["--qemu-arg", argument]);
+            }
+        }
+        let name = moment.to_possible_value().expect("a name");
+        let mut guest = command
+            .arg("--")
+            .arg(std::env::current_exe().expect("this program"))
+            .args(["guest", "--life", &life.to_string()])
+            .args(["--moment", name.get_name()])
+            .arg("--folder")
+            .arg(&folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("scripts/vm");
+        let heard = Arc::new(Mutex::new(Heard::default()));
+        let (ready, is_ready) = channel();
+        let output = guest.stdout.take().expect("its output");
+        let reader = std::thread::spawn({
+            let heard = Arc::clone(&heard);
+            move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    let mut words = line.split(' ');
+                    let mut heard = heard.lock().expect("no panic");
+                    if let (Some("flushed"), Some(writer), Some(count)) =
+                        (words.next(), words.next(), words.next())
+                    {
+                        let writer: usize = writer.parse().expect("a writer");
+                        heard.flushed[writer] = count.parse().expect("a number");
+                    } else {
+                        heard.text += &format!("{line}\n");
+                    }
+                    if line == READY {
+                        let _ = ready.send(());
+                    }
+                }
+            }
+        });
+        match is_ready.recv_timeout(Duration::from_secs(600)) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => {
+                let _ = guest.kill();
+                let text = &heard.lock().expect("no panic").text;
+                panic!("life {life} ({moment:?}) did not come so far; it said:\n{text}");
+            }
+        }
+        if !last {
+            let wait = match moment {
+                Moment::Copy | Moment::Intent | Moment::AfterSwitch => random.below(1500),
+                _ => random.below(500),
+            };
+            std::thread::sleep(Duration::from_millis(wait));
+        }
+        let flushed = heard.lock().expect("no panic").flushed;
+        let lost =
+            VolatileDisk::lose_power(&disks, |limit| random.below(limit)).expect("the disks");
+        // SAFETY: kill takes numbers only.
+        unsafe { libc::kill(guest.id().cast_signed(), libc::SIGTERM) };
+        guest.wait().expect("the end of the machine");
+        reader.join().expect("its output");
+
+        // What this life found is what the last one left.
+        let found = dump_of(&folder, life);
+        check(&before, &found.0, &found.1);
+        before = found.0.iter().map(|mark| mark.expect("checked")).collect();
+        let text = heard.lock().expect("no panic").text.clone();
+        for line in text.lines() {
+            if let Some(share) = line.strip_prefix("copied again: ") {
+                shares.push(share.parse::<f64>().expect("a share"));
+            }
+        }
+        if last {
+            break;
+        }
+        // For the next one to be checked against.
+        std::fs::write(
+            folder.join("flushed"),
+            serde_json::to_vec(&(life, flushed)).expect("numbers"),
+        )
+        .expect("a file");
+        let sum: u64 = flushed.iter().sum();
+        println!(
+            "{life}: power lost at {moment:?}; {sum} writes were flushed, {lost} sectors lost"
+        );
+    }
+    shares.sort_by(f64::total_cmp);
+    println!(
+        "{losses} power losses: every flushed write was there, one leg was authoritative, both became equal; copied again: {:.1} % of the volume at most",
+        shares.last().unwrap_or(&0.0) * 100.0
+    );
+}
+
+const fn sectors() -> usize {
+    (power::WRITERS * power::BLOCKS * power::BLOCK_BYTES / power::SECTOR_BYTES) as usize
+}
+
+type Found = (Vec<Option<Mark>>, Option<(u64, Vec<u64>)>);
+
+fn dump_of(folder: &Path, life: u64) -> Found {
+    let bytes = std::fs::read(folder.join(format!("dump-{life}"))).expect("what the guest found");
+    let marks: Vec<Option<(u64, u64)>> = serde_json::from_slice(&bytes).expect("marks");
+    let marks = marks
+        .into_iter()
+        .map(|mark| mark.map(|(life, number)| Mark { life, number }))
+        .collect();
+    let flushed = std::fs::read(folder.join("flushed")).ok();
+    (
+        marks,
+        flushed.map(|bytes| serde_json::from_slice(&bytes).expect("numbers")),
+    )
+}
+
+/// Every sector holds what it held before the last life, or what that life wrote there; and nothing older than what it
+/// flushed.
+fn check(before: &[Mark], found: &[Option<Mark>], flushed: &Option<(u64, Vec<u64>)>) {
+    assert_eq!(found.len(), sectors());
+    let (life, flushed) = flushed
+        .clone()
+        .unwrap_or((0, vec![0; power::WRITERS as usize]));
+    // For each block, the last write that was flushed.
+    let mut floor = vec![None; (power::WRITERS * power::BLOCKS) as usize];
+    for (writer, count) in (0..).zip(&flushed) {
+        for number in 0..*count {
+            let block = power::block_of(life, writer, number);
+            floor[(writer * power::BLOCKS + block) as usize] = Some(number);
+        }
+    }
+    let of_a_block = (power::BLOCK_BYTES / power::SECTOR_BYTES) as usize;
+    for (sector, mark) in found.iter().enumerate() {
+        let block = (sector / of_a_block) as u64;
+        let (writer, own) = (block / power::BLOCKS, block % power::BLOCKS);
+        let mark = mark.unwrap_or_else(|| panic!("sector {sector} holds what nobody wrote"));
+        let written = mark.life == life && power::block_of(life, writer, mark.number) == own;
+        let right = match floor[block as usize] {
+            Some(floor) => written && mark.number >= floor,
+            None => written || mark == before[sector],
+        };
+        assert!(
+            right,
+            "sector {sector} (writer {writer}, block {own}) holds {mark:?}, before life {life} it held {:?}, and write {:?} of \
+             that was flushed",
+            before[sector], floor[block as usize]
+        );
+    }
+}
+
+// ---- the guest -----------------------------------------------------------------------------------
+
+fn guest(folder: &Path, life: u64, moment: Moment) {
+    let disk = "/dev/disk/by-id/virtio-lun2";
+    if life == 1 {
+        sh("mkfs.ext4", &["-q", disk]);
+    }
+    let state = lun::Mounted::new(disk);
+    let host = Host::in_folder(state.path().join("shunt"));
+    if life == 1 {
+        host.ok(&["attach", VOLUME, "/dev/disk/by-id/virtio-lun0"]);
+    }
+    wait_until("the volume is attached", || {
+        host.volume(VOLUME)["state"] == "attached"
+    });
+    hand_over(folder, life);
+    if let Some(pair) = host
+        .live_pair(VOLUME)
+        .filter(|pair| pair["state"] != "setup")
+    {
+        let session = pair["session"].as_str().unwrap().to_owned();
+        let status = host.connect(VOLUME).status();
+        let again = status.dirty_bytes + status.copied_bytes;
+        println!("copied again: {}", again as f64 / status.size_bytes as f64);
+        if pair["state"] == "degraded" || pair["state"] == "paused" {
+            host.ok(&["resume", &session]);
+        }
+        host.wait_until_in_sync(&session);
+        let leg = |key: &str| pair[key].as_str().unwrap().to_owned();
+        host.assert_legs_equal(VOLUME, &leg("source"), &leg("target"));
+    }
+    prepare(&host, life, moment);
+    for writer in 0..power::WRITERS {
+        std::thread::spawn(move || write(life, writer));
+    }
+    println!("{READY}");
+    act(&host, life, moment);
+    std::thread::sleep(Duration::from_secs(120));
+    panic!("the power was not lost");
+}
+
+fn open_volume() -> File {
+    File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(Host::device(VOLUME))
+        .expect("the volume")
+}
+
+#[repr(align(4096))]
+struct Block([u8; power::BLOCK_BYTES as usize]);
+
+/// Says what is on the volume.
+fn hand_over(folder: &Path, life: u64) {
+    let volume = open_volume();
+    let mut block = Box::new(Block([0; power::BLOCK_BYTES as usize]));
+    let mut marks = Vec::with_capacity(sectors());
+    for writer in 0..power::WRITERS {
+        for number in 0..power::BLOCKS {
+            let offset = power::offset_of(writer, number);
+            volume.read_exact_at(&mut block.0, offset).expect("a read");
+            let sectors = block.0.chunks_exact(power::SECTOR_BYTES as usize);
+            for (index, sector) in sectors.enumerate() {
+                let place = offset + index as u64 * power::SECTOR_BYTES;
+                let mark = power::decode(sector, place);
+                marks.push(mark.map(|mark| (mark.life, mark.number)));
+            }
+        }
+    }
+    let file = folder.join(format!("dump-{life}"));
+    std::fs::write(file, serde_json::to_vec(&marks).unwrap()).expect("a file of the host");
+}
+
+/// Writes, flushes now and then, and says what is flushed.
+fn write(life: u64, writer: u64) {
+    let volume = open_volume();
+    let mut random = Random::new(life << 8 | writer);
+    let mut block = Box::new(Block([0; power::BLOCK_BYTES as usize]));
+    for number in 0.. {
+        let offset = power::offset_of(writer, power::block_of(life, writer, number));
+        let sectors = block.0.chunks_exact_mut(power::SECTOR_BYTES as usize);
+        for (index, sector) in sectors.enumerate() {
+            let place = offset + index as u64 * power::SECTOR_BYTES;
+            power::encode(sector, place, Mark { life, number });
+        }
+        // An error is the loss of the power.
+        if volume.write_all_at(&block.0, offset).is_err() {
+            return;
+        }
+        if random.below(8) == 0 {
+            if volume.sync_data().is_err() {
+                return;
+            }
+            let mut out = std::io::stdout().lock();
+            let _ = writeln!(out, "flushed {writer} {}", number + 1);
+        }
+    }
+}
+
+/// Brings the volume to where the moment is one.
+fn prepare(host: &Host, life: u64, moment: Moment) {
+    let wanted = match moment {
+        Moment::Copy => None,
+        Moment::Intent | Moment::Suspension | Moment::Switch | Moment::Cancel => Some("source"),
+        Moment::AfterSwitch | Moment::Undo | Moment::Commit => Some("target"),
+    };
+    let pair = host.live_pair(VOLUME);
+    let session = match (pair, wanted) {
+        (Some(pair), Some(_)) if pair["state"] != "setup" => {
+            pair["session"].as_str().unwrap().to_owned()
+        }
+        (pair, _) => {
+            if let Some(pair) = pair {
+                end(host, &pair);
+            }
+            create(host, life)
+        }
+    };
+    let Some(side) = wanted else {
+        return;
+    };
+    let state = host.pair(&session)["state"].clone();
+    if state == "setup" {
+        host.ok(&["start", &session]);
+    }
+    host.wait_until_in_sync(&session);
+    if host.pair(&session)["authoritative"] != side {
+        let verb = if side == "target" { "switch" } else { "undo" };
+        host.ok(&[verb, &session, "--max-pause", "60"]);
+    }
+}
+
+fn end(host: &Host, pair: &serde_json::Value) {
+    let session = pair["session"].as_str().unwrap();
+    let verb = if pair["authoritative"] == "target" {
+        "commit"
+    } else {
+        "cancel"
+    };
+    host.ok(&[verb, session, "--yes"]);
+}
+
+/// From the LUN that is in use to the other one.
+fn create(host: &Host, life: u64) -> String {
+    let current = host.volume(VOLUME)["lun"].as_str().unwrap().to_owned();
+    let number = u32::from(current.ends_with("lun0"));
+    let target = format!("/dev/disk/by-id/virtio-lun{number}");
+    let session = format!("life{life}");
+    let pair = format!("{VOLUME}:{target}");
+    host.ok(&["create", &session, &pair, "--overwrite"]);
+    session
+}
+
+/// Does that at which the power is lost. Whether it is still done, nobody knows.
+fn act(host: &Host, life: u64, moment: Moment) {
+    let pair = host.live_pair(VOLUME);
+    let session = pair.map_or_else(
+        || format!("life{life}"),
+        |pair| pair["session"].as_str().unwrap().to_owned(),
+    );
+    let arguments: &[&str] = match moment {
+        Moment::Copy => &["start", &session],
+        Moment::Switch => &["switch", &session, "--max-pause", "60"],
+        Moment::Undo => &["undo", &session, "--max-pause", "60"],
+        Moment::Commit => &["commit", &session, "--yes"],
+        Moment::Cancel => &["cancel", &session, "--yes"],
+        Moment::Suspension => {
+            let deadline_ms = 60_000;
+            let answer = host.connect(VOLUME).ask(&Request::Suspend { deadline_ms });
+            assert_eq!(answer, Response::Suspended);
+            return;
+        }
+        Moment::Intent | Moment::AfterSwitch => return,
+    };
+    let _ = host.shunt(arguments);
+}
