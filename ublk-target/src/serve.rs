@@ -74,7 +74,7 @@ pub struct Options {
 
 /// The largest request, in bytes. Below the region size of every volume that `format` makes, so that a write touches two
 /// regions at most.
-const REQUEST_BYTES_MAX: u32 = 512 << 10;
+const REQUEST_BYTES_MAX: u32 = 256 << 10;
 
 /// Serves a volume until it is stopped.
 ///
