@@ -143,20 +143,20 @@ fn the_application_sees_the_errors_of_the_authoritative_leg_and_only_those() {
     host.ok(&["resume", "move"]);
     host.wait_for("move", "target-selected");
     host.ok(&["undo", "move"]);
-    source.break_megabyte(200);
+    source.break_megabyte(120);
     let reads = |megabyte| lun::read_megabyte(&Host::device("db"), megabyte).is_ok();
-    let before = lun::read_megabyte(&disk, 200).unwrap();
-    let through = lun::read_megabyte(&Host::device("db"), 200).unwrap();
+    let before = lun::read_megabyte(&disk, 120).unwrap();
+    let through = lun::read_megabyte(&Host::device("db"), 120).unwrap();
     assert!(before == through, "the target has it too");
     assert!(host.connect("db").status().counters.mirror_reads > 0);
     assert_eq!(host.pair("move")["authoritative"], "source");
     let problem = host.pair("move")["problem"].to_string();
     assert!(problem.contains("authoritative leg"), "{problem}");
     // A write that the source cannot do may be on the target: from now on that does not answer for the source.
-    assert!(lun::write_megabyte(&Host::device("db"), 200, 7).is_err());
-    assert!(reads(199) && !reads(200) && reads(201));
+    assert!(lun::write_megabyte(&Host::device("db"), 120, 7).is_err());
+    assert!(reads(119) && !reads(120) && reads(121));
     source.mend_it();
-    assert!(reads(200));
+    assert!(reads(120));
     sh("blockdev", &["--flushbufs", &Host::device("db")]);
     host.wait_for("move", "source-selected");
     host.assert_legs_equal("db", &source.path(), &target);

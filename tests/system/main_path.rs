@@ -137,7 +137,7 @@ fn a_file_system_survives_its_migration() {
 fn a_committed_volume_moves_on_to_a_third_lun() {
     let host = Host::new();
     let (first, second) = (lun::disk(0), lun::disk(1));
-    let third = LoopDevice::new(300 << 20, 512);
+    let third = LoopDevice::new(160 << 20, 512);
     host.bring_into_sync("db", &first, &second, "one");
     host.ok(&["switch", "one"]);
     host.ok(&["commit", "one", "--yes"]);

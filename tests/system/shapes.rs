@@ -158,7 +158,7 @@ fn discards_and_zeroes_leave_both_legs_equal() {
     let target = Mapped::slow_writes("shunt-test-slow", &disk, 50);
     host.ok(&["attach", "db", &source]);
     let device = Host::device("db");
-    let mut place = 64;
+    let mut place = 40;
     let mut wipe = || {
         write(&device, place * MIB, &data(place, 6 << 20));
         let offset = format!("{}", place * MIB + MIB / 2);
