@@ -39,6 +39,17 @@ pub enum MapFileError {
         /// What is wrong.
         source: MapError,
     },
+    /// The file ends before what it should hold.
+    #[error(
+        "map file {path} is damaged: it is cut off before byte {offset}; nothing is served until the operator says which \
+         leg is right"
+    )]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// Where something should be.
+        offset: u64,
+    },
     /// The descriptor has a valid checksum and makes no sense.
     #[error("map file {path}: its descriptor cannot be used: {cause}")]
     Descriptor {
@@ -89,12 +100,12 @@ pub fn parse_volume_id(text: &str) -> Result<[u8; 16], String> {
     Ok(id)
 }
 
-/// Creates a map file: route `Single(source)`, epoch 1. All of its space is allocated, so that no later write can
+/// Creates a map file: route `Single(leg)`, epoch 1. All of its space is allocated, so that no later write can
 /// find the file system full.
 ///
 /// # Errors
 /// [`MapFileError`]; an existing file is never touched.
-pub fn format(path: &Path, descriptor: &Descriptor) -> Result<(), MapFileError> {
+pub fn format(path: &Path, descriptor: &Descriptor, leg: Side) -> Result<(), MapFileError> {
     let unusable = |cause: String| MapFileError::Descriptor {
         path: path.to_owned(),
         cause,
@@ -105,7 +116,7 @@ pub fn format(path: &Path, descriptor: &Descriptor) -> Result<(), MapFileError> 
     }
     let record = RoleRecord {
         epoch: Epoch(1),
-        route: Route::Single(Side::Source),
+        route: Route::Single(leg),
         descriptor_slot: 0,
         descriptor_bytes: u32::try_from(bytes.len())
             .map_err(|error| unusable(error.to_string()))?,
@@ -212,41 +223,18 @@ impl MapFile {
     }
 
     fn read(file: File, path: &Path) -> Result<Self, MapFileError> {
-        let io_error = |source| MapFileError::Io {
-            path: path.to_owned(),
-            source,
-        };
         let damaged = |source| MapFileError::Damaged {
             path: path.to_owned(),
             source,
         };
-        let sector_at = |offset| -> Result<[u8; SECTOR_BYTES], MapFileError> {
-            let mut sector = [0; SECTOR_BYTES];
-            file.read_exact_at(&mut sector, offset).map_err(io_error)?;
-            Ok(sector)
-        };
-        let slots = [
-            sector_at(map::ROLE_OFFSETS[0])?,
-            sector_at(map::ROLE_OFFSETS[1])?,
-        ];
-        let chosen = RoleRecord::choose([&slots[0], &slots[1]]).map_err(damaged)?;
+        let (chosen, descriptor) = read_role(&file, path)?;
         let record = &chosen.record;
-        let mut bytes = vec![0; record.descriptor_bytes as usize];
-        let offset = map::DESCRIPTOR_OFFSETS[usize::from(record.descriptor_slot)];
-        file.read_exact_at(&mut bytes, offset).map_err(io_error)?;
-        record.check_descriptor(&bytes).map_err(damaged)?;
-        let descriptor: Descriptor =
-            serde_json::from_slice(&bytes).map_err(|error| MapFileError::Descriptor {
-                path: path.to_owned(),
-                cause: error.to_string(),
-            })?;
-        check_descriptor(path, record, &descriptor)?;
         let read_area = |area| -> Result<Vec<u64>, MapFileError> {
             let mut words = Vec::new();
             if record.route.mirror().is_some() {
                 for index in 0..map::bitmap_sectors(record.geometry) {
                     let which = BitmapSector { area, index };
-                    let sector = sector_at(which.offset(record.geometry))?;
+                    let sector = sector_at(&file, path, which.offset(record.geometry))?;
                     words.extend(which.decode(&record.volume_id, &sector).map_err(damaged)?);
                 }
             }
@@ -261,6 +249,98 @@ impl MapFile {
             intent,
             file,
         })
+    }
+}
+
+/// The role record that holds, and the descriptor that it names.
+fn read_role(file: &File, path: &Path) -> Result<(Chosen, Descriptor), MapFileError> {
+    let damaged = |source| MapFileError::Damaged {
+        path: path.to_owned(),
+        source,
+    };
+    let slots = [
+        sector_at(file, path, map::ROLE_OFFSETS[0])?,
+        sector_at(file, path, map::ROLE_OFFSETS[1])?,
+    ];
+    let chosen = RoleRecord::choose([&slots[0], &slots[1]]).map_err(damaged)?;
+    let record = &chosen.record;
+    let mut bytes = vec![0; record.descriptor_bytes as usize];
+    let offset = map::DESCRIPTOR_OFFSETS[usize::from(record.descriptor_slot)];
+    read_at(file, path, offset, &mut bytes)?;
+    record.check_descriptor(&bytes).map_err(damaged)?;
+    let descriptor: Descriptor =
+        serde_json::from_slice(&bytes).map_err(|error| MapFileError::Descriptor {
+            path: path.to_owned(),
+            cause: error.to_string(),
+        })?;
+    check_descriptor(path, record, &descriptor)?;
+    Ok((chosen, descriptor))
+}
+
+fn sector_at(file: &File, path: &Path, offset: u64) -> Result<[u8; SECTOR_BYTES], MapFileError> {
+    let mut sector = [0; SECTOR_BYTES];
+    read_at(file, path, offset, &mut sector)?;
+    Ok(sector)
+}
+
+/// A file that ends too early is a damaged one: its whole length is allocated when it is made.
+fn read_at(file: &File, path: &Path, offset: u64, bytes: &mut [u8]) -> Result<(), MapFileError> {
+    let path = path.to_owned();
+    file.read_exact_at(bytes, offset)
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => MapFileError::Truncated { path, offset },
+            _ => MapFileError::Io { path, source },
+        })
+}
+
+/// What a map file says, whole or not.
+#[derive(Debug)]
+pub struct Description {
+    /// The role record that holds.
+    pub record: RoleRecord,
+    /// What the volume is.
+    pub descriptor: Descriptor,
+    /// What else is damaged, so that the volume is not served.
+    pub damage: Option<MapFileError>,
+}
+
+/// Reads a map file, without locking it, as far as the role and the descriptor. Of a volume that is being served this may find
+/// a sector that is just being written: damage is believed when it is found again.
+///
+/// # Errors
+/// [`MapFileError`], if there is no role or no descriptor.
+pub fn describe(path: &Path) -> Result<Description, MapFileError> {
+    const LOOKS_MAX: u32 = 3;
+    const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(50);
+    let mut looks = 1;
+    loop {
+        let whole = MapFile::open_read_only(path);
+        if looks == LOOKS_MAX || whole.is_ok() {
+            return match whole {
+                Ok(map) => Ok(Description {
+                    record: map.chosen.record,
+                    descriptor: map.descriptor,
+                    damage: None,
+                }),
+                Err(damage) => describe_damaged(path, damage),
+            };
+        }
+        looks += 1;
+        std::thread::sleep(LOOK_AGAIN_AFTER);
+    }
+}
+
+fn describe_damaged(path: &Path, damage: MapFileError) -> Result<Description, MapFileError> {
+    let Ok(file) = File::open(path) else {
+        return Err(damage);
+    };
+    match read_role(&file, path) {
+        Ok((chosen, descriptor)) => Ok(Description {
+            record: chosen.record,
+            descriptor,
+            damage: Some(damage),
+        }),
+        Err(_) => Err(damage),
     }
 }
 

@@ -74,6 +74,17 @@ pub enum Request {
         /// The session.
         session: String,
     },
+    /// Make another map file for a volume whose own is lost or damaged. The volume uses one leg from then on.
+    Recover {
+        /// The volume.
+        volume: String,
+        /// The leg whose data is right.
+        authoritative: Side,
+        /// Also if another leg was authoritative when the volume was last seen.
+        against_record: bool,
+        /// Change nothing; only say what would be done.
+        dry_run: bool,
+    },
     /// The records of all volumes, sessions and pairs, or of one session. Answer: [`Response::Records`].
     Status {
         /// Only this session.

@@ -97,6 +97,20 @@ pub struct Descriptor {
     pub target: Option<Leg>,
 }
 
+/// What a map file says, as `ublk-target describe` prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct MapSummary {
+    /// The epoch of the role record that holds.
+    pub epoch: u64,
+    /// The route.
+    pub route: Route,
+    /// What the volume is.
+    pub descriptor: Descriptor,
+    /// What is damaged beside the role and the descriptor, so that the volume is not served.
+    pub damage: Option<String>,
+}
+
 impl Descriptor {
     /// The leg of a side.
     #[must_use]

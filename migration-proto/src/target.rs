@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::route::{Leg, Route};
 
+/// The exit status of `ublk-target serve` when the map file is damaged: starting it again does not help.
+pub const EXIT_MAP_DAMAGED: u8 = 4;
+
 /// A request to `ublk-target`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]

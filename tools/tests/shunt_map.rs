@@ -73,7 +73,7 @@ impl Map {
             directory,
             descriptor: serde_json::to_vec(&descriptor).unwrap(),
         };
-        map_file::format(&map.path(), &descriptor).unwrap();
+        map_file::format(&map.path(), &descriptor, Side::Source).unwrap();
         map
     }
 

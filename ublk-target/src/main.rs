@@ -2,7 +2,8 @@
 
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+use migration_core::route::Side;
 use ublk_target::serve::{self, Options};
 
 /// The data plane of Shunt. It is started by shuntd; by hand only to look for faults.
@@ -20,8 +21,18 @@ enum Command {
         /// The file to create; an existing one is refused.
         #[arg(long)]
         map: PathBuf,
+        /// The only leg that the new volume uses.
+        #[arg(long, value_enum, default_value_t = Leg::Source)]
+        leg: Leg,
     },
-    /// Serve a volume until it is stopped. Exits with 3 if another process serves it.
+    /// Print what a map file says, as JSON: the role, the descriptor, and what is damaged. Changes nothing.
+    Describe {
+        /// The map file.
+        #[arg(long)]
+        map: PathBuf,
+    },
+    /// Serve a volume until it is stopped. Exits with 3 if another process serves it, with 4 if the
+    /// map file is damaged.
     Serve {
         /// The map file.
         #[arg(long)]
@@ -38,6 +49,22 @@ enum Command {
     },
 }
 
+/// A leg, on the command line.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Leg {
+    Source,
+    Target,
+}
+
+impl From<Leg> for Side {
+    fn from(leg: Leg) -> Self {
+        match leg {
+            Leg::Source => Self::Source,
+            Leg::Target => Self::Target,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("SHUNT_LOG")
@@ -48,7 +75,8 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let outcome = match arguments.command {
-        Command::Format { map } => serve::format(&map, std::io::stdin().lock()),
+        Command::Format { map, leg } => serve::format(&map, std::io::stdin().lock(), leg.into()),
+        Command::Describe { map } => serve::describe(&map, std::io::stdout().lock()),
         Command::Serve {
             map,
             socket,
@@ -65,11 +93,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ublk-target: {error:#}");
-            if serve::is_locked(&error) {
-                ExitCode::from(serve::EXIT_LOCKED)
-            } else {
-                ExitCode::FAILURE
-            }
+            serve::exit_code(&error)
         }
     }
 }

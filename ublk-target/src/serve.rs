@@ -15,6 +15,7 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
+    process::ExitCode,
     sync::{
         Arc,
         mpsc::{Receiver, SyncSender, sync_channel},
@@ -26,7 +27,10 @@ use std::{
 use anyhow::{Context, anyhow, bail};
 use map_file::MapFile;
 use migration_core::route::Side;
-use migration_proto::route::Descriptor;
+use migration_proto::{
+    route::{Descriptor, MapSummary},
+    target::EXIT_MAP_DAMAGED,
+};
 use nix::errno::Errno;
 
 use crate::{
@@ -473,19 +477,41 @@ fn become_io_flusher() {
     }
 }
 
-/// Whether an error means that another process serves the volume.
+/// The exit status for an error: it tells shuntd apart what starting again does not mend.
 #[must_use]
-pub fn is_locked(error: &anyhow::Error) -> bool {
-    let locked = error.downcast_ref::<map_file::MapFileError>();
-    matches!(locked, Some(map_file::MapFileError::Locked { .. }))
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    use map_file::MapFileError as Error;
+    match error.downcast_ref::<Error>() {
+        Some(Error::Locked { .. }) => ExitCode::from(EXIT_LOCKED),
+        Some(Error::Damaged { .. } | Error::Truncated { .. } | Error::Descriptor { .. }) => {
+            ExitCode::from(EXIT_MAP_DAMAGED)
+        }
+        Some(Error::Io { .. }) | None => ExitCode::FAILURE,
+    }
 }
 
-/// Creates a map file from a descriptor in JSON.
+/// Creates a map file from a descriptor in JSON, for a volume that uses one leg.
 ///
 /// # Errors
 /// With what is wrong.
-pub fn format(map: &Path, descriptor: impl std::io::Read) -> anyhow::Result<()> {
+pub fn format(map: &Path, descriptor: impl std::io::Read, leg: Side) -> anyhow::Result<()> {
     let descriptor: Descriptor =
         serde_json::from_reader(descriptor).context("the descriptor on standard input")?;
-    Ok(map_file::format(map, &descriptor)?)
+    Ok(map_file::format(map, &descriptor, leg)?)
+}
+
+/// Prints what a map file says, in JSON.
+///
+/// # Errors
+/// With what is wrong with it.
+pub fn describe(map: &Path, mut output: impl std::io::Write) -> anyhow::Result<()> {
+    let found = map_file::describe(map)?;
+    let summary = MapSummary {
+        epoch: found.record.epoch.0,
+        route: found.record.route.into(),
+        descriptor: found.descriptor,
+        damage: found.damage.map(|damage| damage.to_string()),
+    };
+    serde_json::to_writer(&mut output, &summary)?;
+    Ok(writeln!(output)?)
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use migration_proto::manager::PairSpec;
+use migration_proto::route::Side;
 use migration_proto::target::OnAuthoritativeFailure;
 
 use super::exit;
@@ -272,6 +273,29 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Make another map file for a volume whose own is lost or damaged
+    ///
+    /// The map file says which leg of a volume is right. Without it nothing is served, and nothing is
+    /// guessed: say which leg is right. The volume then uses that leg alone. The other one is not
+    /// written and no longer used; a new session copies everything again. A volume that is served, and
+    /// a map file that is whole, are refused. Shows what would be done and asks on a terminal;
+    /// elsewhere needs --yes.
+    #[command(after_help = "EXAMPLES:
+  shunt status
+  shunt recover db --authoritative source")]
+    Recover {
+        /// The volume
+        volume: String,
+        /// The leg whose data is right
+        #[arg(long, value_name = "LEG", value_enum)]
+        authoritative: Leg,
+        /// Also if the other leg was authoritative when the volume was last seen
+        #[arg(long)]
+        against_record: bool,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Show what happened when
     ///
     /// Oldest first, with times in UTC.
@@ -303,6 +327,35 @@ pub enum Command {
         #[arg(value_name = "DIR", value_parser = absolute_path, value_hint = ValueHint::DirPath)]
         directory: PathBuf,
     },
+}
+
+/// A leg of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Leg {
+    /// The LUN that the volume was on when the session was created
+    Source,
+    /// The LUN that it goes to
+    Target,
+}
+
+impl Leg {
+    /// As shuntd knows it.
+    #[must_use]
+    pub const fn side(self) -> Side {
+        match self {
+            Self::Source => Side::Source,
+            Self::Target => Side::Target,
+        }
+    }
+
+    /// As it is typed.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Target => "target",
+        }
+    }
 }
 
 /// How long a change of the role may hold requests.

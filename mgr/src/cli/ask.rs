@@ -256,7 +256,9 @@ impl std::fmt::Display for Subject<'_> {
 
 fn subject(request: &Request) -> Subject<'_> {
     match request {
-        Request::Attach { volume, .. } | Request::Detach { volume } => Subject::Volume(volume),
+        Request::Attach { volume, .. }
+        | Request::Detach { volume }
+        | Request::Recover { volume, .. } => Subject::Volume(volume),
         Request::Create { session, .. }
         | Request::Start { session }
         | Request::Pause { session }

@@ -186,6 +186,7 @@ impl Limits {
                 .saturating_add(Duration::from_millis(*max_pause_ms)),
             Request::Attach { .. }
             | Request::Detach { .. }
+            | Request::Recover { .. }
             | Request::Create { .. }
             | Request::Start { .. }
             | Request::Pause { .. }

@@ -137,14 +137,20 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
         }
         Command::Commit { session, yes } => {
             let loss = "The source leg will no longer be a copy.";
-            confirm("commit", &session, loss, yes)?;
+            confirm(&Asked::of_session("commit", &session, loss), yes)?;
             change(&global, &Request::Commit { session })
         }
         Command::Cancel { session, yes } => {
             let loss = "What was copied to the target is dropped.";
-            confirm("cancel", &session, loss, yes)?;
+            confirm(&Asked::of_session("cancel", &session, loss), yes)?;
             change(&global, &Request::Cancel { session })
         }
+        Command::Recover {
+            volume,
+            authoritative,
+            against_record,
+            yes,
+        } => recover(&global, volume, authoritative, against_record, yes),
         Command::History { session } => history(&global, session),
         Command::Completions { shell } => print(&documents::completions(shell)),
         Command::Man { directory } => man(&global, &directory),
@@ -192,6 +198,51 @@ fn change(global: &Global, request: &Request) -> Result<(), Stop> {
         );
     }
     Ok(())
+}
+
+/// Shows what would be done, asks, and has it done.
+fn recover(
+    global: &Global,
+    volume: String,
+    leg: args::Leg,
+    against_record: bool,
+    yes: bool,
+) -> Result<(), Stop> {
+    let request = |dry_run| Request::Recover {
+        volume: volume.clone(),
+        authoritative: leg.side(),
+        against_record,
+        dry_run,
+    };
+    if !yes {
+        match shuntd(global).ask(&request(true))? {
+            Response::Done { messages, .. } => {
+                // It belongs to the question: shown also when messages are not wanted.
+                for message in &messages {
+                    eprintln!("shunt: would do: {}", printable(message));
+                }
+            }
+            Response::Records { .. } | Response::Failed(_) => {
+                return Err(ask::wrong_answer().into());
+            }
+        }
+        let against = if against_record {
+            " --against-record"
+        } else {
+            ""
+        };
+        let asked = Asked {
+            verb: "recover",
+            object: format!("volume {volume}"),
+            loss: "What only the other leg has is lost.",
+            sure: format!(
+                "shunt recover {volume} --authoritative {}{against} --yes",
+                leg.name()
+            ),
+        };
+        confirm(&asked, false)?;
+    }
+    change(global, &request(false))
 }
 
 fn status(global: &Global, session: Option<String>, watch: bool) -> Result<(), Stop> {
@@ -265,26 +316,51 @@ fn print_records(
     print(human(records).as_bytes())
 }
 
-/// Asks before something that cannot be taken back.
-fn confirm(verb: &str, session: &str, loss: &str, yes: bool) -> Result<(), Problem> {
+/// A question before something that cannot be taken back.
+struct Asked<'a> {
+    verb: &'a str,
+    object: String,
+    loss: &'a str,
+    /// The command that asks nothing.
+    sure: String,
+}
+
+impl<'a> Asked<'a> {
+    fn of_session(verb: &'a str, session: &str, loss: &'a str) -> Self {
+        Self {
+            verb,
+            object: format!("session {session}"),
+            loss,
+            sure: format!("shunt {verb} {session} --yes"),
+        }
+    }
+}
+
+fn confirm(asked: &Asked<'_>, yes: bool) -> Result<(), Problem> {
     if yes {
         return Ok(());
     }
+    let Asked {
+        verb,
+        object,
+        loss,
+        sure,
+    } = asked;
     let refused = |cause: String| Problem {
         exit: Exit::Refused,
-        object: format!("session {session}"),
+        object: object.clone(),
         cause,
-        next: format!("shunt {verb} {session} --yes"),
+        next: sure.clone(),
     };
     if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
         return Err(refused(format!(
             "{verb} cannot be taken back and there is no terminal to ask on; nothing was done"
         )));
     }
-    let question = format!("{verb} session {}? {loss} type yes: ", printable(session));
+    let question = format!("{verb} {}? {loss} type yes: ", printable(object));
     let mut stderr = io::stderr();
     let mut reply = String::new();
-    let asked = stderr
+    let answered = stderr
         .write_all(question.as_bytes())
         .and_then(|()| stderr.flush())
         .and_then(|()| {
@@ -293,7 +369,7 @@ fn confirm(verb: &str, session: &str, loss: &str, yes: bool) -> Result<(), Probl
                 .take(REPLY_BYTES_MAX)
                 .read_line(&mut reply)
         });
-    match asked {
+    match answered {
         Ok(_) if reply.trim() == "yes" => Ok(()),
         Ok(_) => Err(refused(format!(
             "{verb} was not confirmed; nothing was done"

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use migration_core::route::Side;
 use migration_proto::manager::Failure;
 use migration_proto::route::{Descriptor, Extent, Leg};
 use migration_proto::target::Status;
@@ -256,12 +257,11 @@ async fn bring_up(
         source: whole_leg(&row.lun, row.size_bytes),
         target: None,
     };
-    let descriptor = serde_json::to_vec(&descriptor)
-        .map_err(|error| format!("cannot describe the volume: {error}"))?;
     process::format(
         &context.config.ublk_target,
         &context.config.map(&row.name),
         &descriptor,
+        Side::Source,
     )
     .await?;
     let handle = supervise(setup(context, row), context.events.clone());

@@ -147,10 +147,7 @@ pub(super) fn check_request(session: &str, volumes: &[&str]) -> Result<(), Failu
 async fn record(context: &Context, row: &SessionRow) -> Result<(), Failure> {
     let mut changes = vec![Change::AddSession(row.clone())];
     for pair in &row.pairs {
-        let holder = format!(
-            "the target of volume {} in session {}",
-            pair.volume, row.name
-        );
+        let holder = failure::target_of(&pair.volume, &row.name);
         changes.push(Change::Lock(Lock {
             key: lock_key(&pair.target),
             path: pair.target.path.clone(),

@@ -101,14 +101,37 @@ pub(super) fn store(object: impl Into<String>, error: &StoreError) -> Failure {
         StoreError::Newer { .. }
         | StoreError::Unreadable { .. }
         | StoreError::Missing(_)
+        | StoreError::Damaged(_)
         | StoreError::Sqlite(_)
         | StoreError::Closed => failed(
             object,
             format!(
                 "{error}; applications go on, and the authoritative leg is what `shunt status` says"
             ),
-            "look at the space and the health of the state directory, then give the command again",
+            format!("{}, then give the command again", store_remedy(error)),
         ),
+    }
+}
+
+/// What the operator does about a database that cannot be used.
+pub(super) fn store_remedy(error: &StoreError) -> &'static str {
+    if error.is_damage() {
+        "start shuntd again: it sets the damaged database aside and makes another from the map files"
+    } else if error.is_busy() {
+        "end the process that has shunt.db in the state directory locked (fuser names it)"
+    } else {
+        match error {
+            StoreError::Newer { .. } => "start the newer shuntd",
+            StoreError::Unreadable { .. } => {
+                "move shunt.db in the state directory away, and start shuntd: it makes another from the map files"
+            }
+            StoreError::Locked { .. }
+            | StoreError::Missing(_)
+            | StoreError::NotUtf8(_)
+            | StoreError::Damaged(_)
+            | StoreError::Sqlite(_)
+            | StoreError::Closed => "look at the space and the health of the state directory",
+        }
     }
 }
 
@@ -122,4 +145,9 @@ pub(super) fn session(name: &str) -> String {
 
 pub(super) fn pair(session: &str, volume: &str) -> String {
     format!("session {session}, pair {volume}")
+}
+
+/// Who has the lock of a target.
+pub(super) fn target_of(volume: &str, session: &str) -> String {
+    format!("the target of volume {volume} in session {session}")
 }

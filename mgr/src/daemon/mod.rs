@@ -13,6 +13,8 @@
 //! | `requests` | what a request leads to |
 //! | `reconcile` | what follows when a volume says how it is: settling, copiers, stable names |
 //! | `attach`, `create`, `verbs` | the operations |
+//! | `rebuild` | another database when that of before is damaged or missing |
+//! | `recover` | another map file when that of before is damaged or missing |
 //! | `route_change` | asking for another route, whatever dies on the way |
 //! | `volume`, `supervisor`, `link`, `process` | one ublk-target: talking to it, keeping it running |
 //! | `checks` | whether a LUN may become a leg |
@@ -35,8 +37,10 @@ mod failure;
 mod link;
 mod paths;
 mod process;
+mod rebuild;
 mod reconcile;
 mod records;
+mod recover;
 mod requests;
 mod route_change;
 mod socket;
@@ -59,9 +63,7 @@ use tokio::time::{sleep_until, timeout};
 use tracing::{info, warn};
 
 use crate::copier::Outcome;
-use crate::store::{
-    Change, Model, PairField, PairKey, Store, StoreError, StoreHandle, VolumeState,
-};
+use crate::store::{Change, Model, PairField, PairKey, StoreError, StoreHandle, VolumeState};
 use context::{Context, blocking};
 use copies::Copies;
 use failure::Answer;
@@ -98,7 +100,11 @@ pub enum StartError {
         source: io::Error,
     },
     /// The database cannot be used.
-    #[error("cannot use the database {}: {source}; volumes that run go on without shuntd", path.display())]
+    #[error(
+        "cannot use the database {}: {source}; volumes that run go on without shuntd; next: {}",
+        path.display(),
+        failure::store_remedy(source)
+    )]
     Store {
         /// The database.
         path: PathBuf,
@@ -145,16 +151,10 @@ enum Busy {
 /// [`StartError`]; nothing was begun then.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
     let _lock = prepare(&config)?;
-    let database = config.database();
-    let unusable = |source| StartError::Store {
-        path: database.clone(),
-        source,
-    };
-    let store = Store::open(&database).map_err(unusable)?;
-    let model = store.load().map_err(unusable)?;
+    let (store, model) = rebuild::open(&config).await?;
     let store = StoreHandle::start(store).map_err(|source| StartError::Io {
         what: "start a thread for",
-        path: database.clone(),
+        path: config.database(),
         source,
     })?;
     let control = config.control_socket();

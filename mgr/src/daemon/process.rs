@@ -8,6 +8,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Stdio;
 
+use migration_core::route::Side;
+use migration_proto::route::{Descriptor, MapSummary};
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
@@ -45,30 +47,64 @@ pub(super) fn spawn_serve(
     command.spawn()
 }
 
-/// Runs `ublk-target format` to its end. The error is what it said.
-pub(super) async fn format(program: &Path, map: &Path, descriptor: &[u8]) -> Result<(), String> {
+/// Runs `ublk-target format` to its end: the volume uses the leg `side` alone. The error is what it said.
+pub(super) async fn format(
+    program: &Path,
+    map: &Path,
+    descriptor: &Descriptor,
+    side: Side,
+) -> Result<(), String> {
+    let descriptor = serde_json::to_vec(descriptor)
+        .map_err(|error| format!("cannot describe the volume: {error}"))?;
+    let leg = match side {
+        Side::Source => "source",
+        Side::Target => "target",
+    };
+    run(program, &["format", "--leg", leg], map, &descriptor)
+        .await
+        .map(drop)
+}
+
+/// Runs `ublk-target describe`. The error is what it said.
+pub(super) async fn describe(program: &Path, map: &Path) -> Result<MapSummary, String> {
+    let output = run(program, &["describe"], map, &[]).await?;
+    let text = String::from_utf8_lossy(&output);
+    let line = text.trim_end().lines().next_back().unwrap_or_default();
+    serde_json::from_str(line).map_err(|error| {
+        format!(
+            "{} describe does not say what a map file holds: {error}",
+            program.display()
+        )
+    })
+}
+
+async fn run(
+    program: &Path,
+    arguments: &[&str],
+    map: &Path,
+    input: &[u8],
+) -> Result<Vec<u8>, String> {
     let failed = |error: io::Error| format!("cannot run {}: {error}", program.display());
     let mut child = Command::new(program)
-        .arg("format")
+        .args(arguments)
         .arg("--map")
         .arg(map)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
         // If it ended early, its own words say why.
-        let _ = stdin.write_all(descriptor).await;
+        let _ = stdin.write_all(input).await;
     }
     let output = child.wait_with_output().await.map_err(failed)?;
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout);
     }
     let said = last_line(&String::from_utf8_lossy(&output.stderr));
-    Err(said
-        .unwrap_or_else(|| format!("{} format ended with {}", program.display(), output.status)))
+    Err(said.unwrap_or_else(|| format!("{} ended with {}", program.display(), output.status)))
 }
 
 /// The last line that was written to a log from `offset` on.

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::context::note;
 use super::failure::{self, Done};
-use super::verbs::ended_changes;
+use super::verbs::{ended_changes, lun_of};
 use super::volume::{POLL_COPYING, POLL_IDLE, View};
 use super::{Busy, Owner, attach, checks, paths, records};
 use crate::copier::Outcome;
@@ -74,10 +74,17 @@ impl Owner {
                 return;
             }
         }
+        let in_use = self
+            .model
+            .live_pair_of(&row.name)
+            .map_or(&row.lun, |(session, at)| {
+                let pair = &session.pairs[at];
+                lun_of(pair, pair.authoritative)
+            });
         let lun = row
             .open_map
             .as_ref()
-            .map_or(&row.lun.path, |open_map| &open_map.lun_path);
+            .map_or(&in_use.path, |open_map| &open_map.lun_path);
         let open_map = attach::open_map(status, lun);
         if row.open_map.as_ref() != Some(&open_map) {
             self.record_aside(vec![Change::SetOpenMap(row.name.clone(), open_map)]);
@@ -377,10 +384,7 @@ impl Owner {
             .filter(|session| Some(session.name.as_str()) != except)
         {
             for pair in session.pairs.iter().filter(|pair| !pair.phase.is_ended()) {
-                let holder = format!(
-                    "the target of volume {} in session {}",
-                    pair.volume, session.name
-                );
+                let holder = failure::target_of(&pair.volume, &session.name);
                 used.push(checks::Used {
                     lun: pair.target.clone(),
                     holder,

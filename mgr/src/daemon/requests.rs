@@ -13,6 +13,7 @@ use super::attach;
 use super::create::{self, Wanted};
 use super::failure::{self, Done};
 use super::records;
+use super::recover::{Recovery, Wish};
 use super::verbs::Operation;
 use super::volume::{View, VolumeHandle};
 use super::{Busy, Owner};
@@ -58,6 +59,19 @@ impl Owner {
                 let _ = reply.send(response);
             }
             Request::History { session } => self.history(session, reply),
+            Request::Recover {
+                volume,
+                authoritative,
+                against_record,
+                dry_run,
+            } => {
+                let wish = Wish {
+                    side: authoritative.into(),
+                    against_record,
+                    dry_run,
+                };
+                self.recover(&volume, wish, reply);
+            }
         }
     }
 
@@ -121,6 +135,34 @@ impl Owner {
             Some(reply),
             attach::detach(self.context.clone(), row, handle),
         );
+    }
+
+    fn recover(&mut self, name: &str, wish: Wish, reply: Reply) {
+        let Some(row) = self.model.volumes.get(name).cloned() else {
+            return Self::refuse(reply, failure::no_volume(name));
+        };
+        let pair = self.model.live_pair_of(name).map(|(session, position)| {
+            let key = PairKey {
+                session: session.name.clone(),
+                position,
+            };
+            (key, session.pairs[position].clone())
+        });
+        let mut busy = vec![Busy::Volume(name.to_owned())];
+        if let Some((key, _)) = &pair {
+            busy.push(Busy::Session(key.session.clone()));
+        }
+        if let Err(failure) = self.require_free(&busy) {
+            return Self::refuse(reply, failure);
+        }
+        let recovery = Recovery {
+            context: self.context.clone(),
+            row,
+            pair,
+            handle: self.handles.get(name).cloned(),
+            wish,
+        };
+        self.launch(busy, "recover", Some(reply), recovery.run());
     }
 
     fn create(

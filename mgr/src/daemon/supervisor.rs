@@ -18,16 +18,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use migration_proto::target::{Request, Response};
+use migration_proto::target::{EXIT_MAP_DAMAGED, Request, Response};
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
-use super::Event;
 use super::link::{ConnectError, TargetLink};
 use super::process::{ProcessEnd, last_log_line, spawn_serve};
 use super::volume::{AskError, Command, POLL_IDLE, Setup, View};
+use super::{Event, recover};
 
 /// How long a status may take.
 const STATUS_MAX: Duration = Duration::from_secs(10);
@@ -51,6 +51,23 @@ enum End {
     Lost(String),
     /// Nothing is to be done any more.
     Over,
+}
+
+/// How a process that was started ended before it served.
+enum Ended {
+    /// It cannot use the map file.
+    MapDamaged,
+    /// In any other way.
+    Otherwise(String),
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::MapDamaged => f.write_str("a damaged map file"),
+            Self::Otherwise(how) => f.write_str(how),
+        }
+    }
 }
 
 /// The owner of a volume's connection and process.
@@ -163,8 +180,9 @@ impl Supervisor {
         } = self.setup.clone();
         if !map.exists() {
             return Err(format!(
-                "the map file {} is missing: put it back, or detach the volume and attach it again",
-                map.display()
+                "the map file {} is missing: put it back, or {}",
+                map.display(),
+                recover::command(&self.setup.name)
             ));
         }
         let log_offset = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
@@ -188,13 +206,19 @@ impl Supervisor {
                 Err(ConnectError::Nobody(_)) => {}
             }
             if let Some(ended) = self.child_ended_within(CONNECT_EVERY).await {
-                let said = last_log_line(&log, log_offset);
-                return Err(said.unwrap_or_else(|| {
+                let said = last_log_line(&log, log_offset).unwrap_or_else(|| {
                     format!(
                         "ublk-target ended with {ended}, its log {} says nothing",
                         log.display()
                     )
-                }));
+                });
+                return Err(match ended {
+                    Ended::MapDamaged => format!(
+                        "{said}; put a whole one back, or {}",
+                        recover::command(&self.setup.name)
+                    ),
+                    Ended::Otherwise(_) => said,
+                });
             }
             if !reported && started.elapsed() >= START_REPORTED_AFTER {
                 reported = true;
@@ -208,13 +232,16 @@ impl Supervisor {
         }
     }
 
-    async fn child_ended_within(&mut self, limit: Duration) -> Option<String> {
+    async fn child_ended_within(&mut self, limit: Duration) -> Option<Ended> {
         let Some(child) = &mut self.child else {
-            return Some("no process".to_owned());
+            return Some(Ended::Otherwise("no process".to_owned()));
         };
         match timeout(limit, child.wait()).await {
-            Ok(Ok(status)) => Some(status.to_string()),
-            Ok(Err(error)) => Some(error.to_string()),
+            Ok(Ok(status)) if status.code() == Some(EXIT_MAP_DAMAGED.into()) => {
+                Some(Ended::MapDamaged)
+            }
+            Ok(Ok(status)) => Some(Ended::Otherwise(status.to_string())),
+            Ok(Err(error)) => Some(Ended::Otherwise(error.to_string())),
             Err(_) => None,
         }
     }

@@ -66,12 +66,52 @@ pub enum StoreError {
     /// A path cannot be written as text.
     #[error("the path {0:?} is not valid UTF-8")]
     NotUtf8(PathBuf),
+    /// What SQLite finds when it examines the database.
+    #[error("the database is damaged: {0}")]
+    Damaged(String),
     /// SQLite failed.
     #[error("the database failed: {0}")]
     Sqlite(#[from] rusqlite::Error),
     /// The store has ended.
     #[error("the database is closed")]
     Closed,
+}
+
+impl StoreError {
+    /// Whether the database itself is damaged: it will not get better by trying again.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged(_) => true,
+            Self::Sqlite(error) => matches!(
+                error.sqlite_error_code(),
+                Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+            ),
+            Self::Newer { .. }
+            | Self::Locked { .. }
+            | Self::Unreadable { .. }
+            | Self::Missing(_)
+            | Self::NotUtf8(_)
+            | Self::Closed => false,
+        }
+    }
+
+    /// Whether another process has the database locked.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        matches!(self, Self::Sqlite(error) if matches!(
+            error.sqlite_error_code(),
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+        ))
+    }
+
+    /// Whether a row is refused because another one has what must be had once.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Locked { .. })
+            || matches!(self, Self::Sqlite(error)
+                if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation))
+    }
 }
 
 /// The database.
@@ -92,6 +132,7 @@ impl Store {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         schema::step_up(&mut connection)?;
+        examine(&connection)?;
         Ok(Self { connection })
     }
 
@@ -153,6 +194,15 @@ pub fn lock_key(lun: &LunRow) -> String {
     } else {
         let path = std::fs::canonicalize(&lun.path).unwrap_or_else(|_| lun.path.clone());
         format!("path:{}", path.display())
+    }
+}
+
+/// Reads every page: damage is found now, and not when the row is needed.
+fn examine(connection: &Connection) -> Result<(), StoreError> {
+    let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    match found.as_str() {
+        "ok" => Ok(()),
+        _ => Err(StoreError::Damaged(found)),
     }
 }
 

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use migration_proto::frame;
-use migration_proto::route::{Descriptor, Route, Side};
+use migration_proto::route::{Descriptor, MapSummary, Route, Side};
 use migration_proto::target::{
-    Counters, OnAuthoritativeFailure, Refusal, Request, Response, Status,
+    Counters, EXIT_MAP_DAMAGED, OnAuthoritativeFailure, Refusal, Request, Response, Status,
 };
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -80,7 +80,8 @@ fn run_as_ublk_target() {
     };
     let arguments: Vec<&str> = arguments.split(' ').collect();
     match arguments.as_slice() {
-        ["format", "--map", map] => format(Path::new(map)),
+        ["format", "--leg", leg, "--map", map] => format(Path::new(map), leg),
+        ["describe", "--map", map] => describe(Path::new(map)),
         ["serve", "--map", map, "--socket", socket] => serve(Path::new(map), Path::new(socket)),
         other => fail(&format!("strange arguments: {other:?}")),
     }
@@ -92,18 +93,42 @@ fn fail(text: &str) -> ! {
     std::process::exit(1);
 }
 
-fn format(path: &Path) {
+/// The protocol's word of the leg is also the command line's.
+fn format(path: &Path, leg: &str) {
     let descriptor: Descriptor = serde_json::from_reader(std::io::stdin()).unwrap();
     if path.exists() {
         fail(&format!("{} exists already", path.display()));
     }
     let map = Map {
         descriptor,
-        route: Route::Single { leg: Side::Source },
+        route: Route::Single {
+            leg: serde_json::from_value(leg.into()).unwrap(),
+        },
         epoch: 1,
         dirty: Vec::new(),
     };
     save(path, &map);
+}
+
+fn read(path: &Path) -> Map {
+    let damaged = |error: &dyn std::fmt::Display| -> ! {
+        eprintln!("map file {} is damaged: {error}", path.display());
+        std::process::exit(EXIT_MAP_DAMAGED.into());
+    };
+    let bytes = std::fs::read(path).unwrap_or_else(|error| damaged(&error));
+    serde_json::from_slice(&bytes).unwrap_or_else(|error| damaged(&error))
+}
+
+fn describe(path: &Path) {
+    let map = read(path);
+    let summary = MapSummary {
+        epoch: map.epoch,
+        route: map.route,
+        descriptor: map.descriptor,
+        damage: None,
+    };
+    // The test harness has begun a line.
+    println!("\n{}", serde_json::to_string(&summary).unwrap());
 }
 
 fn save(path: &Path, map: &Map) {
@@ -118,7 +143,7 @@ fn serve(path: &Path, socket: &Path) {
         eprintln!("another one serves {}", path.display());
         std::process::exit(3);
     };
-    let map: Map = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let map = read(path);
     if map.descriptor.source.extents[0]
         .path
         .to_string_lossy()

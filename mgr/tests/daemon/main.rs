@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod fake;
+mod lost;
 mod refusals;
 mod restarts;
 mod socket;

@@ -13,6 +13,7 @@ use migration_proto::manager::{
     Failure, FailureKind, PairRecord, PairSpec, Record, Request, Response, SessionOptions,
     SessionRecord, VolumeRecord,
 };
+use migration_proto::route::Side;
 use migration_proto::{Hello, Welcome};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -90,6 +91,19 @@ impl World {
         self.wait("shuntd listens", |world| {
             UnixStream::connect(world.config.control_socket()).ok()
         });
+    }
+
+    /// Why shuntd does not start.
+    pub(crate) fn start_error(&self) -> StartError {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let running = daemon::run(self.config.clone(), std::future::pending());
+        runtime
+            .block_on(async { tokio::time::timeout(DEADLINE, running).await })
+            .expect("shuntd has started")
+            .unwrap_err()
     }
 
     pub(crate) fn stop(&mut self) {
@@ -384,5 +398,14 @@ pub(crate) fn pause(session: &str) -> Request {
 pub(crate) fn resume(session: &str) -> Request {
     Request::Resume {
         session: session.to_owned(),
+    }
+}
+
+pub(crate) fn recover(volume: &str, authoritative: Side) -> Request {
+    Request::Recover {
+        volume: volume.to_owned(),
+        authoritative,
+        against_record: false,
+        dry_run: false,
     }
 }

@@ -1,0 +1,290 @@
+//! The database, opened; and another one made from the map files when it is damaged or missing.
+//!
+//! What stands in the map files is the truth about every route, and comes back: the volumes, and those migrations that are
+//! mirrored. What stands in the database alone is lost: names of sessions, sessions that were not started or have ended, whether
+//! a copy was paused, the history. So each mirrored volume gets a session of its own, paused: nothing is written to a LUN
+//! before the operator has looked.
+//!
+//! The new database is made under another name and then renamed, so that one that is there is whole. The damaged one is kept.
+//! One that is locked, of a newer program, or cannot be read for another reason is left alone, and shuntd does not start.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use migration_core::pair::Phase;
+use migration_core::route::{Route, Side};
+use migration_proto::route::{Leg, MapSummary};
+use tracing::{info, warn};
+
+use super::context::{note, now_ms};
+use super::paths::Config;
+use super::{StartError, failure, process};
+use crate::names;
+use crate::store::{
+    Change, Lock, LunRow, Model, PairRow, SessionRow, Store, StoreError, VolumeRow, VolumeState,
+    lock_key,
+};
+
+/// What SQLite keeps beside a database.
+const COMPANIONS: [&str; 3] = ["", "-wal", "-shm"];
+/// What the operator reads of a pair that was found in a map file.
+const FOUND: &str = "the database was lost, and this was found in the map file of the volume: see `shunt history`, then resume, commit \
+                     or cancel it";
+
+/// Opens the database. Makes another one if it is damaged, or missing although there are volumes.
+pub(super) async fn open(config: &Config) -> Result<(Store, Model), StartError> {
+    let database = config.database();
+    let why = if is_there(&database).map_err(|source| io_error("examine", &database, source))? {
+        match open_and_load(&database) {
+            Err(error) if error.is_damage() => error.to_string(),
+            other => return other.map_err(|source| store_error(&database, source)),
+        }
+    } else {
+        let volumes = volumes(config)?;
+        if volumes.is_empty() {
+            set_aside(&database)?;
+            return open_and_load(&database).map_err(|source| store_error(&database, source));
+        }
+        "the database is missing, and there are volumes".to_owned()
+    };
+    warn!(why, "another database is made from the map files");
+    rebuild(config, &why).await
+}
+
+fn open_and_load(database: &Path) -> Result<(Store, Model), StoreError> {
+    let store = Store::open(database)?;
+    let model = store.load()?;
+    Ok((store, model))
+}
+
+/// SQLite takes an empty file for a new database.
+fn is_there(database: &Path) -> io::Result<bool> {
+    match std::fs::metadata(database) {
+        Ok(metadata) => Ok(metadata.len() > 0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The names of the volumes that have a directory.
+fn volumes(config: &Config) -> Result<Vec<String>, StartError> {
+    let directory = config.volumes();
+    let read = || -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&directory)? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    };
+    read().map_err(|source| io_error("read", &directory, source))
+}
+
+async fn rebuild(config: &Config, why: &str) -> Result<(Store, Model), StartError> {
+    let database = config.database();
+    let unfinished = beside(&database, ".unfinished");
+    for companion in COMPANIONS {
+        remove(&beside(&unfinished, companion))?;
+    }
+    let failed = |source| store_error(&unfinished, source);
+    let mut store = Store::open(&unfinished).map_err(failed)?;
+    store
+        .apply(&[note(
+            None,
+            None,
+            format!("{why}: another database was made from the map files; sessions that were not mirrored, and the history, are lost"),
+        )])
+        .map_err(failed)?;
+    for name in volumes(config)? {
+        let line = match restore(config, &mut store, &name).await.map_err(failed)? {
+            Ok(line) => {
+                info!(volume = name, "{line}");
+                line
+            }
+            Err(cause) => {
+                warn!(volume = name, cause, "the volume could not be restored");
+                format!(
+                    "not restored: {cause}; if it is being served it goes on without shuntd; next: correct that, end shuntd, move {} \
+                     away, start shuntd",
+                    database.display()
+                )
+            }
+        };
+        store
+            .apply(&[note(None, Some(&name), line)])
+            .map_err(failed)?;
+    }
+    // Closing it moves everything into the one file that is renamed.
+    drop(store);
+    let log = beside(&unfinished, "-wal");
+    if log.exists() {
+        let left = io::Error::other("SQLite left its write-ahead log");
+        return Err(io_error("finish", &log, left));
+    }
+    set_aside(&database)?;
+    std::fs::rename(&unfinished, &database)
+        .and_then(|()| File::open(&config.state_directory)?.sync_all())
+        .map_err(|source| io_error("finish", &database, source))?;
+    open_and_load(&database).map_err(|source| store_error(&database, source))
+}
+
+/// Records one volume as its map file says. The inner result is a line for the operator.
+async fn restore(
+    config: &Config,
+    store: &mut Store,
+    name: &str,
+) -> Result<Result<String, String>, StoreError> {
+    let found = match process::describe(&config.ublk_target, &config.map(name)).await {
+        Ok(found) => found,
+        Err(cause) => return Ok(Err(cause)),
+    };
+    let (changes, line) = match changes(name, &found) {
+        Ok(changes) => changes,
+        Err(cause) => return Ok(Err(cause)),
+    };
+    match store.apply(&changes) {
+        Ok(()) => Ok(Ok(line)),
+        Err(error) if error.is_conflict() => Ok(Err(error.to_string())),
+        Err(error) => Err(error),
+    }
+}
+
+/// The rows of one volume.
+fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), String> {
+    let descriptor = &found.descriptor;
+    names::check(name).map_err(|error| error.to_string())?;
+    if descriptor.volume != name {
+        return Err(format!(
+            "its map file is that of volume {}",
+            descriptor.volume
+        ));
+    }
+    let lun = |side: Side| -> Result<LunRow, String> {
+        let leg = descriptor.leg(side.into());
+        whole_lun(leg.ok_or_else(|| format!("its map file names no {side}"))?)
+            .ok_or_else(|| format!("its {side} has several parts"))
+    };
+    let route = Route::from(found.route);
+    let first = match route {
+        Route::Single(side) => lun(side)?,
+        Route::Mirrored { .. } => lun(Side::Source)?,
+    };
+    let row = VolumeRow {
+        name: name.to_owned(),
+        volume_id: descriptor.volume_id.clone(),
+        state: VolumeState::Attached,
+        lun: first.clone(),
+        size_bytes: descriptor.size_bytes,
+        logical_block_bytes: descriptor.logical_block_bytes,
+        open_map: None,
+    };
+    let mut changes = vec![lock(&first, failure::volume(name)), Change::AddVolume(row)];
+    let Route::Mirrored { authoritative } = route else {
+        let line = format!("restored: it uses {} alone", first.path.display());
+        return Ok((changes, line));
+    };
+    let target = lun(Side::Target)?;
+    let session = session_name(name, &descriptor.volume_id);
+    let line = format!(
+        "restored as session {session}, paused: {} to {}, the {authoritative} is authoritative",
+        first.path.display(),
+        target.path.display()
+    );
+    changes.push(lock(&target, failure::target_of(name, &session)));
+    changes.push(Change::AddSession(SessionRow {
+        name: session,
+        created_at_ms: now_ms(),
+        overwrite: false,
+        detect_zeroes: false,
+        paused: true,
+        pairs: vec![PairRow {
+            volume: name.to_owned(),
+            source: first,
+            target,
+            // It was judged when the migration began.
+            target_contents: String::new(),
+            size_bytes: descriptor.size_bytes,
+            phase: Phase::Active,
+            authoritative,
+            copied_bytes: 0,
+            last_pause_us: None,
+            problem: Some(FOUND.to_owned()),
+        }],
+    }));
+    Ok((changes, line))
+}
+
+fn lock(lun: &LunRow, holder: String) -> Change {
+    Change::Lock(Lock {
+        key: lock_key(lun),
+        path: lun.path.clone(),
+        holder,
+    })
+}
+
+/// The LUN of a leg that is the beginning of one.
+fn whole_lun(leg: &Leg) -> Option<LunRow> {
+    match leg.extents.as_slice() {
+        [extent] if extent.start_bytes == 0 => Some(LunRow {
+            path: extent.path.clone(),
+            identity: extent.identity.clone(),
+        }),
+        _ => None,
+    }
+}
+
+fn session_name(volume: &str, volume_id: &str) -> String {
+    let name = format!("found-{volume}");
+    match names::check(&name) {
+        Ok(()) => name,
+        // The name of the volume is too long for that.
+        Err(_) => format!("found-{volume_id}"),
+    }
+}
+
+/// Gives what is there of a database another name. The log belongs to the database: another one must not find it.
+fn set_aside(database: &Path) -> Result<(), StartError> {
+    let suffix = format!(".damaged-{}", now_ms());
+    for companion in COMPANIONS {
+        let from = beside(database, companion);
+        let to = beside(&beside(database, &suffix), companion);
+        match std::fs::rename(&from, &to) {
+            Ok(()) => warn!(kept = %to.display(), "set aside"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(io_error("set aside", &from, source)),
+        }
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<(), StartError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_error("remove", path, error))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The path with something added to its last name.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn io_error(what: &'static str, path: &Path, source: io::Error) -> StartError {
+    StartError::Io {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn store_error(path: &Path, source: StoreError) -> StartError {
+    StartError::Store {
+        path: path.to_owned(),
+        source,
+    }
+}

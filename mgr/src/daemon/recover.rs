@@ -1,0 +1,296 @@
+//! Another map file for a volume whose own is lost or damaged: the operator says which leg is right.
+//!
+//! The new map file says that the volume uses that leg alone. The other one is not touched, so a wrong answer can be corrected as
+//! long as nobody has used it for something else; a new session copies everything again. A map file that is whole is never
+//! replaced, and one that still says which leg is authoritative is believed.
+//!
+//! The phase of the pair is recorded before the map file is made (`cancelling` for the source, `committing` for the
+//! target). The route of the new map file then settles it, as after a crash in a commit or a cancel.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use migration_core::pair::Phase;
+use migration_core::route::{Route, Side};
+use migration_proto::manager::Failure;
+use migration_proto::route::{Descriptor, MapSummary};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+use super::context::{Context, note, now_ms};
+use super::failure::{self, Answer, Done};
+use super::verbs::lun_of;
+use super::volume::{VolumeHandle, supervise};
+use super::{Event, attach, process};
+use crate::store::{Change, LunRow, PairField, PairKey, PairRow, VolumeRow};
+
+/// How long the volume may take to come up with the new map file.
+const START_MAX: Duration = Duration::from_secs(60);
+
+/// What the operator asks for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wish {
+    pub(super) side: Side,
+    pub(super) against_record: bool,
+    pub(super) dry_run: bool,
+}
+
+/// A recovery under way.
+pub(super) struct Recovery {
+    pub(super) context: Context,
+    pub(super) row: VolumeRow,
+    /// The live pair of the volume.
+    pub(super) pair: Option<(PairKey, PairRow)>,
+    pub(super) handle: Option<VolumeHandle>,
+    pub(super) wish: Wish,
+}
+
+/// The command that the operator is told.
+pub(super) fn command(volume: &str) -> String {
+    format!("say which leg is right: `shunt recover {volume} --authoritative source|target`")
+}
+
+impl Recovery {
+    pub(super) async fn run(self) -> Answer {
+        let (damage, summary) = self.examine().await?;
+        let record = self.record(summary.as_ref());
+        self.check(record)?;
+        let plan = self.plan(&damage, record);
+        if self.wish.dry_run {
+            return Ok(Done {
+                changed: false,
+                messages: plan,
+            });
+        }
+        self.intend(&damage).await?;
+        if let Some(handle) = &self.handle {
+            handle.abandon().await;
+        }
+        let replaced = self.replace(summary.as_ref()).await;
+        // Whatever became of it, somebody looks after the volume.
+        let handle = supervise(
+            attach::setup(&self.context, &self.row),
+            self.context.events.clone(),
+        );
+        self.context.tell(Event::Supervised(handle.clone())).await;
+        replaced?;
+        let up = handle
+            .wait_for(START_MAX, |view| view.connected || view.failures > 0)
+            .await;
+        let problem = match up {
+            Ok(view) if view.connected => return Ok(Done::changed(plan)),
+            Ok(view) => view.problem.unwrap_or_default(),
+            Err(error) => error.to_string(),
+        };
+        let cause = format!("it has a new map file, but does not come up: {problem}");
+        let next = "correct the cause; it is started again by itself";
+        Err(failure::failed(self.object(), cause, next))
+    }
+
+    fn object(&self) -> String {
+        failure::volume(&self.row.name)
+    }
+
+    fn map(&self) -> PathBuf {
+        self.context.config.map(&self.row.name)
+    }
+
+    /// What is wrong with the map file, and what it says all the same. Refuses if nothing is wrong with it.
+    async fn examine(&self) -> Result<(String, Option<MapSummary>), Failure> {
+        let status = format!(
+            "see `shunt status`, and `shunt history` for {}",
+            self.row.name
+        );
+        let view = self.handle.as_ref().map(VolumeHandle::view);
+        if view.as_ref().is_some_and(|view| view.connected) {
+            let cause = "it is being served: nothing is to be recovered";
+            return Err(failure::refused(self.object(), cause, status));
+        }
+        let map = self.map();
+        match map.try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Ok((format!("{} is missing", map.display()), None)),
+            Err(error) => {
+                let cause = format!("{} cannot be examined: {error}", map.display());
+                return Err(failure::failed(self.object(), cause, status));
+            }
+        }
+        match process::describe(&self.context.config.ublk_target, &map).await {
+            Err(damage) => Ok((damage, None)),
+            Ok(summary) => match summary.damage.clone() {
+                Some(damage) => Ok((damage, Some(summary))),
+                None => {
+                    let problem = view.and_then(|view| view.problem).unwrap_or_default();
+                    let cause = format!(
+                        "its map file is whole, and is not replaced; what keeps the volume down: {problem}"
+                    );
+                    let next = "correct that; the volume is started again by itself";
+                    Err(failure::refused(self.object(), cause, next))
+                }
+            },
+        }
+    }
+
+    /// Which leg is authoritative, as far as it is recorded anywhere.
+    fn record(&self, summary: Option<&MapSummary>) -> Option<Side> {
+        let Some((_, pair)) = &self.pair else {
+            return Some(Side::Source);
+        };
+        let mirrored = summary.and_then(|summary| match Route::from(summary.route) {
+            Route::Mirrored { authoritative } => Some(authoritative),
+            Route::Single(_) => None,
+        });
+        let recorded = match pair.phase {
+            Phase::Switching | Phase::Undoing => None,
+            Phase::Setup
+            | Phase::Starting
+            | Phase::Active
+            | Phase::Committing
+            | Phase::Committed
+            | Phase::Cancelling
+            | Phase::Cancelled => Some(pair.authoritative),
+        };
+        mirrored.or(recorded)
+    }
+
+    fn check(&self, record: Option<Side>) -> Result<(), Failure> {
+        let name = &self.row.name;
+        let side = self.wish.side;
+        let only_source = match &self.pair {
+            None => Some("it has one leg, which counts as its source"),
+            Some((_, pair)) => matches!(pair.phase, Phase::Setup | Phase::Starting)
+                .then_some("its target has never been authoritative"),
+        };
+        if let Some(cause) = only_source.filter(|_| side == Side::Target) {
+            let next = format!("`shunt recover {name} --authoritative source`");
+            return Err(failure::refused(self.object(), cause, next));
+        }
+        match record {
+            Some(record) if record != side && !self.wish.against_record => {
+                let cause = format!(
+                    "the {record} was authoritative when the volume was last seen: the {side} may be older, and what was \
+                     written since would be lost"
+                );
+                let next = format!(
+                    "`shunt recover {name} --authoritative {record}`; if you know better, add --against-record"
+                );
+                Err(failure::refused(self.object(), cause, next))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn plan(&self, damage: &str, record: Option<Side>) -> Vec<String> {
+        let (name, side) = (&self.row.name, self.wish.side);
+        let known = match record {
+            Some(record) if record == side => {
+                "it was authoritative when the volume was last seen".to_owned()
+            }
+            Some(record) => {
+                format!("although the {record} was authoritative when the volume was last seen")
+            }
+            None => "a change of the role was under way, so nothing recorded says which".to_owned(),
+        };
+        let (source, other) = self.legs();
+        let stays = match (&other, side) {
+            (Some(target), Side::Target) => target,
+            (Some(_) | None, Side::Source) | (None, Side::Target) => &source,
+        };
+        let mut plan = vec![
+            format!("volume {name}: {damage}"),
+            format!(
+                "a new map file says that the volume uses {} alone ({known}); what is left of the old one is kept beside it",
+                stays.path.display()
+            ),
+        ];
+        if let Some((key, pair)) = self.pair.as_ref().filter(|_| other.is_some()) {
+            let given_up = lun_of(pair, side.other());
+            plan.push(format!(
+                "{} is not written, and no longer used; session {} ends for this volume, and another one, with --overwrite, \
+                 copies everything again",
+                given_up.path.display(),
+                key.session
+            ));
+        }
+        plan
+    }
+
+    /// The legs of the new map file.
+    fn legs(&self) -> (LunRow, Option<LunRow>) {
+        match &self.pair {
+            Some((_, pair)) if !matches!(pair.phase, Phase::Setup) => {
+                (pair.source.clone(), Some(pair.target.clone()))
+            }
+            Some(_) | None => (self.row.lun.clone(), None),
+        }
+    }
+
+    /// What the new route will settle.
+    async fn intend(&self, damage: &str) -> Result<(), Failure> {
+        let (name, side) = (&self.row.name, self.wish.side);
+        let what = format!("recover on the {side}: {damage}");
+        let session = self.pair.as_ref().map(|(key, _)| key.session.as_str());
+        let mut changes = vec![note(session, Some(name), what)];
+        if let Some((key, pair)) = &self.pair
+            && pair.phase != Phase::Setup
+        {
+            let phase = match side {
+                Side::Source => Phase::Cancelling,
+                Side::Target => Phase::Committing,
+            };
+            changes.push(Change::SetPair(key.clone(), PairField::Phase(phase)));
+        }
+        self.context.record(&self.object(), changes).await
+    }
+
+    async fn replace(&self, summary: Option<&MapSummary>) -> Result<(), Failure> {
+        let map = self.map();
+        let failed = |cause: String| {
+            let next = format!("correct the cause, then {}", command(&self.row.name));
+            failure::failed(self.object(), cause, next)
+        };
+        set_aside(&map).map_err(failed)?;
+        let (source, target) = self.legs();
+        let size_bytes = self.row.size_bytes;
+        let logical_block_bytes = self.row.logical_block_bytes;
+        let descriptor = Descriptor {
+            volume: self.row.name.clone(),
+            volume_id: self.row.volume_id.clone(),
+            size_bytes,
+            logical_block_bytes,
+            physical_block_bytes: summary.map_or(logical_block_bytes, |summary| {
+                summary.descriptor.physical_block_bytes
+            }),
+            source: attach::whole_leg(&source, size_bytes),
+            target: target.map(|target| attach::whole_leg(&target, size_bytes)),
+        };
+        let program = &self.context.config.ublk_target;
+        process::format(program, &map, &descriptor, self.wish.side)
+            .await
+            .map_err(failed)
+    }
+}
+
+/// Gives what is left of a map file another name, unless a process serves it.
+fn set_aside(map: &Path) -> Result<(), String> {
+    let failed = |error: io::Error| format!("cannot set {} aside: {error}", map.display());
+    let file = match File::open(map) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let directory = map.parent().unwrap_or(map);
+            return std::fs::create_dir_all(directory).map_err(failed);
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    let _lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
+        if error == Errno::EWOULDBLOCK {
+            format!("{} is locked: a ublk-target serves it", map.display())
+        } else {
+            failed(error.into())
+        }
+    })?;
+    let kept = map.with_extension(format!("damaged-{}", now_ms()));
+    std::fs::rename(map, kept).map_err(failed)
+}
