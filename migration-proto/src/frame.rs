@@ -88,8 +88,13 @@ pub fn read<T: DeserializeOwned>(stream: &mut impl Read) -> Result<T, FrameError
             Err(error) => return Err(error.into()),
         }
     }
-    let mut body = vec![0; body_length(header)?];
-    stream.read_exact(&mut body)?;
+    let length = body_length(header)?;
+    // Memory is taken for what has come, not for what was announced.
+    let mut body = Vec::new();
+    stream.take(length as u64).read_to_end(&mut body)?;
+    if body.len() < length {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
     decode(&body)
 }
 

@@ -10,6 +10,7 @@
 
 pub mod frame;
 pub mod manager;
+pub mod places;
 pub mod route;
 pub mod target;
 

@@ -23,8 +23,8 @@ const CHANGES_BY_ITSELF: [&str; 5] = [
 /// A shuntd with directories of its own.
 #[derive(Debug)]
 pub struct Host {
-    folder: PathBuf,
-    _temporary: Option<tempfile::TempDir>,
+    folder: tempfile::TempDir,
+    state: PathBuf,
     shuntd: Option<Child>,
 }
 
@@ -50,21 +50,22 @@ impl Host {
     /// Starts a shuntd without seeing to the driver.
     #[must_use]
     pub fn without_driver() -> Self {
-        let folder = tempfile::tempdir_in("/run").expect("a folder");
-        Self::start(folder.path().to_owned(), Some(folder))
+        Self::begin_in(None)
     }
 
-    /// Starts a shuntd whose state is in this folder, from now on or from an earlier life of the machine.
+    /// Starts a shuntd that keeps its state in a folder of the test's.
     #[must_use]
-    pub fn in_folder(folder: PathBuf) -> Self {
-        std::fs::create_dir_all(&folder).expect("a folder");
-        Self::start(folder, None)
+    pub fn with_state(state: &Path) -> Self {
+        sh("modprobe", &["ublk_drv"]);
+        Self::begin_in(Some(state))
     }
 
-    fn start(folder: PathBuf, temporary: Option<tempfile::TempDir>) -> Self {
+    fn begin_in(state: Option<&Path>) -> Self {
+        let folder = tempfile::tempdir_in("/run").expect("a folder");
+        let state = state.map_or_else(|| folder.path().join("state"), Path::to_owned);
         let mut host = Self {
             folder,
-            _temporary: temporary,
+            state,
             shuntd: None,
         };
         host.start_shuntd();
@@ -74,19 +75,30 @@ impl Host {
     /// The directory of the map files, the database and the logs.
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
-        self.folder.join("state")
+        self.state.clone()
+    }
+
+    /// shuntd's process id.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[must_use]
+    pub fn shuntd_pid(&self) -> u64 {
+        self.shuntd.as_ref().expect("shuntd runs").id().into()
     }
 
     /// shuntd's socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.folder.join("run/shuntd.sock")
+        self.folder.path().join("run/shuntd.sock")
     }
 
     /// The control socket of a volume.
     #[must_use]
     pub fn volume_socket(&self, volume: &str) -> PathBuf {
-        self.folder.join(format!("run/volumes/{volume}.sock"))
+        self.folder
+            .path()
+            .join(format!("run/volumes/{volume}.sock"))
     }
 
     /// The map file of a volume.
@@ -103,10 +115,10 @@ impl Host {
         let log = File::options()
             .append(true)
             .create(true)
-            .open(self.folder.join("log"));
+            .open(self.folder.path().join("log"));
         let child = Command::new("shuntd")
             .args([Path::new("--state-dir"), &self.state_dir()])
-            .args([Path::new("--runtime-dir"), &self.folder.join("run")])
+            .args([Path::new("--runtime-dir"), &self.folder.path().join("run")])
             .stdin(Stdio::null())
             .stderr(log.expect("a log"))
             .spawn()
@@ -349,7 +361,7 @@ impl Host {
     #[must_use]
     pub fn log(&self) -> String {
         let mut text = String::new();
-        let mut logs = vec![self.folder.join("log")];
+        let mut logs = vec![self.folder.path().join("log")];
         if let Ok(volumes) = std::fs::read_dir(self.state_dir().join("volumes")) {
             logs.extend(
                 volumes
@@ -380,7 +392,7 @@ impl Drop for Host {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let volumes = std::fs::read_dir(self.folder.join("run/volumes"));
+        let volumes = std::fs::read_dir(self.folder.path().join("run/volumes"));
         for socket in volumes.into_iter().flatten().flatten() {
             if std::os::unix::net::UnixStream::connect(socket.path()).is_err() {
                 continue;

@@ -7,6 +7,8 @@ mod failing;
 mod faults;
 mod interrupted;
 mod legs;
+mod lost;
 mod main_path;
 mod refusals;
 mod shapes;
+mod sockets;

@@ -36,7 +36,7 @@ use nix::errno::Errno;
 use crate::{
     engine::{Engine, EngineError, Inbox, Parts, Shape},
     legs::OpenLeg,
-    socket::{CONNECTIONS_MAX, Facts, Server, Wake},
+    socket::{Facts, Server, THREADS_MAX, Wake},
     ublk::{
         self, Control, DevInfo, DeviceId, DeviceParams, DeviceState, DiscardParams, Features,
         NewDevice,
@@ -57,8 +57,8 @@ const OLD_DRIVER_IO_TIMEOUT_MS: u32 = 1000;
 /// The largest discard that is offered, in bytes.
 const DISCARD_BYTES_MAX: u64 = 1 << 30;
 
-/// Wakes that may wait; a stop waits for its answer, so there is one for each connection at most.
-const WAKES_MAX: usize = CONNECTIONS_MAX as usize + 1;
+/// Wakes that may wait; a stop waits for its answer, so there is one for each connection's thread at most.
+const WAKES_MAX: usize = THREADS_MAX + 1;
 
 /// The exit status of a process that finds another serving the volume.
 pub const EXIT_LOCKED: u8 = 3;

@@ -4,6 +4,7 @@
 //! engine never waits for a connection.
 
 use std::{
+    collections::HashMap,
     io,
     os::unix::{
         fs::PermissionsExt,
@@ -11,17 +12,18 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use migration_core::volume::CopierId;
 use migration_proto::{
     Hello, Welcome,
     frame::{self, FrameError},
+    places::{Admitted, ConnectionId, Places},
     route::{Descriptor, Leg},
     target::{CLAIM_REGIONS_MAX, Counters, Refusal, Request, Response, Status},
 };
@@ -32,10 +34,16 @@ use crate::{
     legs::OpenLeg,
 };
 
-/// The most connections at once; more are closed at once.
-pub const CONNECTIONS_MAX: u32 = 64;
-/// How long a client may take to send the rest of a message that it has begun, and to take an answer.
+/// The most connections at once; [`Places`] says which one makes room for another.
+const CONNECTIONS_MAX: usize = 64;
+/// The most threads for connections: those that have lost their place take a moment to end.
+pub const THREADS_MAX: usize = 2 * CONNECTIONS_MAX;
+/// The stack of such a thread, in bytes. All memory of this process is locked, so all of it is taken.
+const STACK_BYTES: usize = 256 << 10;
+/// How long a client may take for its greeting, for a message that it has begun, and to take an answer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the end of another connection's thread is waited for before that is looked at again.
+const THREAD_POLL: Duration = Duration::from_millis(1);
 /// How long a LUN that is claimed by somebody is waited for when a mirror leg is added.
 const LEG_BUSY_LIMIT: Duration = Duration::ZERO;
 
@@ -65,8 +73,16 @@ pub struct Server {
     facts: Facts,
     inbox: Arc<Inbox>,
     stop: SyncSender<Wake>,
-    connections: AtomicU32,
-    last_connection: AtomicU64,
+    threads: AtomicUsize,
+    connections: Mutex<Connections>,
+}
+
+/// The connections that have a place.
+#[derive(Debug)]
+struct Connections {
+    places: Places,
+    /// By these they are closed when they lose it.
+    streams: HashMap<ConnectionId, UnixStream>,
 }
 
 impl Server {
@@ -77,8 +93,11 @@ impl Server {
             facts,
             inbox,
             stop,
-            connections: AtomicU32::new(0),
-            last_connection: AtomicU64::new(0),
+            threads: AtomicUsize::new(0),
+            connections: Mutex::new(Connections {
+                places: Places::new(CONNECTIONS_MAX),
+                streams: HashMap::new(),
+            }),
         })
     }
 
@@ -112,44 +131,79 @@ impl Server {
     }
 
     fn accept(self: &Arc<Self>, stream: UnixStream) {
-        if self.connections.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-            self.connections.fetch_sub(1, Ordering::Relaxed);
-            return;
-        }
-        let server = Arc::clone(self);
-        let spawned = std::thread::Builder::new()
-            .name("connection".to_owned())
-            .spawn(move || {
-                let id = CopierId(server.last_connection.fetch_add(1, Ordering::Relaxed));
-                match server.converse(stream, id) {
-                    Ok(()) | Err(FrameError::Closed) => {}
-                    Err(error) => tracing::warn!(%error, "a connection ended"),
-                }
-                server.inbox.send(Command::ConnectionClosed(id));
-                server.connections.fetch_sub(1, Ordering::Relaxed);
-            });
-        if spawned.is_err() {
-            self.connections.fetch_sub(1, Ordering::Relaxed);
+        if let Err(error) = self.begin(stream) {
+            tracing::warn!(%error, "a connection could not be served");
         }
     }
 
-    fn converse(&self, mut stream: UnixStream, id: CopierId) -> Result<(), FrameError> {
-        let peer = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?;
-        // SAFETY: geteuid has no preconditions.
-        let own = unsafe { libc::geteuid() };
-        if peer.uid() != 0 && peer.uid() != own {
-            return Err(io::Error::from(io::ErrorKind::PermissionDenied).into());
+    fn begin(self: &Arc<Self>, stream: UnixStream) -> io::Result<()> {
+        require_root_or_own_user(&stream)?;
+        while self.threads.load(Ordering::Acquire) >= THREADS_MAX {
+            std::thread::sleep(THREAD_POLL);
         }
+        let Some(id) = self.admit(&stream)? else {
+            return Ok(());
+        };
+        self.threads.fetch_add(1, Ordering::AcqRel);
+        let server = Arc::clone(self);
+        let spawned = std::thread::Builder::new()
+            .name("connection".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                match server.converse(stream, id) {
+                    Ok(()) | Err(FrameError::Closed) => {}
+                    Err(error) => tracing::debug!(%error, "a connection ended"),
+                }
+                server.inbox.send(Command::ConnectionClosed(CopierId(id)));
+                server.leave(id);
+                server.threads.fetch_sub(1, Ordering::AcqRel);
+            });
+        if spawned.is_err() {
+            self.leave(id);
+            self.threads.fetch_sub(1, Ordering::AcqRel);
+        }
+        spawned.map(drop)
+    }
+
+    /// Gives a connection a place; another one may lose its own.
+    fn admit(&self, stream: &UnixStream) -> io::Result<Option<ConnectionId>> {
+        let stream = stream.try_clone()?;
+        let mut connections = self.connections();
+        let Some(Admitted { id, instead_of }) = connections.places.admit() else {
+            return Ok(None);
+        };
+        connections.streams.insert(id, stream);
+        if let Some(other) = instead_of.and_then(|other| connections.streams.remove(&other)) {
+            // Its thread finds the end of the stream. An error means that it has been closed already.
+            let _ = other.shutdown(std::net::Shutdown::Both);
+        }
+        Ok(Some(id))
+    }
+
+    fn leave(&self, id: ConnectionId) {
+        let mut connections = self.connections();
+        connections.places.leave(id);
+        connections.streams.remove(&id);
+    }
+
+    /// Nothing is done while it is locked that could panic half-way.
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn converse(&self, mut stream: UnixStream, id: ConnectionId) -> Result<(), FrameError> {
         stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
-        stream.set_read_timeout(Some(CLIENT_TIMEOUT))?;
-        let hello: Hello = frame::read(&mut stream)?;
+        let hello: Hello = frame::read(&mut Timed::new(&stream))?;
         let welcome = hello.answer();
         frame::write(&mut stream, &welcome)?;
         if matches!(welcome, Welcome::WrongProtocol { .. }) {
             return Ok(());
         }
         loop {
-            let request = match read_request(&mut stream) {
+            self.connections().places.became_idle(id);
+            let request = match read_request(&stream) {
                 Ok(request) => request,
                 Err(error @ (FrameError::Malformed(_) | FrameError::TooLarge(_))) => {
                     frame::write(&mut stream, &refused(Refusal::Malformed, error.to_string()))?;
@@ -157,8 +211,9 @@ impl Server {
                 }
                 Err(error) => return Err(error),
             };
+            self.connections().places.became_busy(id);
             let last = matches!(request, Request::Stop);
-            let response = self.answer(request, id, &stream);
+            let response = self.answer(request, CopierId(id), &stream);
             let stopped = last && response == Response::Done;
             frame::write(&mut stream, &response)?;
             if stopped {
@@ -394,7 +449,7 @@ impl Server {
 }
 
 /// The next request; an idle connection may stay as long as it likes.
-fn read_request(stream: &mut UnixStream) -> Result<Request, FrameError> {
+fn read_request(stream: &UnixStream) -> Result<Request, FrameError> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::os::fd::AsFd;
     loop {
@@ -405,7 +460,44 @@ fn read_request(stream: &mut UnixStream) -> Result<Request, FrameError> {
             Err(errno) => return Err(io::Error::from(errno).into()),
         }
     }
-    frame::read(stream)
+    frame::read(&mut Timed::new(stream))
+}
+
+fn require_root_or_own_user(stream: &UnixStream) -> io::Result<()> {
+    let peer = getsockopt(stream, PeerCredentials)?;
+    // SAFETY: geteuid has no preconditions.
+    let own = unsafe { libc::geteuid() };
+    if peer.uid() == 0 || peer.uid() == own {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+}
+
+/// Reads with one limit for all of a message: a client that sends a byte now and then does not stay.
+struct Timed<'a> {
+    stream: &'a UnixStream,
+    until: Instant,
+}
+
+impl<'a> Timed<'a> {
+    fn new(stream: &'a UnixStream) -> Self {
+        Self {
+            stream,
+            until: Instant::now() + CLIENT_TIMEOUT,
+        }
+    }
+}
+
+impl io::Read for Timed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(buffer)
+    }
 }
 
 /// Waits for an answer that may take long, but not after the client has gone.

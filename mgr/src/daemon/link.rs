@@ -45,8 +45,13 @@ pub(super) async fn read_rest<T: DeserializeOwned>(
 ) -> Result<T, FrameError> {
     let mut header = [first; HEADER_BYTES];
     stream.read_exact(&mut header[1..]).await?;
-    let mut body = vec![0; frame::body_length(header)?];
-    stream.read_exact(&mut body).await?;
+    let length = frame::body_length(header)?;
+    // Memory is taken for what has come, not for what was announced.
+    let mut body = Vec::new();
+    stream.take(length as u64).read_to_end(&mut body).await?;
+    if body.len() < length {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
     frame::decode(&body)
 }
 

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use migration_core::pair::Phase;
 use migration_core::route::{Route, Side};
+use migration_proto::manager::SessionOptions;
 use migration_proto::route::{Leg, MapSummary};
 use tracing::{info, warn};
 
@@ -195,8 +196,7 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
     changes.push(Change::AddSession(SessionRow {
         name: session,
         created_at_ms: now_ms(),
-        overwrite: false,
-        detect_zeroes: false,
+        options: SessionOptions::default(),
         paused: true,
         pairs: vec![PairRow {
             volume: name.to_owned(),

@@ -1,21 +1,24 @@
 //! The control socket: `shunt` asks, the owner answers.
 //!
 //! Each connection has a task of its own, and cannot harm others: frames have a limit, a frame that was begun must be finished in
-//! time, and there are at most [`CONNECTIONS_MAX`] connections.
+//! time, and there are at most [`CONNECTIONS_MAX`] connections; [`Places`] says which one makes room for another.
 
+use std::collections::HashMap;
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use migration_proto::frame::FrameError;
 use migration_proto::manager::{Failure, FailureKind, Request, Response};
+use migration_proto::places::{Admitted, ConnectionId, Places};
 use migration_proto::{Hello, Welcome};
 use tokio::io::AsyncReadExt;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
@@ -55,7 +58,7 @@ pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
 
 /// Accepts connections for ever.
 pub(super) async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, admission: Admission) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let seats = Seats::default();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -65,17 +68,78 @@ pub(super) async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, adm
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            warn!("a connection was closed: there are {CONNECTIONS_MAX} already");
+        let Some(seat) = seats.admit() else {
+            warn!("a connection was closed: {CONNECTIONS_MAX} requests are being answered");
             continue;
         };
-        let calls = calls.clone();
-        tokio::spawn(async move {
-            if let Err(error) = converse(stream, calls, admission).await {
+        let (calls, id) = (calls.clone(), seat.id);
+        let task = tokio::spawn(async move {
+            if let Err(error) = converse(stream, calls, admission, &seat).await {
                 debug!(%error, "a connection to the control socket ended");
             }
-            drop(place);
         });
+        seats.lock().tasks.insert(id, task.abort_handle());
+    }
+}
+
+/// The connections that have a place.
+#[derive(Debug, Clone)]
+struct Seats(Arc<Mutex<Taken>>);
+
+#[derive(Debug)]
+struct Taken {
+    places: Places,
+    /// By these they are closed when they lose it.
+    tasks: HashMap<ConnectionId, AbortHandle>,
+}
+
+/// The place of one connection, given back when it is dropped.
+#[derive(Debug)]
+struct Seat {
+    id: ConnectionId,
+    seats: Seats,
+}
+
+impl Default for Seats {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Taken {
+            places: Places::new(CONNECTIONS_MAX),
+            tasks: HashMap::new(),
+        })))
+    }
+}
+
+impl Seats {
+    /// Gives a connection a place; another one may lose its own.
+    fn admit(&self) -> Option<Seat> {
+        let mut taken = self.lock();
+        let Admitted { id, instead_of } = taken.places.admit()?;
+        if let Some(other) = instead_of.and_then(|other| taken.tasks.remove(&other)) {
+            other.abort();
+        }
+        Some(Seat {
+            id,
+            seats: self.clone(),
+        })
+    }
+
+    /// Nothing is done while it is locked that could panic half-way.
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    fn places(&self, change: impl FnOnce(&mut Places, ConnectionId)) {
+        change(&mut self.seats.lock().places, self.id);
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut taken = self.seats.lock();
+        taken.places.leave(self.id);
+        taken.tasks.remove(&self.id);
     }
 }
 
@@ -83,6 +147,7 @@ async fn converse(
     mut stream: UnixStream,
     calls: mpsc::Sender<Call>,
     admission: Admission,
+    seat: &Seat,
 ) -> Result<(), FrameError> {
     let hello: Hello = match within(FRAME_MAX, link::read(&mut stream)).await {
         Ok(hello) => hello,
@@ -98,11 +163,13 @@ async fn converse(
         return send(&mut stream, &Response::Failed(failure)).await;
     }
     loop {
+        seat.places(Places::became_idle);
         let request: Request = match next_request(&mut stream).await {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(error) => return refuse_message(&mut stream, error).await,
         };
+        seat.places(Places::became_busy);
         let (reply, answer) = oneshot::channel();
         let response = match calls.send((request, reply)).await {
             Ok(()) => answer.await.unwrap_or_else(|_| ending()),

@@ -304,7 +304,7 @@ fn guest(folder: &Path, life: u64, moment: Moment) {
         sh("mkfs.ext4", &["-q", disk]);
     }
     let state = lun::Mounted::new(disk);
-    let host = Host::in_folder(state.path().join("shunt"));
+    let host = Host::with_state(&state.path().join("shunt"));
     if life == 1 {
         host.ok(&["attach", VOLUME, "/dev/disk/by-id/virtio-lun0"]);
     }
