@@ -30,7 +30,12 @@ fn without_permission_it_says_that_root_is_needed() {
     let _listener = UnixListener::bind(&socket).unwrap();
     std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o600)).unwrap();
     let binary = folder.path().join("shunt");
-    std::fs::copy(env!("CARGO_BIN_EXE_shunt"), &binary).unwrap();
+    // Not by this process: a child of another test could inherit the open file, which then cannot be executed.
+    let copied = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_shunt"))
+        .arg(&binary)
+        .status();
+    assert!(copied.unwrap().success());
     let mut command = Command::new(&binary);
     command.arg("status").env("SHUNT_SOCKET", &socket);
     if nix::unistd::geteuid().is_root() {
