@@ -58,6 +58,14 @@ pub enum MapFileError {
         /// What is wrong.
         cause: String,
     },
+    /// It is the map file of another volume.
+    #[error("map file {path} is that of another volume, {found}; nothing is served")]
+    OtherVolume {
+        /// The file.
+        path: PathBuf,
+        /// The name of that volume.
+        found: String,
+    },
     /// Another process serves the volume.
     #[error("map file {path} is locked: another ublk-target serves this volume")]
     Locked {
@@ -196,6 +204,20 @@ impl MapFile {
         let mut map = Self::read(file, path)?;
         map.settle_role().map_err(io_error)?;
         Ok(map)
+    }
+
+    /// Refuses the map file of another volume than the one with this UUID.
+    ///
+    /// # Errors
+    /// [`MapFileError::OtherVolume`]
+    pub fn require_volume(&self, volume_id: &str) -> Result<(), MapFileError> {
+        if self.descriptor.volume_id == volume_id {
+            return Ok(());
+        }
+        Err(MapFileError::OtherVolume {
+            path: self.path.clone(),
+            found: self.descriptor.volume.clone(),
+        })
     }
 
     /// Writes the record that holds to both slots, durably, before anybody acts on it: after a failed write of a

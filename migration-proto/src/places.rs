@@ -1,8 +1,9 @@
 //! The places of a server: at most so many connections, and who makes room for another one.
 //!
-//! Both servers keep this table, so that clients that say nothing keep nobody else out. When all places are taken, the
-//! connection that has been silent in its greeting for longest makes room, then the one that has been idle for
-//! longest. One that is being answered never does.
+//! Both servers keep this table, so that clients that say nothing keep nobody else out. When all places are taken and half
+//! of them by connections that have not greeted, the one of these that came first makes room. So a crowd that never
+//! greets has half of the places at most, and one that is just about to greet has time for it. Otherwise the connection
+//! that has been idle for longest makes room. One that is being answered never does.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 pub type ConnectionId = u64;
 
 /// What a connection is doing. The numbers order events: a lower one was earlier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Doing {
     /// It has not greeted yet, since then.
     Greeting(u64),
@@ -53,11 +54,7 @@ impl Places {
         let instead_of = if self.connections.len() < self.connections_max {
             None
         } else {
-            let silent = self.connections.iter().min_by_key(|(_, doing)| **doing)?;
-            match silent {
-                (_, Doing::Busy) => return None,
-                (id, Doing::Greeting(_) | Doing::Idle(_)) => Some(*id),
-            }
+            Some(self.choose()?)
         };
         if let Some(id) = instead_of {
             self.leave(id);
@@ -81,6 +78,25 @@ impl Places {
     /// A connection has ended.
     pub fn leave(&mut self, id: ConnectionId) {
         self.connections.remove(&id);
+    }
+
+    /// Who makes room.
+    fn choose(&self) -> Option<ConnectionId> {
+        let (mut greeting, mut idle) = (Vec::new(), Vec::new());
+        for (id, doing) in &self.connections {
+            match doing {
+                Doing::Greeting(since) => greeting.push((*since, *id)),
+                Doing::Idle(since) => idle.push((*since, *id)),
+                Doing::Busy => {}
+            }
+        }
+        let (crowd, others) = if 2 * greeting.len() >= self.connections_max {
+            (greeting, idle)
+        } else {
+            (idle, greeting)
+        };
+        let first = crowd.iter().min().or_else(|| others.iter().min());
+        first.map(|(_, id)| *id)
     }
 
     fn next_event(&mut self) -> u64 {
@@ -107,9 +123,23 @@ mod tests {
     }
 
     #[test]
-    fn the_silent_make_room_before_the_idle_and_the_earlier_before_the_later() {
+    fn a_crowd_that_never_greets_has_half_of_the_places() {
         let mut places = Places::new(4);
-        let [idle, busy, later, silent] = [(); 4].map(|()| admit(&mut places));
+        let [idle, later] = [(); 2].map(|()| admit(&mut places));
+        places.became_idle(later);
+        places.became_idle(idle);
+        let mut crowd = vec![admit(&mut places), admit(&mut places)];
+        for round in 0..10 {
+            let admitted = places.admit().unwrap();
+            assert_eq!(admitted.instead_of, Some(crowd[round]));
+            crowd.push(admitted.id);
+        }
+    }
+
+    #[test]
+    fn those_that_have_been_idle_for_longest_make_room_and_those_being_answered_never_do() {
+        let mut places = Places::new(4);
+        let [idle, busy, later, new] = [(); 4].map(|()| admit(&mut places));
         places.became_idle(later);
         places.became_idle(idle);
         places.became_busy(busy);
@@ -118,11 +148,11 @@ mod tests {
             places.became_busy(admitted.id);
             admitted.instead_of
         };
-        assert_eq!(evicted(&mut places), Some(silent));
         assert_eq!(evicted(&mut places), Some(later));
         assert_eq!(evicted(&mut places), Some(idle));
+        assert_eq!(evicted(&mut places), Some(new), "nobody is idle");
         assert_eq!(places.admit(), None, "all are being answered");
-        places.became_idle(silent);
+        places.became_idle(new);
         assert_eq!(places.admit(), None, "a lost place is lost");
         places.leave(busy);
         admit(&mut places);

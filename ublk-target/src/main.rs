@@ -40,6 +40,9 @@ enum Command {
         /// The control socket.
         #[arg(long)]
         socket: PathBuf,
+        /// The UUID of the volume; a map file of another one is refused.
+        #[arg(long)]
+        volume_id: Option<String>,
         /// Hardware queues; at most one a processor, and one with a driver that cannot recover several.
         #[arg(long, default_value_t = 1)]
         queues: u16,
@@ -80,11 +83,13 @@ fn main() -> ExitCode {
         Command::Serve {
             map,
             socket,
+            volume_id,
             queues,
             queue_depth,
         } => serve::serve(&Options {
             map,
             socket,
+            volume_id,
             queues,
             queue_depth,
         }),

@@ -70,6 +70,8 @@ pub struct Options {
     pub map: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
+    /// The UUID of the volume, if it is known.
+    pub volume_id: Option<String>,
     /// Hardware queues; an old driver gets one.
     pub queues: u16,
     /// Tags a queue.
@@ -89,6 +91,9 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
     let needed = Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE;
     let features = control.require_features(needed, CONTROL_LIMIT)?;
     let map = MapFile::open(&options.map, PREDECESSOR_LIMIT)?;
+    if let Some(id) = &options.volume_id {
+        map.require_volume(id)?;
+    }
     let descriptor = map.descriptor.clone();
     let tag = device_tag(&map.chosen.record.volume_id);
     protect_process();
@@ -483,9 +488,12 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     use map_file::MapFileError as Error;
     match error.downcast_ref::<Error>() {
         Some(Error::Locked { .. }) => ExitCode::from(EXIT_LOCKED),
-        Some(Error::Damaged { .. } | Error::Truncated { .. } | Error::Descriptor { .. }) => {
-            ExitCode::from(EXIT_MAP_DAMAGED)
-        }
+        Some(
+            Error::Damaged { .. }
+            | Error::Truncated { .. }
+            | Error::Descriptor { .. }
+            | Error::OtherVolume { .. },
+        ) => ExitCode::from(EXIT_MAP_DAMAGED),
         Some(Error::Io { .. }) | None => ExitCode::FAILURE,
     }
 }

@@ -14,6 +14,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
+use super::volume::Setup;
+
 /// How much of the end of a log is searched for its last line, in bytes.
 const LOG_TAIL_BYTES: u64 = 8192;
 
@@ -21,20 +23,20 @@ const LOG_TAIL_BYTES: u64 = 8192;
 const LOG_LINE_CHARACTERS_MAX: usize = 500;
 
 /// Starts `ublk-target serve` in a session of its own, without any descriptor of ours.
-pub(super) fn spawn_serve(
-    program: &Path,
-    map: &Path,
-    socket: &Path,
-    log: &Path,
-) -> io::Result<Child> {
-    let output = OpenOptions::new().create(true).append(true).open(log)?;
-    let mut command = Command::new(program);
+pub(super) fn spawn_serve(setup: &Setup) -> io::Result<Child> {
+    let output = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&setup.log)?;
+    let mut command = Command::new(&setup.program);
     command
         .arg("serve")
         .arg("--map")
-        .arg(map)
+        .arg(&setup.map)
         .arg("--socket")
-        .arg(socket)
+        .arg(&setup.socket)
+        .arg("--volume-id")
+        .arg(&setup.volume_id)
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)

@@ -119,6 +119,14 @@ impl Recovery {
         }
         match process::describe(&self.context.config.ublk_target, &map).await {
             Err(damage) => Ok((damage, None)),
+            Ok(summary) if summary.descriptor.volume_id != self.row.volume_id => Ok((
+                format!(
+                    "{} is that of another volume, {}",
+                    map.display(),
+                    summary.descriptor.volume
+                ),
+                None,
+            )),
             Ok(summary) => match summary.damage.clone() {
                 Some(damage) => Ok((damage, Some(summary))),
                 None => {

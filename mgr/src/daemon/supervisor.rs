@@ -186,7 +186,7 @@ impl Supervisor {
             ));
         }
         let log_offset = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
-        let child = spawn_serve(&program, &map, &socket, &log)
+        let child = spawn_serve(&self.setup)
             .map_err(|error| format!("cannot run {}: {error}", program.display()))?;
         let again = !std::mem::replace(&mut self.setup.new, false);
         info!(

@@ -82,7 +82,9 @@ fn run_as_ublk_target() {
     match arguments.as_slice() {
         ["format", "--leg", leg, "--map", map] => format(Path::new(map), leg),
         ["describe", "--map", map] => describe(Path::new(map)),
-        ["serve", "--map", map, "--socket", socket] => serve(Path::new(map), Path::new(socket)),
+        ["serve", "--map", map, "--socket", socket, "--volume-id", id] => {
+            serve(Path::new(map), Path::new(socket), id)
+        }
         other => fail(&format!("strange arguments: {other:?}")),
     }
     std::process::exit(0);
@@ -137,13 +139,17 @@ fn save(path: &Path, map: &Map) {
     std::fs::rename(&temporary, path).unwrap();
 }
 
-fn serve(path: &Path, socket: &Path) {
+fn serve(path: &Path, socket: &Path, volume_id: &str) {
     let lock = File::create(path.with_extension("lock")).unwrap();
     let Ok(_lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
         eprintln!("another one serves {}", path.display());
         std::process::exit(3);
     };
     let map = read(path);
+    if map.descriptor.volume_id != volume_id {
+        eprintln!("map file {} is that of another volume", path.display());
+        std::process::exit(EXIT_MAP_DAMAGED.into());
+    }
     if map.descriptor.source.extents[0]
         .path
         .to_string_lossy()
