@@ -9,7 +9,6 @@ mod interrupted;
 mod legs;
 mod lost;
 mod main_path;
-mod pulled;
 mod refusals;
 mod shapes;
 mod sockets;
