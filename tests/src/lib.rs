@@ -5,6 +5,7 @@
 
 pub mod host;
 pub mod load;
+pub mod logged;
 pub mod lun;
 pub mod power;
 pub mod random;

@@ -8,6 +8,7 @@ mod faults;
 mod interrupted;
 mod legs;
 mod lost;
+mod logged;
 mod main_path;
 mod refusals;
 mod shapes;
