@@ -84,7 +84,7 @@ fn at_every_flush_point_a_crash_leaves_what_was_flushed_and_marks_where_the_legs
     let target = Logged::new("shunt-test-target", &lun::disk(1), LEG_BYTES);
     sh("mkfs.ext4", &["-q", "-E", "nodiscard", &state.path()]);
     let mounted = Mounted::new(&state.path());
-    let host = Host::in_folder(mounted.path().join("shunt"));
+    let host = Host::with_state(&mounted.path().join("shunt"));
     host.ok(&["attach", "db", &source.path()]);
     host.ok(&["create", "move", &format!("db:{}", target.path())]);
     host.ok(&["start", "move"]);
