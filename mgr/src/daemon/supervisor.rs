@@ -43,7 +43,7 @@ const STOP_MAX: Duration = Duration::from_secs(60);
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// After living so long, the next end of ublk-target is not a repeated one.
-const STEADY_AFTER: Duration = Duration::from_secs(10);
+const STEADY_AFTER: Duration = Duration::from_secs(1);
 
 /// How a life of the connection ended.
 enum End {
@@ -503,7 +503,7 @@ mod tests {
             delays.push(u64::try_from(backoff.delay.as_millis()).unwrap());
         }
         assert_eq!(delays, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
-        backoff.lived(Duration::from_secs(1));
+        backoff.lived(STEADY_AFTER / 2);
         assert_eq!(backoff.delay, BACKOFF_MAX);
         backoff.lived(STEADY_AFTER);
         assert_eq!(backoff.delay, Duration::ZERO);
