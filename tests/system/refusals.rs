@@ -190,11 +190,16 @@ fn only_root_is_served_and_only_one_shuntd_runs() {
     );
     assert!(code == Some(1) && said.contains("root"), "{code:?} {said}");
     let state = host.state_dir().to_string_lossy().into_owned();
-    let second = run(
-        "shuntd",
-        &["--state-dir", &state, "--runtime-dir", "/var/tmp/second"],
-    );
-    assert_eq!(second.status.code(), Some(1), "{second:?}");
+    let second = || {
+        let elsewhere = ["--state-dir", &state, "--runtime-dir", "/var/tmp/second"];
+        assert_eq!(run("shuntd", &elsewhere).status.code(), Some(1));
+    };
+    second();
+    // Nor while the first one is frozen, which then goes on.
+    host.signal_shuntd(libc::SIGSTOP);
+    second();
+    host.signal_shuntd(libc::SIGCONT);
+    host.ok(&["list"]);
     let output = run("shunt", &["--socket", "/var/tmp/no-such-socket", "list"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
