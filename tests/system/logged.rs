@@ -89,7 +89,6 @@ fn at_every_flush_point_a_crash_leaves_what_was_flushed_and_marks_where_the_legs
     host.ok(&["create", "move", &format!("db:{}", target.path())]);
     host.ok(&["start", "move"]);
 
-    let t0 = std::time::Instant::now();
     let mut writer = Writer::new();
     let mut moments = Vec::new();
     let mut authoritative = Side::Source;
@@ -110,7 +109,6 @@ fn at_every_flush_point_a_crash_leaves_what_was_flushed_and_marks_where_the_legs
             }
             _ => {}
         }
-        println!("TIME round {round} {:?}", t0.elapsed());
         // The second half is copied and loses its marks, then it is written to.
         let half = u64::from(round >= 6);
         (0..WRITES_OF_A_ROUND).for_each(|_| writer.write(half));
@@ -139,13 +137,11 @@ fn at_every_flush_point_a_crash_leaves_what_was_flushed_and_marks_where_the_legs
     drop(host);
     drop(mounted);
 
-    println!("TIME replay {:?}", t0.elapsed());
     let mut replay = [state, source, target].map(Logged::replay);
     let mut random = Random::new(1);
     // Regions that had to be equal, regions that did not, and writes that only a cache had.
     let mut seen = [0; 3];
     for (mark, moment) in (0..).zip(&moments) {
-        println!("TIME moment {mark} {:?}", t0.elapsed());
         let [state, source, target] = &mut replay;
         let map = map_at(state.advance(mark), &map);
         let legs = [source, target].map(|leg| {
