@@ -19,7 +19,9 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
-use migration_proto::target::{Request, Response};
+use map_file::MapFile;
+use migration_core::route::Route;
+use migration_proto::target::{Request, Response, Status};
 use tests::{
     host::Host,
     lun,
@@ -219,6 +221,8 @@ fn host(kernel: &str, vm: &Path, losses: u64, seed: u64) {
         for line in text.lines() {
             if let Some(share) = line.strip_prefix("copied again: ") {
                 shares.push(share.parse::<f64>().expect("a share"));
+            } else if line.starts_with("found: ") {
+                println!("{line}");
             }
         }
         if last {
@@ -304,22 +308,26 @@ fn guest(folder: &Path, life: u64, moment: Moment) {
         sh("mkfs.ext4", &["-q", disk]);
     }
     let state = lun::Mounted::new(disk);
-    let host = Host::with_state(&state.path().join("shunt"));
+    let folder_of_state = state.path().join("shunt");
+    let map = folder_of_state.join("volumes").join(VOLUME).join("map");
+    let left = (life > 1).then(|| MapFile::open_read_only(&map).expect("the map file"));
+    let host = Host::with_state(&folder_of_state);
     if life == 1 {
         host.ok(&["attach", VOLUME, "/dev/disk/by-id/virtio-lun0"]);
     }
     wait_until("the volume is attached", || {
         host.volume(VOLUME)["state"] == "attached"
     });
+    let status = host.connect(VOLUME).status();
+    if let Some(left) = &left {
+        follows(&status, left);
+    }
     hand_over(folder, life);
     if let Some(pair) = host
         .live_pair(VOLUME)
         .filter(|pair| pair["state"] != "setup")
     {
         let session = pair["session"].as_str().unwrap().to_owned();
-        let status = host.connect(VOLUME).status();
-        let again = status.dirty_bytes + status.copied_bytes;
-        println!("copied again: {}", again as f64 / status.size_bytes as f64);
         if pair["state"] == "degraded" || pair["state"] == "paused" {
             host.ok(&["resume", &session]);
         }
@@ -335,6 +343,30 @@ fn guest(folder: &Path, life: u64, moment: Moment) {
     act(&host, life, moment);
     std::thread::sleep(Duration::from_secs(120));
     panic!("the power was not lost");
+}
+
+/// The volume does what its map file said when the power was lost: the route, and no more to copy than what is marked.
+fn follows(status: &Status, left: &MapFile) {
+    let record = left.chosen.record;
+    println!("found: {:?}, epoch {}", record.route, record.epoch.0);
+    // A commit or cancel that was interrupted may be finished by now.
+    if status.epoch != record.epoch.0 {
+        return;
+    }
+    assert_eq!(Route::from(status.route), record.route);
+    if !status.route.is_mirrored() {
+        return;
+    }
+    let words = left.dirty.iter().zip(&left.intent);
+    let marked: u64 = words
+        .map(|(dirty, intent)| u64::from((dirty | intent).count_ones()))
+        .sum();
+    let again = status.dirty_bytes + status.copied_bytes;
+    assert!(
+        again <= marked * status.region_bytes,
+        "{again} bytes are copied again, and {marked} regions were marked"
+    );
+    println!("copied again: {}", again as f64 / status.size_bytes as f64);
 }
 
 fn open_volume() -> File {
