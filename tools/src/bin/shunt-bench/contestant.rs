@@ -36,6 +36,8 @@ pub(crate) enum Contestant {
     Single,
     /// Shunt, both legs, in sync
     Mirrored,
+    /// Shunt, both legs, after the target began to take 5 s for each request
+    Stalled,
 }
 
 /// Where contestants are set up.
@@ -67,6 +69,7 @@ enum Kind<'a> {
     Loop(LoopDevice),
     Rublk(RublkDevice),
     Shunt(Volume<'a>),
+    Stalled(Volume<'a>, StallingDevice),
 }
 
 impl Contestant {
@@ -88,12 +91,13 @@ impl Contestant {
             Self::RublkZeroCopy => "rublk-zc",
             Self::Single => "single",
             Self::Mirrored => "mirrored",
+            Self::Stalled => "stalled",
         }
     }
 
     /// Whether it is Shunt.
     pub(crate) fn is_shunt(&self) -> bool {
-        matches!(self, Self::Single | Self::Mirrored)
+        matches!(self, Self::Single | Self::Mirrored | Self::Stalled)
     }
 
     /// Whether it is rublk.
@@ -140,6 +144,19 @@ impl Contestant {
                     kind: Kind::Shunt(volume),
                 })
             }
+            Self::Stalled => {
+                let daemon = place.daemon.context("shuntd was not started")?;
+                let target = StallingDevice::set_up(&place.disks.target, place.work)?;
+                let mut volume = daemon.attach(source)?;
+                volume.mirror_onto(&target.path)?;
+                target.stall()?;
+                volume.write_until_degraded()?;
+                Ok(Standing {
+                    device: volume.device.clone(),
+                    server: Some(volume.pid),
+                    kind: Kind::Stalled(volume, target),
+                })
+            }
         }
     }
 }
@@ -152,6 +169,71 @@ impl Standing<'_> {
             Kind::Loop(device) => device.take_away(),
             Kind::Rublk(device) => device.take_away(),
             Kind::Shunt(volume) => volume.take_away(),
+            Kind::Stalled(volume, target) => {
+                // What it was given comes back at once.
+                target.linear("reload")?;
+                volume.take_away()
+            }
+        }
+    }
+}
+
+/// The target behind device-mapper, which can make it slow.
+#[derive(Debug)]
+struct StallingDevice {
+    path: PathBuf,
+    below: PathBuf,
+    work: PathBuf,
+    sectors: String,
+}
+
+impl StallingDevice {
+    const NAME: &str = "shunt-bench-stalling";
+
+    fn set_up(below: &Path, work: &Path) -> anyhow::Result<Self> {
+        let below_text = below.display().to_string();
+        let size = ["blockdev", "--getsz", &below_text];
+        let device = Self {
+            path: Path::new("/dev/mapper").join(Self::NAME),
+            below: below.to_owned(),
+            work: work.to_owned(),
+            sectors: run(&size, work, Until::Interrupted)?.trim().to_owned(),
+        };
+        run(&["modprobe", "dm-delay"], work, Until::Interrupted)?;
+        device.linear("create")?;
+        Ok(device)
+    }
+
+    fn linear(&self, verb: &str) -> anyhow::Result<()> {
+        self.table(verb, &format!("linear {} 0", self.below.display()))
+    }
+
+    fn stall(&self) -> anyhow::Result<()> {
+        self.table("reload", &format!("delay {} 0 5000", self.below.display()))
+    }
+
+    fn table(&self, verb: &str, table: &str) -> anyhow::Result<()> {
+        let table = format!("0 {} {table}", self.sectors);
+        let dmsetup = |words: &[&str]| {
+            run(
+                &[&["dmsetup"], words].concat(),
+                &self.work,
+                Until::CleanedUp,
+            )
+        };
+        dmsetup(&[verb, Self::NAME, "--table", &table])?;
+        if verb == "reload" {
+            dmsetup(&["resume", Self::NAME])?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for StallingDevice {
+    fn drop(&mut self) {
+        let remove = ["dmsetup", "remove", "--retry", Self::NAME];
+        if let Err(error) = run(&remove, &self.work, Until::CleanedUp) {
+            crate::process::say(&format!("{error:#}"));
         }
     }
 }

@@ -14,6 +14,8 @@ use crate::process::{Server, Until, run, say, wait_for};
 
 /// How long shuntd may take to answer.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// How long a target that takes 5 s for each request may keep the writes waiting.
+const DEGRADED_LIMIT: Duration = Duration::from_secs(60);
 /// How long a detach is tried again.
 const DETACH_LIMIT: Duration = Duration::from_secs(5);
 const DETACH_AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -166,6 +168,28 @@ impl Volume<'_> {
             daemon.history_ms(HISTORY_IN_SYNC)?,
         );
         Ok(Duration::from_millis(ended.saturating_sub(started).max(1)))
+    }
+
+    /// Writes until the target is given up.
+    pub(crate) fn write_until_degraded(&self) -> anyhow::Result<()> {
+        let to = format!("of={}", self.device.display());
+        let write = [
+            "dd",
+            "if=/dev/zero",
+            &to,
+            "bs=4k",
+            "count=100",
+            "oflag=direct",
+        ];
+        wait_for("the target is given up", DEGRADED_LIMIT, || {
+            run(&write, &self.daemon.work, Until::Interrupted).ok()?;
+            let degraded =
+                |record: &Value| record["type"] == "pair" && record["state"] == "degraded";
+            self.daemon
+                .record(&["status", SESSION, "--json"], degraded)
+                .ok()
+        })
+        .map(drop)
     }
 
     /// Detaches it, and says what went wrong with that.
