@@ -8,6 +8,7 @@ use std::{
 
 use tests::{
     host::Host,
+    load,
     lun::{self, Mapped},
     run, sh, wait_until,
 };
@@ -112,7 +113,7 @@ fn file(folder: &Path, name: &str, bytes: u64) -> String {
 }
 
 #[test]
-fn a_lun_that_was_exchanged_behind_its_path_is_not_served() {
+fn a_lun_that_was_exchanged_behind_its_path_is_not_used() {
     let mut host = Host::new();
     let folder = tempfile::tempdir_in("/var/tmp").unwrap();
     let (source, target) = (
@@ -132,18 +133,33 @@ fn a_lun_that_was_exchanged_behind_its_path_is_not_served() {
         let other = file(folder.path(), &name, 8 << 20);
         let before = lun::checksum(&other);
         host.start_shuntd();
-        wait_until("the volume says which lun is another one", || {
-            let volume = host.volume("db");
-            volume["state"] == "failed" && volume["problem"].to_string().contains(lun.as_str())
-        });
-        let volume = host.volume("db");
-        assert!(volume["problem"].to_string().contains("inode"), "{volume}");
+        let says_which = |record: &serde_json::Value| {
+            let problem = record["problem"].to_string();
+            problem.contains(lun.as_str()) && problem.contains("inode")
+        };
+        if *lun == source {
+            wait_until("the volume says which lun is another one", || {
+                let volume = host.volume("db");
+                volume["state"] == "failed" && says_which(&volume)
+            });
+        } else {
+            // It is served by the source alone.
+            wait_until("the pair says which lun is another one", || {
+                let pair = host.pair("move");
+                pair["state"] == "degraded" && says_which(&pair)
+            });
+            load::once(&Host::device("db"), load::LITTLE).unwrap();
+            assert_ne!(host.shunt(&["resume", "move"]).code, 0);
+        }
         host.refused(&["switch", "move"], REFUSED, &["move"]);
         assert_eq!(lun::checksum(&other), before, "{other} was written");
         std::fs::rename(&away, lun).unwrap();
         wait_until("the volume comes back", || {
             host.volume("db")["state"] == "attached"
         });
+        if *lun == target {
+            host.ok(&["resume", "move"]);
+        }
         host.wait_for("move", "source-selected");
     }
     host.assert_legs_equal("db", &source, &target);
