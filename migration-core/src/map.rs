@@ -277,7 +277,7 @@ impl RoleRecord {
         }
         let mut volume_id = [0; 16];
         volume_id.copy_from_slice(&sector[40..56]);
-        Ok(Some(Self {
+        let record = Self {
             epoch: Epoch(u64_at(sector, 16)),
             route,
             descriptor_slot: sector[25],
@@ -286,7 +286,12 @@ impl RoleRecord {
             volume_id,
             geometry: Geometry::new(u64_at(sector, 56), u64_at(sector, 64))
                 .map_err(|_| MapError::Field("geometry"))?,
-        }))
+        };
+        // Something is where this version has nothing: another program's, and not to be lost by writing it again.
+        if record.encode() != *sector {
+            return Err(MapError::Field("padding"));
+        }
+        Ok(Some(record))
     }
 
     /// The record that holds, given both slots.

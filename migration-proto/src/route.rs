@@ -70,10 +70,11 @@ pub struct Leg {
 }
 
 impl Leg {
-    /// The sum of the lengths of the extents, in bytes.
+    /// The sum of the lengths of the extents, in bytes; the largest number, if they say more than that.
     #[must_use]
     pub fn length_bytes(&self) -> u64 {
-        self.extents.iter().map(|extent| extent.length_bytes).sum()
+        let lengths = self.extents.iter().map(|extent| extent.length_bytes);
+        lengths.fold(0, u64::saturating_add)
     }
 }
 
