@@ -14,15 +14,20 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
-/// Which of our crates each of our crates names, in any table of its manifest.
-fn arrows() -> BTreeMap<String, BTreeSet<String>> {
+/// Our crates, as cargo sees them.
+fn packages() -> Vec<serde_json::Value> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
         .current_dir(root())
         .output()
         .expect("cargo metadata");
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("its JSON");
-    let packages = metadata["packages"].as_array().expect("packages");
+    metadata["packages"].as_array().expect("packages").clone()
+}
+
+/// Which of our crates each of our crates names, in any table of its manifest.
+fn arrows() -> BTreeMap<String, BTreeSet<String>> {
+    let packages = packages();
     let name = |value: &serde_json::Value| value["name"].as_str().expect("a name").to_owned();
     let ours: BTreeSet<String> = packages.iter().map(name).collect();
     packages
@@ -62,6 +67,17 @@ fn dependencies_point_in_one_direction() {
         ),
         (
             "tests",
+            &[
+                "migration-core",
+                "migration-proto",
+                "lun",
+                "map-file",
+                "seeded-core",
+            ],
+        ),
+        ("seeded-core", &[]),
+        (
+            "fuzz",
             &["migration-core", "migration-proto", "lun", "map-file"],
         ),
     ]);
@@ -73,6 +89,30 @@ fn dependencies_point_in_one_direction() {
             assert!(
                 allowed.contains(&other.as_str()),
                 "{package} must not depend on {other}"
+            );
+        }
+    }
+}
+
+/// The core that can break its own rules is a crate of its own, which only the tests use; in migration-core, which the
+/// programs are built with, the feature stays off.
+#[test]
+fn no_program_is_built_with_rules_that_can_be_broken() {
+    for package in packages() {
+        let name = package["name"].as_str().expect("a name");
+        for dependency in package["dependencies"].as_array().expect("dependencies") {
+            let features = dependency["features"].to_string();
+            assert!(!features.contains("seeded-bugs"), "{name}: {dependency}");
+            if dependency["name"] == "seeded-core" {
+                assert_eq!((name, &dependency["kind"]), ("tests", &"dev".into()));
+            }
+        }
+        for (feature, enables) in package["features"].as_object().expect("features") {
+            let enables = enables.to_string();
+            let own = name == "seeded-core" && feature == "default";
+            assert!(
+                own || !enables.contains("seeded-bugs"),
+                "{name}: {feature} = {enables}"
             );
         }
     }

@@ -13,7 +13,9 @@
 
 use alloc::vec::Vec;
 
-use super::{Call, Effect, FlushId, IoResult, Reply, Volume, failure::FAIL_OVER_NANOSECONDS_MAX};
+use super::{
+    Call, Effect, FlushId, IoResult, Reply, Rule, Volume, failure::FAIL_OVER_NANOSECONDS_MAX,
+};
 use crate::{
     map::RoleRecord,
     region::RegionMap,
@@ -122,6 +124,33 @@ impl Change {
 
     pub(super) const fn step(&self) -> Step {
         self.step
+    }
+}
+
+#[cfg(feature = "seeded-bugs")]
+impl Gate {
+    /// See [`Volume::expire`].
+    pub(super) fn expire(&mut self, now: Time) {
+        if let Some(suspension) = &mut self.suspension {
+            suspension.deadline = now;
+        }
+    }
+}
+
+#[cfg(feature = "seeded-bugs")]
+impl Change {
+    /// See [`Volume::expire`].
+    pub(super) const fn expire(&mut self, now: Time) {
+        self.deadline = now;
+    }
+
+    /// See [`Volume::forget_history`].
+    pub(super) fn rename_flushes(&mut self, rename: impl Fn(FlushId) -> FlushId) {
+        if let Step::PreFlush(waited_for) | Step::Flush(waited_for) = &mut self.step {
+            for flush in waited_for.iter_mut().flatten() {
+                *flush = rename(*flush);
+            }
+        }
     }
 }
 
@@ -303,6 +332,7 @@ impl Volume {
         }
         match self.regions.as_ref().map_or(0, RegionMap::dirty_bytes) {
             0 => Ok(()),
+            _ if self.breaks(Rule::InSyncBeforeRoles) => Ok(()),
             dirty => Err(ChangeError::NotInSync(dirty)),
         }
     }
@@ -326,7 +356,7 @@ impl Volume {
 
     /// The map file holds what was asked for: a new mirror may be prepared now.
     pub(super) fn map_settled(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let written = self.intent.is_written();
+        let written = self.intent.is_written() || self.breaks(Rule::DirtyBeforeMirror);
         if let Some(change) = &mut self.change {
             let prepared = Step::Prepare {
                 descriptor_written: true,
@@ -355,7 +385,10 @@ impl Volume {
 
     /// Nobody waits for a mirror leg that was given up.
     pub(super) fn drained_if_quiet(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        if self.started == 0 && (self.writes.is_empty() || self.healthy_mirror().is_none()) {
+        let mirror_quiet = self.writes.is_empty() || self.healthy_mirror().is_none();
+        let quiet =
+            self.started == 0 && (mirror_quiet || self.breaks(Rule::MirrorDrainBeforeRoles));
+        if quiet || self.breaks(Rule::DrainBeforeRoles) {
             self.drained(now, effects);
         }
     }
@@ -378,6 +411,7 @@ impl Volume {
             // A sweep's flush that fails would make regions dirty while the role is being written.
             Route::Mirrored { .. } if self.is_sweeping() => {}
             Route::Mirrored { .. } if self.regions.is_some() => match self.may_exchange_roles() {
+                Ok(()) if self.breaks(Rule::FlushBeforeRoles) => self.write_role(effects),
                 Ok(()) => {
                     let step = Step::Flush(if change.is_fail_over() {
                         self.flush_mirror(effects)
@@ -440,6 +474,9 @@ impl Volume {
             let slot = record.first_slot();
             self.role_write_in_flight = true;
             effects.push(Effect::WriteRole { record, slot });
+            if self.breaks(Rule::DurableBeforeAnswer) {
+                self.finish_change(Time(0), slot, effects);
+            }
         }
     }
 
@@ -513,7 +550,7 @@ impl Volume {
 
     /// Lets go what was held, if nothing holds it any more.
     fn open_gate(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        if self.gate.is_closed() {
+        if self.gate.is_closed() || self.breaks(Rule::HeldGoesOn) {
             return;
         }
         if let Some(since) = self.gate.first_held.take() {

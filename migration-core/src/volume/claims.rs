@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Call, Effect, Errno, Reply, Volume};
+use super::{Call, Effect, Errno, Reply, Rule, Volume, Write};
 use crate::{
     region::{RegionMap, RegionState},
     units::{Epoch, RegionIndex},
@@ -46,6 +46,14 @@ pub(super) struct Claims {
     pending: Option<Pending>,
     /// Where the search for the next region begins.
     cursor: usize,
+}
+
+#[cfg(feature = "seeded-bugs")]
+impl Claims {
+    /// See [`Volume::forget_history`].
+    pub(super) fn sort(&mut self) {
+        self.claimed.sort_unstable();
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -123,7 +131,7 @@ impl Volume {
         mirror_error: Option<Errno>,
         effects: &mut Vec<Effect>,
     ) -> Result<(), ClaimError> {
-        if self.claims.copier != Some(copier) {
+        if self.claims.copier != Some(copier) && !self.breaks(Rule::ReportsFromCopierOnly) {
             return Err(ClaimError::NotCopier);
         }
         if self.record.epoch != epoch {
@@ -154,7 +162,7 @@ impl Volume {
             return;
         }
         while let Some(region) = self.claims.claimed.last().copied() {
-            self.release(region, false);
+            self.release(region, self.breaks(Rule::ClaimsDieWithCopier));
         }
         self.unreserve(None);
         self.claims.copier = None;
@@ -329,7 +337,12 @@ impl Volume {
     /// Whether a write to the region is in flight.
     fn is_written(&self, region: RegionIndex) -> bool {
         let range = self.record.geometry.range(region);
-        self.writes.iter().any(|write| write.range.overlaps(range))
+        let counts = |write: &&Write| {
+            !self.breaks(Rule::NoClaimWhileWritten)
+                && (write.tag.is_some() || !self.breaks(Rule::NoClaimWhileTrailing))
+        };
+        let mut writes = self.writes.iter().filter(counts);
+        writes.any(|write| write.range.overlaps(range))
     }
 }
 

@@ -10,7 +10,7 @@
 use alloc::vec::Vec;
 
 use super::{
-    Effect, Errno, Op, Stage, Volume,
+    Effect, Errno, Op, Rule, Stage, Volume,
     change::{Change, Step},
     requests::Obstacle,
 };
@@ -86,7 +86,7 @@ impl Volume {
                 break;
             }
             match self.may_start(slot.request.range) {
-                Err(Obstacle::Mirror) => {
+                Err(Obstacle::Mirror) if !self.breaks(Rule::StalledMirrorIsGivenUp) => {
                     self.fail_mirror(ETIMEDOUT, effects);
                     self.fail_exchange(now, effects);
                     return;
@@ -95,7 +95,7 @@ impl Volume {
                     self.share_claim(region);
                     retry = true;
                 }
-                Err(Obstacle::Map | Obstacle::Write) | Ok(_) => {}
+                Err(Obstacle::Map | Obstacle::Write | Obstacle::Mirror) | Ok(_) => {}
             }
         }
         if retry {
@@ -139,17 +139,13 @@ impl Volume {
             self.start(tag, effects);
             return true;
         };
-        let (Some(regions), Some(mirror)) = (&self.regions, self.healthy_mirror()) else {
+        let range = slot.request.range;
+        let Some(mirror) = self.healthy_mirror().filter(|_| self.is_clean(range)) else {
             self.answer(tag, Err(error), effects);
             return true;
         };
-        let mut touched = self.record.geometry.touched(slot.request.range);
-        if !touched.all(|region| regions.get(region) == RegionState::Clean) {
-            self.answer(tag, Err(error), effects);
-            return true;
-        }
-        let range = slot.request.range;
-        if self.writes.iter().any(|write| write.range.overlaps(range)) {
+        let on_its_way = self.writes.iter().any(|write| write.range.overlaps(range));
+        if on_its_way && !self.breaks(Rule::MirrorReadsWait) {
             return false;
         }
         self.start_on(tag, mirror, effects);

@@ -11,7 +11,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Effect, Errno, FlushId, IoResult, Volume};
+use super::{Effect, Errno, FlushId, IoResult, Rule, Volume};
 use crate::{
     bits::Bits,
     map::{self, Area, BitmapSector, SECTOR_WORDS},
@@ -278,13 +278,35 @@ impl Intent {
     }
 }
 
+#[cfg(feature = "seeded-bugs")]
+impl Intent {
+    /// See [`Volume::expire`].
+    pub(super) const fn expire(&mut self, now: Time, idle: bool) {
+        self.next_sweep = now;
+        if idle {
+            self.next_idle_sweep = now;
+        }
+    }
+
+    /// See [`Volume::forget_history`].
+    pub(super) fn rename_flushes(&mut self, rename: impl Fn(FlushId) -> FlushId) {
+        if let Some(sweep) = &mut self.sweep {
+            for flush in [&mut sweep.source, &mut sweep.target].into_iter().flatten() {
+                *flush = rename(*flush);
+            }
+        }
+    }
+}
+
 impl Volume {
     /// The batch of [`Effect::WriteMap`] is written, or not.
     pub fn map_written(&mut self, now: Time, result: IoResult, effects: &mut Vec<Effect>) {
         self.intent.batch_written(result);
         self.map_fault = result.err();
         self.counters.map_writes += 1;
-        self.retry_waiting(effects);
+        if !self.breaks(Rule::WaitingGoesOn) {
+            self.retry_waiting(effects);
+        }
         self.map_settled(now, effects);
         self.write_map(effects);
     }
@@ -341,13 +363,19 @@ impl Volume {
             self.intent.next_idle_sweep = now.plus(IDLE_SWEEP_NANOSECONDS);
         }
         let geometry = self.record.geometry;
+        let keeps_mark = !self.breaks(Rule::WriteBeforeSweepKeepsMark);
         let busy = self
             .writes
             .iter()
+            .filter(|_| keeps_mark)
             .flat_map(|write| geometry.touched(write.range));
         if self.intent.choose_swept(idle, regions.not_clean(), busy) {
+            if self.breaks(Rule::SweepFlushes) {
+                return self.intent.clear_swept(regions.not_clean());
+            }
+            let source = !self.breaks(Rule::SweepFlushesBothLegs);
             let sweep = Sweep {
-                source: Some(self.flush(Side::Source, effects)),
+                source: source.then(|| self.flush(Side::Source, effects)),
                 target: Some(self.flush(Side::Target, effects)),
                 abandoned: false,
             };
@@ -381,11 +409,9 @@ impl Volume {
         }
         *waited_for = None;
         sweep.abandoned |= result.is_err();
-        let (ended, abandoned) = (
-            sweep.source.is_none() && sweep.target.is_none(),
-            sweep.abandoned,
-        );
-        if !ended {
+        let (source, target, abandoned) = (sweep.source, sweep.target, sweep.abandoned);
+        let ended = source.is_none() && target.is_none();
+        if !ended && !self.breaks(Rule::SweepAwaitsBothLegs) {
             return;
         }
         self.intent.sweep = None;
@@ -398,7 +424,8 @@ impl Volume {
 
     /// The mirror leg could not be flushed: whatever it was given since the last flush may be lost.
     fn distrust_mirror(&mut self, error: Errno, effects: &mut Vec<Effect>) {
-        if let Some(regions) = &mut self.regions {
+        let trusts = self.breaks(Rule::FailedFlushIsDirty);
+        if let (Some(regions), false) = (&mut self.regions, trusts) {
             for region in self.intent.cover.iter() {
                 match regions.get(region) {
                     RegionState::Clean => regions.set(region, RegionState::Dirty),

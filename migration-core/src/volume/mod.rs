@@ -19,6 +19,7 @@ mod claims;
 mod failure;
 mod intent;
 mod requests;
+mod seeded;
 
 use alloc::{collections::VecDeque, vec, vec::Vec};
 
@@ -26,6 +27,9 @@ pub use change::{ChangeError, NewMirror, PREPARE_NANOSECONDS_MAX, Target};
 pub use claims::{CLAIMED_REGIONS_MAX, ClaimError, CopierId, RESERVED_REGIONS_MAX};
 pub use failure::OnAuthoritativeFailure;
 pub use intent::{COPIED_SWEEP_NANOSECONDS, IDLE_SWEEP_NANOSECONDS, MAP_BATCH_SECTORS_MAX};
+use seeded::Rule;
+#[cfg(feature = "seeded-bugs")]
+pub use seeded::{Rule as SeededBug, Timer};
 
 use crate::{
     map::{BitmapSector, RoleRecord},
@@ -292,6 +296,8 @@ pub struct Volume {
     /// The last error of a write to the map file, until one succeeds.
     map_fault: Option<Errno>,
     counters: Counters,
+    #[cfg(feature = "seeded-bugs")]
+    broken: Option<Rule>,
 }
 
 impl Volume {
@@ -333,6 +339,8 @@ impl Volume {
             authoritative_fault: None,
             map_fault: None,
             counters: Counters::default(),
+            #[cfg(feature = "seeded-bugs")]
+            broken: None,
         }
     }
 

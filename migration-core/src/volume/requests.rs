@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Effect, IoResult, Op, Place, Request, Slot, Stage, Volume, Write};
+use super::{Effect, IoResult, Op, Place, Request, Rule, Slot, Stage, Volume, Write};
 use crate::{
     region::RegionState,
     route::Side,
@@ -64,10 +64,14 @@ impl Volume {
             });
         }
         match (result, slot.fault) {
-            (Ok(()), Some(_)) => {
+            (Ok(()), Some(_))
+                if self.is_clean(slot.request.range) || self.breaks(Rule::MirrorReadsStayClean) =>
+            {
                 self.counters.mirror_reads += 1;
                 self.answer(tag, Ok(()), effects);
             }
+            // The mirror leg has lost what it had, or was written no more, while it was read.
+            (Ok(()), Some(error)) => self.answer(tag, Err(error), effects),
             // What the authoritative leg said counts.
             (Err(_), Some(error)) => self.answer(tag, Err(error), effects),
             (Err(error), None) if self.regions.is_some() => {
@@ -98,7 +102,9 @@ impl Volume {
         };
         self.free_places.push(place);
         if let Err(error) = result {
-            self.differ(range);
+            if !self.breaks(Rule::MirrorFailureIsDirty) {
+                self.differ(range);
+            }
             self.fail_mirror(error, effects);
         }
         self.after_write(true, now, effects);
@@ -144,6 +150,7 @@ impl Volume {
                 });
                 *self.slot(tag) = Slot::FREE;
             }
+            Op::Flush if self.breaks(Rule::FlushIsDone) => self.answer(tag, Ok(()), effects),
             Op::Read | Op::Write { .. } | Op::Flush | Op::Discard => {
                 self.start(tag, effects);
             }
@@ -197,23 +204,23 @@ impl Volume {
         let mut any_clean = false;
         for region in self.record.geometry.touched(range) {
             let state = regions.get(region);
-            if state.holds_writes() {
+            if state.holds_writes() && !self.breaks(Rule::ExclusiveClaimHoldsWrites) {
                 return Err(Obstacle::Claim(region));
             }
-            if !self.intent.is_covered(region) {
+            if !self.intent.is_covered(region) && !self.breaks(Rule::IntentBeforeWrite) {
                 return Err(Obstacle::Map);
             }
             any_clean |= state == RegionState::Clean;
         }
         let mirrored = any_clean && self.healthy_mirror().is_some();
         for write in &self.writes {
-            if !write.range.overlaps(range) {
+            if !write.range.overlaps(range) || self.breaks(Rule::OverlappingWritesWait) {
                 continue;
             }
             if write.tag.is_some() {
                 return Err(Obstacle::Write);
             }
-            if mirrored {
+            if mirrored && !self.breaks(Rule::TrailingWritesAreWaitedFor) {
                 return Err(Obstacle::Mirror);
             }
         }
@@ -254,15 +261,22 @@ impl Volume {
 
     /// What the start of a write does to the regions that it touches.
     fn touch_regions(&mut self, range: Range, mirrored: bool) {
+        let spoils = !self.breaks(Rule::WriteSpoilsCopy);
+        let keeps_mark = !self.breaks(Rule::WriteDuringSweepKeepsMark);
         let Some(regions) = &mut self.regions else {
             return;
         };
         for region in self.record.geometry.touched(range) {
-            self.intent.note_write(region);
+            if keeps_mark {
+                self.intent.note_write(region);
+            }
             match regions.get(region) {
                 RegionState::Clean if !mirrored => regions.set(region, RegionState::Dirty),
-                RegionState::Copying => regions.set(region, RegionState::CopyingDirty),
+                RegionState::Copying if spoils => {
+                    regions.set(region, RegionState::CopyingDirty);
+                }
                 RegionState::Clean
+                | RegionState::Copying
                 | RegionState::Dirty
                 | RegionState::DirtyAgain
                 | RegionState::CopyingDirty
@@ -290,10 +304,20 @@ impl Volume {
     pub(super) fn answer(&mut self, tag: Tag, result: IoResult, effects: &mut Vec<Effect>) {
         let request = core::mem::replace(self.slot(tag), Slot::FREE).request;
         self.count(request, result);
-        if result.is_err() && matches!(request.op, Op::Write { .. }) {
+        let may_differ = result.is_err() && !self.breaks(Rule::FailedWriteIsDirty);
+        if may_differ && matches!(request.op, Op::Write { .. }) {
             self.differ(request.range);
         }
         effects.push(Effect::Answer { tag, result });
+    }
+
+    /// Whether the mirror leg has the same as the authoritative one, but for writes in flight.
+    pub(super) fn is_clean(&self, range: Range) -> bool {
+        self.regions.as_ref().is_some_and(|regions| {
+            let mut touched = self.record.geometry.touched(range);
+            touched.all(|region| regions.get(region) == RegionState::Clean)
+                || self.breaks(Rule::MirrorReadsAreClean)
+        })
     }
 
     /// A write did not do the same on both legs.

@@ -1,0 +1,171 @@
+//! What the model (`tests/model`) needs and no program has: rules that can be broken on purpose, and a state without
+//! history.
+//!
+//! The package `seeded-core` builds this crate's sources a second time with the feature `seeded-bugs`; nothing turns it on
+//! for `migration-core` itself (`tests/architecture.rs`). Without it a broken rule is the constant `false`.
+
+use super::Volume;
+
+/// A rule that the model breaks, to see that its checkers notice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(not(feature = "seeded-bugs"), expect(unreachable_pub))]
+pub enum Rule {
+    /// A write waits for its marks.
+    IntentBeforeWrite,
+    /// What the copier may copy is not being written.
+    NoClaimWhileWritten,
+    /// A write that trails on a given-up mirror leg counts as a write in flight.
+    NoClaimWhileTrailing,
+    /// A copy during which the region was written does not count.
+    WriteSpoilsCopy,
+    /// What a dead copier had claimed is dirty.
+    ClaimsDieWithCopier,
+    /// Only the copier that is connected may report.
+    ReportsFromCopierOnly,
+    /// Marks are cleared after flushes.
+    SweepFlushes,
+    /// Both legs are flushed before marks are cleared.
+    SweepFlushesBothLegs,
+    /// The flushes of both legs are waited for before marks are cleared.
+    SweepAwaitsBothLegs,
+    /// What is written during a sweep keeps its mark.
+    WriteDuringSweepKeepsMark,
+    /// What is being written when a sweep begins keeps its mark.
+    WriteBeforeSweepKeepsMark,
+    /// Overlapping writes follow each other on each leg.
+    OverlappingWritesWait,
+    /// Overlapping writes follow each other on the mirror leg.
+    TrailingWritesAreWaitedFor,
+    /// A failed write to the mirror leg makes its regions dirty.
+    MirrorFailureIsDirty,
+    /// A failed write to the authoritative leg makes its regions dirty.
+    FailedWriteIsDirty,
+    /// What a mirror leg that cannot be flushed was given is dirty.
+    FailedFlushIsDirty,
+    /// Writes to an exclusively claimed region wait.
+    ExclusiveClaimHoldsWrites,
+    /// Roles are exchanged only if nothing is dirty.
+    InSyncBeforeRoles,
+    /// Roles are exchanged only when nothing is on the authoritative leg.
+    DrainBeforeRoles,
+    /// Roles are exchanged only when nothing is on the mirror leg.
+    MirrorDrainBeforeRoles,
+    /// The legs are flushed between the drain and the exchange of the roles.
+    FlushBeforeRoles,
+    /// An exchange of the roles is answered when it is durable.
+    DurableBeforeAnswer,
+    /// Every region is durably dirty before a mirror leg is added.
+    DirtyBeforeMirror,
+    /// What a failed or late change of the route has held goes on.
+    HeldGoesOn,
+    /// What waits for a batch of marks is looked at when that is written.
+    WaitingGoesOn,
+    /// A flush is done before it is answered.
+    FlushIsDone,
+    /// Only clean regions are read from the mirror leg.
+    MirrorReadsAreClean,
+    /// What was read from the mirror leg counts only if it is clean in the end.
+    MirrorReadsStayClean,
+    /// The mirror leg is read only when nothing is on its way to it there.
+    MirrorReadsWait,
+    /// A mirror leg that keeps a write waiting too long is given up.
+    StalledMirrorIsGivenUp,
+}
+
+impl Volume {
+    /// Whether the model has broken this rule. Never in a program.
+    #[cfg(not(feature = "seeded-bugs"))]
+    pub(super) const fn breaks(&self, _: Rule) -> bool {
+        false
+    }
+}
+
+#[cfg(feature = "seeded-bugs")]
+mod model {
+    use alloc::vec::Vec;
+
+    use super::{Rule, Volume};
+    use crate::{
+        units::Time,
+        volume::{Counters, FlushId, Stage},
+    };
+
+    /// Something that happens when time has passed.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+    pub enum Timer {
+        /// Nothing has become due.
+        None,
+        /// The deadline of a suspension.
+        Suspension,
+        /// The deadline of a change of the route.
+        Change,
+        /// Both.
+        Deadlines,
+        /// What waits has waited long enough.
+        Patience,
+        /// The sweep of copied regions.
+        CopiedSweep,
+        /// The sweep of idle regions.
+        IdleSweep,
+    }
+
+    impl Volume {
+        pub(in crate::volume) fn breaks(&self, rule: Rule) -> bool {
+            self.broken == Some(rule)
+        }
+
+        /// From now on the rule does not hold.
+        pub fn break_rule(&mut self, rule: Option<Rule>) {
+            self.broken = rule;
+        }
+
+        /// Lets a timer be due at `now`, so that the clock can stand still and timers expire in any order.
+        pub fn expire(&mut self, now: Time, timer: Timer) {
+            match timer {
+                Timer::None => {}
+                Timer::Suspension => self.gate.expire(now),
+                Timer::Change => self.change.iter_mut().for_each(|change| change.expire(now)),
+                Timer::Deadlines => {
+                    self.expire(now, Timer::Suspension);
+                    self.expire(now, Timer::Change);
+                }
+                Timer::Patience => {
+                    let waiting = |slot: &&mut super::super::Slot| slot.stage == Stage::Waiting;
+                    for slot in self.slots.iter_mut().filter(waiting) {
+                        slot.since = Time(0);
+                    }
+                }
+                Timer::CopiedSweep => self.intent.expire(now, false),
+                Timer::IdleSweep => self.intent.expire(now, true),
+            }
+        }
+
+        /// Makes states equal that differ only in what has been: counters, numbers of flushes, order in sets. `in_flight`
+        /// are the flushes that are not answered, ascending; each is renamed to its place there, from 1.
+        pub fn forget_history(&mut self, in_flight: &[FlushId]) {
+            let rank = |flush: FlushId| {
+                let before = in_flight.iter().filter(|other| **other <= flush);
+                FlushId(before.count() as u64)
+            };
+            self.counters = Counters::default();
+            self.last_flush_before_mirror = rank(self.last_flush_before_mirror);
+            self.last_flush = FlushId(in_flight.len() as u64);
+            self.intent.rename_flushes(rank);
+            self.change
+                .iter_mut()
+                .for_each(|change| change.rename_flushes(rank));
+            self.free_places.sort_unstable_by(|a, b| b.cmp(a));
+            self.writes
+                .sort_unstable_by_key(|write| (write.range.start, write.tag, write.place));
+            self.claims.sort();
+        }
+
+        /// The requests that the gate holds or that wait for their turn.
+        pub fn delayed_requests(&self) -> Vec<crate::units::Tag> {
+            self.held.iter().chain(&self.waiting).copied().collect()
+        }
+    }
+}
+
+#[cfg(feature = "seeded-bugs")]
+pub use model::Timer;

@@ -1,0 +1,81 @@
+//! The model: every order of events in small worlds, over the production core. See CONTRIBUTING.md.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+mod check;
+mod disk;
+mod event;
+mod hash;
+mod search;
+mod setup;
+mod world;
+mod worlds;
+
+use std::{io::Write, time::Instant};
+
+fn run(setup: &setup::Setup) {
+    let begun = Instant::now();
+    let found = search::explore(setup);
+    // Past the test harness, which would keep it to itself: how much was seen is a part of the result.
+    let _ = writeln!(
+        std::io::stderr(),
+        "model: world {}: {} states, {} transitions, {:.1} s",
+        setup.name,
+        found.states,
+        found.transitions,
+        begun.elapsed().as_secs_f64()
+    );
+    if let Some((violation, events)) = found.violation {
+        panic!("{}", search::tell(setup, &violation, &events));
+    }
+}
+
+fn run_all(setups: &[&setup::Setup]) {
+    let only = std::env::var("SHUNT_MODEL_WORLD").ok();
+    for setup in setups {
+        if only.as_deref().is_none_or(|only| setup.name == only) {
+            run(setup);
+        }
+    }
+}
+
+#[test]
+fn every_order_of_events_keeps_the_rules() {
+    run_all(worlds::EXHAUSTIVE);
+}
+
+#[test]
+#[ignore = "takes minutes and gigabytes of memory; by hand"]
+fn every_order_of_events_in_larger_worlds() {
+    run_all(worlds::LARGE);
+}
+
+/// A checker that never complains proves nothing.
+#[test]
+fn every_broken_rule_is_noticed() {
+    let mut wrong = Vec::new();
+    for (rule, world, checker) in worlds::BROKEN {
+        let setup = setup::Setup {
+            broken: Some(*rule),
+            ..(*world).clone()
+        };
+        let found = search::explore(&setup);
+        let Some((violation, events)) = found.violation else {
+            wrong.push(format!(
+                "{rule:?} is broken in the world {}, and nobody notices",
+                world.name
+            ));
+            continue;
+        };
+        println!(
+            "{rule:?} is broken: {:?} after {} events ({}, {} states)",
+            violation.checker,
+            events.len(),
+            world.name,
+            found.states
+        );
+        if violation.checker != *checker {
+            wrong.push(search::tell(&setup, &violation, &events));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

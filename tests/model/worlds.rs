@@ -1,0 +1,410 @@
+//! The worlds: small enough to see every state, each with its own kind of trouble.
+
+use seeded_core::volume::{OnAuthoritativeFailure, SeededBug};
+
+use crate::{
+    check::Checker,
+    setup::{Ask, Budget, FLUSH, PLAIN, Setup, Start, one, two},
+};
+
+const NOTHING: Budget = PLAIN.budget;
+const KILL: Budget = Budget {
+    kills: 1,
+    ..NOTHING
+};
+const POWER: Budget = Budget {
+    power_losses: 1,
+    ..NOTHING
+};
+
+/// Explored in continuous integration.
+pub(crate) const EXHAUSTIVE: &[&Setup] = &[
+    &COPY,
+    &COPY_POWER,
+    &COPY_THREE,
+    &AGAIN,
+    &SWITCH,
+    &SWITCH_POWER,
+    &UNDO,
+    &SUSPEND,
+    &SWEEP,
+    &SWEEP_POWER,
+    &START,
+    &START_POWER,
+    &CANCEL,
+    &FLUSH_FAILS,
+    &MIRROR_FAILS,
+    &STALL,
+    &HANG,
+    &MAP_FAILS,
+    &ROLE_FAILS,
+    &FAIL_OVER,
+    &READS,
+];
+
+/// Explored by hand.
+pub(crate) const LARGE: &[&Setup] = &[
+    &Setup {
+        name: "switch-large",
+        requests: &[one(Ask::Write, 0), one(Ask::Write, 0), FLUSH],
+        budget: Budget {
+            exchanges: 2,
+            kills: 1,
+            ..POWER
+        },
+        ..SWITCH
+    },
+    &Setup {
+        name: "copy-large",
+        budget: Budget {
+            copier_deaths: 1,
+            ..KILL
+        },
+        ..COPY_THREE
+    },
+    &Setup {
+        name: "sweep-large",
+        regions: 2,
+        requests: &[one(Ask::Write, 0), one(Ask::Write, 1)],
+        ..SWEEP
+    },
+];
+
+/// For each rule that can be broken: a world in which that is noticed, and by which checker.
+pub(crate) const BROKEN: &[(SeededBug, &Setup, Checker)] = &[
+    (
+        SeededBug::IntentBeforeWrite,
+        &COPY,
+        Checker::DurablyCleanIsEqual,
+    ),
+    (SeededBug::NoClaimWhileWritten, &COPY, Checker::CleanIsEqual),
+    (
+        SeededBug::NoClaimWhileTrailing,
+        &COPY_THREE,
+        Checker::CleanIsEqual,
+    ),
+    (SeededBug::WriteSpoilsCopy, &COPY, Checker::CleanIsEqual),
+    (SeededBug::ClaimsDieWithCopier, &COPY, Checker::CleanIsEqual),
+    (SeededBug::ReportsFromCopierOnly, &COPY, Checker::StaleActor),
+    (
+        SeededBug::ExclusiveClaimHoldsWrites,
+        &AGAIN,
+        Checker::CleanIsEqual,
+    ),
+    (
+        SeededBug::SweepFlushes,
+        &SWEEP_POWER,
+        Checker::DurablyCleanIsEqual,
+    ),
+    (
+        SeededBug::SweepFlushesBothLegs,
+        &SWEEP_POWER,
+        Checker::DurablyCleanIsEqual,
+    ),
+    (
+        SeededBug::SweepAwaitsBothLegs,
+        &SWEEP_POWER,
+        Checker::DurablyCleanIsEqual,
+    ),
+    (
+        SeededBug::WriteDuringSweepKeepsMark,
+        &SWEEP,
+        Checker::DurablyCleanIsEqual,
+    ),
+    (
+        SeededBug::WriteBeforeSweepKeepsMark,
+        &SWEEP,
+        Checker::DurablyCleanIsEqual,
+    ),
+    (
+        SeededBug::OverlappingWritesWait,
+        &COPY,
+        Checker::CleanIsEqual,
+    ),
+    (
+        SeededBug::TrailingWritesAreWaitedFor,
+        &COPY,
+        Checker::CleanIsEqual,
+    ),
+    (
+        SeededBug::MirrorFailureIsDirty,
+        &MIRROR_FAILS,
+        Checker::CleanIsEqual,
+    ),
+    (SeededBug::FailedWriteIsDirty, &READS, Checker::CleanIsEqual),
+    (
+        SeededBug::FailedFlushIsDirty,
+        &FLUSH_FAILS,
+        Checker::CleanIsEqual,
+    ),
+    (SeededBug::InSyncBeforeRoles, &CANCEL, Checker::FlushedWrite),
+    (
+        SeededBug::DrainBeforeRoles,
+        &SWITCH,
+        Checker::AcknowledgedWrite,
+    ),
+    (
+        SeededBug::MirrorDrainBeforeRoles,
+        &SWITCH,
+        Checker::AcknowledgedWrite,
+    ),
+    (
+        SeededBug::FlushBeforeRoles,
+        &SWITCH_POWER,
+        Checker::FlushedWrite,
+    ),
+    (
+        SeededBug::DurableBeforeAnswer,
+        &SWITCH,
+        Checker::OneAuthoritative,
+    ),
+    (
+        SeededBug::DirtyBeforeMirror,
+        &START,
+        Checker::DurablyCleanIsEqual,
+    ),
+    (SeededBug::HeldGoesOn, &SUSPEND, Checker::Settles),
+    (SeededBug::WaitingGoesOn, &SWITCH, Checker::Settles),
+    (SeededBug::FlushIsDone, &UNDO, Checker::FlushedWrite),
+    (SeededBug::MirrorReadsAreClean, &READS, Checker::Read),
+    (SeededBug::MirrorReadsStayClean, &READS, Checker::Read),
+    (SeededBug::MirrorReadsWait, &READS, Checker::Read),
+    (SeededBug::StalledMirrorIsGivenUp, &HANG, Checker::Settles),
+];
+
+/// Two writes to one block while its region is copied.
+const COPY: Setup = Setup {
+    name: "copy",
+    start: Start::Mirrored { dirty: 0b01 },
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    budget: Budget {
+        copier_deaths: 1,
+        ..KILL
+    },
+    ..PLAIN
+};
+
+const COPY_POWER: Setup = Setup {
+    name: "copy-power",
+    start: Start::Mirrored { dirty: 0b11 },
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0), FLUSH],
+    budget: POWER,
+    ..COPY
+};
+
+/// Three regions, a write over two of them, of which one is dirty.
+const COPY_THREE: Setup = Setup {
+    name: "copy-three",
+    regions: 3,
+    start: Start::Mirrored { dirty: 0b110 },
+    requests: &[two(Ask::Write, 0), one(Ask::Write, 1)],
+    budget: NOTHING,
+    ..COPY
+};
+
+/// Two halves of one region are written: it is copied exclusively in the end.
+const AGAIN: Setup = Setup {
+    name: "again",
+    regions: 1,
+    blocks_per_region: 2,
+    start: Start::Mirrored { dirty: 1 },
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 1), one(Ask::Write, 0)],
+    budget: NOTHING,
+    patience: true,
+    ..PLAIN
+};
+
+const SWITCH: Setup = Setup {
+    name: "switch",
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    budget: Budget {
+        exchanges: 1,
+        ..KILL
+    },
+    ..PLAIN
+};
+
+const SWITCH_POWER: Setup = Setup {
+    name: "switch-power",
+    requests: &[one(Ask::Write, 0), one(Ask::ForcedWrite, 1), FLUSH],
+    budget: Budget {
+        exchanges: 1,
+        ..POWER
+    },
+    ..PLAIN
+};
+
+const UNDO: Setup = Setup {
+    name: "undo",
+    requests: &[one(Ask::Write, 0), FLUSH],
+    budget: Budget {
+        exchanges: 2,
+        ..POWER
+    },
+    ..PLAIN
+};
+
+const SUSPEND: Setup = Setup {
+    name: "suspend",
+    requests: &[one(Ask::Write, 0), one(Ask::Read, 0)],
+    budget: Budget {
+        suspensions: 1,
+        exchanges: 1,
+        ..KILL
+    },
+    ..PLAIN
+};
+
+const SWEEP: Setup = Setup {
+    name: "sweep",
+    regions: 1,
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    budget: KILL,
+    sweeps: true,
+    ..PLAIN
+};
+
+const SWEEP_POWER: Setup = Setup {
+    name: "sweep-power",
+    regions: 2,
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 1)],
+    budget: POWER,
+    ..SWEEP
+};
+
+/// The start of a migration, and its end.
+const START: Setup = Setup {
+    name: "start",
+    start: Start::Single,
+    requests: &[one(Ask::Write, 0), one(Ask::Read, 0)],
+    budget: Budget {
+        starts: 1,
+        ends: 1,
+        ..KILL
+    },
+    ..PLAIN
+};
+
+const START_POWER: Setup = Setup {
+    name: "start-power",
+    requests: &[one(Ask::Write, 0), FLUSH],
+    budget: Budget {
+        starts: 1,
+        exchanges: 1,
+        ends: 1,
+        ..POWER
+    },
+    ..START
+};
+
+/// Canceled and started again, with a dead copier.
+const CANCEL: Setup = Setup {
+    name: "cancel",
+    regions: 1,
+    start: Start::Mirrored { dirty: 1 },
+    requests: &[one(Ask::Write, 0)],
+    budget: Budget {
+        starts: 1,
+        ends: 2,
+        copier_deaths: 1,
+        exchanges: 1,
+        ..NOTHING
+    },
+    ..PLAIN
+};
+
+/// The mirror leg cannot flush, and loses what it had cached.
+const FLUSH_FAILS: Setup = Setup {
+    name: "flush-fails",
+    requests: &[one(Ask::Write, 0)],
+    budget: Budget {
+        mirror_faults: 1,
+        exchanges: 1,
+        ..NOTHING
+    },
+    sweeps: true,
+    ..PLAIN
+};
+
+const MIRROR_FAILS: Setup = Setup {
+    name: "mirror-fails",
+    regions: 1,
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    budget: Budget {
+        mirror_faults: 1,
+        ..KILL
+    },
+    ..PLAIN
+};
+
+/// One place; the mirror leg is given up while it still writes, and tried again.
+const STALL: Setup = Setup {
+    name: "stall",
+    places: 1,
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0), one(Ask::Write, 1)],
+    budget: NOTHING,
+    patience: true,
+    ..PLAIN
+};
+
+/// The mirror leg never answers again.
+const HANG: Setup = Setup {
+    name: "hang",
+    budget: Budget {
+        suspensions: 1,
+        exchanges: 1,
+        ..NOTHING
+    },
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    mirror_hangs: true,
+    ..STALL
+};
+
+const MAP_FAILS: Setup = Setup {
+    name: "map-fails",
+    regions: 1,
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    budget: Budget {
+        map_faults: 2,
+        power_losses: 1,
+        ..NOTHING
+    },
+    sweeps: true,
+    ..PLAIN
+};
+
+/// A role record cannot be written: the process ends, and its successor reads what is there.
+const ROLE_FAILS: Setup = Setup {
+    name: "role-fails",
+    requests: &[one(Ask::Write, 0)],
+    budget: Budget {
+        map_faults: 2,
+        exchanges: 2,
+        ..POWER
+    },
+    ..PLAIN
+};
+
+const FAIL_OVER: Setup = Setup {
+    name: "fail-over",
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0), FLUSH],
+    budget: Budget {
+        authoritative_faults: 1,
+        ..KILL
+    },
+    policy: OnAuthoritativeFailure::Switch,
+    ..PLAIN
+};
+
+/// Reads from the mirror leg; writes that fail.
+const READS: Setup = Setup {
+    name: "reads",
+    start: Start::Mirrored { dirty: 0b10 },
+    requests: &[one(Ask::Write, 0), one(Ask::Read, 0), one(Ask::Read, 1)],
+    budget: Budget {
+        authoritative_faults: 2,
+        mirror_faults: 1,
+        ..NOTHING
+    },
+    ..PLAIN
+};
