@@ -150,8 +150,10 @@ fn the_application_sees_the_errors_of_the_authoritative_leg_and_only_those() {
     assert!(before == through, "the target has it too");
     assert!(host.connect("db").status().counters.mirror_reads > 0);
     assert_eq!(host.pair("move")["authoritative"], "source");
-    let problem = host.pair("move")["problem"].to_string();
-    assert!(problem.contains("authoritative leg"), "{problem}");
+    wait_until("the pair says which leg has failed", || {
+        let problem = host.pair("move")["problem"].to_string();
+        problem.contains("authoritative leg")
+    });
     // A write that the source cannot do may be on the target: from now on that does not answer for the source.
     assert!(lun::write_megabyte(&Host::device("db"), 120, 7).is_err());
     assert!(reads(119) && !reads(120) && reads(121));
