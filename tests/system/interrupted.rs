@@ -207,7 +207,7 @@ fn killed_while_the_role_moves(kill: impl Fn(&mut Host)) {
     host.bring_into_sync("db", &source, &target.path(), "move");
     let load = Load::start(&Host::device("db"), load::SMALL);
     load.go_on();
-    for moment_ms in [60, 200, 350, 500, 800, 1200] {
+    for moment_ms in [60, 250, 500, 1000] {
         let before = settled_on(&host);
         let (verb, after) = if before == "source" {
             ("switch", "target")
