@@ -383,3 +383,49 @@ fn a_source_that_fails_is_the_applications_affair_unless_the_policy_says_otherwi
     bench.request(0, WRITE, 0);
     assert_eq!(bench.leg(0, Side::Target, Err(FAULT)), failed);
 }
+
+/// Lets everything that was asked for end well. Returns how often marks were written.
+fn let_all_end(bench: &mut Bench, mut effects: Vec<Effect>) -> usize {
+    let mut marks = 0;
+    while !effects.is_empty() {
+        let mut caused = bench.flush(&effects, Ok(()));
+        for effect in effects {
+            caused.extend(match effect {
+                Effect::Leg { tag, side, .. } => bench.leg(tag.0, side, Ok(())),
+                Effect::MirrorWrite { place, .. } => bench.mirror(place, Ok(())),
+                Effect::WriteMap => {
+                    marks += 1;
+                    let (now, effects) = (bench.now, &mut bench.effects);
+                    bench.volume.map_written(now, Ok(()), effects);
+                    bench.take()
+                }
+                _ => Vec::new(),
+            });
+        }
+        effects = caused;
+    }
+    marks
+}
+
+#[test]
+fn a_steady_load_over_its_regions_writes_no_marks_once_they_are_there() {
+    const STEP: u64 = IDLE_SWEEP_NANOSECONDS / 40;
+    let mut bench = Bench::new(Side::Source);
+    let mut run = |writes: bool| {
+        let mut marks = 0;
+        for step in 0..400 {
+            bench.now = bench.now.plus(STEP);
+            bench.volume.tick(bench.now, &mut bench.effects);
+            let effects = bench.take();
+            marks += let_all_end(&mut bench, effects);
+            if writes {
+                let effects = bench.request(0, WRITE, step % BLOCKS as u64);
+                marks += let_all_end(&mut bench, effects);
+            }
+        }
+        marks
+    };
+    assert!(run(true) <= 2 * REGIONS, "while it warms up");
+    assert_eq!(run(true), 0);
+    assert!(run(false) > 0, "when it has ended the marks go");
+}
