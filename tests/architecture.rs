@@ -62,7 +62,13 @@ fn dependencies_point_in_one_direction() {
         ),
         (
             "tests",
-            &["migration-core", "migration-proto", "lun", "map-file"],
+            &[
+                "migration-core",
+                "migration-proto",
+                "lun",
+                "map-file",
+                "mgr",
+            ],
         ),
     ]);
     for (package, named) in arrows() {

@@ -1,0 +1,117 @@
+//! The simulation: the decisions of `ublk-target` and of `shuntd` in a world that reorders, fails, tears, dies and loses
+//! power, against an oracle. A seed is a world, and gives the same run always.
+#![allow(clippy::expect_used)]
+
+mod application;
+mod copier;
+mod daemon;
+mod dice;
+mod disk;
+mod io;
+mod settings;
+mod site;
+mod world;
+
+use std::{
+    panic::catch_unwind,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use clap::Parser;
+use settings::Counts;
+use world::World;
+
+/// Worlds of an ordinary run.
+const SEEDS: u64 = 2000;
+
+/// Seeds that failed once, one a line; what follows a `#` says why.
+const OLD_SEEDS: &str = include_str!("../seeds");
+
+/// A seed of how many worlds each of these must have happened at least once, on average.
+const MUST_HAPPEN: &[(&str, u64)] = &[];
+
+#[derive(Parser)]
+#[command(about = "Runs simulated worlds, and says which of them break a promise")]
+struct Arguments {
+    /// How many worlds
+    #[arg(long, default_value_t = SEEDS)]
+    seeds: u64,
+    /// The seed of the first one
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only what the test harness wants to know
+    #[arg(long)]
+    list: bool,
+    /// Accepted for the test harness
+    #[arg(long, short)]
+    quiet: bool,
+    /// Accepted for the test harness
+    #[arg(hide = true)]
+    filters: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.list {
+        println!("no_order_of_events_breaks_a_promise: test");
+        return ExitCode::SUCCESS;
+    }
+    let old = OLD_SEEDS.lines().filter_map(|line| {
+        let seed = line.split('#').next().unwrap_or_default().trim();
+        (!seed.is_empty()).then(|| seed.parse().expect("a seed"))
+    });
+    let new = (0..arguments.seeds).map(|index| arguments.seed.wrapping_add(index));
+    let seeds: Vec<u64> = old.chain(new).collect();
+    let started = Instant::now();
+    let mut counts = Counts::new();
+    let mut failed = Vec::new();
+    for seed in &seeds {
+        match catch_unwind(|| World::new(*seed).run()) {
+            Ok(of_seed) => {
+                for (what, count) in of_seed {
+                    *counts.entry(what).or_default() += count;
+                }
+            }
+            Err(_) => {
+                eprintln!(
+                    "seed {seed} failed; repeat it with: cargo test --release -p tests --test sim -- --seeds 1 --seed {seed}"
+                );
+                failed.push(*seed);
+            }
+        }
+    }
+    report(&counts, seeds.len(), started.elapsed());
+    let missing = too_few(&counts, seeds.len() as u64);
+    if arguments.seeds >= SEEDS {
+        for what in &missing {
+            eprintln!("too few {what}: a world in which nothing happens proves nothing");
+        }
+    }
+    if failed.is_empty() && (missing.is_empty() || arguments.seeds < SEEDS) {
+        ExitCode::SUCCESS
+    } else {
+        eprintln!("{} seeds failed: {failed:?}", failed.len());
+        ExitCode::FAILURE
+    }
+}
+
+fn report(counts: &Counts, seeds: usize, took: Duration) {
+    for (what, count) in counts {
+        println!("{count:>12} {what}");
+    }
+    println!(
+        "{seeds} seeds in {:.1} s, {:.0} a second",
+        took.as_secs_f64(),
+        seeds as f64 / took.as_secs_f64()
+    );
+}
+
+fn too_few(counts: &Counts, seeds: u64) -> Vec<&'static str> {
+    let happened = |what| counts.get(what).copied().unwrap_or(0);
+    MUST_HAPPEN
+        .iter()
+        .filter(|(what, worlds)| happened(what) < seeds / worlds)
+        .map(|(what, _)| *what)
+        .collect()
+}
