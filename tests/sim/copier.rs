@@ -215,16 +215,16 @@ impl Site {
         if !copier.connected && self.dice.one_in(3) {
             copier.plan.give_up("the connection ended".to_owned());
         }
-        match self.dice.below(4) {
-            0 => {
+        match self.dice.below(8) {
+            0..2 => {
                 if copier.pieces.len() < QUEUE_DEPTH
                     && let Some(piece) = copier.plan.next_piece()
                 {
                     copier.pieces.push((piece, None));
                 }
             }
-            1 => self.copy_piece(),
-            2 => {
+            2..5 => self.copy_piece(),
+            5..7 => {
                 if let Some(answer) = copier.answers.pop_front() {
                     copier.plan.answered(answer, at);
                 } else if copier.connected

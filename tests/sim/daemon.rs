@@ -85,15 +85,33 @@ pub(crate) enum Stage {
     Intend,
     Work,
     /// What the work on a pair led to is to be recorded.
-    Record(Result<(), ()>),
+    Record(Result<(), Unchanged>),
     /// The role could not be moved for this pair: those before it go back.
     Back {
         failed: usize,
     },
     BackRecord {
         failed: usize,
-        result: Result<(), ()>,
+        result: Result<(), Unchanged>,
     },
+}
+
+/// Why a route is not as it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unchanged {
+    /// It was refused, and stays as it is.
+    Refused,
+    /// It may still become so.
+    Unknown,
+}
+
+impl From<ChangeError> for Unchanged {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Busy => Self::Unknown,
+            _ => Self::Refused,
+        }
+    }
 }
 
 /// A change of the route that ublk-target was asked for.
@@ -176,17 +194,24 @@ impl Operation {
     }
 
     /// Records what the work on a pair led to. Says whether the next one follows.
-    pub(crate) fn record(&self, store: &mut Store, pair: usize, result: Result<(), ()>) -> bool {
+    pub(crate) fn record(
+        &self,
+        store: &mut Store,
+        pair: usize,
+        result: Result<(), Unchanged>,
+    ) -> bool {
         let row = &mut store.pairs[pair];
         match (self.verb, result) {
             (Verb::Start, Ok(())) => active(row, Side::Source),
-            (Verb::Start, Err(())) => row.phase = Phase::Setup,
+            (Verb::Start, Err(Unchanged::Refused)) => row.phase = Phase::Setup,
+            // What the volume says next settles it.
+            (Verb::Start, Err(Unchanged::Unknown)) => {}
             (Verb::Switch, Ok(())) => active(row, Side::Target),
             (Verb::Undo, Ok(())) => active(row, Side::Source),
-            (Verb::Switch | Verb::Undo, Err(())) => return false,
+            (Verb::Switch | Verb::Undo, Err(_)) => return false,
             (Verb::Commit, Ok(())) => store.ended(pair, Side::Target),
             (Verb::Cancel, Ok(())) => store.ended(pair, Side::Source),
-            (Verb::Commit | Verb::Cancel, Err(())) => row.phase = Phase::Active,
+            (Verb::Commit | Verb::Cancel, Err(_)) => row.phase = Phase::Active,
             (Verb::Pause | Verb::Resume, _) => {}
         }
         true
@@ -346,14 +371,16 @@ fn seen(row: &PairRow, status: &Status) -> Seen {
         ours: row.is_mirrored(status),
         dirty: status.dirty,
         degraded: status.degraded,
+        changing: status.changing,
     }
 }
 
 /// Whether the answer to a change says that the route is as it was asked for; `None`: to be asked again.
-pub(crate) const fn outcome(reply: &Reply) -> Option<Result<(), ()>> {
+pub(crate) fn outcome(reply: &Reply) -> Option<Result<(), Unchanged>> {
     match reply {
         Reply::RouteChanged { .. } => Some(Ok(())),
         Reply::ChangeFailed(ChangeError::StaleEpoch) => None,
-        _ => Some(Err(())),
+        Reply::ChangeFailed(error) => Some(Err(Unchanged::from(*error))),
+        other => panic!("a change of the route is answered with {other:?}"),
     }
 }

@@ -7,7 +7,11 @@ pub(crate) struct Dice(Random);
 
 impl Dice {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(Random::new(seed))
+        // Neighbouring seeds are to have nothing in common (the finalizer of SplitMix64).
+        let mut mixed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Self(Random::new(mixed ^ (mixed >> 31)))
     }
 
     pub(crate) fn below(&mut self, limit: usize) -> usize {

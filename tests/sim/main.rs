@@ -15,6 +15,7 @@ mod world;
 use std::{
     panic::catch_unwind,
     process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -31,6 +32,13 @@ const OLD_SEEDS: &str = include_str!("../seeds");
 /// A seed of how many worlds each of these must have happened at least once, on average.
 const MUST_HAPPEN: &[(&str, u64)] = &[];
 
+static TRACED: AtomicBool = AtomicBool::new(false);
+
+/// Whether to say what happens.
+fn is_traced() -> bool {
+    TRACED.load(Ordering::Relaxed)
+}
+
 #[derive(Parser)]
 #[command(about = "Runs simulated worlds, and says which of them break a promise")]
 struct Arguments {
@@ -43,6 +51,9 @@ struct Arguments {
     /// Only what the test harness wants to know
     #[arg(long)]
     list: bool,
+    /// Says what happens
+    #[arg(long)]
+    trace: bool,
     /// Accepted for the test harness
     #[arg(long, short)]
     quiet: bool,
@@ -57,6 +68,7 @@ fn main() -> ExitCode {
         println!("no_order_of_events_breaks_a_promise: test");
         return ExitCode::SUCCESS;
     }
+    TRACED.store(arguments.trace, Ordering::Relaxed);
     let old = OLD_SEEDS.lines().filter_map(|line| {
         let seed = line.split('#').next().unwrap_or_default().trim();
         (!seed.is_empty()).then(|| seed.parse().expect("a seed"))

@@ -13,7 +13,9 @@ pub(crate) const BLOCKS: usize = REGIONS * 2;
 pub(crate) const TAGS: usize = 5;
 pub(crate) const MILLISECOND: u64 = 1_000_000;
 /// How long a change of the route may hold requests, in nanoseconds.
-pub(crate) const HOLD: u64 = 50 * MILLISECOND;
+pub(crate) const HOLD: u64 = 1000 * MILLISECOND;
+/// How long a suspension lasts at most, in nanoseconds.
+pub(crate) const SUSPENSION: u64 = 20 * MILLISECOND;
 pub(crate) const CONFIG: Config = Config {
     tags: TAGS,
     places: 3,
@@ -31,6 +33,8 @@ pub(crate) struct Settings {
     /// How often the completion of an I/O of this LUN is put off.
     pub(crate) slow_luns: [bool; 2],
     pub(crate) slow_copier: bool,
+    /// How seldom something dies.
+    pub(crate) peace: usize,
     pub(crate) hangs: bool,
     pub(crate) mirror_fails: usize,
     pub(crate) mirror_flush_fails: usize,
@@ -49,9 +53,10 @@ impl Settings {
         let faulty = dice.one_in(2);
         Self {
             volumes: dice.pick(&[1, 1, 1, 2, 2, 3]),
-            steps: dice.pick(&[300, 600, 900]),
+            steps: dice.pick(&[3_000, 6_000, 12_000]),
             slow_luns: [dice.one_in(4), dice.one_in(4)],
             slow_copier: dice.one_in(4),
+            peace: dice.pick(&[1, 3, 8, 20]),
             hangs: dice.one_in(3),
             mirror_fails: if faulty { dice.pick(&[0, 60, 300]) } else { 0 },
             mirror_flush_fails: if faulty { dice.pick(&[0, 8, 40]) } else { 0 },

@@ -21,7 +21,7 @@ use crate::{
     dice::Dice,
     disk::{self, Lun, MapDisk, Value},
     io::{Io, Pending, ROLE_FIELDS_END},
-    settings::{BLOCKS, CONFIG, Counts, HOLD, REGION, REGIONS, Settings},
+    settings::{BLOCKS, CONFIG, Counts, HOLD, REGION, REGIONS, SUSPENSION, Settings},
 };
 
 const EIO: Errno = Errno(5);
@@ -57,6 +57,7 @@ pub(crate) struct Status {
     pub(crate) target: Option<usize>,
     pub(crate) dirty: bool,
     pub(crate) degraded: bool,
+    pub(crate) changing: bool,
     pub(crate) policy: OnAuthoritativeFailure,
 }
 
@@ -71,6 +72,7 @@ pub(crate) enum Start {
 }
 
 pub(crate) struct Site {
+    number: usize,
     pub(crate) dice: Dice,
     pub(crate) settings: Settings,
     pub(crate) counts: Counts,
@@ -160,6 +162,7 @@ impl Site {
             }
         }
         Self {
+            number,
             dice: Dice::new(seed.wrapping_mul(1009).wrapping_add(number as u64 + 1)),
             settings,
             counts: Counts::new(),
@@ -178,6 +181,9 @@ impl Site {
     }
 
     pub(crate) fn note(&mut self, what: &'static str) {
+        if crate::is_traced() {
+            eprintln!("{:>16} {what}", self.number);
+        }
         *self.counts.entry(what).or_default() += 1;
     }
 
@@ -591,7 +597,9 @@ impl Site {
 
     pub(crate) fn suspend(&mut self, now: Time) {
         let call = self.call();
-        self.try_on_volume(|volume, effects| volume.suspend(now, call, now.plus(HOLD), effects));
+        self.try_on_volume(|volume, effects| {
+            volume.suspend(now, call, now.plus(SUSPENSION), effects)
+        });
     }
 
     pub(crate) fn end_suspension(&mut self, now: Time) {
@@ -628,6 +636,7 @@ impl Site {
             target: serving.descriptor.target.as_ref().map(lun_of_leg),
             dirty: regions.is_some_and(|regions| regions.dirty_bytes() > 0),
             degraded: serving.volume.mirror_fault().is_some(),
+            changing: serving.volume.is_changing(),
             policy: serving.volume.on_authoritative_failure(),
         })
     }
@@ -711,7 +720,9 @@ impl Site {
     pub(crate) fn land_ghost(&mut self) {
         let hung = self.hung;
         let able = |pending: &Pending| pending.io.lun().is_none_or(|lun| !hung[lun]);
-        if let Some(index) = self.ghosts.iter().position(able) {
+        while let Some(index) = self.ghosts.iter().position(able)
+            && !self.dice.one_in(4)
+        {
             let mut ghost = self.ghosts.swap_remove(index);
             self.land_some(&mut ghost, false);
             self.note("ghosts of ublk-target");
@@ -945,13 +956,16 @@ impl Site {
             && serving.changes.is_empty()
     }
 
-    pub(crate) fn check_at_the_end(&mut self) {
+    pub(crate) fn check_at_the_end(&mut self, session: impl Fn() -> String) {
         if !self.is_quiet() {
             let (open, copier) = (self.application.open.clone(), format!("{:?}", self.copying));
             let engine = self
                 .serving()
                 .map(|serving| format!("{:?}, pending {:?}", serving.volume, serving.pending));
-            panic!("it does not come to rest: open {open:?}, copier {copier}, {engine:?}");
+            panic!(
+                "it does not come to rest: {}, open {open:?}, copier {copier}, {engine:?}",
+                session()
+            );
         }
         self.check_clean_is_equal();
         let lun = self.authoritative_lun().expect("it serves");

@@ -11,7 +11,7 @@ use migration_core::{
 };
 
 use crate::{
-    daemon::{ATTEMPTS_MAX, Asked, Daemon, PairRow, Stage, active, outcome},
+    daemon::{ATTEMPTS_MAX, Asked, Daemon, PairRow, Stage, Unchanged, active, outcome},
     dice::Dice,
     settings::{Counts, MILLISECOND, Settings},
     site::{Process, Site, Start},
@@ -35,10 +35,6 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
-        // The first numbers of neighbouring seeds are alike.
-        for _ in 0..8 {
-            dice.below(2);
-        }
         let settings = Settings::new(&mut dice);
         let sites = (0..settings.volumes)
             .map(|number| Site::new(number, seed, settings.clone()))
@@ -76,6 +72,9 @@ impl World {
     }
 
     fn note(&mut self, what: &'static str) {
+        if crate::is_traced() {
+            eprintln!("{:>16} session: {what}", self.now.0);
+        }
         *self.counts.entry(what).or_default() += 1;
     }
 
@@ -85,33 +84,27 @@ impl World {
     }
 
     fn step(&mut self) {
-        self.now = self
-            .now
-            .plus(self.dice.below(2 * MILLISECOND as usize) as u64);
+        self.now = self.now.plus(self.dice.below(MILLISECOND as usize) as u64);
         let index = self.dice.below(self.sites.len());
         let now = self.now;
         let site = &mut self.sites[index];
         match self.dice.below(200) {
-            0..44 => site.new_request(now),
-            44..94 => site.complete_one(now),
-            94..128 => site.step_copier(self.origin, now),
-            128..152 => self.step_daemon(),
-            152..160 => self.ask_verb(),
-            160..166 => site.bury_copier(),
-            166..170 => site.land_ghost(),
-            170..182 => self.let_time_pass(index),
-            182 => site.suspend(now),
-            183 => site.end_suspension(now),
-            184..187 => self.ask_with_an_old_epoch(index),
-            187..189 if self.settings.hangs => {
+            0..32 => site.new_request(now),
+            32..78 => site.complete_one(now),
+            78..116 => site.step_copier(self.origin, now),
+            116..157 => self.step_daemon(),
+            157..162 => self.ask_verb(),
+            162..166 => site.bury_copier(),
+            166..172 => site.land_ghost(),
+            172..184 => self.let_time_pass(index),
+            184 if self.dice.one_in(2) => site.suspend(now),
+            185 => site.end_suspension(now),
+            186 => self.ask_with_an_old_epoch(index),
+            188..190 if self.settings.hangs => {
                 let lun = self.dice.below(2);
-                site.hung[lun] ^= true;
+                site.hung[lun] = self.dice.one_in(4);
             }
-            189 => site.kill_copier(),
-            190..192 => site.kill(),
-            192..194 => site.doom(),
-            194..196 => self.kill_daemon(),
-            196 if self.dice.one_in(2) => self.lose_power(),
+            190 if self.dice.one_in(self.settings.peace) => self.let_die(index),
             _ => {}
         }
         self.perform();
@@ -126,10 +119,10 @@ impl World {
 
     /// Sweeps need a long time to be due, patience ends after a shorter one.
     fn let_time_pass(&mut self, index: usize) {
-        let nanoseconds = match self.dice.below(6) {
+        let nanoseconds = match self.dice.below(60) {
             0 => self.sites[index].sweep_time(),
-            1 => 250 * MILLISECOND,
-            2 => 60 * MILLISECOND,
+            1..4 => 250 * MILLISECOND,
+            4..12 => 60 * MILLISECOND,
             _ => 0,
         };
         self.now = self.now.plus(nanoseconds);
@@ -139,6 +132,17 @@ impl World {
     }
 
     // ---- deaths ----------------------------------------------------------------------------
+
+    fn let_die(&mut self, index: usize) {
+        let site = &mut self.sites[index];
+        match self.dice.below(12) {
+            0..2 => site.kill_copier(),
+            2..4 => site.kill(),
+            4..8 => site.doom(),
+            8..11 => self.kill_daemon(),
+            _ => self.lose_power(),
+        }
+    }
 
     fn kill_daemon(&mut self) {
         if self.daemon.alive {
@@ -171,7 +175,7 @@ impl World {
             return;
         }
         let index = self.dice.below(self.sites.len());
-        if self.dice.one_in(2) {
+        if self.daemon.operation.is_some() && self.dice.one_in(2) {
             self.step_operation();
         } else {
             self.supervise(index);
@@ -273,13 +277,21 @@ impl World {
             return;
         };
         if operation.verb == Verb::Cancel {
+            // A start that was interrupted may still be under way: only the volume can tell.
+            let unknown = |pair: &usize| {
+                let known = views[*pair].status.filter(|status| !status.changing);
+                let starting = store.pairs[*pair].phase == Phase::Starting;
+                starting && (!views[*pair].connected || known.is_none())
+            };
+            if operation.pairs.iter().any(unknown) {
+                return;
+            }
             // A cancel of pairs that were never mirrored needs no ublk-target.
             operation.pairs.retain(|pair| {
                 let row = &store.pairs[*pair];
                 let mirrored = views[*pair].status.is_some_and(|s| row.is_mirrored(&s));
                 let never = match row.phase {
-                    Phase::Setup => true,
-                    Phase::Starting => !mirrored,
+                    Phase::Setup | Phase::Starting => !mirrored,
                     _ => false,
                 };
                 if never {
@@ -327,7 +339,7 @@ impl World {
     }
 
     /// As `route_change`: asks until it is known whether the route is as wanted. `None`: not yet known.
-    fn ask_route(&mut self, pair: usize, wanted: Option<Route>) -> Option<Result<(), ()>> {
+    fn ask_route(&mut self, pair: usize, wanted: Option<Route>) -> Option<Result<(), Unchanged>> {
         let patient = !self.dice.one_in(300);
         let operation = self.daemon.operation.as_mut()?;
         let (site, view) = (&mut self.sites[pair], &self.daemon.views[pair]);
@@ -346,7 +358,7 @@ impl World {
         }
         if !view.connected {
             // It is waited for, for a time.
-            return (!patient).then_some(Err(()));
+            return (!patient).then_some(Err(Unchanged::Unknown));
         }
         let status = view.status?;
         let is_done = match wanted {
@@ -358,7 +370,7 @@ impl World {
             return Some(Ok(()));
         }
         if (wanted.is_some() && foreign) || operation.attempts == ATTEMPTS_MAX {
-            return Some(Err(()));
+            return Some(Err(Unchanged::Unknown));
         }
         operation.attempts += 1;
         let target = row.target;
@@ -371,7 +383,7 @@ impl World {
             Some(Err(error)) => {
                 self.note("changes refused");
                 self.refresh(pair);
-                (error != ChangeError::StaleEpoch).then_some(Err(()))
+                (error != ChangeError::StaleEpoch).then_some(Err(Unchanged::from(error)))
             }
             None => {
                 self.daemon.views[pair].connected = false;
@@ -388,7 +400,7 @@ impl World {
         view.status = status.or(view.status);
     }
 
-    fn record(&mut self, result: Result<(), ()>) {
+    fn record(&mut self, result: Result<(), Unchanged>) {
         let Daemon {
             store,
             operation: Some(operation),
@@ -412,22 +424,23 @@ impl World {
         operation.at += 1;
         operation.ask_anew();
         operation.stage = Stage::Work;
-        let verb = operation.verb;
-        if operation.at == operation.pairs.len() {
+        let (verb, ended) = (operation.verb, operation.at == operation.pairs.len());
+        self.note(match (verb, result) {
+            (_, Err(_)) => "pairs that did not follow",
+            (Verb::Start, Ok(())) => "pairs started",
+            (Verb::Switch, Ok(())) => "pairs switched",
+            (Verb::Undo, Ok(())) => "pairs undone",
+            (Verb::Commit, Ok(())) => "pairs committed",
+            (Verb::Cancel, Ok(())) => "pairs cancelled",
+            (Verb::Pause | Verb::Resume, Ok(())) => "other pairs",
+        });
+        if ended {
             self.finish("verbs done");
-            self.note(match verb {
-                Verb::Start => "starts",
-                Verb::Switch => "switches",
-                Verb::Undo => "undos",
-                Verb::Commit => "commits",
-                Verb::Cancel => "cancels",
-                Verb::Pause | Verb::Resume => "other verbs",
-            });
         }
     }
 
     /// A pair went back, or stays where it is.
-    fn record_back(&mut self, failed: usize, result: Result<(), ()>) {
+    fn record_back(&mut self, failed: usize, result: Result<(), Unchanged>) {
         let Daemon {
             store,
             operation: Some(operation),
@@ -476,14 +489,18 @@ impl World {
         }
         let positions = self.daemon.positions();
         let allowed = session::allowed(&positions);
-        let ends = |verb: &Verb| matches!(verb, Verb::Commit | Verb::Cancel);
         let verb = if allowed.is_empty() || self.dice.one_in(5) {
             self.dice.pick(&Verb::ALL)
         } else {
-            self.dice.pick(&allowed)
+            // What brings the migration on, rather than a pause.
+            let further = [Verb::Start, Verb::Resume, Verb::Switch, Verb::Undo];
+            let further = further.into_iter().find(|verb| allowed.contains(verb));
+            let any = self.dice.pick(&allowed);
+            further.filter(|_| !self.dice.one_in(3)).unwrap_or(any)
         };
-        // A migration is to last for a while.
-        if ends(&verb) && !self.dice.one_in(6) {
+        // A migration is to last for a while, and a copy to end.
+        let hinders = matches!(verb, Verb::Commit | Verb::Cancel | Verb::Pause);
+        if hinders && !self.dice.one_in(24) {
             return;
         }
         let what = self.daemon.ask(verb);
@@ -559,7 +576,8 @@ impl World {
         }
         let positions = self.daemon.positions();
         for site in &mut self.sites {
-            site.check_at_the_end();
+            let daemon = &self.daemon;
+            site.check_at_the_end(|| format!("{positions:?}, {daemon:?}"));
         }
         assert!(
             self.is_at_rest(),
@@ -610,12 +628,12 @@ impl World {
                 .find(|verb| allowed.contains(verb))
         } else if is(PairState::Setup) || is(PairState::Queued) {
             Some(self.dice.pick(&[Verb::Start, Verb::Cancel]))
-        } else if is(PairState::Degraded) || is(PairState::Paused) {
-            Some(Verb::Resume)
         } else if is(PairState::Committed) {
             Some(Verb::Commit)
         } else if is(PairState::Cancelled) {
             Some(Verb::Cancel)
+        } else if is(PairState::Degraded) || is(PairState::Paused) {
+            Some(Verb::Resume)
         } else if !one_side(&positions) {
             Some(self.dice.pick(&[Verb::Switch, Verb::Undo]))
         } else {

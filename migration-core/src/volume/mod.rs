@@ -398,6 +398,12 @@ impl Volume {
         self.gate.is_closed()
     }
 
+    /// Whether a change of the route is under way.
+    #[must_use]
+    pub const fn is_changing(&self) -> bool {
+        self.change.is_some()
+    }
+
     /// Requests that the application waits for: held, waiting or on a leg.
     #[must_use]
     pub fn open_requests(&self) -> usize {
