@@ -54,13 +54,17 @@ impl Settings {
         Self {
             volumes: dice.pick(&[1, 1, 1, 2, 2, 3]),
             steps: dice.pick(&[3_000, 6_000, 12_000]),
-            slow_luns: [dice.one_in(4), dice.one_in(4)],
+            slow_luns: [dice.one_in(6), dice.one_in(6)],
             slow_copier: dice.one_in(4),
             peace: dice.pick(&[1, 3, 8, 20]),
             hangs: dice.one_in(3),
-            mirror_fails: if faulty { dice.pick(&[0, 60, 300]) } else { 0 },
-            mirror_flush_fails: if faulty { dice.pick(&[0, 8, 40]) } else { 0 },
-            authoritative_fails: if faulty { dice.pick(&[0, 60, 300]) } else { 0 },
+            mirror_fails: if faulty {
+                dice.pick(&[0, 100, 1000])
+            } else {
+                0
+            },
+            mirror_flush_fails: if faulty { dice.pick(&[0, 10, 50]) } else { 0 },
+            authoritative_fails: if faulty { dice.pick(&[0, 30, 300]) } else { 0 },
             map_fails: if faulty { dice.pick(&[0, 20, 100]) } else { 0 },
             copier_fails: if faulty { dice.pick(&[0, 50, 200]) } else { 0 },
             torn_role: dice.one_in(2),

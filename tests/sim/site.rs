@@ -897,7 +897,8 @@ impl Site {
         let Process::Serving(serving) = &self.process else {
             return;
         };
-        let given_up = serving.volume.mirror_fault().is_some();
+        let (record, fault) = (serving.volume.record(), serving.volume.mirror_fault());
+        let given_up = fault.is_some() || record.route.mirror().is_none();
         for pending in &serving.pending {
             match &pending.io {
                 Io::Leg { .. } => panic!("invariant 5: {:?} after the drain", pending.io),

@@ -500,7 +500,7 @@ impl World {
         };
         // A migration is to last for a while, and a copy to end.
         let hinders = matches!(verb, Verb::Commit | Verb::Cancel | Verb::Pause);
-        if hinders && !self.dice.one_in(24) {
+        if hinders && !self.dice.one_in(80) {
             return;
         }
         let what = self.daemon.ask(verb);
@@ -622,23 +622,22 @@ impl World {
             "there is no next command: {positions:?} {:?}",
             daemon.store
         );
-        let verb = if is(PairState::NeedsRecovery) {
-            [Verb::Cancel, Verb::Commit]
-                .into_iter()
-                .find(|verb| allowed.contains(verb))
+        let ended = positions.iter().find(|position| position.state.is_ended());
+        let wanted = if is(PairState::NeedsRecovery) {
+            vec![Verb::Cancel, Verb::Commit]
         } else if is(PairState::Setup) || is(PairState::Queued) {
-            Some(self.dice.pick(&[Verb::Start, Verb::Cancel]))
-        } else if is(PairState::Committed) {
-            Some(Verb::Commit)
-        } else if is(PairState::Cancelled) {
-            Some(Verb::Cancel)
+            vec![self.dice.pick(&[Verb::Start, Verb::Cancel]), Verb::Cancel]
         } else if is(PairState::Degraded) || is(PairState::Paused) {
-            Some(Verb::Resume)
-        } else if !one_side(&positions) {
-            Some(self.dice.pick(&[Verb::Switch, Verb::Undo]))
+            vec![Verb::Resume]
         } else {
-            None
+            match ended.map(|position| position.authoritative) {
+                Some(Side::Target) => vec![Verb::Commit, Verb::Switch],
+                Some(Side::Source) => vec![Verb::Cancel, Verb::Undo],
+                None if one_side(&positions) => vec![],
+                None => vec![self.dice.pick(&[Verb::Switch, Verb::Undo])],
+            }
         };
+        let verb = wanted.into_iter().find(|verb| allowed.contains(verb));
         if let Some(verb) = verb {
             self.daemon.ask(verb);
         }
