@@ -17,7 +17,7 @@
 //! * An undo is not held up by a pair of which the source is authoritative already, whatever else is
 //!   wrong with that pair. A switch that a crash interrupted half-way can thus always be taken back.
 //! * A pair that has ended does not hold up what brings the others to where it ended: a resume, and
-//!   after a commit a switch. When the other pairs are in trouble, it does not hold up their end
+//!   after a commit a switch. While the other pairs are not in sync, it does not hold up their end
 //!   either, on whichever side. The role of a pair may have moved by itself while the session ended,
 //!   and there must be a next command.
 
@@ -100,21 +100,18 @@ pub fn decide_session(verb: Verb, pairs: &[Position]) -> SessionDecision {
     }
 }
 
-/// Whether a pair has ended, and the verb lets the pairs `to_do` follow it or end in trouble.
+/// Whether a pair has ended, and the verb lets the pairs `to_do` follow it, or end where they are.
 fn follows(verb: Verb, pairs: &[Position], ended: usize, to_do: &[usize]) -> bool {
     let Position {
         state,
         authoritative,
     } = pairs[ended];
-    let troubled = |index: &usize| {
-        let state = pairs[*index].state;
-        rank(state) <= rank(PairState::Degraded)
-    };
+    let differs = |index: &usize| rank(pairs[*index].state) < rank(PairState::SourceSelected);
     state.is_ended()
         && match verb {
             Verb::Resume => true,
             Verb::Switch => authoritative == Side::Target,
-            Verb::Commit | Verb::Cancel => to_do.iter().all(troubled),
+            Verb::Commit | Verb::Cancel => to_do.iter().all(differs),
             Verb::Start | Verb::Pause | Verb::Undo => false,
         }
 }
@@ -224,7 +221,7 @@ mod tests {
             (P::Retired, Side::Target),
             (P::Cancelled, Side::Source),
         ];
-        let rest = [P::Paused, P::SourceSelected, P::TargetSelected]
+        let rest = [P::Syncing, P::Paused, P::SourceSelected, P::TargetSelected]
             .into_iter()
             .chain([P::Degraded, P::Failed, P::NeedsRecovery]);
         for state in rest {

@@ -91,6 +91,9 @@ impl Pending {
     }
 }
 
-/// How many bytes of a torn role sector are new: the fields end before byte 72, the rest is zero in both.
+/// A sector is torn within what may change of it. In a bitmap sector of a volume with so few regions that is the
+/// checksum and the first word.
+pub(crate) const BITMAP_WORD_END: usize = 24;
+/// The same of a role sector: the fields end before byte 72, the rest is zero in both.
 pub(crate) const ROLE_FIELDS_END: usize = 72;
 const _: () = assert!(ROLE_FIELDS_END < SECTOR_BYTES);

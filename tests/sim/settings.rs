@@ -68,7 +68,7 @@ impl Settings {
             map_fails: if faulty { dice.pick(&[0, 20, 100]) } else { 0 },
             copier_fails: if faulty { dice.pick(&[0, 50, 200]) } else { 0 },
             torn_role: dice.one_in(2),
-            torn_bitmap: dice.one_in(16),
+            torn_bitmap: dice.one_in(10),
             policy: dice.pick(&[
                 OnAuthoritativeFailure::Auto,
                 OnAuthoritativeFailure::Error,

@@ -20,7 +20,7 @@ use crate::{
     copier::Copying,
     dice::Dice,
     disk::{self, Lun, MapDisk, Value},
-    io::{Io, Pending, ROLE_FIELDS_END},
+    io::{BITMAP_WORD_END, Io, Pending, ROLE_FIELDS_END},
     settings::{BLOCKS, CONFIG, Counts, HOLD, REGION, REGIONS, SUSPENSION, Settings},
 };
 
@@ -325,6 +325,14 @@ impl Site {
         self.application.answered(tag, result);
     }
 
+    pub(crate) fn writes_map(&mut self) -> bool {
+        let Some(serving) = self.serving() else {
+            return false;
+        };
+        let mut pending = serving.pending.iter();
+        pending.any(|pending| pending.io.lun().is_none())
+    }
+
     fn pending_mirror_writes(&mut self) -> usize {
         let Some(serving) = self.serving() else {
             return 0;
@@ -407,7 +415,7 @@ impl Site {
             Io::FlushLeg { lun, mark, .. } => self.luns[*lun].make_durable(mark),
             Io::Map(sectors) | Io::Descriptor(sectors) => {
                 let torn = torn && self.settings.torn_bitmap;
-                self.write_sector(sectors[part], torn, map::SECTOR_BYTES);
+                self.write_sector(sectors[part], torn, BITMAP_WORD_END);
             }
             Io::Role { sector, .. } => {
                 let torn = torn && self.settings.torn_role;

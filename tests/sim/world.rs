@@ -108,7 +108,26 @@ impl World {
             _ => {}
         }
         self.perform();
+        self.die_at_a_bad_moment(index);
         self.check_ended_pairs();
+    }
+
+    /// While the map file is being written.
+    fn die_at_a_bad_moment(&mut self, index: usize) {
+        let Settings {
+            torn_role,
+            torn_bitmap,
+            ..
+        } = self.settings;
+        let peace = if torn_bitmap { 5 } else { 60 } * self.settings.peace;
+        if self.sites[index].writes_map() && self.dice.one_in(peace) {
+            match self.dice.below(4) {
+                _ if torn_role || torn_bitmap => self.lose_power(),
+                0 => self.sites[index].kill(),
+                1 => self.kill_daemon(),
+                _ => self.lose_power(),
+            }
+        }
     }
 
     fn perform(&mut self) {

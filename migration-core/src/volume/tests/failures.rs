@@ -25,11 +25,7 @@ fn block(number: u64) -> Range {
 
 impl Bench {
     fn new(authoritative: Side) -> Self {
-        let record = RoleRecord {
-            epoch: Epoch(2),
-            route: Route::Mirrored { authoritative },
-            ..World::new(1).slots[0]
-        };
+        let record = mirrored(authoritative);
         let none = vec![0; map::SECTOR_WORDS];
         let mut bench = Self {
             volume: Volume::load(&CONFIG, record, None, &none, &none),
