@@ -73,6 +73,7 @@ fn dependencies_point_in_one_direction() {
                 "lun",
                 "map-file",
                 "seeded-core",
+                "mgr",
             ],
         ),
         ("seeded-core", &[]),

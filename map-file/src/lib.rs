@@ -201,9 +201,9 @@ impl MapFile {
             },
             _ => io_error(source),
         })?;
-        let mut map = Self::read(file, path)?;
-        map.settle_role().map_err(io_error)?;
-        Ok(map)
+        let mut contents = read(&file, path)?;
+        settle_role(&file, &mut contents.chosen).map_err(io_error)?;
+        Ok(Self::new(file, path, contents))
     }
 
     /// Refuses the map file of another volume than the one with this UUID.
@@ -220,16 +220,21 @@ impl MapFile {
         })
     }
 
-    /// Writes the record that holds to both slots, durably, before anybody acts on it: after a failed write of a
-    /// predecessor it may be in the page cache alone.
-    fn settle_role(&mut self) -> io::Result<()> {
-        let sector = self.chosen.record.encode();
-        let stale = self.chosen.stale_slot.unwrap_or(0);
-        for slot in [stale, 1 - stale] {
-            self.file.write_all_at(&sector, map::ROLE_OFFSETS[slot])?;
+    fn new(file: File, path: &Path, contents: Contents) -> Self {
+        let Contents {
+            chosen,
+            descriptor,
+            dirty,
+            intent,
+        } = contents;
+        Self {
+            file,
+            path: path.to_owned(),
+            chosen,
+            descriptor,
+            dirty,
+            intent,
         }
-        self.chosen.stale_slot = None;
-        Ok(())
     }
 
     /// Reads a map file without locking it, for tools that only look.
@@ -241,41 +246,72 @@ impl MapFile {
             path: path.to_owned(),
             source,
         })?;
-        Self::read(file, path)
-    }
-
-    fn read(file: File, path: &Path) -> Result<Self, MapFileError> {
-        let damaged = |source| MapFileError::Damaged {
-            path: path.to_owned(),
-            source,
-        };
-        let (chosen, descriptor) = read_role(&file, path)?;
-        let record = &chosen.record;
-        let read_area = |area| -> Result<Vec<u64>, MapFileError> {
-            let mut words = Vec::new();
-            if record.route.mirror().is_some() {
-                for index in 0..map::bitmap_sectors(record.geometry) {
-                    let which = BitmapSector { area, index };
-                    let sector = sector_at(&file, path, which.offset(record.geometry))?;
-                    words.extend(which.decode(&record.volume_id, &sector).map_err(damaged)?);
-                }
-            }
-            Ok(words)
-        };
-        let (dirty, intent) = (read_area(Area::Dirty)?, read_area(Area::Intent)?);
-        Ok(Self {
-            path: path.to_owned(),
-            chosen,
-            descriptor,
-            dirty,
-            intent,
-            file,
-        })
+        let contents = read(&file, path)?;
+        Ok(Self::new(file, path, contents))
     }
 }
 
+/// What a map file says, as it was read.
+#[derive(Debug)]
+pub struct Contents {
+    /// The role record that holds, and the slot that has to be refreshed.
+    pub chosen: Chosen,
+    /// What the volume is.
+    pub descriptor: Descriptor,
+    /// The words of the dirty bitmap; empty in `Single`.
+    pub dirty: Vec<u64>,
+    /// The words of the write intent bitmap; empty in `Single`.
+    pub intent: Vec<u64>,
+}
+
+/// Reads and checks a map file that is open, or something else that has its bytes; `path` is for the errors.
+///
+/// # Errors
+/// [`MapFileError`]
+pub fn read(file: &impl FileExt, path: &Path) -> Result<Contents, MapFileError> {
+    let damaged = |source| MapFileError::Damaged {
+        path: path.to_owned(),
+        source,
+    };
+    let (chosen, descriptor) = read_role(file, path)?;
+    let record = &chosen.record;
+    let read_area = |area| -> Result<Vec<u64>, MapFileError> {
+        let mut words = Vec::new();
+        if record.route.mirror().is_some() {
+            for index in 0..map::bitmap_sectors(record.geometry) {
+                let which = BitmapSector { area, index };
+                let sector = sector_at(file, path, which.offset(record.geometry))?;
+                words.extend(which.decode(&record.volume_id, &sector).map_err(damaged)?);
+            }
+        }
+        Ok(words)
+    };
+    let (dirty, intent) = (read_area(Area::Dirty)?, read_area(Area::Intent)?);
+    Ok(Contents {
+        chosen,
+        descriptor,
+        dirty,
+        intent,
+    })
+}
+
+/// Writes the record that holds to both slots, durably, before anybody acts on it: after a failed write of a
+/// predecessor it may be in the page cache alone.
+///
+/// # Errors
+/// Those of the file.
+pub fn settle_role(file: &impl FileExt, chosen: &mut Chosen) -> io::Result<()> {
+    let sector = chosen.record.encode();
+    let stale = chosen.stale_slot.unwrap_or(0);
+    for slot in [stale, 1 - stale] {
+        file.write_all_at(&sector, map::ROLE_OFFSETS[slot])?;
+    }
+    chosen.stale_slot = None;
+    Ok(())
+}
+
 /// The role record that holds, and the descriptor that it names.
-fn read_role(file: &File, path: &Path) -> Result<(Chosen, Descriptor), MapFileError> {
+fn read_role(file: &impl FileExt, path: &Path) -> Result<(Chosen, Descriptor), MapFileError> {
     let damaged = |source| MapFileError::Damaged {
         path: path.to_owned(),
         source,
@@ -299,14 +335,23 @@ fn read_role(file: &File, path: &Path) -> Result<(Chosen, Descriptor), MapFileEr
     Ok((chosen, descriptor))
 }
 
-fn sector_at(file: &File, path: &Path, offset: u64) -> Result<[u8; SECTOR_BYTES], MapFileError> {
+fn sector_at(
+    file: &impl FileExt,
+    path: &Path,
+    offset: u64,
+) -> Result<[u8; SECTOR_BYTES], MapFileError> {
     let mut sector = [0; SECTOR_BYTES];
     read_at(file, path, offset, &mut sector)?;
     Ok(sector)
 }
 
 /// A file that ends too early is a damaged one: its whole length is allocated when it is made.
-fn read_at(file: &File, path: &Path, offset: u64, bytes: &mut [u8]) -> Result<(), MapFileError> {
+fn read_at(
+    file: &impl FileExt,
+    path: &Path,
+    offset: u64,
+    bytes: &mut [u8],
+) -> Result<(), MapFileError> {
     let path = path.to_owned();
     file.read_exact_at(bytes, offset)
         .map_err(|source| match source.kind() {

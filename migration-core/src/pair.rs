@@ -24,6 +24,7 @@
 //!
 //! | phase | volume | state |
 //! |---|---|---|
+//! | any that has not ended | is changing its route | switching |
 //! | setup | any | setup |
 //! | starting | ours | as active |
 //! | starting | otherwise | queued |
@@ -283,6 +284,8 @@ pub struct Seen {
     pub dirty: bool,
     /// Whether the mirror leg has failed.
     pub degraded: bool,
+    /// Whether a change of the route is under way, whoever asked for it.
+    pub changing: bool,
 }
 
 impl Seen {
@@ -339,7 +342,10 @@ impl Facts {
             | Phase::Committing
             | Phase::Cancelling => mirrored.or(single).unwrap_or(self.last_authoritative),
         };
+        let changing = self.seen.is_some_and(|seen| seen.changing);
         let state = match self.phase {
+            // A shuntd that died has left it behind.
+            _ if changing && !self.phase.is_ended() => PairState::Switching,
             Phase::Setup => PairState::Setup,
             Phase::Committed => PairState::Committed,
             Phase::Cancelled => PairState::Cancelled,
@@ -402,13 +408,22 @@ pub enum Settlement {
 
 /// What to do about a pair whose volume has just answered, while no operation on it is running.
 ///
+/// While the volume is changing its route, nothing follows: a change outlives the shuntd that asked for it. A start that
+/// was given up, and happened all the same, is one.
+///
 /// A start and a change of role that did not happen are taken back: the operator can ask again. A
 /// commit and a cancel are finished, because other pairs of the session may have ended already.
 #[must_use]
 pub fn settle(phase: Phase, seen: &Seen) -> Settlement {
     let mirrored = seen.mirrored();
     match phase {
-        Phase::Setup | Phase::Committed | Phase::Cancelled => Settlement::Nothing,
+        // It is not yet known whether it happens.
+        _ if seen.changing => Settlement::Nothing,
+        Phase::Committed | Phase::Cancelled => Settlement::Nothing,
+        Phase::Setup => match mirrored {
+            Some(_) => Settlement::Becomes(Phase::Active),
+            None => Settlement::Nothing,
+        },
         Phase::Starting => match mirrored {
             Some(_) => Settlement::Becomes(Phase::Active),
             None => Settlement::Becomes(Phase::Setup),
@@ -676,6 +691,7 @@ mod tests {
             ours: true,
             dirty: false,
             degraded: false,
+            changing: false,
         }
     }
 
@@ -834,7 +850,10 @@ mod tests {
         let setup = S::Becomes(Phase::Setup);
         let no = S::Contradiction;
         let rows = [
-            (Phase::Setup, [S::Nothing; 5]),
+            (
+                Phase::Setup,
+                [S::Nothing, S::Nothing, active, active, S::Nothing],
+            ),
             (Phase::Starting, [setup, setup, active, active, setup]),
             (Phase::Active, [no, no, S::Nothing, S::Nothing, no]),
             (Phase::Switching, [no, no, active, active, no]),
@@ -865,7 +884,30 @@ mod tests {
         for (phase, expected) in rows {
             for (seen, expected) in columns.iter().zip(expected) {
                 assert_eq!(settle(phase, seen), expected, "{phase:?} {seen:?}");
+                let changing = Seen {
+                    changing: true,
+                    ..*seen
+                };
+                assert_eq!(settle(phase, &changing), S::Nothing, "{phase:?}");
             }
+        }
+    }
+
+    #[test]
+    fn nothing_is_asked_of_a_pair_while_its_volume_is_changing_its_route() {
+        for phase in Phase::ALL {
+            let changing = Some(Seen {
+                changing: true,
+                ..seen(Route::Single(Side::Source))
+            });
+            let facts = Facts {
+                phase,
+                paused: false,
+                last_authoritative: Side::Source,
+                seen: changing,
+            };
+            let allowed = allowed(facts.position());
+            assert!(allowed.is_empty(), "{phase:?}: {allowed:?}");
         }
     }
 

@@ -12,9 +12,14 @@
 //! least in sync.
 //!
 //! A verb concerns every pair. It is refused if one pair refuses it, and nothing is then done; it is
-//! done for those pairs that are not there already. One exception: an undo is not held up by a pair
-//! of which the source is authoritative already, whatever else is wrong with that pair. A switch
-//! that a crash interrupted half-way can thus always be taken back.
+//! done for those pairs that are not there already. Two exceptions:
+//!
+//! * An undo is not held up by a pair of which the source is authoritative already, whatever else is
+//!   wrong with that pair. A switch that a crash interrupted half-way can thus always be taken back.
+//! * A pair that has ended does not hold up what brings the others to where it ended: a resume, and
+//!   after a commit a switch. While the other pairs are not in sync, it does not hold up their end
+//!   either, on whichever side. The role of a pair may have moved by itself while the session ended,
+//!   and there must be a next command.
 
 use crate::pair::{Decision, PairState, Position, Reason, Verb, decide};
 use crate::route::Side;
@@ -78,10 +83,9 @@ pub fn decide_session(verb: Verb, pairs: &[Position]) -> SessionDecision {
         .collect();
     for (index, decision) in decisions.iter().enumerate() {
         if let Decision::Refuse { reason } = decision {
-            let undone = verb == Verb::Undo
-                && !to_do.is_empty()
-                && pairs[index].authoritative == Side::Source;
-            if !undone {
+            let undone = verb == Verb::Undo && pairs[index].authoritative == Side::Source;
+            let held_up = to_do.is_empty() || !(undone || follows(verb, pairs, index, &to_do));
+            if held_up {
                 return SessionDecision::Refuse {
                     pair: index,
                     reason: *reason,
@@ -94,6 +98,22 @@ pub fn decide_session(verb: Verb, pairs: &[Position]) -> SessionDecision {
     } else {
         SessionDecision::Do(to_do)
     }
+}
+
+/// Whether a pair has ended, and the verb lets the pairs `to_do` follow it, or end where they are.
+fn follows(verb: Verb, pairs: &[Position], ended: usize, to_do: &[usize]) -> bool {
+    let Position {
+        state,
+        authoritative,
+    } = pairs[ended];
+    let differs = |index: &usize| rank(pairs[*index].state) < rank(PairState::SourceSelected);
+    state.is_ended()
+        && match verb {
+            Verb::Resume => true,
+            Verb::Switch => authoritative == Side::Target,
+            Verb::Commit | Verb::Cancel => to_do.iter().all(differs),
+            Verb::Start | Verb::Pause | Verb::Undo => false,
+        }
 }
 
 /// The verbs that would change something, in the order in which a migration uses them.
@@ -191,6 +211,39 @@ mod tests {
             decide_session(Verb::Undo, &[at(P::SourceSelected)]),
             SessionDecision::Already
         );
+    }
+
+    #[test]
+    fn a_session_that_ended_in_part_has_a_next_command_wherever_the_rest_is() {
+        use PairState as P;
+        let ended = [
+            (P::Committed, Side::Target),
+            (P::Retired, Side::Target),
+            (P::Cancelled, Side::Source),
+        ];
+        let rest = [P::Syncing, P::Paused, P::SourceSelected, P::TargetSelected]
+            .into_iter()
+            .chain([P::Degraded, P::Failed, P::NeedsRecovery]);
+        for state in rest {
+            for (ended, side) in ended {
+                for authoritative in [Side::Source, Side::Target] {
+                    if at(state).authoritative != authoritative
+                        && matches!(state, P::SourceSelected | P::TargetSelected)
+                    {
+                        continue;
+                    }
+                    let ended = Position {
+                        state: ended,
+                        authoritative: side,
+                    };
+                    let rest = Position {
+                        state,
+                        authoritative,
+                    };
+                    assert!(!allowed(&[ended, rest]).is_empty(), "{ended:?} {rest:?}");
+                }
+            }
+        }
     }
 
     #[test]

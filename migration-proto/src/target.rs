@@ -246,6 +246,8 @@ pub struct Status {
     pub map_problem: Option<String>,
     /// New requests are being held.
     pub suspended: bool,
+    /// A change of the route is under way.
+    pub changing: bool,
     /// Whether a copier is connected.
     pub copier: bool,
     /// The source leg.

@@ -330,6 +330,7 @@ impl Server {
             on_authoritative_failure: snapshot.on_authoritative_failure.into(),
             map_problem: map,
             suspended: snapshot.suspended,
+            changing: snapshot.changing,
             copier: snapshot.copier,
             source: descriptor.source.clone(),
             target: descriptor.target.clone(),

@@ -4,33 +4,33 @@ use migration_proto::route::Leg;
 
 /// The place of a LUN in the ring's table of registered files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct FileIndex(pub(super) u32);
+pub struct FileIndex(pub u32);
 
 /// Where an address of the volume lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub struct Place {
     /// The LUN.
-    pub(super) file: FileIndex,
+    pub file: FileIndex,
     /// The offset on the LUN, in bytes.
-    pub(super) offset_bytes: u64,
+    pub offset_bytes: u64,
     /// How far the extent goes on from there, in bytes; at least 1.
-    pub(super) contiguous_bytes: u64,
+    pub contiguous_bytes: u64,
 }
 
 /// A part of a LUN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span {
+pub struct Span {
     /// The LUN.
-    pub(super) file: FileIndex,
+    pub file: FileIndex,
     /// The offset on the LUN, in bytes.
-    pub(super) offset_bytes: u64,
+    pub offset_bytes: u64,
     /// The length, in bytes.
-    pub(super) length_bytes: u32,
+    pub length_bytes: u32,
 }
 
 /// The extents of one leg, searchable by the volume's addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct LegMap {
+pub struct LegMap {
     /// Ascending by `volume_start_bytes`, without gaps, none empty.
     parts: Vec<Part>,
     length_bytes: u64,
@@ -47,7 +47,7 @@ struct Part {
 impl LegMap {
     /// Lays the extents of `leg` end to end; `files` names the LUN of each of them.
     /// `None` if a number overflows.
-    pub(super) fn new(leg: &Leg, files: &[FileIndex]) -> Option<Self> {
+    pub fn new(leg: &Leg, files: &[FileIndex]) -> Option<Self> {
         let mut parts = Vec::with_capacity(leg.extents.len());
         let mut length_bytes = 0_u64;
         for (extent, file) in leg.extents.iter().zip(files) {
@@ -69,8 +69,8 @@ impl LegMap {
     }
 
     /// A leg that is the first part of one LUN.
-    #[cfg(test)]
-    pub(super) fn contiguous(length_bytes: u64, file: FileIndex) -> Self {
+    #[must_use]
+    pub fn contiguous(length_bytes: u64, file: FileIndex) -> Self {
         Self {
             parts: vec![Part {
                 volume_start_bytes: 0,
@@ -83,12 +83,12 @@ impl LegMap {
     }
 
     /// The length of the leg, in bytes.
-    pub(super) fn length_bytes(&self) -> u64 {
+    pub fn length_bytes(&self) -> u64 {
         self.length_bytes
     }
 
     /// Where the volume's address `at_bytes` lies; `None` beyond the end of the leg.
-    pub(super) fn place(&self, at_bytes: u64) -> Option<Place> {
+    pub fn place(&self, at_bytes: u64) -> Option<Place> {
         let after = self
             .parts
             .partition_point(|part| part.volume_start_bytes <= at_bytes);

@@ -27,20 +27,22 @@
 //! | `open` | opening and locking the LUNs | yes |
 //! | `run` | the thread: greeting, and performing what the plan decides | yes |
 //!
+//! `plan`, `window` and `legs` are public for the simulation (`tests/sim`), which has other disks and another clock.
+//!
 //! Absent: the decision what is dirty, retries of a copier that ended, flushing the mirror leg (`ublk-target` does it
 //! before a region is durably clean).
 
-mod legs;
+pub mod legs;
 mod line;
 mod open;
-mod plan;
+pub mod plan;
 mod rate;
 mod ring;
 mod run;
 #[cfg(test)]
 mod tests;
 mod transfer;
-mod window;
+pub mod window;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -29,13 +29,13 @@ use super::rate::{Allowance, Bucket};
 use super::window::{Finished, Piece, RegionEnd, RegionSlot, Window};
 
 /// After so many failed regions the copier gives up.
-pub(super) const ERRORS_MAX: u32 = 16;
+pub const ERRORS_MAX: u32 = 16;
 
 /// How long finished regions wait for the answer to a claim.
-pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long the end waits for an answer after the last I/O.
-pub(super) const ENDING_PATIENCE: Duration = Duration::from_secs(1);
+pub const ENDING_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The pause before the next claim after an answer that granted nothing although something is dirty.
 const CLAIM_PAUSE: Duration = Duration::from_millis(10);
@@ -64,7 +64,7 @@ enum Wish {
 
 /// The state of one copier.
 #[derive(Debug, Clone)]
-pub(super) struct Plan {
+pub struct Plan {
     epoch: u64,
     window: Window,
     bucket: Bucket,
@@ -93,7 +93,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// A plan for the claims of `epoch`; `queue_bytes` is what fits into all buffers.
-    pub(super) fn new(epoch: u64, window: Window, queue_bytes: u64, now: Instant) -> Self {
+    pub fn new(epoch: u64, window: Window, queue_bytes: u64, now: Instant) -> Self {
         let queue_bytes = queue_bytes.max(1);
         Self {
             epoch,
@@ -117,7 +117,7 @@ impl Plan {
     }
 
     /// The next piece to read, if one may begin. Call whenever a buffer is free.
-    pub(super) fn next_piece(&mut self) -> Option<Piece> {
+    pub fn next_piece(&mut self) -> Option<Piece> {
         if self.ending.is_some() {
             return None;
         }
@@ -128,18 +128,18 @@ impl Plan {
     }
 
     /// A piece is on the other leg.
-    pub(super) fn piece_copied(&mut self, region: RegionSlot) {
+    pub fn piece_copied(&mut self, region: RegionSlot) {
         self.region_ended(region, true);
     }
 
     /// A piece failed.
-    pub(super) fn piece_failed(&mut self, region: RegionSlot, error: CopyError) {
+    pub fn piece_failed(&mut self, region: RegionSlot, error: CopyError) {
         self.last_error = Some(error);
         self.region_ended(region, false);
     }
 
     /// The request to send now, if any; it is outstanding from now on.
-    pub(super) fn next_request(&mut self, now: Instant, bytes_per_second: u64) -> Option<Request> {
+    pub fn next_request(&mut self, now: Instant, bytes_per_second: u64) -> Option<Request> {
         if !self.connected || self.awaiting != Awaiting::Nothing {
             return None;
         }
@@ -157,7 +157,7 @@ impl Plan {
     }
 
     /// Takes the answer to the outstanding request.
-    pub(super) fn answered(&mut self, response: Response, now: Instant) {
+    pub fn answered(&mut self, response: Response, now: Instant) {
         let awaited = std::mem::replace(&mut self.awaiting, Awaiting::Nothing);
         match (awaited, response) {
             (
@@ -187,23 +187,19 @@ impl Plan {
     }
 
     /// The connection is gone or of no use. I/O in flight is waited for.
-    pub(super) fn give_up(&mut self, cause: String) {
+    pub fn give_up(&mut self, cause: String) {
         self.connected = false;
         self.awaiting = Awaiting::Nothing;
         self.end(Outcome::Disconnected { cause });
     }
 
     /// Somebody asked for the end.
-    pub(super) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         self.end(Outcome::Stopped);
     }
 
     /// Gives up on an answer that is overdue, and returns when to look again, at the latest.
-    pub(super) fn look_at_the_clock(
-        &mut self,
-        now: Instant,
-        bytes_per_second: u64,
-    ) -> Option<Instant> {
+    pub fn look_at_the_clock(&mut self, now: Instant, bytes_per_second: u64) -> Option<Instant> {
         if self.ending.is_some() && self.window.pieces_in_flight() == 0 {
             self.drained_at.get_or_insert(now);
         }
@@ -223,7 +219,7 @@ impl Plan {
     }
 
     /// How it ended, once nothing is in flight and nothing is left to report.
-    pub(super) fn outcome(&self) -> Option<&Outcome> {
+    pub fn outcome(&self) -> Option<&Outcome> {
         let quiet = self.window.pieces_in_flight() == 0
             && self.awaiting == Awaiting::Nothing
             && (!self.connected || !self.window.has_finished());
@@ -231,12 +227,12 @@ impl Plan {
     }
 
     /// What is dirty, as ublk-target last told, in bytes.
-    pub(super) fn dirty_bytes(&self) -> u64 {
+    pub fn dirty_bytes(&self) -> u64 {
         self.dirty_bytes
     }
 
     /// The regions that could not be copied so far.
-    pub(super) fn failed_regions(&self) -> u32 {
+    pub fn failed_regions(&self) -> u32 {
         self.failed_regions
     }
 

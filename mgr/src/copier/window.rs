@@ -16,7 +16,7 @@ use super::legs::{LegMap, Place};
 
 /// One end of the copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub enum End {
     /// The leg that is read.
     From,
     /// The leg that is written.
@@ -25,35 +25,35 @@ pub(super) enum End {
 
 /// The sizes that a window works with, all in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sizes {
+pub struct Sizes {
     /// A region; the last one of the volume may be shorter.
-    pub(super) region_bytes: u64,
+    pub region_bytes: u64,
     /// The volume.
-    pub(super) volume_bytes: u64,
+    pub volume_bytes: u64,
     /// The largest piece.
-    pub(super) io_bytes: u32,
+    pub io_bytes: u32,
 }
 
 /// A place in the table of active regions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RegionSlot(pub(super) usize);
+pub struct RegionSlot(pub(super) usize);
 
 /// A part of a region that is contiguous on both legs and fits into one buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Piece {
+pub struct Piece {
     /// The region that it belongs to.
-    pub(super) region: RegionSlot,
+    pub region: RegionSlot,
     /// Where it is read.
-    pub(super) from: Place,
+    pub from: Place,
     /// Where it is written.
-    pub(super) to: Place,
+    pub to: Place,
     /// Its length, in bytes.
-    pub(super) length_bytes: u32,
+    pub length_bytes: u32,
 }
 
 /// Why nothing can be copied between two legs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadSizes {
+pub enum BadSizes {
     /// Nothing to divide by.
     #[error("the regions or the I/Os have a size of 0 bytes")]
     Zero,
@@ -69,7 +69,7 @@ pub(super) enum BadSizes {
 
 /// Why a grant cannot be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadGrant {
+pub enum BadGrant {
     /// Beyond the end of the volume.
     #[error("region {0} lies beyond the end of the volume")]
     BeyondEnd(u64),
@@ -80,7 +80,7 @@ pub(super) enum BadGrant {
 
 /// What happened to the region of a piece that ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RegionEnd {
+pub enum RegionEnd {
     /// Pieces of it are still to be done.
     Unfinished,
     /// All of it is copied.
@@ -91,23 +91,23 @@ pub(super) enum RegionEnd {
 
 /// The regions that finished since the last report.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Finished {
+pub struct Finished {
     /// The copied ones.
-    pub(super) copied: Vec<u64>,
+    pub copied: Vec<u64>,
     /// The failed ones.
-    pub(super) failed: Vec<u64>,
+    pub failed: Vec<u64>,
 }
 
 impl Finished {
     /// Whether there is nothing to report.
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.copied.is_empty() && self.failed.is_empty()
     }
 }
 
 /// The claimed regions.
 #[derive(Debug, Clone)]
-pub(super) struct Window {
+pub struct Window {
     sizes: Sizes,
     from: LegMap,
     to: LegMap,
@@ -137,7 +137,7 @@ impl Window {
     ///
     /// # Errors
     /// [`BadSizes`]: some address of the volume would have no place, or no piece would ever begin.
-    pub(super) fn new(sizes: Sizes, from: LegMap, to: LegMap) -> Result<Self, BadSizes> {
+    pub fn new(sizes: Sizes, from: LegMap, to: LegMap) -> Result<Self, BadSizes> {
         if sizes.region_bytes == 0 || sizes.io_bytes == 0 {
             return Err(BadSizes::Zero);
         }
@@ -167,7 +167,7 @@ impl Window {
     ///
     /// # Errors
     /// [`BadGrant`]; the regions before the bad one are taken.
-    pub(super) fn grant(&mut self, regions: &[u64]) -> Result<u64, BadGrant> {
+    pub fn grant(&mut self, regions: &[u64]) -> Result<u64, BadGrant> {
         let mut granted_bytes = 0;
         for &region in regions {
             let (start, end) = self.bounds(region).ok_or(BadGrant::BeyondEnd(region))?;
@@ -183,7 +183,7 @@ impl Window {
     }
 
     /// The next piece to read; it is in flight from now on. `None` if all that is claimed has begun.
-    pub(super) fn next_piece(&mut self) -> Option<Piece> {
+    pub fn next_piece(&mut self) -> Option<Piece> {
         let slot = match self.filling {
             Some(slot) => slot,
             None => self.activate()?,
@@ -213,7 +213,7 @@ impl Window {
     }
 
     /// Takes the end of a piece. After a failure no more pieces of its region begin.
-    pub(super) fn piece_ended(&mut self, slot: RegionSlot, succeeded: bool) -> RegionEnd {
+    pub fn piece_ended(&mut self, slot: RegionSlot, succeeded: bool) -> RegionEnd {
         let Some(entry) = self.active.get_mut(slot.0) else {
             return RegionEnd::Unfinished;
         };
@@ -245,17 +245,17 @@ impl Window {
     }
 
     /// The regions that finished since the last call. They stay held until [`Window::let_go`].
-    pub(super) fn take_finished(&mut self) -> Finished {
+    pub fn take_finished(&mut self) -> Finished {
         std::mem::take(&mut self.finished)
     }
 
     /// Whether regions finished since the last [`Window::take_finished`].
-    pub(super) fn has_finished(&self) -> bool {
+    pub fn has_finished(&self) -> bool {
         !self.finished.is_empty()
     }
 
     /// Lets go of regions whose report was answered, and returns their size in bytes.
-    pub(super) fn let_go(&mut self, regions: &[u64]) -> u64 {
+    pub fn let_go(&mut self, regions: &[u64]) -> u64 {
         let mut bytes = 0;
         for region in regions {
             if let (true, Some((start, end))) = (self.held.remove(region), self.bounds(*region)) {
@@ -267,27 +267,27 @@ impl Window {
     }
 
     /// Claimed and not yet begun, in bytes.
-    pub(super) fn unbegun_bytes(&self) -> u64 {
+    pub fn unbegun_bytes(&self) -> u64 {
         self.unbegun_bytes
     }
 
     /// Claimed, and the report not yet answered, in bytes.
-    pub(super) fn held_bytes(&self) -> u64 {
+    pub fn held_bytes(&self) -> u64 {
         self.held_bytes
     }
 
     /// The number of regions that are claimed, and their report not yet answered.
-    pub(super) fn held_regions(&self) -> usize {
+    pub fn held_regions(&self) -> usize {
         self.held.len()
     }
 
     /// The number of pieces in flight.
-    pub(super) fn pieces_in_flight(&self) -> u32 {
+    pub fn pieces_in_flight(&self) -> u32 {
         self.pieces_in_flight
     }
 
     /// The size of a region, in bytes.
-    pub(super) fn region_bytes(&self) -> u64 {
+    pub fn region_bytes(&self) -> u64 {
         self.sizes.region_bytes
     }
 

@@ -21,6 +21,7 @@ pub(super) fn seen(status: &Status, pair: &PairRow) -> Seen {
         ours: is_mirrored_on(status, pair),
         dirty: status.dirty_bytes > 0,
         degraded: status.degraded.is_some(),
+        changing: status.changing,
     }
 }
 

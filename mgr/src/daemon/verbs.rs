@@ -149,11 +149,12 @@ impl Operation {
                         row.target.path.display()
                     ));
                 }
-                Err(NotChanged { cause, .. }) => {
-                    let changes = vec![
-                        Change::SetPair(key, PairField::Phase(Phase::Setup)),
-                        self.note(row, format!("not started: {cause}")),
-                    ];
+                Err(NotChanged { cause, refusal }) => {
+                    let mut changes = vec![self.note(row, format!("not started: {cause}"))];
+                    // Otherwise it may still happen: what the volume says next settles it.
+                    if refusal.is_some_and(|refusal| refusal != Refusal::Busy) {
+                        changes.push(Change::SetPair(key, PairField::Phase(Phase::Setup)));
+                    }
                     self.record(changes).await?;
                     problems.push(format!("pair {}: {cause}", row.volume));
                 }
@@ -456,24 +457,14 @@ impl Operation {
         side: Side,
         messages: &mut Vec<String>,
     ) -> Result<(), Failure> {
-        let (never, begun): (Vec<usize>, Vec<usize>) = self.pairs.iter().partition(|position| {
-            let row = &self.session.pairs[**position];
-            let view = self.handles.get(&row.volume).map(VolumeHandle::view);
-            let mirrored = view
-                .and_then(|view| view.status)
-                .is_some_and(|status| is_mirrored_on(&status, row));
-            match row.phase {
-                Phase::Setup => true,
-                Phase::Starting => !mirrored,
-                Phase::Active
-                | Phase::Switching
-                | Phase::Undoing
-                | Phase::Committing
-                | Phase::Committed
-                | Phase::Cancelling
-                | Phase::Cancelled => false,
+        let (mut never, mut begun) = (Vec::new(), Vec::new());
+        for position in self.pairs.clone() {
+            if self.was_never_mirrored(position).await? {
+                never.push(position);
+            } else {
+                begun.push(position);
             }
-        });
+        }
         self.pairs = begun;
         for position in never {
             let row = &self.session.pairs[position];
@@ -482,6 +473,31 @@ impl Operation {
             messages.push(ended_text(row, side));
         }
         Ok(())
+    }
+
+    /// A start that a crash of shuntd interrupted may still be under way: only the volume can tell.
+    async fn was_never_mirrored(&self, position: usize) -> Result<bool, Failure> {
+        let row = &self.session.pairs[position];
+        let Some(handle) = self.handles.get(&row.volume) else {
+            return Ok(matches!(row.phase, Phase::Setup | Phase::Starting));
+        };
+        let view = match row.phase {
+            Phase::Setup => handle.view(),
+            Phase::Starting => handle.while_not_changing().await.map_err(|error| {
+                let next = format!("`shunt cancel {}` again", self.session.name);
+                let cause = format!("whether it was started is not known: {error}");
+                failure::failed(failure::pair(&self.session.name, &row.volume), cause, next)
+            })?,
+            Phase::Active
+            | Phase::Switching
+            | Phase::Undoing
+            | Phase::Committing
+            | Phase::Committed
+            | Phase::Cancelling
+            | Phase::Cancelled => return Ok(false),
+        };
+        let status = view.status;
+        Ok(!status.is_some_and(|status| is_mirrored_on(&status, row)))
     }
 }
 

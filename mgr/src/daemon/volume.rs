@@ -15,6 +15,8 @@ use super::supervisor::Supervisor;
 pub(super) const POLL_IDLE: Duration = Duration::from_secs(1);
 /// The same while it is being copied.
 pub(super) const POLL_COPYING: Duration = Duration::from_millis(250);
+/// How long a volume may take to answer and to end a change of its route.
+const CHANGE_MAX: Duration = Duration::from_secs(90);
 /// The most requests that wait for one volume.
 const COMMANDS_MAX: usize = 32;
 
@@ -131,6 +133,15 @@ impl VolumeHandle {
         let view = self.wait_for(limit, |view| view.connected).await?;
         view.status
             .ok_or_else(|| AskError::Down("it has not said how it is".to_owned()))
+    }
+
+    /// Waits until it answers and no change of its route is under way.
+    pub(super) async fn while_not_changing(&self) -> Result<View, AskError> {
+        let settled = |view: &View| {
+            let status = view.status.as_ref();
+            view.connected && status.is_some_and(|status| !status.changing)
+        };
+        self.wait_for(CHANGE_MAX, settled).await
     }
 
     /// Asks; the answer comes after the view has been brought up to date.

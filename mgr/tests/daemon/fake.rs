@@ -325,6 +325,7 @@ impl Conversation {
             on_authoritative_failure: *self.server.on_authoritative_failure.lock().unwrap(),
             map_problem: None,
             suspended: false,
+            changing: false,
             copier: *self.server.copier.lock().unwrap(),
             source: map.descriptor.source.clone(),
             target: map.descriptor.target.clone(),

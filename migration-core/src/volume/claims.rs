@@ -165,6 +165,7 @@ impl Volume {
             self.release(region, self.breaks(Rule::ClaimsDieWithCopier));
         }
         self.unreserve(None);
+        self.watches.clear();
         self.claims.copier = None;
         self.claims.pending = None;
         self.retry_waiting(effects);
@@ -175,6 +176,7 @@ impl Volume {
     pub(super) fn dismiss_copier(&mut self) {
         debug_assert!(self.claims.claimed.is_empty() && self.claims.pending.is_none());
         self.claims = Claims::default();
+        self.watches.clear();
     }
 
     /// Tries the mirror leg again. Says whether it had failed.
@@ -335,7 +337,7 @@ impl Volume {
     }
 
     /// Whether a write to the region is in flight.
-    fn is_written(&self, region: RegionIndex) -> bool {
+    pub(super) fn is_written(&self, region: RegionIndex) -> bool {
         let range = self.record.geometry.range(region);
         let counts = |write: &&Write| {
             !self.breaks(Rule::NoClaimWhileWritten)

@@ -189,8 +189,9 @@ impl Volume {
         }
     }
 
-    /// The copier copies the region on, but writes to it wait no longer: it has to be copied again.
+    /// The copier copies or compares the region on, but writes to it wait no longer: it has to be done again.
     fn share_claim(&mut self, region: RegionIndex) {
+        self.watches.let_writes_go(Some(region));
         if let Some(regions) = &mut self.regions {
             match regions.get(region) {
                 RegionState::CopyingExclusive => regions.set(region, RegionState::CopyingDirty),
@@ -205,6 +206,7 @@ impl Volume {
     }
 
     fn share_claims(&mut self) {
+        self.watches.let_writes_go(None);
         for index in 0..self.claimed().len() {
             self.share_claim(self.claimed()[index]);
         }

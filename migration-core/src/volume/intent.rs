@@ -103,6 +103,11 @@ impl Intent {
         self.cover.contains(region)
     }
 
+    /// Whether the mark is being written, or waits for that.
+    pub(super) fn is_to_be_covered(&self, region: RegionIndex) -> bool {
+        self.pending.contains(region) || self.issued.contains(region)
+    }
+
     pub(super) fn batch(&self) -> &[BitmapSector] {
         &self.batch
     }
@@ -162,7 +167,7 @@ impl Intent {
         self.sweep = None;
     }
 
-    fn mark(&mut self, region: RegionIndex) {
+    pub(super) fn mark(&mut self, region: RegionIndex) {
         if !self.cover.contains(region) && self.intent.insert(region) {
             self.pending.insert(region);
             self.stale_intent_sectors

@@ -16,6 +16,7 @@
 
 mod change;
 mod claims;
+mod compare;
 mod failure;
 mod intent;
 mod requests;
@@ -25,6 +26,7 @@ use alloc::{collections::VecDeque, vec, vec::Vec};
 
 pub use change::{ChangeError, NewMirror, PREPARE_NANOSECONDS_MAX, Target};
 pub use claims::{CLAIMED_REGIONS_MAX, ClaimError, CopierId, RESERVED_REGIONS_MAX};
+pub use compare::{Comparison, WATCHED_REGIONS_MAX, Watched};
 pub use failure::OnAuthoritativeFailure;
 pub use intent::{COPIED_SWEEP_NANOSECONDS, IDLE_SWEEP_NANOSECONDS, MAP_BATCH_SECTORS_MAX};
 use seeded::Rule;
@@ -281,6 +283,7 @@ pub struct Volume {
     regions: Option<RegionMap>,
     intent: intent::Intent,
     claims: claims::Claims,
+    watches: compare::Watches,
     gate: change::Gate,
     change: Option<change::Change>,
     /// The role slot that does not yet say the same as the other.
@@ -329,6 +332,7 @@ impl Volume {
             regions,
             intent,
             claims: claims::Claims::default(),
+            watches: compare::Watches::default(),
             gate: change::Gate::default(),
             change: None,
             stale_role_slot,
@@ -406,6 +410,12 @@ impl Volume {
         self.gate.is_closed()
     }
 
+    /// Whether a change of the route is under way.
+    #[must_use]
+    pub const fn is_changing(&self) -> bool {
+        self.change.is_some()
+    }
+
     /// Requests that the application waits for: held, waiting or on a leg.
     #[must_use]
     pub fn open_requests(&self) -> usize {
@@ -466,8 +476,9 @@ impl Volume {
         assert_eq!(started.count(), self.started);
         if let Some(regions) = &self.regions {
             for region in regions.not_clean().iter() {
+                // The mark of a region that was found to differ is on its way.
                 assert!(
-                    self.intent.is_covered(region),
+                    self.intent.is_covered(region) || self.intent.is_to_be_covered(region),
                     "invariant 3: dirty {region:?}"
                 );
             }

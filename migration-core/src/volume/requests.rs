@@ -204,7 +204,8 @@ impl Volume {
         let mut any_clean = false;
         for region in self.record.geometry.touched(range) {
             let state = regions.get(region);
-            if state.holds_writes() && !self.breaks(Rule::ExclusiveClaimHoldsWrites) {
+            let held = state.holds_writes() || self.watches.holds_writes(region);
+            if held && !self.breaks(Rule::ExclusiveClaimHoldsWrites) {
                 return Err(Obstacle::Claim(region));
             }
             if !self.intent.is_covered(region) && !self.breaks(Rule::IntentBeforeWrite) {
@@ -270,6 +271,7 @@ impl Volume {
             if keeps_mark {
                 self.intent.note_write(region);
             }
+            self.watches.note_write(region);
             match regions.get(region) {
                 RegionState::Clean if !mirrored => regions.set(region, RegionState::Dirty),
                 RegionState::Copying if spoils => {

@@ -45,6 +45,8 @@ pub struct Snapshot {
     pub map_fault: Option<Errno>,
     /// Requests are held.
     pub suspended: bool,
+    /// A change of the route is under way.
+    pub changing: bool,
     /// A copier is connected.
     pub copier: bool,
     /// What has been counted.

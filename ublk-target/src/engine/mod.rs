@@ -523,6 +523,7 @@ impl Engine {
             on_authoritative_failure: self.volume.on_authoritative_failure(),
             map_fault: self.volume.map_fault(),
             suspended: self.volume.is_suspended(),
+            changing: self.volume.is_changing(),
             copier: self.volume.copier().is_some(),
             counters: *self.volume.counters(),
             authoritative: leg(record.route.authoritative())?,

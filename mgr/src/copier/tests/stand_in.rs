@@ -272,6 +272,7 @@ pub(super) fn status(volume: &Volume) -> Status {
         on_authoritative_failure: migration_proto::target::OnAuthoritativeFailure::default(),
         map_problem: None,
         suspended: false,
+        changing: false,
         copier: false,
         source: volume.from.clone(),
         target: Some(volume.to.clone()),

@@ -1,4 +1,4 @@
-//! Single cases that the world meets too rarely.
+//! Single cases of one volume.
 
 use alloc::{vec, vec::Vec};
 
@@ -11,13 +11,7 @@ fn in_sync(marked: &[usize]) -> Volume {
 
 /// The same, with the dirty bitmap of `word`.
 fn with_dirty(word: u64, marked: &[usize]) -> Volume {
-    let record = RoleRecord {
-        epoch: Epoch(2),
-        route: Route::Mirrored {
-            authoritative: Side::Source,
-        },
-        ..World::new(1).slots[0]
-    };
+    let record = mirrored(Side::Source);
     let none = vec![0; map::SECTOR_WORDS];
     let mut dirty = none.clone();
     dirty[0] = word;

@@ -1,0 +1,204 @@
+//! The application of a volume, and the oracle: what it may read, and what a power loss may leave.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use migration_core::{
+    units::{Range, Tag},
+    volume::{IoResult, Op, Request},
+};
+
+use crate::{
+    dice::Dice,
+    disk::Value,
+    settings::{BLOCK, BLOCKS, TAGS},
+};
+
+/// The blocks of a range.
+pub(crate) fn blocks(range: Range) -> std::ops::Range<usize> {
+    (range.start / BLOCK) as usize..range.end().div_ceil(BLOCK) as usize
+}
+
+/// A request that is not answered.
+#[derive(Debug, Clone)]
+pub(crate) struct Open {
+    pub(crate) request: Request,
+    pub(crate) value: Value,
+    /// For a read: what each block may be. For a flush: what may survive from then on.
+    allowed: Vec<BTreeSet<Value>>,
+    /// For a write: values that were answered while it was in flight.
+    concurrent: Vec<BTreeSet<Value>>,
+    /// No value above it was known when this began.
+    begun: Value,
+    /// A leg has failed to do it.
+    pub(crate) failed: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Application {
+    pub(crate) open: BTreeMap<Tag, Open>,
+    /// What each block may read.
+    possible: Vec<BTreeSet<Value>>,
+    /// What each block may be after a power loss.
+    survivors: Vec<BTreeSet<Value>>,
+    next_value: Value,
+}
+
+impl Application {
+    pub(crate) fn new() -> Self {
+        Self {
+            open: BTreeMap::new(),
+            possible: vec![BTreeSet::from([0]); BLOCKS],
+            survivors: vec![BTreeSet::from([0]); BLOCKS],
+            next_value: 1,
+        }
+    }
+
+    /// The values of writes that are not answered yet.
+    fn in_flight(&self, block: usize) -> Vec<Value> {
+        let writes = self
+            .open
+            .values()
+            .filter(|open| matches!(open.request.op, Op::Write { .. }));
+        writes
+            .filter(|open| blocks(open.request.range).contains(&block))
+            .map(|open| open.value)
+            .collect()
+    }
+
+    /// A new request, if a tag is free.
+    pub(crate) fn ask(&mut self, dice: &mut Dice) -> Option<Tag> {
+        let mut tags = (0..TAGS as u16).map(Tag);
+        let tag = tags.find(|tag| !self.open.contains_key(tag))?;
+        let op = match dice.below(17) {
+            0..4 => Op::Read,
+            4..7 => Op::Flush,
+            7..9 => Op::Write {
+                force_unit_access: true,
+            },
+            9 => Op::Discard,
+            _ => Op::Write {
+                force_unit_access: false,
+            },
+        };
+        let first = dice.below(BLOCKS);
+        let count = 1 + dice.below(2.min(BLOCKS - first));
+        let range = match op {
+            Op::Flush => Range::default(),
+            Op::Read | Op::Write { .. } | Op::Discard => Range {
+                start: first as u64 * BLOCK,
+                length: count as u64 * BLOCK,
+            },
+        };
+        let value = self.next_value;
+        self.next_value += 1;
+        let allowed = (0..BLOCKS)
+            .map(|block| {
+                let mut set = self.possible[block].clone();
+                set.extend(self.in_flight(block));
+                set
+            })
+            .collect();
+        if matches!(op, Op::Write { .. }) {
+            for block in blocks(range) {
+                self.survivors[block].insert(value);
+            }
+        }
+        self.open.insert(
+            tag,
+            Open {
+                request: Request { op, range },
+                value,
+                allowed,
+                concurrent: vec![BTreeSet::new(); BLOCKS],
+                begun: value,
+                failed: false,
+            },
+        );
+        Some(tag)
+    }
+
+    /// A leg read this for the request.
+    pub(crate) fn has_read(&self, tag: Tag, block: usize, value: Value) {
+        let open = &self.open[&tag];
+        assert!(
+            open.allowed[block].contains(&value) || value > open.begun,
+            "block {block} read {value}, allowed {:?}",
+            open.allowed[block]
+        );
+    }
+
+    /// The request is answered.
+    pub(crate) fn answered(&mut self, tag: Tag, result: IoResult) {
+        let done = self.open.remove(&tag).expect("an open request");
+        assert!(
+            result.is_ok() || done.failed,
+            "{result:?} is answered, and no leg has failed to do {:?}",
+            done.request
+        );
+        match (done.request.op, result) {
+            (Op::Write { force_unit_access }, Ok(())) => {
+                self.written(&done);
+                if force_unit_access {
+                    for block in blocks(done.request.range) {
+                        let mut survivors = self.possible[block].clone();
+                        survivors.extend(self.in_flight(block));
+                        self.survivors[block] = survivors;
+                    }
+                }
+            }
+            // It may have been done, also in part.
+            (Op::Write { .. }, Err(_)) => {
+                for block in blocks(done.request.range) {
+                    self.possible[block].insert(done.value);
+                    self.note_concurrent(block, done.value);
+                }
+            }
+            (Op::Flush, Ok(())) => {
+                for block in 0..BLOCKS {
+                    let allowed = &done.allowed[block];
+                    self.survivors[block].retain(|v| allowed.contains(v) || *v > done.begun);
+                }
+            }
+            (Op::Flush, Err(_)) | (Op::Read | Op::Discard, _) => {}
+        }
+    }
+
+    fn written(&mut self, done: &Open) {
+        for block in blocks(done.request.range) {
+            let mut possible = done.concurrent[block].clone();
+            possible.insert(done.value);
+            self.possible[block] = possible;
+            self.note_concurrent(block, done.value);
+        }
+    }
+
+    fn note_concurrent(&mut self, block: usize, value: Value) {
+        for other in self.open.values_mut() {
+            other.concurrent[block].insert(value);
+        }
+    }
+
+    /// The power has failed, and this is what the authoritative leg has.
+    pub(crate) fn restarted(&mut self, found: impl Fn(usize) -> Value) {
+        self.open.clear();
+        for block in 0..BLOCKS {
+            let value = found(block);
+            let survivors = &self.survivors[block];
+            assert!(
+                survivors.contains(&value),
+                "after the power loss block {block} has {value}, not one of {survivors:?}"
+            );
+            self.possible[block] = BTreeSet::from([value]);
+            self.survivors[block] = BTreeSet::from([value]);
+        }
+    }
+
+    /// Nothing is open: the authoritative leg reads this.
+    pub(crate) fn check(&self, block: usize, value: Value) {
+        let possible = &self.possible[block];
+        assert!(
+            possible.contains(&value),
+            "block {block} is {value} in the end, not one of {possible:?}"
+        );
+    }
+}

@@ -1,0 +1,386 @@
+//! shuntd: its store, its views of the volumes, and the operations of a session, in the order of events of
+//! `mgr/src/daemon` (`requests`, `verbs`, `route_change`, `reconcile`). What is decided, `pair` and `session` decide.
+
+use migration_core::{
+    pair::{Facts, Phase, Position, Seen, Settlement, Verb, settle},
+    route::{Route, Side},
+    session::{self, SessionDecision},
+    volume::{Call, ChangeError, OnAuthoritativeFailure, Reply},
+};
+
+use crate::site::Status;
+
+/// How often a change of the route is asked for.
+pub(crate) const ATTEMPTS_MAX: u32 = 4;
+
+/// A row of the store.
+#[derive(Debug, Clone)]
+pub(crate) struct PairRow {
+    pub(crate) phase: Phase,
+    pub(crate) authoritative: Side,
+    pub(crate) source: usize,
+    pub(crate) target: usize,
+}
+
+impl PairRow {
+    pub(crate) const fn new(source: usize) -> Self {
+        Self {
+            phase: Phase::Setup,
+            authoritative: Side::Source,
+            source,
+            target: 1 - source,
+        }
+    }
+
+    pub(crate) const fn lun(&self, side: Side) -> usize {
+        match side {
+            Side::Source => self.source,
+            Side::Target => self.target,
+        }
+    }
+
+    pub(crate) fn is_mirrored(&self, status: &Status) -> bool {
+        status.route.mirror().is_some() && status.target == Some(self.target)
+    }
+}
+
+/// What is durable. A change of it happens whole or not at all.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    pub(crate) pairs: Vec<PairRow>,
+    pub(crate) paused: bool,
+    /// The LUN of each volume, outside of a session.
+    pub(crate) luns: Vec<usize>,
+    pub(crate) policy: OnAuthoritativeFailure,
+}
+
+impl Store {
+    pub(crate) fn is_live(&self) -> bool {
+        self.pairs.iter().any(|pair| !pair.phase.is_ended())
+    }
+
+    /// What is recorded when a pair has ended on `side`.
+    pub(crate) fn ended(&mut self, pair: usize, side: Side) {
+        let row = &mut self.pairs[pair];
+        row.phase = match side {
+            Side::Source => Phase::Cancelled,
+            Side::Target => Phase::Committed,
+        };
+        row.authoritative = side;
+        self.luns[pair] = row.lun(side);
+    }
+}
+
+/// What shuntd knows of a volume.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct View {
+    pub(crate) connected: bool,
+    pub(crate) failures: u32,
+    pub(crate) status: Option<Status>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    StopCopiers,
+    Intend,
+    Work,
+    /// What the work on a pair led to is to be recorded.
+    Record(Result<(), Unchanged>),
+    /// The role could not be moved for this pair: those before it go back.
+    Back {
+        failed: usize,
+    },
+    BackRecord {
+        failed: usize,
+        result: Result<(), Unchanged>,
+    },
+}
+
+/// Why a route is not as it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unchanged {
+    /// It was refused, and stays as it is.
+    Refused,
+    /// It may still become so.
+    Unknown,
+}
+
+impl From<ChangeError> for Unchanged {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Busy => Self::Unknown,
+            _ => Self::Refused,
+        }
+    }
+}
+
+/// A change of the route that ublk-target was asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    pub(crate) call: Call,
+    pub(crate) incarnation: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Operation {
+    pub(crate) verb: Verb,
+    pub(crate) pairs: Vec<usize>,
+    /// For a resume: those whose mirror leg is to be tried again.
+    pub(crate) degraded: Vec<usize>,
+    /// The place in `pairs`.
+    pub(crate) at: usize,
+    pub(crate) stage: Stage,
+    pub(crate) asked: Option<Asked>,
+    pub(crate) attempts: u32,
+}
+
+impl Operation {
+    pub(crate) fn new(verb: Verb, pairs: Vec<usize>, degraded: Vec<usize>) -> Self {
+        let stage = match verb {
+            Verb::Start | Verb::Resume => Stage::Intend,
+            Verb::Pause | Verb::Switch | Verb::Undo | Verb::Commit | Verb::Cancel => {
+                Stage::StopCopiers
+            }
+        };
+        Self {
+            verb,
+            pairs,
+            degraded,
+            at: 0,
+            stage,
+            asked: None,
+            attempts: 0,
+        }
+    }
+
+    /// The route that is asked for; `None`: a mirror leg is added.
+    pub(crate) const fn wanted(&self) -> Option<Route> {
+        let authoritative = match self.verb {
+            Verb::Switch => Side::Target,
+            Verb::Undo => Side::Source,
+            Verb::Commit => return Some(Route::Single(Side::Target)),
+            Verb::Cancel => return Some(Route::Single(Side::Source)),
+            Verb::Start | Verb::Pause | Verb::Resume => return None,
+        };
+        Some(Route::Mirrored { authoritative })
+    }
+
+    /// The work on the next pair begins.
+    pub(crate) fn ask_anew(&mut self) {
+        self.asked = None;
+        self.attempts = 0;
+    }
+
+    /// The intention, which is durable before it is acted on.
+    pub(crate) fn intend(&self, store: &mut Store) {
+        let phase = match self.verb {
+            Verb::Start => Phase::Starting,
+            Verb::Pause => {
+                store.paused = true;
+                return;
+            }
+            Verb::Resume => {
+                store.paused = false;
+                return;
+            }
+            Verb::Switch => Phase::Switching,
+            Verb::Undo => Phase::Undoing,
+            Verb::Commit => Phase::Committing,
+            Verb::Cancel => Phase::Cancelling,
+        };
+        for pair in &self.pairs {
+            store.pairs[*pair].phase = phase;
+        }
+    }
+
+    /// Records what the work on a pair led to. Says whether the next one follows.
+    pub(crate) fn record(
+        &self,
+        store: &mut Store,
+        pair: usize,
+        result: Result<(), Unchanged>,
+    ) -> bool {
+        let row = &mut store.pairs[pair];
+        match (self.verb, result) {
+            (Verb::Start, Ok(())) => active(row, Side::Source),
+            (Verb::Start, Err(Unchanged::Refused)) => row.phase = Phase::Setup,
+            // What the volume says next settles it.
+            (Verb::Start, Err(Unchanged::Unknown)) => {}
+            (Verb::Switch, Ok(())) => active(row, Side::Target),
+            (Verb::Undo, Ok(())) => active(row, Side::Source),
+            (Verb::Switch | Verb::Undo, Err(_)) => return false,
+            (Verb::Commit, Ok(())) => store.ended(pair, Side::Target),
+            (Verb::Cancel, Ok(())) => store.ended(pair, Side::Source),
+            (Verb::Commit | Verb::Cancel, Err(_)) => row.phase = Phase::Active,
+            (Verb::Pause | Verb::Resume, _) => {}
+        }
+        true
+    }
+}
+
+pub(crate) fn active(row: &mut PairRow, side: Side) {
+    row.phase = Phase::Active;
+    row.authoritative = side;
+}
+
+/// The control plane of one host.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    pub(crate) store: Store,
+    /// Not while it is dead; what follows is lost with it.
+    pub(crate) alive: bool,
+    pub(crate) views: Vec<View>,
+    pub(crate) operation: Option<Operation>,
+}
+
+impl Daemon {
+    pub(crate) fn new(volumes: usize, policy: OnAuthoritativeFailure) -> Self {
+        Self {
+            store: Store {
+                pairs: Vec::new(),
+                paused: false,
+                luns: vec![0; volumes],
+                policy,
+            },
+            alive: true,
+            views: vec![View::default(); volumes],
+            operation: None,
+        }
+    }
+
+    pub(crate) fn die(&mut self) {
+        self.alive = false;
+        self.operation = None;
+        self.views.fill(View::default());
+    }
+
+    /// As `records::seen` and `records::facts`.
+    pub(crate) fn facts(&self, pair: usize) -> Facts {
+        let (row, view) = (&self.store.pairs[pair], &self.views[pair]);
+        let seen = view
+            .status
+            .filter(|_| view.connected || view.failures == 0)
+            .map(|status| seen(row, &status))
+            .map(|seen| Seen {
+                dirty: seen.dirty || !view.connected,
+                ..seen
+            });
+        Facts {
+            phase: row.phase,
+            paused: self.store.paused,
+            last_authoritative: row.authoritative,
+            seen,
+        }
+    }
+
+    pub(crate) fn positions(&self) -> Vec<Position> {
+        let pairs = 0..self.store.pairs.len();
+        pairs.map(|pair| self.facts(pair).position()).collect()
+    }
+
+    /// As `requests::verb`: decides, and begins if that is the decision.
+    pub(crate) fn ask(&mut self, verb: Verb) -> &'static str {
+        if self.operation.is_some() {
+            return "verbs while another was busy";
+        }
+        let positions = self.positions();
+        let pairs = match session::decide_session(verb, &positions) {
+            SessionDecision::Do(pairs) => pairs,
+            SessionDecision::Already => return "verbs that were done already",
+            SessionDecision::Refuse { .. } => return "verbs refused",
+        };
+        for pair in &pairs {
+            let needs_volume = match verb {
+                Verb::Pause => false,
+                Verb::Cancel => self.store.pairs[*pair].phase != Phase::Setup,
+                Verb::Start | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Commit => true,
+            };
+            if needs_volume && self.views[*pair].failures > 0 {
+                return "verbs refused";
+            }
+        }
+        self.launch(verb);
+        "verbs begun"
+    }
+
+    /// As `requests::launch_verb`.
+    pub(crate) fn launch(&mut self, verb: Verb) {
+        let positions = self.positions();
+        let SessionDecision::Do(pairs) = session::decide_session(verb, &positions) else {
+            return;
+        };
+        let is_degraded =
+            |pair: &usize| positions[*pair].state == migration_core::pair::PairState::Degraded;
+        let degraded = (0..positions.len()).filter(is_degraded).collect();
+        self.operation = Some(Operation::new(verb, pairs, degraded));
+    }
+
+    /// As `reconcile::settle_pair`. Says whether something was recorded or begun.
+    pub(crate) fn settle_pair(&mut self, pair: usize, status: &Status) -> Option<&'static str> {
+        let row = &mut self.store.pairs[pair];
+        let seen = seen(row, status);
+        match settle(row.phase, &seen) {
+            Settlement::Nothing => {
+                let side = seen.mirrored()?;
+                if row.phase.is_ended() || side == row.authoritative {
+                    return None;
+                }
+                row.authoritative = side;
+                Some("sides found")
+            }
+            Settlement::Becomes(Phase::Committed) => {
+                self.store.ended(pair, Side::Target);
+                Some("phases settled")
+            }
+            Settlement::Becomes(Phase::Cancelled) => {
+                self.store.ended(pair, Side::Source);
+                Some("phases settled")
+            }
+            Settlement::Becomes(phase) => {
+                row.phase = phase;
+                row.authoritative = seen.mirrored().unwrap_or(Side::Source);
+                Some("phases settled")
+            }
+            Settlement::Finish(verb) => {
+                let answers = |pair: usize| self.views[pair].connected;
+                let rows = self.store.pairs.iter().enumerate();
+                if !rows
+                    .into_iter()
+                    .all(|(pair, row)| row.phase.is_ended() || answers(pair))
+                {
+                    return None;
+                }
+                self.launch(verb);
+                Some("verbs finished after a death")
+            }
+            Settlement::Contradiction => {
+                let side = seen.route.authoritative();
+                if row.authoritative == side {
+                    return None;
+                }
+                row.authoritative = side;
+                Some("contradictions")
+            }
+        }
+    }
+}
+
+fn seen(row: &PairRow, status: &Status) -> Seen {
+    Seen {
+        route: status.route,
+        ours: row.is_mirrored(status),
+        dirty: status.dirty,
+        degraded: status.degraded,
+        changing: status.changing,
+    }
+}
+
+/// Whether the answer to a change says that the route is as it was asked for; `None`: to be asked again.
+pub(crate) fn outcome(reply: &Reply) -> Option<Result<(), Unchanged>> {
+    match reply {
+        Reply::RouteChanged { .. } => Some(Ok(())),
+        Reply::ChangeFailed(ChangeError::StaleEpoch) => None,
+        Reply::ChangeFailed(error) => Some(Err(Unchanged::from(*error))),
+        other => panic!("a change of the route is answered with {other:?}"),
+    }
+}

@@ -1,0 +1,157 @@
+//! The simulation: the decisions of `ublk-target` and of `shuntd` in a world that reorders, fails, tears, dies and loses
+//! power, against an oracle. A seed is a world, and gives the same run always.
+#![allow(clippy::expect_used)]
+
+mod application;
+mod copier;
+mod daemon;
+mod dice;
+mod disk;
+mod io;
+mod settings;
+mod site;
+mod world;
+
+use std::{
+    panic::catch_unwind,
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use clap::Parser;
+use settings::Counts;
+use world::World;
+
+/// Worlds of an ordinary run.
+const SEEDS: u64 = 4000;
+
+/// Seeds that failed once, one a line; what follows a `#` says why.
+const OLD_SEEDS: &str = include_str!("../seeds");
+
+/// One world in how many must have met each of these: a world in which nothing happens proves nothing. Some four times
+/// rarer than they are.
+const MUST_HAPPEN: &[(&str, u64)] = &[
+    ("changes past their deadline", 10),
+    ("changes that failed", 40),
+    ("copies in sync", 3),
+    ("deaths between two effects", 1),
+    ("deaths in recovery", 1),
+    ("deaths of a copier", 1),
+    ("deaths of shuntd in an operation", 8),
+    ("flushes of a leg that failed", 200),
+    ("ghosts of a copier", 5),
+    ("ghosts of ublk-target", 1),
+    ("mirror legs given up", 60),
+    ("mirror legs given up after a stall", 4),
+    ("mirror legs tried again", 3),
+    ("pairs committed", 200),
+    ("pairs cancelled", 8),
+    ("pairs switched", 10),
+    ("pairs taken back", 2000),
+    ("pairs undone", 13),
+    ("power losses", 2),
+    ("reads from the mirror", 150),
+    ("roles moved by a failure", 600),
+    ("starts without the mirror leg", 16),
+    ("suspensions past their deadline", 1),
+    ("torn sectors", 50),
+    ("verbs finished after a death", 80),
+    ("writes to the map file that failed", 40),
+];
+
+static TRACED: AtomicBool = AtomicBool::new(false);
+
+/// Whether to say what happens.
+fn is_traced() -> bool {
+    TRACED.load(Ordering::Relaxed)
+}
+
+#[derive(Parser)]
+#[command(about = "Runs simulated worlds, and says which of them break a promise")]
+struct Arguments {
+    /// How many worlds
+    #[arg(long, default_value_t = SEEDS)]
+    seeds: u64,
+    /// The seed of the first one
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Only what the test harness wants to know
+    #[arg(long)]
+    list: bool,
+    /// Says what happens
+    #[arg(long)]
+    trace: bool,
+    /// Accepted for the test harness
+    #[arg(long, short)]
+    quiet: bool,
+    /// Accepted for the test harness
+    #[arg(hide = true)]
+    filters: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.list {
+        println!("no_order_of_events_breaks_a_promise: test");
+        return ExitCode::SUCCESS;
+    }
+    TRACED.store(arguments.trace, Ordering::Relaxed);
+    let old = OLD_SEEDS.lines().filter_map(|line| {
+        let seed = line.split('#').next().unwrap_or_default().trim();
+        (!seed.is_empty()).then(|| seed.parse().expect("a seed"))
+    });
+    let new = (0..arguments.seeds).map(|index| arguments.seed.wrapping_add(index));
+    let seeds: Vec<u64> = old.chain(new).collect();
+    let started = Instant::now();
+    let mut counts = Counts::new();
+    let mut failed = Vec::new();
+    for seed in &seeds {
+        match catch_unwind(|| World::new(*seed).run()) {
+            Ok(of_seed) => {
+                for (what, count) in of_seed {
+                    *counts.entry(what).or_default() += count;
+                }
+            }
+            Err(_) => {
+                eprintln!(
+                    "seed {seed} failed; repeat it with: cargo test --release -p tests --test sim -- --seeds 1 --seed {seed}"
+                );
+                failed.push(*seed);
+            }
+        }
+    }
+    report(&counts, seeds.len(), started.elapsed());
+    let missing = too_few(&counts, seeds.len() as u64);
+    if arguments.seeds >= SEEDS {
+        for what in &missing {
+            eprintln!("too few {what}: a world in which nothing happens proves nothing");
+        }
+    }
+    if failed.is_empty() && (missing.is_empty() || arguments.seeds < SEEDS) {
+        ExitCode::SUCCESS
+    } else {
+        eprintln!("{} seeds failed: {failed:?}", failed.len());
+        ExitCode::FAILURE
+    }
+}
+
+fn report(counts: &Counts, seeds: usize, took: Duration) {
+    for (what, count) in counts {
+        println!("{count:>12} {what}");
+    }
+    println!(
+        "{seeds} seeds in {:.1} s, {:.0} a second",
+        took.as_secs_f64(),
+        seeds as f64 / took.as_secs_f64()
+    );
+}
+
+fn too_few(counts: &Counts, seeds: u64) -> Vec<&'static str> {
+    let happened = |what| counts.get(what).copied().unwrap_or(0);
+    MUST_HAPPEN
+        .iter()
+        .filter(|(what, worlds)| happened(what) < seeds / worlds)
+        .map(|(what, _)| *what)
+        .collect()
+}

@@ -1,0 +1,690 @@
+//! A host with some volumes, shuntd and an operator, in which everything may happen at any moment.
+
+use std::time::Instant;
+
+use migration_core::{
+    pair::{PairState, Phase, Verb},
+    route::{Route, Side},
+    session,
+    units::{Epoch, Time},
+    volume::ChangeError,
+};
+
+use crate::{
+    daemon::{ATTEMPTS_MAX, Asked, Daemon, PairRow, Stage, Unchanged, active, outcome},
+    dice::Dice,
+    settings::{Counts, MILLISECOND, Settings},
+    site::{Process, Site, Start},
+};
+
+/// How many steps a world may take to come to rest.
+const REST_STEPS_MAX: usize = 60_000;
+
+pub(crate) struct World {
+    dice: Dice,
+    settings: Settings,
+    origin: Instant,
+    now: Time,
+    sites: Vec<Site>,
+    daemon: Daemon,
+    /// Epochs that somebody who was frozen still believes in.
+    old_epochs: Vec<(usize, Epoch)>,
+    counts: Counts,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        let settings = Settings::new(&mut dice);
+        let sites = (0..settings.volumes)
+            .map(|number| Site::new(number, seed, settings.clone()))
+            .collect();
+        Self {
+            daemon: Daemon::new(settings.volumes, settings.policy),
+            dice,
+            origin: Instant::now(),
+            now: Time(1),
+            sites,
+            old_epochs: Vec::new(),
+            counts: Counts::new(),
+            settings,
+        }
+    }
+
+    pub(crate) fn run(mut self) -> Counts {
+        for _ in 0..self.settings.steps {
+            self.step();
+            if self.has_refused() {
+                return self.into_counts();
+            }
+        }
+        self.come_to_rest();
+        self.into_counts()
+    }
+
+    fn into_counts(mut self) -> Counts {
+        for site in &self.sites {
+            for (what, count) in &site.counts {
+                *self.counts.entry(what).or_default() += count;
+            }
+        }
+        self.counts
+    }
+
+    fn note(&mut self, what: &'static str) {
+        if crate::is_traced() {
+            eprintln!("{:>16} session: {what}", self.now.0);
+        }
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    fn has_refused(&self) -> bool {
+        let mut sites = self.sites.iter();
+        sites.any(|site| matches!(site.process, Process::Refused))
+    }
+
+    fn step(&mut self) {
+        self.now = self.now.plus(self.dice.below(MILLISECOND as usize) as u64);
+        let index = self.dice.below(self.sites.len());
+        let now = self.now;
+        let site = &mut self.sites[index];
+        match self.dice.below(200) {
+            0..32 => site.new_request(now),
+            32..78 => site.complete_one(now),
+            78..116 => site.step_copier(self.origin, now),
+            116..157 => self.step_daemon(),
+            157..162 => self.ask_verb(),
+            162..166 => site.bury_copier(),
+            166..172 => site.land_ghost(),
+            172..184 => self.let_time_pass(index),
+            184 if self.dice.one_in(2) => site.suspend(now),
+            185 => site.end_suspension(now),
+            186 => self.ask_with_an_old_epoch(index),
+            188..190 if self.settings.hangs => {
+                let lun = self.dice.below(2);
+                site.hung[lun] = self.dice.one_in(4);
+            }
+            190 if self.dice.one_in(self.settings.peace) => self.let_die(index),
+            _ => {}
+        }
+        self.perform();
+        self.die_at_a_bad_moment(index);
+        self.check_ended_pairs();
+    }
+
+    /// While the map file is being written.
+    fn die_at_a_bad_moment(&mut self, index: usize) {
+        let Settings {
+            torn_role,
+            torn_bitmap,
+            ..
+        } = self.settings;
+        let peace = if torn_bitmap { 5 } else { 60 } * self.settings.peace;
+        if self.sites[index].writes_map() && self.dice.one_in(peace) {
+            match self.dice.below(4) {
+                _ if torn_role || torn_bitmap => self.lose_power(),
+                0 => self.sites[index].kill(),
+                1 => self.kill_daemon(),
+                _ => self.lose_power(),
+            }
+        }
+    }
+
+    fn perform(&mut self) {
+        for site in &mut self.sites {
+            site.perform();
+        }
+    }
+
+    /// Sweeps need a long time to be due, patience ends after a shorter one.
+    fn let_time_pass(&mut self, index: usize) {
+        let nanoseconds = match self.dice.below(60) {
+            0 => self.sites[index].sweep_time(),
+            1..4 => 250 * MILLISECOND,
+            4..12 => 60 * MILLISECOND,
+            _ => 0,
+        };
+        self.now = self.now.plus(nanoseconds);
+        for site in &mut self.sites {
+            site.tick(self.now);
+        }
+    }
+
+    // ---- deaths ----------------------------------------------------------------------------
+
+    fn let_die(&mut self, index: usize) {
+        let site = &mut self.sites[index];
+        match self.dice.below(12) {
+            0..2 => site.kill_copier(),
+            2..4 => site.kill(),
+            4..8 => site.doom(),
+            8..11 => self.kill_daemon(),
+            _ => self.lose_power(),
+        }
+    }
+
+    fn kill_daemon(&mut self) {
+        if self.daemon.alive {
+            if self.daemon.operation.is_some() {
+                self.note("deaths of shuntd in an operation");
+            }
+            self.daemon.die();
+            self.note("deaths of shuntd");
+            for site in &mut self.sites {
+                site.kill_copier();
+            }
+        }
+    }
+
+    fn lose_power(&mut self) {
+        self.daemon.die();
+        for site in &mut self.sites {
+            site.lose_power();
+        }
+        self.note("power losses");
+    }
+
+    // ---- shuntd ----------------------------------------------------------------------------
+
+    fn step_daemon(&mut self) {
+        if !self.daemon.alive {
+            if self.dice.one_in(2) {
+                self.daemon.alive = true;
+            }
+            return;
+        }
+        let index = self.dice.below(self.sites.len());
+        if self.daemon.operation.is_some() && self.dice.one_in(2) {
+            self.step_operation();
+        } else {
+            self.supervise(index);
+        }
+    }
+
+    /// Keeps a ublk-target running, and takes note of what it says.
+    fn supervise(&mut self, index: usize) {
+        let may_die = self.settings.steps > 0;
+        let (site, view) = (&mut self.sites[index], &mut self.daemon.views[index]);
+        match site.start(self.now, may_die) {
+            Start::Waits | Start::Goes | Start::Refused => {
+                view.connected = false;
+                return;
+            }
+            Start::Died => {
+                view.connected = false;
+                view.failures += 1;
+                return;
+            }
+            Start::Serves => {}
+        }
+        let Some(status) = site.status() else {
+            return;
+        };
+        view.connected = true;
+        view.failures = 0;
+        view.status = Some(status);
+        self.old_epochs.push((index, status.epoch));
+        if self.daemon.operation.is_some() || index >= self.daemon.store.pairs.len() {
+            return;
+        }
+        if let Some(what) = self.daemon.settle_pair(index, &status) {
+            return self.note(what);
+        }
+        let policy = self.daemon.store.policy;
+        let site = &mut self.sites[index];
+        if status.policy != policy
+            && let Some(serving) = site.serving()
+        {
+            serving.volume.set_on_authoritative_failure(policy);
+        }
+        if self.daemon.facts(index).wants_copier() {
+            site.start_copier(self.origin, self.now);
+        }
+    }
+
+    /// The operation under way comes one step further.
+    fn step_operation(&mut self) {
+        let Some(operation) = &mut self.daemon.operation else {
+            return;
+        };
+        match operation.stage {
+            Stage::StopCopiers => {
+                let mut running = false;
+                for site in &mut self.sites {
+                    site.copying.stop();
+                    running |= site.copying.is_running();
+                }
+                if !running {
+                    operation.stage = Stage::Intend;
+                }
+            }
+            Stage::Intend => self.intend(),
+            Stage::Work => self.work(),
+            Stage::Record(result) => self.record(result),
+            Stage::Back { failed } => {
+                let (pair, wanted) = (operation.pairs[operation.at], operation.wanted());
+                let back = wanted.map(|route| Route::Mirrored {
+                    authoritative: route.authoritative().other(),
+                });
+                if let Some(result) = self.ask_route(pair, back) {
+                    self.stage(Stage::BackRecord { failed, result });
+                }
+            }
+            Stage::BackRecord { failed, result } => self.record_back(failed, result),
+        }
+    }
+
+    fn stage(&mut self, stage: Stage) {
+        if let Some(operation) = &mut self.daemon.operation {
+            operation.stage = stage;
+        }
+    }
+
+    fn finish(&mut self, what: &'static str) {
+        self.daemon.operation = None;
+        self.note(what);
+    }
+
+    fn intend(&mut self) {
+        let Daemon {
+            store,
+            views,
+            operation: Some(operation),
+            ..
+        } = &mut self.daemon
+        else {
+            return;
+        };
+        if operation.verb == Verb::Cancel {
+            // A start that was interrupted may still be under way: only the volume can tell.
+            let unknown = |pair: &usize| {
+                let known = views[*pair].status.filter(|status| !status.changing);
+                let starting = store.pairs[*pair].phase == Phase::Starting;
+                starting && (!views[*pair].connected || known.is_none())
+            };
+            if operation.pairs.iter().any(unknown) {
+                return;
+            }
+            // A cancel of pairs that were never mirrored needs no ublk-target.
+            operation.pairs.retain(|pair| {
+                let row = &store.pairs[*pair];
+                let mirrored = views[*pair].status.is_some_and(|s| row.is_mirrored(&s));
+                let never = match row.phase {
+                    Phase::Setup | Phase::Starting => !mirrored,
+                    _ => false,
+                };
+                if never {
+                    store.ended(*pair, Side::Source);
+                }
+                !never
+            });
+        }
+        operation.intend(store);
+        operation.stage = Stage::Work;
+        operation.ask_anew();
+        if operation.verb == Verb::Pause || operation.pairs.is_empty() {
+            self.finish("verbs done");
+        }
+    }
+
+    fn work(&mut self) {
+        let Some(operation) = &self.daemon.operation else {
+            return;
+        };
+        if operation.verb == Verb::Resume {
+            return self.resume();
+        }
+        let (pair, wanted) = (operation.pairs[operation.at], operation.wanted());
+        if let Some(result) = self.ask_route(pair, wanted) {
+            self.stage(Stage::Record(result));
+        }
+    }
+
+    fn resume(&mut self) {
+        let Some(operation) = &mut self.daemon.operation else {
+            return;
+        };
+        let Some(pair) = operation.degraded.pop() else {
+            return self.finish("verbs done");
+        };
+        if !self.daemon.views[pair].connected {
+            return self.finish("verbs that failed");
+        }
+        let result = self.sites[pair].try_on_volume(|volume, _| volume.retry_mirror());
+        if let Some(Ok(true)) = result {
+            self.note("mirror legs tried again");
+        }
+        self.refresh(pair);
+    }
+
+    /// As `route_change`: asks until it is known whether the route is as wanted. `None`: not yet known.
+    fn ask_route(&mut self, pair: usize, wanted: Option<Route>) -> Option<Result<(), Unchanged>> {
+        let patient = !self.dice.one_in(300);
+        let operation = self.daemon.operation.as_mut()?;
+        let (site, view) = (&mut self.sites[pair], &self.daemon.views[pair]);
+        let row = &self.daemon.store.pairs[pair];
+        if let Some(asked) = operation.asked {
+            if site.incarnation == asked.incarnation && patient {
+                let reply = site.take_reply(asked.call)?;
+                self.refresh(pair);
+                let operation = self.daemon.operation.as_mut()?;
+                operation.asked = None;
+                return outcome(&reply);
+            }
+            operation.asked = None;
+            self.daemon.views[pair].connected = false;
+            return None;
+        }
+        if !view.connected {
+            // It is waited for, for a time.
+            return (!patient).then_some(Err(Unchanged::Unknown));
+        }
+        let status = view.status?;
+        let is_done = match wanted {
+            Some(route) => status.route == route,
+            None => row.is_mirrored(&status),
+        };
+        let foreign = status.route.mirror().is_some() && !row.is_mirrored(&status);
+        if is_done {
+            return Some(Ok(()));
+        }
+        if (wanted.is_some() && foreign) || operation.attempts == ATTEMPTS_MAX {
+            return Some(Err(Unchanged::Unknown));
+        }
+        operation.attempts += 1;
+        let target = row.target;
+        match site.change_route(self.now, status.epoch, wanted, target) {
+            Some(Ok(call)) => {
+                let incarnation = site.incarnation;
+                operation.asked = Some(Asked { call, incarnation });
+                None
+            }
+            Some(Err(error)) => {
+                self.note("changes refused");
+                self.refresh(pair);
+                (error != ChangeError::StaleEpoch).then_some(Err(Unchanged::from(error)))
+            }
+            None => {
+                self.daemon.views[pair].connected = false;
+                None
+            }
+        }
+    }
+
+    /// An answer comes after the view has been brought up to date.
+    fn refresh(&mut self, pair: usize) {
+        let status = self.sites[pair].status();
+        let view = &mut self.daemon.views[pair];
+        view.connected = status.is_some();
+        view.status = status.or(view.status);
+    }
+
+    fn record(&mut self, result: Result<(), Unchanged>) {
+        let Daemon {
+            store,
+            operation: Some(operation),
+            ..
+        } = &mut self.daemon
+        else {
+            return;
+        };
+        let pair = operation.pairs[operation.at];
+        if !operation.record(store, pair, result) {
+            let failed = operation.at;
+            operation.at = 0;
+            operation.ask_anew();
+            operation.stage = Stage::Back { failed };
+            self.note("roles that did not move");
+            if failed == 0 {
+                self.all_back(failed);
+            }
+            return;
+        }
+        operation.at += 1;
+        operation.ask_anew();
+        operation.stage = Stage::Work;
+        let (verb, ended) = (operation.verb, operation.at == operation.pairs.len());
+        self.note(match (verb, result) {
+            (_, Err(_)) => "pairs that did not follow",
+            (Verb::Start, Ok(())) => "pairs started",
+            (Verb::Switch, Ok(())) => "pairs switched",
+            (Verb::Undo, Ok(())) => "pairs undone",
+            (Verb::Commit, Ok(())) => "pairs committed",
+            (Verb::Cancel, Ok(())) => "pairs cancelled",
+            (Verb::Pause | Verb::Resume, Ok(())) => "other pairs",
+        });
+        if ended {
+            self.finish("verbs done");
+        }
+    }
+
+    /// A pair went back, or stays where it is.
+    fn record_back(&mut self, failed: usize, result: Result<(), Unchanged>) {
+        let Daemon {
+            store,
+            operation: Some(operation),
+            ..
+        } = &mut self.daemon
+        else {
+            return;
+        };
+        if let (Ok(()), Some(route)) = (result, operation.wanted()) {
+            let back = route.authoritative().other();
+            active(&mut store.pairs[operation.pairs[operation.at]], back);
+        }
+        operation.at += 1;
+        operation.ask_anew();
+        operation.stage = Stage::Back { failed };
+        let done = operation.at == failed;
+        self.note("pairs taken back");
+        if done {
+            self.all_back(failed);
+        }
+    }
+
+    fn all_back(&mut self, failed: usize) {
+        let Daemon {
+            store,
+            operation: Some(operation),
+            ..
+        } = &mut self.daemon
+        else {
+            return;
+        };
+        for pair in &operation.pairs[failed..] {
+            store.pairs[*pair].phase = Phase::Active;
+        }
+        self.finish("verbs that failed");
+    }
+
+    // ---- the operator ----------------------------------------------------------------------
+
+    fn ask_verb(&mut self) {
+        if !self.daemon.alive {
+            return;
+        }
+        if !self.daemon.store.is_live() {
+            return self.create();
+        }
+        let positions = self.daemon.positions();
+        let allowed = session::allowed(&positions);
+        let verb = if allowed.is_empty() || self.dice.one_in(5) {
+            self.dice.pick(&Verb::ALL)
+        } else {
+            // What brings the migration on, rather than a pause.
+            let further = [Verb::Start, Verb::Resume, Verb::Switch, Verb::Undo];
+            let further = further.into_iter().find(|verb| allowed.contains(verb));
+            let any = self.dice.pick(&allowed);
+            further.filter(|_| !self.dice.one_in(3)).unwrap_or(any)
+        };
+        // A migration is to last for a while, and a copy to end.
+        let hinders = matches!(verb, Verb::Commit | Verb::Cancel | Verb::Pause);
+        if hinders && !self.dice.one_in(80) {
+            return;
+        }
+        let what = self.daemon.ask(verb);
+        self.note(what);
+    }
+
+    fn create(&mut self) {
+        let store = &mut self.daemon.store;
+        store.pairs = store.luns.iter().map(|lun| PairRow::new(*lun)).collect();
+        store.paused = false;
+        self.note("sessions");
+    }
+
+    /// Whoever was frozen, and wakes up, is refused.
+    fn ask_with_an_old_epoch(&mut self, index: usize) {
+        let old = self.old_epochs.iter().rev();
+        let current = self.sites[index].status().map(|status| status.epoch);
+        let Some((_, epoch)) = old
+            .copied()
+            .find(|(site, epoch)| *site == index && Some(*epoch) != current)
+        else {
+            return;
+        };
+        let authoritative = self.dice.pick(&[Side::Source, Side::Target]);
+        let route = self.dice.pick(&[
+            Route::Mirrored { authoritative },
+            Route::Single(authoritative),
+        ]);
+        if self.sites[index]
+            .change_route(self.now, epoch, Some(route), 1)
+            .is_some()
+        {
+            self.note("stale epochs refused");
+        }
+    }
+
+    // ---- checks ----------------------------------------------------------------------------
+
+    /// What is recorded as ended is so on the map file.
+    fn check_ended_pairs(&self) {
+        for (row, site) in self.daemon.store.pairs.iter().zip(&self.sites) {
+            if !row.phase.is_ended() || matches!(site.process, Process::Refused) {
+                continue;
+            }
+            let Ok((route, lun)) = site.durable_route() else {
+                continue;
+            };
+            let side = row.authoritative;
+            assert!(
+                matches!(route, Route::Single(_)) && lun == row.lun(side),
+                "the pair is {}, but the volume is {route:?} with lun {lun}: {row:?}",
+                row.phase.name()
+            );
+        }
+    }
+
+    /// Nothing fails or dies any more: everything must end, and the session must be in one place.
+    fn come_to_rest(&mut self) {
+        self.settings.calm();
+        self.settings.steps = 0;
+        for site in &mut self.sites {
+            site.settings.calm();
+            site.hung = [false; 2];
+        }
+        for step in 0..REST_STEPS_MAX {
+            self.rest_step();
+            if self.has_refused() {
+                return;
+            }
+            if step % 16 == 0 && self.is_at_rest() {
+                break;
+            }
+        }
+        let positions = self.daemon.positions();
+        for site in &mut self.sites {
+            let daemon = &self.daemon;
+            site.check_at_the_end(|| format!("{positions:?}, {daemon:?}"));
+        }
+        assert!(
+            self.is_at_rest(),
+            "the session does not come to rest: {positions:?}, {:?}",
+            self.daemon
+        );
+    }
+
+    fn rest_step(&mut self) {
+        let jump = self.dice.pick(&[0, 1, 1, 20, 20, 120]);
+        self.now = self.now.plus(jump * MILLISECOND);
+        let now = self.now;
+        for site in &mut self.sites {
+            site.tick(now);
+            site.complete_one(now);
+            site.land_ghost();
+            site.bury_copier();
+            site.step_copier(self.origin, now);
+        }
+        self.perform();
+        self.step_daemon();
+        self.perform();
+        self.check_ended_pairs();
+        if self.dice.one_in(20) {
+            self.ask_for_rest();
+        }
+    }
+
+    /// The operator does what the state asks for.
+    fn ask_for_rest(&mut self) {
+        let daemon = &mut self.daemon;
+        let settled = daemon.views.iter().all(|view| view.connected);
+        if !daemon.alive || !settled || daemon.operation.is_some() || !daemon.store.is_live() {
+            return;
+        }
+        let positions = daemon.positions();
+        let allowed = session::allowed(&positions);
+        let is = |state: PairState| positions.iter().any(|position| position.state == state);
+        let under_way = is(PairState::Switching) || is(PairState::Committing);
+        assert!(
+            !allowed.is_empty() || under_way,
+            "there is no next command: {positions:?} {:?}",
+            daemon.store
+        );
+        let ended = positions.iter().find(|position| position.state.is_ended());
+        let wanted = if is(PairState::NeedsRecovery) {
+            vec![Verb::Cancel, Verb::Commit]
+        } else if is(PairState::Setup) || is(PairState::Queued) {
+            vec![self.dice.pick(&[Verb::Start, Verb::Cancel]), Verb::Cancel]
+        } else if is(PairState::Degraded) || is(PairState::Paused) {
+            vec![Verb::Resume]
+        } else {
+            match ended.map(|position| position.authoritative) {
+                Some(Side::Target) => vec![Verb::Commit, Verb::Switch],
+                Some(Side::Source) => vec![Verb::Cancel, Verb::Undo],
+                None if one_side(&positions) => vec![],
+                None => vec![self.dice.pick(&[Verb::Switch, Verb::Undo])],
+            }
+        };
+        let verb = wanted.into_iter().find(|verb| allowed.contains(verb));
+        if let Some(verb) = verb {
+            self.daemon.ask(verb);
+        }
+    }
+
+    fn is_at_rest(&mut self) -> bool {
+        let positions = self.daemon.positions();
+        let known = self.daemon.views.iter().all(|view| view.connected);
+        let rests = |state: PairState| {
+            matches!(
+                state,
+                PairState::SourceSelected
+                    | PairState::TargetSelected
+                    | PairState::Committed
+                    | PairState::Cancelled
+            )
+        };
+        known
+            && self.daemon.operation.is_none()
+            && positions.iter().all(|position| rests(position.state))
+            && one_side(&positions)
+            && self.sites.iter_mut().all(Site::is_quiet)
+    }
+}
+
+fn one_side(positions: &[migration_core::pair::Position]) -> bool {
+    let first = positions.first().map(|position| position.authoritative);
+    positions
+        .iter()
+        .all(|position| Some(position.authoritative) == first)
+}
