@@ -17,7 +17,8 @@
 //! ```
 //!
 //! `degraded` takes the place of `syncing`, `paused`, `source-selected` and `target-selected` while
-//! the mirror leg has failed. `needs-recovery` says that the volume does not answer, or that its
+//! the mirror leg has failed, and `verifying` that of the last two while they are compared: what may be done is the same,
+//! and ends the comparison. `needs-recovery` says that the volume does not answer, or that its
 //! route contradicts the phase.
 //!
 //! What follows from the facts (`ours` = mirrored onto the LUN that this pair recorded):
@@ -52,7 +53,7 @@
 //! | source-selected | = | D | = | D | = | . | D |
 //! | target-selected | = | D | = | = | D | D | . |
 //! | switching | . | . | . | . | . | . | . |
-//! | verifying | . | . | . | . | . | . | . |
+//! | verifying | = | D | = | D/= | =/D | ./D | D/. |
 //! | committing | . | . | . | . | . | D | . |
 //! | committed | . | . | . | . | . | = | . |
 //! | retired | . | . | . | . | . | = | . |
@@ -310,6 +311,8 @@ pub struct Facts {
     pub last_authoritative: Side,
     /// What the volume says; `None` while it does not answer.
     pub seen: Option<Seen>,
+    /// Whether the legs are being compared.
+    pub comparing: bool,
 }
 
 /// The state together with the side that rules.
@@ -377,11 +380,10 @@ impl Facts {
             PairState::Paused
         } else if seen.dirty {
             PairState::Syncing
+        } else if self.comparing {
+            PairState::Verifying
         } else {
-            match authoritative {
-                Side::Source => PairState::SourceSelected,
-                Side::Target => PairState::TargetSelected,
-            }
+            selected(authoritative)
         })
     }
 
@@ -390,6 +392,14 @@ impl Facts {
     pub fn wants_copier(&self) -> bool {
         let position = self.position();
         matches!(self.phase, Phase::Active) && matches!(position.state, PairState::Syncing)
+    }
+}
+
+/// The state of a pair whose legs are equal.
+const fn selected(authoritative: Side) -> PairState {
+    match authoritative {
+        Side::Source => PairState::SourceSelected,
+        Side::Target => PairState::TargetSelected,
     }
 }
 
@@ -549,7 +559,11 @@ pub fn decide(verb: Verb, position: Position) -> Decision {
             Verb::Pause | Verb::Undo => Do,
             Verb::Commit | Verb::Cancel => decide_end(verb, Side::Target),
         },
-        PairState::Switching | PairState::Verifying => refuse(Reason::UnderWay),
+        PairState::Switching => refuse(Reason::UnderWay),
+        PairState::Verifying => {
+            let state = selected(position.authoritative);
+            decide(verb, Position { state, ..position })
+        }
         PairState::Committing => match verb {
             Verb::Commit => Do,
             Verb::Start | Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Cancel => {
@@ -634,8 +648,8 @@ mod tests {
             (P::TargetSelected, Target, "=D==DD."),
             (P::Switching, Source, "......."),
             (P::Switching, Target, "......."),
-            (P::Verifying, Source, "......."),
-            (P::Verifying, Target, "......."),
+            (P::Verifying, Source, "=D=D=.D"),
+            (P::Verifying, Target, "=D==DD."),
             (P::Committing, Source, ".....D."),
             (P::Committing, Target, ".....D."),
             (P::Committed, Source, ".....=."),
@@ -701,6 +715,7 @@ mod tests {
             paused: false,
             last_authoritative: Side::Source,
             seen,
+            comparing: false,
         }
         .position()
         .state
@@ -808,6 +823,7 @@ mod tests {
             paused: false,
             last_authoritative: Side::Source,
             seen: Some(dirty),
+            comparing: false,
         };
         assert_eq!(facts.position().state, PairState::Syncing);
         assert!(facts.wants_copier());
@@ -829,6 +845,7 @@ mod tests {
             paused: false,
             last_authoritative: Side::Target,
             seen: None,
+            comparing: false,
         };
         assert_eq!(facts.position().authoritative, Side::Target);
         assert_eq!(facts.position().state, PairState::NeedsRecovery);
@@ -905,6 +922,7 @@ mod tests {
                 paused: false,
                 last_authoritative: Side::Source,
                 seen: changing,
+                comparing: false,
             };
             let allowed = allowed(facts.position());
             assert!(allowed.is_empty(), "{phase:?}: {allowed:?}");

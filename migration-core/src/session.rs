@@ -106,7 +106,10 @@ fn follows(verb: Verb, pairs: &[Position], ended: usize, to_do: &[usize]) -> boo
         state,
         authoritative,
     } = pairs[ended];
-    let differs = |index: &usize| rank(pairs[*index].state) < rank(PairState::SourceSelected);
+    let differs = |index: &usize| {
+        let state = pairs[*index].state;
+        rank(state) < rank(PairState::SourceSelected) && state != PairState::Verifying
+    };
     state.is_ended()
         && match verb {
             Verb::Resume => true,

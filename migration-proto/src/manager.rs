@@ -74,6 +74,13 @@ pub enum Request {
         /// The session.
         session: String,
     },
+    /// Compare both legs of each pair while applications go on.
+    Verify {
+        /// The session.
+        session: String,
+        /// Copy again what differs.
+        repair: bool,
+    },
     /// Make another map file for a volume whose own is lost or damaged. The volume uses one leg from then on.
     Recover {
         /// The volume.
@@ -107,6 +114,53 @@ pub struct SessionOptions {
     pub detect_zeroes: bool,
     /// What to do when an authoritative leg fails.
     pub on_authoritative_failure: OnAuthoritativeFailure,
+    /// What a copy has to prove.
+    pub verify: VerifyPolicy,
+}
+
+/// What a copy has to prove before it counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VerifyPolicy {
+    /// That the LUN took it.
+    #[default]
+    None,
+    /// That it reads back as it was written.
+    ReadBack,
+    /// The same, and before a switch the whole volume is compared once.
+    Full,
+}
+
+/// What came of comparing both legs of a pair. All bytes in whole regions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verification {
+    /// When it ended, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// Compared, and either the same or not.
+    pub compared_bytes: u64,
+    /// The part of it that was not the same.
+    pub differing_bytes: u64,
+    /// The first region that was not, as an address of the volume.
+    pub first_difference_bytes: Option<u64>,
+    /// Not compared: written all the time, dirty, or unreadable.
+    pub unknown_bytes: u64,
+    /// Whether what differed was to be copied again.
+    pub repaired: bool,
+}
+
+impl Verification {
+    /// Whether the whole volume was compared, and nothing differs any more.
+    #[must_use]
+    pub const fn is_clean(&self) -> bool {
+        self.unknown_bytes == 0 && !self.is_different()
+    }
+
+    /// Whether the legs are known to differ, and nothing was done about it.
+    #[must_use]
+    pub const fn is_different(&self) -> bool {
+        self.differing_bytes > 0 && !self.repaired
+    }
 }
 
 /// One pair of a session to be created.
@@ -249,10 +303,14 @@ pub struct PairRecord {
     pub dirty_bytes: u64,
     /// What has been copied since the start of the session, in bytes.
     pub copied_bytes: u64,
-    /// The present rate of the copy; absent while nothing is copied.
+    /// The present rate of the copy or of the comparison; absent while there is none.
     pub rate_bytes_per_second: Option<u64>,
-    /// How long the copy still takes at that rate; absent while unknown.
+    /// How long that still takes at that rate; absent while unknown.
     pub eta_seconds: Option<u64>,
+    /// What has been compared so far, in bytes, while the legs are being compared.
+    pub compared_bytes: Option<u64>,
+    /// What came of the last whole comparison.
+    pub verification: Option<Verification>,
     /// The last pause that a change of the route caused, in microseconds.
     pub last_pause_us: Option<u64>,
     /// What is wrong, if something is.

@@ -74,6 +74,28 @@ pub enum Request {
         /// Why, if `failed` names any.
         error: Option<CopyError>,
     },
+    /// Copier: I am about to compare these regions. Answer: [`Response::Watched`].
+    Watch {
+        /// The epoch that the copier was opened with.
+        epoch: u64,
+        /// At most [`WATCH_REGIONS_MAX`].
+        regions: Vec<u64>,
+        /// A region that is being written is not found quiet by itself: hold further writes to it for a while.
+        hold: bool,
+    },
+    /// Copier: this is what I found in regions that are watched. Answer: [`Response::Compared`].
+    Compared {
+        /// The epoch that the copier was opened with.
+        epoch: u64,
+        /// The same on both legs.
+        same: Vec<u64>,
+        /// Not the same.
+        differing: Vec<u64>,
+        /// They could not be read.
+        unread: Vec<u64>,
+        /// Let what differs be dirty, so that it is copied again.
+        repair: bool,
+    },
     /// Stop the device and end the process. Refused while the device is open, if the kernel can tell.
     /// Answer: [`Response::Done`], then the connection closes.
     Stop,
@@ -116,6 +138,9 @@ impl From<migration_core::volume::OnAuthoritativeFailure> for OnAuthoritativeFai
 
 /// The most regions one claim may ask for.
 pub const CLAIM_REGIONS_MAX: u32 = 256;
+
+/// The most regions that may be watched at once.
+pub const WATCH_REGIONS_MAX: usize = migration_core::volume::WATCHED_REGIONS_MAX;
 
 /// Why a region could not be copied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,6 +195,18 @@ pub enum Response {
         regions: Vec<u64>,
         /// Dirty bytes that remain after this grant (the granted ones count as dirty).
         dirty_bytes: u64,
+    },
+    /// The regions that may be compared now. Those that were asked for and are in neither list are being written.
+    Watched {
+        /// Watched from now on.
+        regions: Vec<u64>,
+        /// Dirty: still to be copied.
+        dirty: Vec<u64>,
+    },
+    /// What was found is known now.
+    Compared {
+        /// Of these regions nothing is known: they were written meanwhile, or have become dirty.
+        unknown: Vec<u64>,
     },
     /// Done, nothing to say.
     Done,

@@ -7,6 +7,7 @@ use std::{
 
 use mgr::copier::{
     Outcome,
+    conversation::Conversation,
     legs::{FileIndex, LegMap},
     plan::Plan,
     window::{Piece, Sizes, Window},
@@ -273,7 +274,7 @@ impl Site {
             None => copier.pieces[index].1 = Some(self.luns[copier.from].now(block(&piece))),
             Some(value) => {
                 copier.pieces.swap_remove(index);
-                copier.plan.piece_copied(piece.region);
+                copier.plan.piece_done(piece.region);
                 self.luns[lun].write(block(&piece), value, false);
                 self.note("pieces copied");
             }
@@ -346,6 +347,7 @@ impl Site {
             Outcome::Disconnected { .. } => "copiers disconnected",
             Outcome::Refused { .. } => "copiers refused",
             Outcome::Failed { .. } => "copiers failed",
+            Outcome::Compared(_) => panic!("nothing is to be compared"),
             Outcome::Broken { cause } => panic!("{cause}"),
         });
     }

@@ -270,6 +270,7 @@ impl Daemon {
             paused: self.store.paused,
             last_authoritative: row.authoritative,
             seen,
+            comparing: false,
         }
     }
 

@@ -274,6 +274,13 @@ impl Mapped {
         self.reload(&self.table("delay", &format!("0 {milliseconds}")));
     }
 
+    /// Exchanges the table while the device is in use: from now on one byte of each write is another one on the LUN.
+    pub fn spoil_writes(&self) {
+        sh("modprobe", &["dm-flakey"]);
+        let always = "0 0 3600 5 corrupt_bio_byte 32 w 170 0";
+        self.reload(&self.table("flakey", always));
+    }
+
     /// Nothing comes back from now on, until [`Self::let_go`].
     pub fn hang(&self) {
         sh(

@@ -13,3 +13,4 @@ mod main_path;
 mod refusals;
 mod shapes;
 mod sockets;
+mod verify;

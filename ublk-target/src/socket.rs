@@ -25,12 +25,12 @@ use migration_proto::{
     frame::{self, FrameError},
     places::{Admitted, ConnectionId, Places},
     route::{Descriptor, Leg},
-    target::{CLAIM_REGIONS_MAX, Counters, Refusal, Request, Response, Status},
+    target::{CLAIM_REGIONS_MAX, Counters, Refusal, Request, Response, Status, WATCH_REGIONS_MAX},
 };
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use crate::{
-    engine::{Ask, Command, Inbox, Snapshot, refused},
+    engine::{Ask, Command, Inbox, Said, Snapshot, refused},
     legs::OpenLeg,
 };
 
@@ -259,14 +259,46 @@ impl Server {
                 error,
             } => {
                 let mirror_failed = self.is_mirror_error(error.map(|error| error.side));
-                Ask::Report {
-                    copier: id,
-                    epoch,
+                let said = Said::Done {
                     copied,
                     failed,
                     mirror_failed,
+                };
+                Ask::Regions {
+                    copier: id,
+                    epoch,
+                    said,
                 }
             }
+            Request::Watch { regions, .. } if regions.len() > WATCH_REGIONS_MAX => {
+                let cause = format!("at most {WATCH_REGIONS_MAX} regions are watched");
+                return refused(Refusal::Malformed, cause);
+            }
+            Request::Watch {
+                epoch,
+                regions,
+                hold,
+            } => Ask::Regions {
+                copier: id,
+                epoch,
+                said: Said::ToCompare { regions, hold },
+            },
+            Request::Compared {
+                epoch,
+                same,
+                differing,
+                unread,
+                repair,
+            } => Ask::Regions {
+                copier: id,
+                epoch,
+                said: Said::Compared {
+                    same,
+                    differing,
+                    unread,
+                    repair,
+                },
+            },
             Request::SetRoute {
                 epoch,
                 route,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
-use migration_proto::manager::PairSpec;
+use migration_proto::manager::{PairSpec, VerifyPolicy};
 use migration_proto::route::Side;
 use migration_proto::target::OnAuthoritativeFailure;
 
@@ -88,6 +88,28 @@ impl From<OnFailure> for OnAuthoritativeFailure {
     }
 }
 
+/// What a copy has to prove before it counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Proof {
+    /// that the LUN took it; verify compares everything when you want it
+    #[default]
+    None,
+    /// that it reads back as it was written
+    ReadBack,
+    /// the same, and the whole volume is compared once it is in sync; switch is refused before that
+    Full,
+}
+
+impl From<Proof> for VerifyPolicy {
+    fn from(proof: Proof) -> Self {
+        match proof {
+            Proof::None => Self::None,
+            Proof::ReadBack => Self::ReadBack,
+            Proof::Full => Self::Full,
+        }
+    }
+}
+
 /// A command of `shunt`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -136,6 +158,9 @@ pub enum Command {
         /// Look for zeroes while copying and leave them out on targets that can do so
         #[arg(long)]
         detect_zeroes: bool,
+        /// What a copy has to prove before it counts
+        #[arg(long, value_enum, value_name = "PROOF", default_value_t)]
+        verify: Proof,
         /// What to do when the authoritative LUN fails to write while both are equal
         #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
         on_authoritative_failure: OnFailure,
@@ -210,6 +235,27 @@ pub enum Command {
     Resume {
         /// The session
         session: String,
+    },
+    /// Compare both legs while applications go on
+    ///
+    /// Reads all of both LUNs, region by region. Applications do not wait for it; only a region that
+    /// is written without a pause is held for a moment. Waits until all is compared, with a progress
+    /// bar on a terminal; Ctrl-C ends the waiting, not the comparison. Ends with exit status 1 if
+    /// anything differs, or could not be compared. While a difference is known and not repaired,
+    /// switch and undo are refused.
+    #[command(after_help = "EXAMPLES:
+  shunt verify s1
+  shunt verify s1 --repair
+  shunt verify s1 --no-wait && shunt status s1")]
+    Verify {
+        /// The session
+        session: String,
+        /// Copy what differs again, from the authoritative leg to the other one
+        #[arg(long)]
+        repair: bool,
+        /// Begin, and do not wait for the end
+        #[arg(long)]
+        no_wait: bool,
     },
     /// Make the target authoritative
     ///

@@ -263,6 +263,7 @@ fn subject(request: &Request) -> Subject<'_> {
         | Request::Start { session }
         | Request::Pause { session }
         | Request::Resume { session }
+        | Request::Verify { session, .. }
         | Request::Switch { session, .. }
         | Request::Undo { session, .. }
         | Request::Commit { session }

@@ -191,6 +191,7 @@ impl Limits {
             | Request::Start { .. }
             | Request::Pause { .. }
             | Request::Resume { .. }
+            | Request::Verify { .. }
             | Request::Commit { .. }
             | Request::Cancel { .. } => self.change,
         }

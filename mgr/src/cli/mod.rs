@@ -2,7 +2,8 @@
 //!
 //! * [`args`] defines the command line; help, man pages and completions come from it ([`documents`]).
 //! * [`client`] is the connection to shuntd, [`ask`] makes what goes wrong there a [`problem`].
-//! * [`render`] and [`units`] show records, [`wait`] and [`state`] wait for a state.
+//! * [`render`] and [`units`] show records, [`wait`] and [`state`] wait for a state, `verify` for the end of a
+//!   comparison.
 //! * [`exit`] is the table of exit codes.
 //!
 //! Standard output is data, standard error is people. Nothing here decides anything about a
@@ -17,6 +18,7 @@ pub mod problem;
 pub mod render;
 pub mod state;
 pub mod units;
+mod verify;
 pub mod wait;
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
@@ -85,6 +87,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             pairs,
             overwrite,
             detect_zeroes,
+            verify,
             on_authoritative_failure,
         } => {
             let request = Request::Create {
@@ -94,6 +97,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                     overwrite,
                     detect_zeroes,
                     on_authoritative_failure: on_authoritative_failure.into(),
+                    verify: verify.into(),
                 },
             };
             change(&global, &request)
@@ -115,6 +119,11 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
         }
         Command::Pause { session } => change(&global, &Request::Pause { session }),
         Command::Resume { session } => change(&global, &Request::Resume { session }),
+        Command::Verify {
+            session,
+            repair,
+            no_wait,
+        } => verify::verify(&global, session, repair, !no_wait),
         Command::Switch { session, pause } => {
             let max_pause_ms = pause.milliseconds();
             change(

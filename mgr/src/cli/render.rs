@@ -1,6 +1,8 @@
 //! Records as people read them, and as programs do.
 
-use migration_proto::manager::{EventRecord, PairRecord, Record, SessionRecord, VolumeRecord};
+use migration_proto::manager::{
+    EventRecord, PairRecord, Record, SessionRecord, Verification, VolumeRecord,
+};
 use migration_proto::route::Side;
 
 use super::units::{self, printable};
@@ -167,7 +169,10 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
 }
 
 fn pair_row(pair: &PairRecord) -> Vec<String> {
-    let percent = units::percent_done(pair.total_bytes, pair.dirty_bytes);
+    let left_bytes = pair.compared_bytes.map_or(pair.dirty_bytes, |compared| {
+        pair.total_bytes.saturating_sub(compared)
+    });
+    let percent = units::percent_done(pair.total_bytes, left_bytes);
     vec![
         printable(&pair.volume),
         printable(&pair.state),
@@ -190,11 +195,43 @@ fn pair_notes(pair: &PairRecord) -> String {
         units::bytes(pair.total_bytes),
         units::bytes(pair.copied_bytes),
     );
+    if let Some(found) = &pair.verification {
+        let what = verification(found, pair.total_bytes);
+        let when = units::moment(found.at_ms / 1000);
+        text.push_str(&format!("  {name}: {what} ({when})\n"));
+    }
     if let Some(pause) = pair.last_pause_us {
         text.push_str(&format!("  {name}: last pause {}\n", units::pause(pause)));
     }
     if let Some(problem) = &pair.problem {
         text.push_str(&format!("  {name}: problem: {}\n", printable(problem)));
+    }
+    text
+}
+
+/// What came of a comparison.
+#[must_use]
+pub fn verification(found: &Verification, total_bytes: u64) -> String {
+    let mut text = match found.first_difference_bytes {
+        None if found.unknown_bytes == 0 => "compared, nothing differs".to_owned(),
+        None => format!(
+            "{} compared, nothing differs",
+            units::bytes(found.compared_bytes)
+        ),
+        Some(at) => format!(
+            "compared, {} of {} {}, the first at {at}",
+            units::bytes(found.differing_bytes),
+            units::bytes(total_bytes),
+            if found.repaired {
+                "differed and were marked to be copied again"
+            } else {
+                "differ"
+            }
+        ),
+    };
+    if found.unknown_bytes > 0 {
+        let unknown = units::bytes(found.unknown_bytes);
+        text.push_str(&format!("; {unknown} could not be compared"));
     }
     text
 }
@@ -274,6 +311,15 @@ mod tests {
                 copied_bytes: 3 << 30,
                 rate_bytes_per_second: Some(64 << 20),
                 eta_seconds: Some(16),
+                compared_bytes: None,
+                verification: Some(Verification {
+                    at_ms: 60_000,
+                    compared_bytes: 4 << 30,
+                    differing_bytes: 1 << 20,
+                    first_difference_bytes: Some(3 << 20),
+                    unknown_bytes: 2 << 20,
+                    repaired: false,
+                }),
                 last_pause_us: Some(1500),
                 problem: Some("a \u{1b}[31mred\n problem".into()),
             }),
@@ -287,6 +333,7 @@ session s1: syncing, 1 pair, created 1970-01-01 00:00:00Z
   VOLUME  STATE    AUTHORITATIVE  DONE                         DIRTY     RATE         TIME LEFT
   db      syncing  source         [###############-----]  75%  1.00 GiB  64.00 MiB/s  16s
   db: /dev/a -> /dev/b, 4.00 GiB, 3.00 GiB copied
+  db: compared, 1.00 MiB of 4.00 GiB differ, the first at 3145728; 2.00 MiB could not be compared (1970-01-01 00:01:00Z)
   db: last pause 1.5 ms
   db: problem: a \\u{1b}[31mred\\n problem
   you may now: shunt pause s1, shunt cancel s1

@@ -73,6 +73,27 @@ pub fn wait(poll: &mut Poll, wish: &Wish, quiet: bool) -> Result<Vec<Record>, Pr
     }
 }
 
+/// Waits until no pair of the session is being compared, and gives the records of the last look.
+///
+/// # Errors
+/// shuntd does not answer.
+pub fn until_compared(poll: &mut Poll, session: &str, quiet: bool) -> Result<Vec<Record>, Problem> {
+    let mut display = Display::new(quiet);
+    loop {
+        match poll.look(Duration::MAX)? {
+            Some(records) => {
+                let pairs = render::pairs(&records, session);
+                if pairs.iter().all(|pair| pair.compared_bytes.is_none()) {
+                    return Ok(records);
+                }
+                display.show(&Progress::of(session, &records).ok_or_else(wrong_answer)?);
+            }
+            None => display.absent(),
+        }
+        thread::sleep(WAIT_INTERVAL);
+    }
+}
+
 /// Shows the status again and again until Ctrl-C, or until the reason that is given back.
 pub fn watch(poll: &mut Poll, json: bool) -> Stop {
     let redraw = io::stdout().is_terminal() && !json;
@@ -142,7 +163,9 @@ fn too_late(wish: &Wish, limit: Duration, last: Option<&Progress>) -> Problem {
 struct Progress {
     state: String,
     total_bytes: u64,
-    dirty_bytes: u64,
+    /// What is still to be copied or compared.
+    left_bytes: u64,
+    comparing: bool,
     rate_bytes_per_second: Option<u64>,
     eta_seconds: Option<u64>,
     problem: Option<String>,
@@ -155,14 +178,19 @@ impl Progress {
         let mut progress = Self {
             state,
             total_bytes: 0,
-            dirty_bytes: 0,
+            left_bytes: 0,
+            comparing: false,
             rate_bytes_per_second: None,
             eta_seconds: None,
             problem: None,
         };
         for pair in render::pairs(records, session) {
             progress.total_bytes = progress.total_bytes.saturating_add(pair.total_bytes);
-            progress.dirty_bytes = progress.dirty_bytes.saturating_add(pair.dirty_bytes);
+            let left_bytes = pair.compared_bytes.map_or(pair.dirty_bytes, |compared| {
+                pair.total_bytes.saturating_sub(compared)
+            });
+            progress.comparing |= pair.compared_bytes.is_some();
+            progress.left_bytes = progress.left_bytes.saturating_add(left_bytes);
             progress.eta_seconds = progress.eta_seconds.max(pair.eta_seconds);
             if let Some(rate) = pair.rate_bytes_per_second {
                 let sum = progress.rate_bytes_per_second.unwrap_or(0);
@@ -180,7 +208,7 @@ impl Progress {
     }
 
     fn percent(&self) -> u8 {
-        units::percent_done(self.total_bytes, self.dirty_bytes)
+        units::percent_done(self.total_bytes, self.left_bytes)
     }
 
     fn line(&self) -> String {
@@ -198,7 +226,8 @@ impl Progress {
             parts.push(format!("{left} left"));
         }
         parts.extend(self.rate_bytes_per_second.map(units::rate));
-        parts.push(format!("{} to copy", units::bytes(self.dirty_bytes)));
+        let what = if self.comparing { "compare" } else { "copy" };
+        parts.push(format!("{} to {what}", units::bytes(self.left_bytes)));
         parts.join(", ")
     }
 }
@@ -237,7 +266,7 @@ impl Display {
         match self {
             Self::Bar(bar) => {
                 bar.set_length(progress.total_bytes.max(1));
-                bar.set_position(progress.total_bytes.saturating_sub(progress.dirty_bytes));
+                bar.set_position(progress.total_bytes.saturating_sub(progress.left_bytes));
                 bar.set_prefix(printable(&progress.state));
                 bar.set_message(printable(&progress.rest()));
                 // Only now, so that the first thing that is drawn is whole.

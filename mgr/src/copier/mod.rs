@@ -1,5 +1,5 @@
-//! The copier: one thread per pair that copies regions from the authoritative leg to the mirror leg while
-//! `ublk-target` serves the volume.
+//! The copier: one thread per pair that copies regions from the authoritative leg to the mirror leg, or compares both
+//! legs, while `ublk-target` serves the volume.
 //!
 //! ```text
 //!              claim / regions / report                     read            write
@@ -13,13 +13,15 @@
 //! 2. The lock is held, and the connection with its claims lives, until the last I/O is done. If this process is killed, the kernel
 //!    keeps the lock that long: the ring holds the LUNs as registered files.
 //! 3. A region is reported copied only when all of it was written (or deallocated and reads as zeroes).
-//! 4. Nothing is written for an epoch that is over.
+//! 4. Nothing is written for an epoch that is over, and nothing at all by a comparison.
 //!
 //! | file | purpose | I/O |
 //! |---|---|---|
-//! | `plan` | the conversation: what to ask, when to end | none |
+//! | `conversation` | what the thread asks of a plan | none |
+//! | `plan` | the plan of a copy: what to ask, when to end | none |
+//! | `compare` | the plan of a comparison | none |
 //! | `window` | claimed regions, cut into pieces | none |
-//! | `transfer` | one piece: read, then write or deallocate | none |
+//! | `transfer` | one piece: read, then written or deallocated, then read back | none |
 //! | `legs` | addresses of the volume on the extents of a leg | none |
 //! | `rate` | the limit of the rate | none |
 //! | `ring` | io_uring and its memory: the only unsafe code | yes |
@@ -32,6 +34,8 @@
 //! Absent: the decision what is dirty, retries of a copier that ended, flushing the mirror leg (`ublk-target` does it
 //! before a region is durably clean).
 
+pub mod compare;
+pub mod conversation;
 pub mod legs;
 mod line;
 mod open;
@@ -77,6 +81,23 @@ pub struct Config {
     pub io_bytes: u32,
     /// Deallocate on the mirror leg what is zero, where it can, instead of writing it.
     pub detect_zeroes: bool,
+    /// What to do.
+    pub task: Task,
+}
+
+/// What a copier does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// Copies what is dirty.
+    Copy {
+        /// Read from the mirror leg what was written there, before it counts as copied.
+        read_back: bool,
+    },
+    /// Compares what is clean.
+    Compare {
+        /// Let what differs be dirty.
+        repair: bool,
+    },
 }
 
 impl Config {
@@ -88,6 +109,7 @@ impl Config {
             queue_depth: QUEUE_DEPTH_DEFAULT,
             io_bytes: IO_BYTES_DEFAULT,
             detect_zeroes: false,
+            task: Task::Copy { read_back: false },
         }
     }
 
@@ -125,9 +147,9 @@ pub struct Progress {
     pub copied_bytes: AtomicU64,
     /// The part of `copied_bytes` that was deallocated instead of written.
     pub zero_bytes: AtomicU64,
-    /// What is dirty, as `ublk-target` said with its last grant.
-    pub dirty_bytes: AtomicU64,
-    /// How many regions could not be copied (an error of a region that is tried again counts again).
+    /// Compared since the start; what was compared twice counts twice.
+    pub compared_bytes: AtomicU64,
+    /// How many regions could not be copied or compared (an error of a region that is tried again counts again).
     pub failed_regions: AtomicU64,
 }
 
@@ -136,6 +158,8 @@ pub struct Progress {
 pub enum Outcome {
     /// `ublk-target` said that nothing is dirty.
     InSync,
+    /// The whole volume was compared, as far as that was possible.
+    Compared(compare::Found),
     /// It was asked to stop.
     Stopped,
     /// `ublk-target` is gone, does not answer, or broke the protocol.
@@ -151,7 +175,7 @@ pub enum Outcome {
         /// The cause in words.
         cause: String,
     },
-    /// Too many regions could not be copied.
+    /// Too many regions could not be copied or compared.
     Failed {
         /// The leg of the last error.
         side: Side,

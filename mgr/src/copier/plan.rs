@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use migration_proto::target::{CLAIM_REGIONS_MAX, CopyError, Refusal, Request, Response};
 
 use super::Outcome;
+use super::conversation::Conversation;
 use super::rate::{Allowance, Bucket};
 use super::window::{Finished, Piece, RegionEnd, RegionSlot, Window};
 
@@ -72,8 +73,6 @@ pub struct Plan {
     last_was_report: bool,
     /// At least so much is dirty that is not held, in bytes.
     elsewhere_bytes: u64,
-    /// As ublk-target last told, in bytes.
-    dirty_bytes: u64,
     claim_not_before: Instant,
     /// Claim when less than this is left to begin, in bytes.
     ahead_bytes: u64,
@@ -102,7 +101,6 @@ impl Plan {
             awaiting: Awaiting::Nothing,
             last_was_report: false,
             elsewhere_bytes: 0,
-            dirty_bytes: 0,
             claim_not_before: now,
             ahead_bytes: queue_bytes,
             ahead_bytes_max: queue_bytes.saturating_mul(AHEAD_QUEUES_MAX),
@@ -114,126 +112,6 @@ impl Plan {
             drained_at: None,
             connected: true,
         }
-    }
-
-    /// The next piece to read, if one may begin. Call whenever a buffer is free.
-    pub fn next_piece(&mut self) -> Option<Piece> {
-        if self.ending.is_some() {
-            return None;
-        }
-        let piece = self.window.next_piece();
-        let waiting_for_answer = self.awaiting != Awaiting::Nothing && self.elsewhere_bytes > 0;
-        self.ran_dry |= piece.is_none() && waiting_for_answer && !self.throttled;
-        piece
-    }
-
-    /// A piece is on the other leg.
-    pub fn piece_copied(&mut self, region: RegionSlot) {
-        self.region_ended(region, true);
-    }
-
-    /// A piece failed.
-    pub fn piece_failed(&mut self, region: RegionSlot, error: CopyError) {
-        self.last_error = Some(error);
-        self.region_ended(region, false);
-    }
-
-    /// The request to send now, if any; it is outstanding from now on.
-    pub fn next_request(&mut self, now: Instant, bytes_per_second: u64) -> Option<Request> {
-        if !self.connected || self.awaiting != Awaiting::Nothing {
-            return None;
-        }
-        let wish = self.wish(now, bytes_per_second);
-        let report_turn = !self.last_was_report || !matches!(wish, Wish::Claim { .. });
-        if self.window.has_finished() && report_turn {
-            return Some(self.report());
-        }
-        let Wish::Claim { regions_max } = wish else {
-            return None;
-        };
-        self.last_was_report = false;
-        self.awaiting = Awaiting::Claim { since: now };
-        Some(Request::Claim { regions_max })
-    }
-
-    /// Takes the answer to the outstanding request.
-    pub fn answered(&mut self, response: Response, now: Instant) {
-        let awaited = std::mem::replace(&mut self.awaiting, Awaiting::Nothing);
-        match (awaited, response) {
-            (
-                Awaiting::Claim { .. },
-                Response::Claimed {
-                    epoch,
-                    regions,
-                    dirty_bytes,
-                },
-            ) => self.claimed(epoch, &regions, dirty_bytes, now),
-            (Awaiting::Report { regions }, Response::Done) => {
-                self.window.let_go(&regions.copied);
-                // Failed regions stay dirty, and somebody can claim them again.
-                self.elsewhere_bytes += self.window.let_go(&regions.failed);
-            }
-            (
-                Awaiting::Claim { .. } | Awaiting::Report { .. },
-                Response::Refused { reason, cause },
-            ) => {
-                self.connected = false;
-                self.end(Outcome::Refused { reason, cause });
-            }
-            (Awaiting::Claim { .. }, _) => self.unexpected("a claim"),
-            (Awaiting::Report { .. }, _) => self.unexpected("a report"),
-            (Awaiting::Nothing, _) => self.unexpected("nothing"),
-        }
-    }
-
-    /// The connection is gone or of no use. I/O in flight is waited for.
-    pub fn give_up(&mut self, cause: String) {
-        self.connected = false;
-        self.awaiting = Awaiting::Nothing;
-        self.end(Outcome::Disconnected { cause });
-    }
-
-    /// Somebody asked for the end.
-    pub fn stop(&mut self) {
-        self.end(Outcome::Stopped);
-    }
-
-    /// Gives up on an answer that is overdue, and returns when to look again, at the latest.
-    pub fn look_at_the_clock(&mut self, now: Instant, bytes_per_second: u64) -> Option<Instant> {
-        if self.ending.is_some() && self.window.pieces_in_flight() == 0 {
-            self.drained_at.get_or_insert(now);
-        }
-        if let Some(overdue_at) = self.overdue_at() {
-            if now < overdue_at {
-                return Some(overdue_at);
-            }
-            self.give_up("ublk-target does not answer".to_owned());
-        }
-        if self.connected
-            && self.awaiting == Awaiting::Nothing
-            && let Wish::Later(at) = self.wish(now, bytes_per_second)
-        {
-            return Some(at);
-        }
-        None
-    }
-
-    /// How it ended, once nothing is in flight and nothing is left to report.
-    pub fn outcome(&self) -> Option<&Outcome> {
-        let quiet = self.window.pieces_in_flight() == 0
-            && self.awaiting == Awaiting::Nothing
-            && (!self.connected || !self.window.has_finished());
-        self.ending.as_ref().filter(|_| quiet)
-    }
-
-    /// What is dirty, as ublk-target last told, in bytes.
-    pub fn dirty_bytes(&self) -> u64 {
-        self.dirty_bytes
-    }
-
-    /// The regions that could not be copied so far.
-    pub fn failed_regions(&self) -> u32 {
-        self.failed_regions
     }
 
     fn unexpected(&mut self, request: &str) {
@@ -320,7 +198,6 @@ impl Plan {
             });
             return;
         }
-        self.dirty_bytes = dirty_bytes;
         match self.window.grant(regions) {
             Ok(granted_bytes) => self.bucket.take(granted_bytes),
             Err(error) => {
@@ -355,6 +232,118 @@ impl Plan {
                 }
             }
         }
+    }
+}
+
+impl Conversation for Plan {
+    fn next_piece(&mut self) -> Option<Piece> {
+        if self.ending.is_some() {
+            return None;
+        }
+        let piece = self.window.next_piece();
+        let waiting_for_answer = self.awaiting != Awaiting::Nothing && self.elsewhere_bytes > 0;
+        self.ran_dry |= piece.is_none() && waiting_for_answer && !self.throttled;
+        piece
+    }
+
+    fn piece_done(&mut self, region: RegionSlot) {
+        self.region_ended(region, true);
+    }
+
+    fn piece_differs(&mut self, region: RegionSlot) {
+        // Nothing is compared; if it were, it would be copied again.
+        self.region_ended(region, false);
+    }
+
+    fn piece_failed(&mut self, region: RegionSlot, error: CopyError) {
+        self.last_error = Some(error);
+        self.region_ended(region, false);
+    }
+
+    fn next_request(&mut self, now: Instant, bytes_per_second: u64) -> Option<Request> {
+        if !self.connected || self.awaiting != Awaiting::Nothing {
+            return None;
+        }
+        let wish = self.wish(now, bytes_per_second);
+        let report_turn = !self.last_was_report || !matches!(wish, Wish::Claim { .. });
+        if self.window.has_finished() && report_turn {
+            return Some(self.report());
+        }
+        let Wish::Claim { regions_max } = wish else {
+            return None;
+        };
+        self.last_was_report = false;
+        self.awaiting = Awaiting::Claim { since: now };
+        Some(Request::Claim { regions_max })
+    }
+
+    fn answered(&mut self, response: Response, now: Instant) {
+        let awaited = std::mem::replace(&mut self.awaiting, Awaiting::Nothing);
+        match (awaited, response) {
+            (
+                Awaiting::Claim { .. },
+                Response::Claimed {
+                    epoch,
+                    regions,
+                    dirty_bytes,
+                },
+            ) => self.claimed(epoch, &regions, dirty_bytes, now),
+            (Awaiting::Report { regions }, Response::Done) => {
+                self.window.let_go(&regions.copied);
+                // Failed regions stay dirty, and somebody can claim them again.
+                self.elsewhere_bytes += self.window.let_go(&regions.failed);
+            }
+            (
+                Awaiting::Claim { .. } | Awaiting::Report { .. },
+                Response::Refused { reason, cause },
+            ) => {
+                self.connected = false;
+                self.end(Outcome::Refused { reason, cause });
+            }
+            (Awaiting::Claim { .. }, _) => self.unexpected("a claim"),
+            (Awaiting::Report { .. }, _) => self.unexpected("a report"),
+            (Awaiting::Nothing, _) => self.unexpected("nothing"),
+        }
+    }
+
+    fn give_up(&mut self, cause: String) {
+        self.connected = false;
+        self.awaiting = Awaiting::Nothing;
+        self.end(Outcome::Disconnected { cause });
+    }
+
+    fn stop(&mut self) {
+        self.end(Outcome::Stopped);
+    }
+
+    fn look_at_the_clock(&mut self, now: Instant, bytes_per_second: u64) -> Option<Instant> {
+        if self.ending.is_some() && self.window.pieces_in_flight() == 0 {
+            self.drained_at.get_or_insert(now);
+        }
+        if let Some(overdue_at) = self.overdue_at() {
+            if now < overdue_at {
+                return Some(overdue_at);
+            }
+            self.give_up("ublk-target does not answer".to_owned());
+        }
+        if self.connected
+            && self.awaiting == Awaiting::Nothing
+            && let Wish::Later(at) = self.wish(now, bytes_per_second)
+        {
+            return Some(at);
+        }
+        None
+    }
+
+    fn outcome(&self) -> Option<&Outcome> {
+        let quiet = self.window.pieces_in_flight() == 0
+            && self.awaiting == Awaiting::Nothing
+            && (!self.connected || !self.window.has_finished());
+        self.ending.as_ref().filter(|_| quiet)
+    }
+
+    fn failed_regions(&self) -> u32 {
+        self.failed_regions
     }
 }
 
@@ -408,7 +397,7 @@ mod tests {
     /// Begins and ends all pieces that may begin.
     fn copy_all(plan: &mut Plan) {
         while let Some(piece) = plan.next_piece() {
-            plan.piece_copied(piece.region);
+            plan.piece_done(piece.region);
         }
     }
 
@@ -426,12 +415,12 @@ mod tests {
         );
         let last = pieces.pop().unwrap();
         for piece in pieces {
-            plan.piece_copied(piece.region);
+            plan.piece_done(piece.region);
         }
         assert!(is_report(&plan.next_request(now, 0)));
         plan.answered(Response::Done, now);
         assert_eq!(plan.next_request(now, 0), None);
-        plan.piece_copied(last.region);
+        plan.piece_done(last.region);
         assert!(is_report(&plan.next_request(now, 0)));
         plan.answered(Response::Done, now);
         assert!(is_claim(&plan.next_request(now, 0)));
@@ -449,10 +438,10 @@ mod tests {
         assert_eq!(plan.next_request(now, 0), None, "enough is left to begin");
         let pieces: Vec<_> = (0..3).map_while(|_| plan.next_piece()).collect();
         for piece in &pieces[..2] {
-            plan.piece_copied(piece.region);
+            plan.piece_done(piece.region);
         }
         assert!(is_report(&plan.next_request(now, 0)), "reports go first");
-        plan.piece_copied(pieces[2].region);
+        plan.piece_done(pieces[2].region);
         copy_all(&mut plan);
         plan.answered(Response::Done, now);
         assert!(is_claim(&plan.next_request(now, 0)), "but not twice");
@@ -568,7 +557,7 @@ mod tests {
         let piece = plan.next_piece().unwrap();
         assert!(is_claim(&plan.next_request(now, 0)));
         copy_all(&mut plan);
-        plan.piece_copied(piece.region);
+        plan.piece_done(piece.region);
         assert_eq!(plan.look_at_the_clock(now, 0), Some(now + ANSWER_PATIENCE));
         plan.look_at_the_clock(now + ANSWER_PATIENCE, 0);
         assert!(matches!(plan.outcome(), Some(Outcome::Disconnected { .. })));
@@ -585,7 +574,7 @@ mod tests {
         assert_eq!(plan.next_piece(), None);
         for piece in pieces {
             assert_eq!(plan.outcome(), None);
-            plan.piece_copied(piece.region);
+            plan.piece_done(piece.region);
         }
         assert_eq!(plan.outcome(), None, "region 0 is not reported");
         let Some(Request::Report { copied, failed, .. }) = plan.next_request(now, 0) else {
@@ -617,7 +606,7 @@ mod tests {
         let piece = plan.next_piece().unwrap();
         plan.give_up("gone".to_owned());
         assert_eq!(plan.outcome(), None);
-        plan.piece_copied(piece.region);
+        plan.piece_done(piece.region);
         assert!(matches!(plan.outcome(), Some(Outcome::Disconnected { .. })));
         assert_eq!(plan.next_request(now, 0), None);
     }
@@ -762,7 +751,7 @@ mod tests {
                             failures -= 1;
                             plan.piece_failed(piece.region, error());
                         } else {
-                            plan.piece_copied(piece.region);
+                            plan.piece_done(piece.region);
                         }
                     }
                     3 if writes > 0 => {

@@ -8,13 +8,15 @@ use migration_proto::route::{Leg, Side};
 use migration_proto::target::{CopyError, Refusal, Request, Response};
 use migration_proto::{Hello, Welcome, frame};
 
+use super::compare::Comparing;
+use super::conversation::Conversation;
 use super::line::{Abort, Line};
 use super::open::{Luns, OpenLegs, open_legs};
 use super::plan::Plan;
 use super::ring::{self, Completion, Ring, Slot};
-use super::transfer::{Fault, Phase, Step, Transfer, is_zero};
-use super::window::{End, Sizes, Window};
-use super::{Config, Outcome, Shared};
+use super::transfer::{Fault, Phase, Step, Transfer, checksum, is_zero};
+use super::window::{End, Piece, Sizes, Window};
+use super::{Config, Outcome, Shared, Task};
 
 /// What `ublk-target` said when it accepted the copier.
 struct Opened {
@@ -35,7 +37,7 @@ struct Copying<'a> {
     /// Per LUN: it refused to deallocate, and is not asked again.
     zero_refused: Vec<bool>,
     from_side: Side,
-    plan: Plan,
+    plan: Box<dyn Conversation>,
     /// Per slot: the piece in flight.
     transfers: Vec<Option<Transfer>>,
     free: Vec<Slot>,
@@ -73,6 +75,21 @@ fn prepare<'a>(config: &'a Config, ring: Ring, shared: &'a Shared) -> Result<Cop
     })?;
     line.ring.register_files(&luns.descriptors())?;
     let queue_bytes = u64::from(config.queue_depth) * u64::from(config.io_bytes);
+    let (epoch, now) = (opened.epoch, Instant::now());
+    let plan: Box<dyn Conversation> = match config.task {
+        Task::Copy { .. } => Box::new(Plan::new(epoch, window, queue_bytes, now)),
+        Task::Compare { repair } => {
+            let size_bytes = opened.size_bytes;
+            Box::new(Comparing::new(
+                epoch,
+                repair,
+                window,
+                size_bytes,
+                queue_bytes,
+                now,
+            ))
+        }
+    };
     Ok(Copying {
         config,
         shared,
@@ -80,7 +97,7 @@ fn prepare<'a>(config: &'a Config, ring: Ring, shared: &'a Shared) -> Result<Cop
         zero_refused: vec![false; luns.count()],
         luns,
         from_side: opened.from_side,
-        plan: Plan::new(opened.epoch, window, queue_bytes, Instant::now()),
+        plan,
         transfers: vec![None; config.queue_depth as usize],
         free: (0..config.queue_depth).rev().map(Slot).collect(),
     })
@@ -199,11 +216,8 @@ impl Copying<'_> {
         match step {
             Step::Submit => return self.submit(slot, transfer),
             Step::Filled => {
-                if self.is_to_be_deallocated(slot, &transfer) {
-                    transfer.begin_zero();
-                } else {
-                    transfer.begin_write();
-                }
+                let next = self.after_reading(slot, &mut transfer);
+                transfer.begin(next);
                 return self.submit(slot, transfer);
             }
             Step::ZeroRefused => {
@@ -211,25 +225,97 @@ impl Copying<'_> {
                 return self.submit(slot, transfer);
             }
             Step::Written | Step::Zeroed => {
-                let progress = &self.shared.progress;
-                let bytes = u64::from(piece.length_bytes);
                 if step == Step::Zeroed {
-                    progress.zero_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    let zero_bytes = &self.shared.progress.zero_bytes;
+                    zero_bytes.fetch_add(u64::from(piece.length_bytes), Ordering::Relaxed);
                 }
-                progress.copied_bytes.fetch_add(bytes, Ordering::Relaxed);
-                self.plan.piece_copied(piece.region);
+                if transfer.checksum.is_some() {
+                    transfer.begin(Phase::Checking);
+                    return self.submit(slot, transfer);
+                }
+                self.copied(&piece);
+            }
+            Step::Checked => {
+                let found = checksum(self.line.ring.bytes(slot, piece.length_bytes));
+                self.checked(&transfer, transfer.checksum == Some(found));
             }
             Step::Failed(fault) => {
                 let error = self.describe(&transfer, fault);
-                self.plan.piece_failed(piece.region, error);
-                self.shared
-                    .progress
-                    .failed_regions
-                    .store(u64::from(self.plan.failed_regions()), Ordering::Relaxed);
+                self.failed(&piece, error);
             }
         }
         self.free.push(slot);
         Ok(())
+    }
+
+    /// What to do with a piece that is in the buffer.
+    fn after_reading(&self, slot: Slot, transfer: &mut Transfer) -> Phase {
+        let bytes = self.line.ring.bytes(slot, transfer.piece.length_bytes);
+        let compares = match self.config.task {
+            Task::Copy { read_back } => read_back,
+            Task::Compare { .. } => true,
+        };
+        transfer.checksum = compares.then(|| checksum(bytes));
+        let refused = self.zero_refused[transfer.piece.to.file.0 as usize];
+        match self.config.task {
+            Task::Compare { .. } => Phase::Checking,
+            Task::Copy { .. } if self.config.detect_zeroes && !refused && is_zero(bytes) => {
+                Phase::Zeroing
+            }
+            Task::Copy { .. } => Phase::Writing,
+        }
+    }
+
+    fn copied(&mut self, piece: &Piece) {
+        let copied_bytes = &self.shared.progress.copied_bytes;
+        copied_bytes.fetch_add(u64::from(piece.length_bytes), Ordering::Relaxed);
+        self.plan.piece_done(piece.region);
+    }
+
+    /// A piece was read from both legs, or read back.
+    fn checked(&mut self, transfer: &Transfer, same: bool) {
+        let piece = &transfer.piece;
+        match self.config.task {
+            Task::Compare { .. } => {
+                let compared_bytes = &self.shared.progress.compared_bytes;
+                compared_bytes.fetch_add(u64::from(piece.length_bytes), Ordering::Relaxed);
+                if same {
+                    self.plan.piece_done(piece.region);
+                } else {
+                    self.plan.piece_differs(piece.region);
+                }
+            }
+            Task::Copy { .. } if same => self.copied(piece),
+            Task::Copy { .. } => {
+                let error = CopyError {
+                    side: self.side(End::To),
+                    cause: format!(
+                        "{} bytes at {} of {} do not read back as they were written",
+                        piece.length_bytes,
+                        piece.to.offset_bytes,
+                        self.luns.path(piece.to.file).display()
+                    ),
+                };
+                self.failed(piece, error);
+            }
+        }
+    }
+
+    fn failed(&mut self, piece: &Piece, error: CopyError) {
+        self.plan.piece_failed(piece.region, error);
+        self.shared
+            .progress
+            .failed_regions
+            .store(u64::from(self.plan.failed_regions()), Ordering::Relaxed);
+    }
+
+    /// The leg of an end.
+    fn side(&self, end: End) -> Side {
+        match (end, self.from_side) {
+            (End::From, side) => side,
+            (End::To, Side::Source) => Side::Target,
+            (End::To, Side::Target) => Side::Source,
+        }
     }
 
     fn take_answers(&mut self) {
@@ -243,22 +329,12 @@ impl Copying<'_> {
                 }
             }
         }
-        self.shared
-            .progress
-            .dirty_bytes
-            .store(self.plan.dirty_bytes(), Ordering::Relaxed);
-    }
-
-    fn is_to_be_deallocated(&self, slot: Slot, transfer: &Transfer) -> bool {
-        self.config.detect_zeroes
-            && !self.zero_refused[transfer.piece.to.file.0 as usize]
-            && is_zero(self.line.ring.bytes(slot, transfer.piece.length_bytes))
     }
 
     fn submit(&mut self, slot: Slot, transfer: Transfer) -> io::Result<()> {
         let (at_bytes, rest) = (transfer.done_bytes(), transfer.rest());
         match transfer.phase() {
-            Phase::Reading => self.line.ring.read(slot, at_bytes, rest)?,
+            Phase::Reading | Phase::Checking => self.line.ring.read(slot, at_bytes, rest)?,
             Phase::Writing => self.line.ring.write(slot, at_bytes, rest)?,
             Phase::Zeroing => self.line.ring.deallocate(slot, rest)?,
         }
@@ -268,11 +344,15 @@ impl Copying<'_> {
 
     fn describe(&self, transfer: &Transfer, fault: Fault) -> CopyError {
         let piece = &transfer.piece;
-        let (place, verb, side) = match (fault.end, self.from_side) {
-            (End::From, side) => (piece.from, "read", side),
-            (End::To, Side::Source) => (piece.to, "write", Side::Target),
-            (End::To, Side::Target) => (piece.to, "write", Side::Source),
+        let place = match fault.end {
+            End::From => piece.from,
+            End::To => piece.to,
         };
+        let verb = match transfer.phase() {
+            Phase::Reading | Phase::Checking => "read",
+            Phase::Writing | Phase::Zeroing => "write",
+        };
+        let side = self.side(fault.end);
         let what = match fault.errno {
             Some(errno) => io::Error::from_raw_os_error(errno).to_string(),
             None => "the LUN ends before that".to_owned(),

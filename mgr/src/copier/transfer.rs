@@ -1,10 +1,12 @@
-//! One piece on its way: read, then written or deallocated. Decides what follows from each completion.
+//! One piece on its way: read, then written or deallocated, then maybe read back; or read from both legs. Decides what
+//! follows from each completion.
 //!
 //! ```text
-//! Reading --complete--> (zeroes?) --no---> Writing --complete--> done
-//!                           |                 ^
-//!                           +--yes--> Zeroing +--refused
-//!                                        +-------complete------> done
+//! Reading --complete--> (zeroes?) --no---> Writing --complete--> written ---> done
+//!    |                      |                 ^                     |
+//!    |                      +--yes--> Zeroing +--refused            | read back
+//!    | compare                           +-------complete------> zeroed --+
+//!    +--------------------------------------------------------------------+--> Checking --complete--> checked
 //! ```
 
 use super::legs::Span;
@@ -25,6 +27,8 @@ pub(super) enum Phase {
     Writing,
     /// The deallocation that stands for a write of zeroes.
     Zeroing,
+    /// The read from the other leg.
+    Checking,
 }
 
 /// What to do after a completion.
@@ -32,7 +36,7 @@ pub(super) enum Phase {
 pub(super) enum Step {
     /// Submit the rest of the present phase.
     Submit,
-    /// All is read: call [`Transfer::begin_write`] or [`Transfer::begin_zero`], then submit.
+    /// All is read: call [`Transfer::begin`], then submit.
     Filled,
     /// The LUN cannot deallocate: the phase is now [`Phase::Writing`]; submit it.
     ZeroRefused,
@@ -40,6 +44,8 @@ pub(super) enum Step {
     Written,
     /// The piece reads as zeroes on the other leg.
     Zeroed,
+    /// The buffer has what the other leg has.
+    Checked,
     /// The piece failed.
     Failed(Fault),
 }
@@ -61,6 +67,8 @@ pub(super) struct Transfer {
     phase: Phase,
     done_bytes: u32,
     retries: u32,
+    /// Of what was read, if it is to be compared.
+    pub(super) checksum: Option<u128>,
 }
 
 impl Transfer {
@@ -71,6 +79,7 @@ impl Transfer {
             phase: Phase::Reading,
             done_bytes: 0,
             retries: 0,
+            checksum: None,
         }
     }
 
@@ -88,7 +97,7 @@ impl Transfer {
     pub(super) fn rest(&self) -> Span {
         let place = match self.phase {
             Phase::Reading => self.piece.from,
-            Phase::Writing | Phase::Zeroing => self.piece.to,
+            Phase::Writing | Phase::Zeroing | Phase::Checking => self.piece.to,
         };
         Span {
             file: place.file,
@@ -97,15 +106,9 @@ impl Transfer {
         }
     }
 
-    /// Begins the write.
-    pub(super) fn begin_write(&mut self) {
-        self.phase = Phase::Writing;
-        self.done_bytes = 0;
-    }
-
-    /// Begins the deallocation.
-    pub(super) fn begin_zero(&mut self) {
-        self.phase = Phase::Zeroing;
+    /// Begins another phase.
+    pub(super) fn begin(&mut self, phase: Phase) {
+        self.phase = phase;
         self.done_bytes = 0;
     }
 
@@ -113,13 +116,14 @@ impl Transfer {
     pub(super) fn completed(&mut self, result: i32) -> Step {
         let end = match self.phase {
             Phase::Reading => End::From,
-            Phase::Writing | Phase::Zeroing => End::To,
+            Phase::Writing | Phase::Zeroing | Phase::Checking => End::To,
         };
         if let Ok(bytes) = u32::try_from(result) {
             return match self.phase {
                 Phase::Reading => self.moved(bytes, end, Step::Filled),
                 Phase::Writing => self.moved(bytes, end, Step::Written),
                 Phase::Zeroing => Step::Zeroed,
+                Phase::Checking => self.moved(bytes, end, Step::Checked),
             };
         }
         let errno = result.wrapping_neg();
@@ -130,7 +134,7 @@ impl Transfer {
         }
         // EINVAL is what some file systems and older devices say where EOPNOTSUPP is meant.
         if self.phase == Phase::Zeroing && (errno == libc::EOPNOTSUPP || errno == libc::EINVAL) {
-            self.begin_write();
+            self.begin(Phase::Writing);
             return Step::ZeroRefused;
         }
         Step::Failed(Fault {
@@ -153,6 +157,11 @@ impl Transfer {
             Step::Submit
         }
     }
+}
+
+/// Tells contents apart: of 128 bits, and no help against somebody who makes equal ones on purpose.
+pub(super) fn checksum(bytes: &[u8]) -> u128 {
+    twox_hash::XxHash3_128::oneshot(bytes)
 }
 
 /// Whether all bytes are zero.
@@ -206,7 +215,7 @@ mod tests {
     fn a_piece_is_read_then_written() {
         let mut transfer = transfer();
         assert_eq!(transfer.completed(8192), Step::Filled);
-        transfer.begin_write();
+        transfer.begin(Phase::Writing);
         assert_eq!(
             (transfer.phase(), transfer.done_bytes()),
             (Phase::Writing, 0)
@@ -222,7 +231,7 @@ mod tests {
         assert_eq!(transfer.done_bytes(), 512);
         assert_eq!(transfer.rest(), span(1, 10_512, 8192 - 512));
         assert_eq!(transfer.completed(8192 - 512), Step::Filled);
-        transfer.begin_write();
+        transfer.begin(Phase::Writing);
         assert_eq!(transfer.rest(), span(2, 20_000, 8192));
         assert_eq!(transfer.completed(4096), Step::Submit);
         assert_eq!(transfer.rest(), span(2, 24_096, 4096));
@@ -235,7 +244,7 @@ mod tests {
             let mut reading = transfer();
             assert_eq!(reading.completed(count), fault(End::From, None), "{count}");
             let mut writing = transfer();
-            writing.begin_write();
+            writing.begin(Phase::Writing);
             assert_eq!(writing.completed(count), fault(End::To, None), "{count}");
         }
     }
@@ -261,20 +270,20 @@ mod tests {
             fault(End::From, Some(libc::EIO))
         );
         let mut writing = transfer();
-        writing.begin_write();
+        writing.begin(Phase::Writing);
         assert_eq!(
             writing.completed(-libc::ENOSPC),
             fault(End::To, Some(libc::ENOSPC))
         );
         let mut zeroing = transfer();
-        zeroing.begin_zero();
+        zeroing.begin(Phase::Zeroing);
         assert_eq!(
             zeroing.completed(-libc::EIO),
             fault(End::To, Some(libc::EIO))
         );
         // Only a deallocation may be refused.
         let mut writing = transfer();
-        writing.begin_write();
+        writing.begin(Phase::Writing);
         assert_eq!(
             writing.completed(-libc::EINVAL),
             fault(End::To, Some(libc::EINVAL))
@@ -286,7 +295,7 @@ mod tests {
         for errno in [libc::EOPNOTSUPP, libc::EINVAL] {
             let mut transfer = transfer();
             assert_eq!(transfer.completed(8192), Step::Filled);
-            transfer.begin_zero();
+            transfer.begin(Phase::Zeroing);
             assert_eq!(transfer.completed(-errno), Step::ZeroRefused);
             assert_eq!(
                 (transfer.phase(), transfer.done_bytes()),
@@ -294,7 +303,7 @@ mod tests {
             );
         }
         let mut transfer = transfer();
-        transfer.begin_zero();
+        transfer.begin(Phase::Zeroing);
         assert_eq!(transfer.completed(0), Step::Zeroed);
     }
 

@@ -212,6 +212,12 @@ impl Window {
         })
     }
 
+    /// The region of a piece that is in flight.
+    pub fn region_of(&self, slot: RegionSlot) -> Option<u64> {
+        let active = self.active.get(slot.0)?.as_ref()?;
+        Some(active.region)
+    }
+
     /// Takes the end of a piece. After a failure no more pieces of its region begin.
     pub fn piece_ended(&mut self, slot: RegionSlot, succeeded: bool) -> RegionEnd {
         let Some(entry) = self.active.get_mut(slot.0) else {

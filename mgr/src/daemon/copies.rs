@@ -1,7 +1,6 @@
 //! The copiers that run, how fast they are, and when one may be started (again).
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,7 +9,8 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::Event;
-use crate::copier::{Config, Copier, Limits, Outcome};
+use crate::copier::compare::Found;
+use crate::copier::{Config, Copier, Limits, Outcome, Task};
 use crate::store::PairKey;
 
 /// Over how long the rate is measured.
@@ -40,6 +40,7 @@ pub(super) struct Copies {
 #[derive(Debug)]
 struct Running {
     copier: Copier,
+    task: Task,
     run: u64,
     started: Instant,
     persisted: Instant,
@@ -52,6 +53,19 @@ impl Running {
     fn copied_bytes(&self) -> u64 {
         self.base_bytes
             .saturating_add(self.copier.progress().copied_bytes.load(Ordering::Relaxed))
+    }
+
+    /// `None` while it copies.
+    fn compared_bytes(&self) -> Option<u64> {
+        match self.task {
+            Task::Copy { .. } => None,
+            Task::Compare { .. } => Some(
+                self.copier
+                    .progress()
+                    .compared_bytes
+                    .load(Ordering::Relaxed),
+            ),
+        }
     }
 }
 
@@ -66,6 +80,9 @@ struct Pause {
 pub(super) struct Copied {
     /// Since the start of the session, in bytes.
     pub(super) bytes: u64,
+    /// What has been compared, while the legs are being compared.
+    pub(super) compared_bytes: Option<u64>,
+    /// Of the copy or of the comparison.
     pub(super) bytes_per_second: Option<u64>,
 }
 
@@ -76,6 +93,8 @@ pub(super) struct Ended {
     /// What the operator should know.
     pub(super) problem: Option<String>,
     pub(super) in_sync: bool,
+    /// What came of comparing the legs.
+    pub(super) found: Option<Found>,
     /// To be dropped where blocking is allowed.
     pub(super) copier: Copier,
 }
@@ -102,14 +121,7 @@ impl Copies {
     }
 
     /// Starts a copier, unless one runs or it is too early after the last one.
-    pub(super) fn start(
-        &mut self,
-        key: &PairKey,
-        socket: PathBuf,
-        detect_zeroes: bool,
-        base_bytes: u64,
-        now: Instant,
-    ) {
+    pub(super) fn start(&mut self, key: &PairKey, config: Config, base_bytes: u64, now: Instant) {
         let early = self
             .pauses
             .get(key)
@@ -129,10 +141,7 @@ impl Copies {
                 outcome,
             });
         };
-        let config = Config {
-            detect_zeroes,
-            ..Config::new(socket)
-        };
+        let task = config.task;
         match Copier::start(config, Arc::new(Limits::default()), on_end) {
             Ok(copier) => {
                 debug!(
@@ -145,6 +154,7 @@ impl Copies {
                     key.clone(),
                     Running {
                         copier,
+                        task,
                         run,
                         started: now,
                         persisted: now,
@@ -164,8 +174,11 @@ impl Copies {
     pub(super) fn sample(&mut self, key: &PairKey, now: Instant) -> Option<u64> {
         let running = self.running.get_mut(key)?;
         let copied_bytes = running.copied_bytes();
-        running.rate.sample(now, copied_bytes);
-        if now.duration_since(running.persisted) < PERSIST_EVERY {
+        let compared_bytes = running.compared_bytes();
+        running
+            .rate
+            .sample(now, compared_bytes.unwrap_or(copied_bytes));
+        if compared_bytes.is_some() || now.duration_since(running.persisted) < PERSIST_EVERY {
             return None;
         }
         running.persisted = now;
@@ -176,6 +189,7 @@ impl Copies {
         let running = self.running.get(key)?;
         Some(Copied {
             bytes: running.copied_bytes(),
+            compared_bytes: running.compared_bytes(),
             bytes_per_second: running.rate.bytes_per_second(),
         })
     }
@@ -216,7 +230,11 @@ impl Copies {
         }
         let running = self.running.remove(key)?;
         let copied_bytes = running.copied_bytes();
-        let problem = problem_of(outcome);
+        let problem = problem_of(outcome, running.task);
+        let found = match outcome {
+            Outcome::Compared(found) => Some(found.clone()),
+            _ => None,
+        };
         match &problem {
             Some(problem) => warn!(
                 session = key.session,
@@ -240,6 +258,7 @@ impl Copies {
             copied_bytes,
             problem,
             in_sync,
+            found,
             copier: running.copier,
         })
     }
@@ -265,21 +284,22 @@ impl Copies {
 }
 
 /// What the operator should know about the end of a copier. The volume itself says when its ublk-target is gone, or a leg has failed.
-fn problem_of(outcome: &Outcome) -> Option<String> {
+fn problem_of(outcome: &Outcome, task: Task) -> Option<String> {
+    let (what, then) = match task {
+        Task::Copy { .. } => ("the copy", "is tried again"),
+        Task::Compare { .. } => ("the comparison", "is over"),
+    };
     match outcome {
-        Outcome::InSync | Outcome::Stopped | Outcome::Disconnected { .. } => None,
-        Outcome::Refused { cause, .. } => {
-            Some(format!("the copy is held up, and tried again: {cause}"))
-        }
+        Outcome::InSync
+        | Outcome::Compared(_)
+        | Outcome::Stopped
+        | Outcome::Disconnected { .. } => None,
+        Outcome::Refused { cause, .. } => Some(format!("{what} is held up, and {then}: {cause}")),
         Outcome::Failed { side, cause } => {
             let side = migration_core::route::Side::from(*side);
-            Some(format!(
-                "the copy failed on the {side}, and is tried again: {cause}"
-            ))
+            Some(format!("{what} failed on the {side}, and {then}: {cause}"))
         }
-        Outcome::Broken { cause } => {
-            Some(format!("the copier failed, and is started again: {cause}"))
-        }
+        Outcome::Broken { cause } => Some(format!("the copier failed, and {what} {then}: {cause}")),
     }
 }
 

@@ -181,6 +181,7 @@ fn pair_of(volume: &VolumeRow, candidate: &Candidate) -> PairRow {
         copied_bytes: 0,
         last_pause_us: None,
         problem: None,
+        verification: None,
     }
 }
 

@@ -13,6 +13,7 @@
 //! | `requests` | what a request leads to |
 //! | `reconcile` | what follows when a volume says how it is: settling, copiers, stable names |
 //! | `attach`, `create`, `verbs` | the operations |
+//! | `verify` | comparing the legs, and what it forbids |
 //! | `rebuild` | another database when that of before is damaged or missing |
 //! | `recover` | another map file when that of before is damaged or missing |
 //! | `route_change` | asking for another route, whatever dies on the way |
@@ -46,6 +47,7 @@ mod route_change;
 mod socket;
 mod supervisor;
 mod verbs;
+mod verify;
 mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -257,6 +259,8 @@ struct Owner {
     named: BTreeMap<String, u64>,
     /// The volumes that are asked often how they are.
     watched: BTreeSet<String>,
+    /// The pairs whose legs are to be compared, and whether what differs is to be repaired.
+    to_compare: BTreeMap<PairKey, bool>,
 }
 
 impl Owner {
@@ -271,6 +275,7 @@ impl Owner {
             silent: BTreeSet::new(),
             named: BTreeMap::new(),
             watched: BTreeSet::new(),
+            to_compare: BTreeMap::new(),
         }
     }
 

@@ -210,6 +210,7 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
             copied_bytes: 0,
             last_pause_us: None,
             problem: Some(FOUND.to_owned()),
+            verification: None,
         }],
     }));
     Ok((changes, line))

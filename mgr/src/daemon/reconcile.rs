@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use migration_core::pair::{Phase, Seen, Settlement, Verb, settle};
+use migration_core::pair::{PairState, Phase, Seen, Settlement, Verb, settle};
 use migration_core::route::{Route, Side};
+use migration_proto::manager::VerifyPolicy;
 use migration_proto::target::Request;
 use tracing::{info, warn};
 
@@ -12,7 +13,7 @@ use super::failure::{self, Done};
 use super::verbs::{ended_changes, lun_of};
 use super::volume::{POLL_COPYING, POLL_IDLE, View};
 use super::{Busy, Owner, attach, checks, paths, records};
-use crate::copier::Outcome;
+use crate::copier::{Config, Outcome, Task};
 use crate::store::{Change, PairField, PairKey, SessionRow, VolumeRow, VolumeState};
 
 /// How long a ublk-target may take to note a policy.
@@ -181,17 +182,26 @@ impl Owner {
             return;
         };
         self.tell_policy(session, view);
-        let facts = records::facts(session, pair, Some(view));
-        if facts.wants_copier() {
-            let socket = self.context.config.volume_socket(&pair.volume);
-            self.copies.start(
-                key,
-                socket,
-                session.options.detect_zeroes,
-                pair.copied_bytes,
-                now,
-            );
-        }
+        let options = session.options;
+        let comparing = self.comparing(session, pair, key);
+        let facts = records::facts(session, pair, Some(view), comparing.is_some());
+        let task = match (facts.position().state, comparing) {
+            _ if facts.wants_copier() => Task::Copy {
+                read_back: options.verify != VerifyPolicy::None,
+            },
+            (PairState::Verifying, Some(repair)) => Task::Compare { repair },
+            _ => return,
+        };
+        let (socket, base_bytes) = (
+            self.context.config.volume_socket(&pair.volume),
+            pair.copied_bytes,
+        );
+        let config = Config {
+            detect_zeroes: options.detect_zeroes,
+            task,
+            ..Config::new(socket)
+        };
+        self.copies.start(key, config, base_bytes, now);
     }
 
     /// A ublk-target that was started again does not know what to do when the authoritative leg fails.
@@ -333,6 +343,17 @@ impl Owner {
             key.clone(),
             PairField::CopiedBytes(ended.copied_bytes),
         )];
+        let over = !matches!(outcome, Outcome::Stopped | Outcome::Disconnected { .. });
+        if let Some(found) = &ended.found {
+            let pair = pair.clone();
+            changes.extend(self.compared(key, &pair, found));
+        } else if over {
+            // Otherwise it goes on with the next ublk-target, from the beginning.
+            self.to_compare.remove(key);
+        }
+        let Some((_, pair)) = self.session_and_pair(key) else {
+            return;
+        };
         let other_problem =
             ended.problem != pair.problem && (ended.in_sync || ended.problem.is_some());
         if other_problem {

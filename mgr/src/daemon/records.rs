@@ -28,7 +28,14 @@ pub(super) fn seen(status: &Status, pair: &PairRow) -> Seen {
 /// Everything that a pair's state follows from. While ublk-target is being started again, the route that it said last still
 /// holds, but whether the legs are in sync is not known: its successor may have to copy again what was not durably clean. When
 /// it cannot be started, nothing holds.
-pub(super) fn facts(session: &SessionRow, pair: &PairRow, view: Option<&View>) -> Facts {
+///
+/// `comparing`: its legs are being compared, or are to be.
+pub(super) fn facts(
+    session: &SessionRow,
+    pair: &PairRow,
+    view: Option<&View>,
+    comparing: bool,
+) -> Facts {
     let seen = view
         .filter(|view| view.connected || view.failures == 0)
         .and_then(|view| {
@@ -43,6 +50,7 @@ pub(super) fn facts(session: &SessionRow, pair: &PairRow, view: Option<&View>) -
         paused: session.paused,
         last_authoritative: pair.authoritative,
         seen,
+        comparing,
     }
 }
 
@@ -64,7 +72,7 @@ pub(super) fn volume(
     let lun = match model.live_pair_of(&row.name) {
         Some((session, position)) => {
             let pair = &session.pairs[position];
-            let position = facts(session, pair, Some(&view)).position();
+            let position = facts(session, pair, Some(&view), false).position();
             lun_of(pair, position.authoritative)
         }
         None => &row.lun,
@@ -92,26 +100,31 @@ fn said(status: &Status) -> Option<String> {
 
 pub(super) fn session(row: &SessionRow, positions: &[Position]) -> Record {
     let state = session::state(positions).unwrap_or(PairState::Setup);
-    let allowed = session::allowed(positions);
+    let mut names: Vec<String> = session::allowed(positions)
+        .into_iter()
+        .map(|verb| verb.name().to_owned())
+        .collect();
+    if super::verify::may_be_compared(positions).is_ok() {
+        names.push("verify".to_owned());
+    }
     Record::Session(SessionRecord {
         schema: JSON_SCHEMA,
         session: row.name.clone(),
         state: state.name().to_owned(),
         pairs: u32::try_from(row.pairs.len()).unwrap_or(u32::MAX),
-        allowed: allowed
-            .into_iter()
-            .map(|verb| verb.name().to_owned())
-            .collect(),
+        allowed: names,
         created_at: row.created_at_ms / 1000,
     })
 }
 
+/// `comparing`: somebody has asked for a comparison that is not over.
 pub(super) fn pair(
     session: &SessionRow,
     row: &PairRow,
     position: Position,
     view: Option<&View>,
     copied: Option<Copied>,
+    comparing: bool,
 ) -> Record {
     let status = view
         .and_then(|view| view.status.as_deref())
@@ -131,6 +144,10 @@ pub(super) fn pair(
         | PairState::Verifying => status.map_or(row.size_bytes, |status| status.dirty_bytes),
     };
     let rate = copied.and_then(|copied| copied.bytes_per_second);
+    let compared_bytes = (comparing || position.state == PairState::Verifying)
+        .then(|| copied.and_then(|copied| copied.compared_bytes))
+        .map(|compared| compared.unwrap_or(0).min(row.size_bytes));
+    let left_bytes = compared_bytes.map_or(dirty_bytes, |compared| row.size_bytes - compared);
     let ended = position.state.is_ended();
     let problem = view
         .filter(|_| !ended)
@@ -155,7 +172,9 @@ pub(super) fn pair(
         rate_bytes_per_second: rate,
         eta_seconds: rate
             .filter(|rate| *rate > 0)
-            .map(|rate| dirty_bytes.div_ceil(rate)),
+            .map(|rate| left_bytes.div_ceil(rate)),
+        compared_bytes,
+        verification: row.verification.clone(),
         last_pause_us: row.last_pause_us,
         problem,
     })

@@ -18,7 +18,7 @@ use super::verbs::Operation;
 use super::volume::{View, VolumeHandle};
 use super::{Busy, Owner};
 use crate::names;
-use crate::store::{PairKey, SessionRow, VolumeRow, VolumeState};
+use crate::store::{PairKey, PairRow, SessionRow, VolumeRow, VolumeState};
 
 /// The most lines of history that one answer has.
 const HISTORY_LINES_MAX: u32 = 2_000;
@@ -59,6 +59,7 @@ impl Owner {
                 let _ = reply.send(response);
             }
             Request::History { session } => self.history(session, reply),
+            Request::Verify { session, repair } => self.verify(&session, repair, reply),
             Request::Recover {
                 volume,
                 authoritative,
@@ -254,7 +255,7 @@ impl Owner {
         }
     }
 
-    fn require_free(&self, wanted: &[Busy]) -> Result<(), Failure> {
+    pub(super) fn require_free(&self, wanted: &[Busy]) -> Result<(), Failure> {
         for busy in wanted {
             if let Some(what) = self.busy.get(busy) {
                 let object = match busy {
@@ -291,7 +292,10 @@ impl Owner {
         }
         let positions = self.positions(row);
         match session::decide_session(verb, &positions) {
-            SessionDecision::Do(pairs) => match self.require_answering(row, verb, &pairs) {
+            SessionDecision::Do(pairs) => match self
+                .require_answering(row, verb, &pairs)
+                .and_then(|()| self.require_compared(row, verb, &pairs))
+            {
                 Ok(()) => self.launch_verb(session, verb, max_pause_ms, Some(reply)),
                 Err(failure) => Self::refuse(reply, failure),
             },
@@ -368,6 +372,9 @@ impl Owner {
                 session: name.to_owned(),
                 position,
             };
+            if stops {
+                self.to_compare.remove(&key);
+            }
             if let Some((copier, copied_bytes)) = stops.then(|| self.copies.take(&key)).flatten() {
                 copiers.push((key, copier, copied_bytes));
             }
@@ -422,12 +429,18 @@ impl Owner {
         self.handles.get(volume).map(VolumeHandle::view)
     }
 
-    fn positions(&self, session: &SessionRow) -> Vec<Position> {
-        session
-            .pairs
-            .iter()
-            .map(|pair| records::facts(session, pair, self.view(&pair.volume).as_ref()).position())
-            .collect()
+    pub(super) fn positions(&self, session: &SessionRow) -> Vec<Position> {
+        let pairs = session.pairs.iter().enumerate();
+        let position = |(position, pair): (usize, &PairRow)| {
+            let key = PairKey {
+                session: session.name.clone(),
+                position,
+            };
+            let comparing = self.comparing(session, pair, &key);
+            let view = self.view(&pair.volume);
+            records::facts(session, pair, view.as_ref(), comparing.is_some()).position()
+        };
+        pairs.map(position).collect()
     }
 
     /// Why a verb is refused, and what can be done.
@@ -531,6 +544,7 @@ impl Owner {
                     position,
                     view.as_ref(),
                     self.copies.copied(&key),
+                    self.to_compare.contains_key(&key),
                 ));
             }
         }

@@ -16,7 +16,7 @@ mod schema;
 use std::path::{Path, PathBuf};
 
 use migration_core::route::Side;
-use migration_proto::manager::SessionOptions;
+use migration_proto::manager::{SessionOptions, Verification};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 
 pub use handle::StoreHandle;
@@ -305,8 +305,8 @@ fn add_pair(
 ) -> Result<(), StoreError> {
     transaction.execute(
         "INSERT INTO pairs (session, position, volume, source_path, source_identity, target_path, target_identity,
-            target_contents, size_bytes, phase, authoritative, copied_bytes, last_pause_us, problem)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+            target_contents, size_bytes, phase, authoritative, copied_bytes, last_pause_us, problem, verification)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
         params![
             session,
             position as i64,
@@ -322,6 +322,7 @@ fn add_pair(
             integer(pair.copied_bytes),
             pair.last_pause_us.map(integer),
             pair.problem,
+            pair.verification.as_ref().map(verification_text),
         ],
     )?;
     Ok(())
@@ -347,6 +348,7 @@ fn set_pair(
         PairField::CopiedBytes(bytes) => set("copied_bytes", &integer(*bytes)),
         PairField::LastPause(pause_us) => set("last_pause_us", &integer(*pause_us)),
         PairField::Problem(problem) => set("problem", problem),
+        PairField::Verification(found) => set("verification", &verification_text(found)),
     }
 }
 
@@ -404,6 +406,10 @@ fn path_text(path: &Path) -> Result<&str, StoreError> {
 
 fn options_text(options: &SessionOptions) -> String {
     serde_json::to_string(options).expect("options have only names and truth values")
+}
+
+fn verification_text(found: &Verification) -> String {
+    serde_json::to_string(found).expect("a verification has only numbers and truth values")
 }
 
 fn identity_text(identity: &lun::Identity) -> String {

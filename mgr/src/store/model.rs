@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use lun::Identity;
 use migration_core::pair::Phase;
 use migration_core::route::Side;
-use migration_proto::manager::SessionOptions;
+use migration_proto::manager::{SessionOptions, Verification};
 
 /// A LUN that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,6 +127,8 @@ pub struct PairRow {
     pub last_pause_us: Option<u64>,
     /// What is wrong, if something is.
     pub problem: Option<String>,
+    /// What came of the last whole comparison of the legs.
+    pub verification: Option<Verification>,
 }
 
 /// Which pair of which session.
@@ -175,6 +177,8 @@ pub enum PairField {
     LastPause(u64),
     /// What is wrong, or nothing.
     Problem(Option<String>),
+    /// What came of a comparison of the legs.
+    Verification(Verification),
 }
 
 /// One change of the rows.
@@ -256,6 +260,7 @@ impl Model {
                         PairField::CopiedBytes(bytes) => row.copied_bytes = bytes,
                         PairField::LastPause(pause_us) => row.last_pause_us = Some(pause_us),
                         PairField::Problem(problem) => row.problem = problem,
+                        PairField::Verification(found) => row.verification = Some(found),
                     }
                 }
             }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lun::Identity;
 use migration_core::pair::Phase;
 use migration_core::route::Side;
-use migration_proto::manager::SessionOptions;
+use migration_proto::manager::{SessionOptions, Verification};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{
@@ -116,7 +116,7 @@ fn open_map(connection: &Connection, volume: &str) -> Result<Option<OpenMapRow>,
 fn pairs(connection: &Connection, session: &str) -> Result<Vec<PairRow>, StoreError> {
     let mut query = connection.prepare(
         "SELECT volume, source_path, source_identity, target_path, target_identity, target_contents, size_bytes,
-            phase, authoritative, copied_bytes, last_pause_us, problem
+            phase, authoritative, copied_bytes, last_pause_us, problem, verification
          FROM pairs WHERE session = ?1 ORDER BY position",
     )?;
     let mut rows = query.query(params![session])?;
@@ -156,7 +156,19 @@ fn pair(row: &Row<'_>) -> Result<PairRow, StoreError> {
             .map(|pause| unsigned(pause, "pairs.last_pause_us"))
             .transpose()?,
         problem: row.get(11)?,
+        verification: verification(row.get(12)?)?,
     })
+}
+
+fn verification(text: Option<String>) -> Result<Option<Verification>, StoreError> {
+    let Some(text) = text else {
+        return Ok(None);
+    };
+    let found = serde_json::from_str(&text).map_err(|_| StoreError::Unreadable {
+        column: "pairs.verification",
+        value: text,
+    })?;
+    Ok(Some(found))
 }
 
 fn options(text: String) -> Result<SessionOptions, StoreError> {

@@ -8,7 +8,8 @@
 //! | locks | the LUNs in use, each once |
 //! | history | everything that changed something |
 //!
-//! Times are milliseconds since 1970. Identities are `lun::Identity` as JSON, options `SessionOptions`.
+//! Times are milliseconds since 1970. Identities are `lun::Identity` as JSON, options
+//! `SessionOptions`, a verification `Verification`.
 
 use rusqlite::Connection;
 
@@ -55,6 +56,7 @@ CREATE TABLE pairs (
     copied_bytes INTEGER NOT NULL,
     last_pause_us INTEGER,
     problem TEXT,
+    verification TEXT,
     PRIMARY KEY (session, position)
 ) STRICT;
 

@@ -57,6 +57,14 @@ fn pair(volume: &str, target: u64) -> PairRow {
         copied_bytes: 0,
         last_pause_us: None,
         problem: None,
+        verification: Some(Verification {
+            at_ms: 1_700_000_000_001,
+            compared_bytes: 1 << 20,
+            differing_bytes: 4096,
+            first_difference_bytes: Some(0),
+            unknown_bytes: 0,
+            repaired: true,
+        }),
     }
 }
 

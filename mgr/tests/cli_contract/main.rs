@@ -349,6 +349,8 @@ fn pair(state: &str, dirty_bytes: u64) -> Record {
         copied_bytes: (1 << 30) - dirty_bytes,
         rate_bytes_per_second: Some(100 << 20),
         eta_seconds: Some(5),
+        compared_bytes: None,
+        verification: None,
         last_pause_us: Some(1234),
         problem: None,
     })

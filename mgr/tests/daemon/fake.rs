@@ -244,6 +244,21 @@ impl Conversation {
             Request::OpenCopier => self.open_copier(),
             Request::Claim { regions_max } => self.claim(regions_max),
             Request::Report { copied, .. } => self.report(&copied),
+            Request::Watch { regions, .. } => {
+                let map = self.map();
+                let (dirty, regions) = regions.iter().partition(|at| map.dirty.contains(at));
+                Response::Watched { regions, dirty }
+            }
+            Request::Compared {
+                differing, repair, ..
+            } => {
+                let mut map = self.map();
+                map.dirty.extend(differing.iter().filter(|_| repair));
+                save(&self.server.path, &map);
+                Response::Compared {
+                    unknown: Vec::new(),
+                }
+            }
             Request::Stop if Whim::DeviceOpen.is_set(&self.server.path) => {
                 refused(Refusal::DeviceOpen, "the device is open")
             }

@@ -8,6 +8,7 @@ mod lost;
 mod refusals;
 mod restarts;
 mod socket;
+mod verify;
 mod world;
 
 use migration_proto::manager::FailureKind;

@@ -11,7 +11,7 @@ use mgr::daemon::{self, Config, HostChecks, StartError};
 use migration_proto::frame;
 use migration_proto::manager::{
     Failure, FailureKind, PairRecord, PairSpec, Record, Request, Response, SessionOptions,
-    SessionRecord, VolumeRecord,
+    SessionRecord, VerifyPolicy, VolumeRecord,
 };
 use migration_proto::route::Side;
 use migration_proto::{Hello, Welcome};
@@ -354,6 +354,31 @@ pub(crate) fn overwriting(request: Request) -> Request {
             },
         },
         other => other,
+    }
+}
+
+pub(crate) fn proving(request: Request, proof: VerifyPolicy) -> Request {
+    match request {
+        Request::Create {
+            session,
+            pairs,
+            options,
+        } => Request::Create {
+            session,
+            pairs,
+            options: SessionOptions {
+                verify: proof,
+                ..options
+            },
+        },
+        other => other,
+    }
+}
+
+pub(crate) fn verify(session: &str, repair: bool) -> Request {
+    Request::Verify {
+        session: session.to_owned(),
+        repair,
     }
 }
 

@@ -123,18 +123,46 @@ pub enum Ask {
         /// How many at most.
         regions_max: usize,
     },
-    /// These are done.
-    Report {
+    /// What the copier says of regions.
+    Regions {
         /// Who.
         copier: CopierId,
-        /// The epoch of the claims.
+        /// The epoch that it was opened with.
         epoch: u64,
+        /// What.
+        said: Said,
+    },
+}
+
+/// What a copier says of regions.
+#[derive(Debug)]
+pub enum Said {
+    /// These were claimed, and are done.
+    Done {
         /// Copied.
         copied: Vec<u64>,
         /// Not copied.
         failed: Vec<u64>,
         /// The mirror leg failed.
         mirror_failed: bool,
+    },
+    /// These are about to be compared.
+    ToCompare {
+        /// Which.
+        regions: Vec<u64>,
+        /// Hold writes to those that are being written.
+        hold: bool,
+    },
+    /// These were compared.
+    Compared {
+        /// The same on both legs.
+        same: Vec<u64>,
+        /// Not the same.
+        differing: Vec<u64>,
+        /// They could not be read.
+        unread: Vec<u64>,
+        /// What differs is dirty from now on.
+        repair: bool,
     },
 }
 

@@ -35,7 +35,7 @@ use migration_core::{
 };
 use migration_proto::route::Descriptor;
 
-pub use self::command::{Ask, Command, Inbox, Snapshot, refused};
+pub use self::command::{Ask, Command, Inbox, Said, Snapshot, refused};
 use self::{
     memory::Buffers,
     mirror::Mirror,

@@ -5,12 +5,14 @@ use std::sync::mpsc::SyncSender;
 use migration_core::{
     map::RoleRecord,
     route::Route,
-    units::{Epoch, RegionIndex},
-    volume::{Call, ChangeError, ClaimError, CopierId, Errno, NewMirror, Reply, Target},
+    units::{Epoch, Geometry, RegionIndex},
+    volume::{
+        Call, ChangeError, ClaimError, Comparison, CopierId, Errno, NewMirror, Reply, Target,
+    },
 };
 use migration_proto::target::{Refusal, Response};
 
-use super::{Ask, Command, Engine, NewMirrorLeg, command::refused, register_leg, side_index};
+use super::{Ask, Command, Engine, NewMirrorLeg, Said, command::refused, register_leg, side_index};
 use crate::legs::OpenLeg;
 
 /// The calls that the volume has not answered yet.
@@ -112,39 +114,65 @@ impl Engine {
                     .claim(copier, call, regions_max, &mut self.effects);
                 None
             }
-            Ask::Report {
+            Ask::Regions {
                 copier,
                 epoch,
+                said,
+            } => {
+                let response = self.regions(copier, Epoch(epoch), said);
+                Some(response.unwrap_or_else(|refused| refused))
+            }
+        }
+    }
+
+    fn regions(
+        &mut self,
+        copier: CopierId,
+        epoch: Epoch,
+        said: Said,
+    ) -> Result<Response, Response> {
+        let geometry = self.volume.geometry();
+        let indexes = |list: Vec<u64>| indexes(geometry, &list);
+        let effects = &mut self.effects;
+        let response = match said {
+            Said::Done {
                 copied,
                 failed,
                 mirror_failed,
             } => {
-                let regions = self.volume.geometry().regions();
-                if copied
-                    .iter()
-                    .chain(&failed)
-                    .any(|region| *region >= regions as u64)
-                {
-                    return Some(refused(
-                        Refusal::Malformed,
-                        "a region beyond the end of the volume",
-                    ));
-                }
-                let indexes = |list: Vec<u64>| -> Vec<RegionIndex> {
-                    list.into_iter()
-                        .map(|region| RegionIndex(region as usize))
-                        .collect()
-                };
-                let (copied, failed) = (indexes(copied), indexes(failed));
+                let (copied, failed) = (indexes(copied)?, indexes(failed)?);
                 let error = mirror_failed.then_some(Errno(libc::EIO));
-                let effects = &mut self.effects;
-                let epoch = Epoch(epoch);
-                let result = self
-                    .volume
-                    .report(copier, epoch, &copied, &failed, error, effects);
-                Some(result.map_or_else(claim_refused, |()| Response::Done))
+                self.volume
+                    .report(copier, epoch, &copied, &failed, error, effects)
+                    .map(|()| Response::Done)
             }
-        }
+            Said::ToCompare { regions, hold } => self
+                .volume
+                .watch(copier, epoch, &indexes(regions)?, hold)
+                .map(|watched| Response::Watched {
+                    regions: numbers(&watched.watched),
+                    dirty: numbers(&watched.dirty),
+                }),
+            Said::Compared {
+                same,
+                differing,
+                unread,
+                repair,
+            } => {
+                let found = Comparison {
+                    same: indexes(same)?,
+                    differing: indexes(differing)?,
+                    unread: indexes(unread)?,
+                    repair,
+                };
+                self.volume
+                    .compared(copier, epoch, &found, effects)
+                    .map(|unknown| Response::Compared {
+                        unknown: numbers(&unknown),
+                    })
+            }
+        };
+        response.map_err(claim_refused)
     }
 
     fn change_route(
@@ -324,6 +352,22 @@ fn change_refused(error: ChangeError) -> Response {
             format!("the map file could not be written: {}", words(error)),
         ),
     }
+}
+
+/// The regions of a message.
+fn indexes(geometry: Geometry, list: &[u64]) -> Result<Vec<RegionIndex>, Response> {
+    let index = |region: &u64| {
+        let index = usize::try_from(*region).ok();
+        index
+            .filter(|index| *index < geometry.regions())
+            .map(RegionIndex)
+    };
+    let indexes: Option<Vec<RegionIndex>> = list.iter().map(index).collect();
+    indexes.ok_or_else(|| refused(Refusal::Malformed, "a region beyond the end of the volume"))
+}
+
+fn numbers(regions: &[RegionIndex]) -> Vec<u64> {
+    regions.iter().map(|region| region.0 as u64).collect()
 }
 
 fn claim_refused(error: ClaimError) -> Response {

@@ -16,6 +16,7 @@ use migration_proto::{Hello, Welcome, frame};
 
 use stand_in::*;
 
+use super::compare::Found;
 use super::*;
 
 /// No test waits longer for anything.
@@ -95,6 +96,7 @@ fn a_volume_of_odd_size_on_two_extents_each_is_copied_in_any_order() {
                 extent(&path("to-2"), 33 * block, size_bytes - first_to),
             ],
         },
+        busy: Vec::new(),
         folder,
     };
     // 7 and 22 have no common divisor: every region once, none beside the one before.
@@ -107,7 +109,6 @@ fn a_volume_of_odd_size_on_two_extents_each_is_copied_in_any_order() {
     seen.copied.sort_unstable();
     assert_eq!(seen.copied, (0..volume.regions()).collect::<Vec<_>>());
     assert_eq!(progress.copied_bytes.load(Ordering::Relaxed), size_bytes);
-    assert_eq!(progress.dirty_bytes.load(Ordering::Relaxed), 0);
     for extent in &volume.to.extents {
         let bytes = fs::read(&extent.path).unwrap();
         let (start, end) = (
@@ -121,6 +122,61 @@ fn a_volume_of_odd_size_on_two_extents_each_is_copied_in_any_order() {
             extent.path
         );
     }
+}
+
+#[test]
+fn both_legs_are_compared_and_what_differs_is_told() {
+    const REGION: u64 = 256 * KIB;
+    let mut volume = Volume::simple(8, REGION);
+    let mut bytes = volume.contents(&volume.from);
+    bytes[3 * REGION as usize + 77] ^= 1;
+    *bytes.last_mut().unwrap() ^= 1;
+    write_file(&volume.path("to"), &bytes);
+    volume.busy = vec![5];
+    let target = Target::start(volume, Vec::new(), grant(0));
+    let (outcome, progress) = run(Config {
+        task: Task::Compare { repair: true },
+        ..config(&target.socket)
+    });
+    let (volume, mut seen) = target.join();
+    let found = Found {
+        compared_bytes: 8 * REGION,
+        differing_bytes: 2 * REGION,
+        first_difference_bytes: Some(3 * REGION),
+        ..Found::default()
+    };
+    assert_eq!(outcome, Outcome::Compared(found));
+    seen.same.sort_unstable();
+    seen.differing.sort_unstable();
+    assert_eq!(
+        (seen.same, seen.differing),
+        (vec![0, 1, 2, 4, 5, 6], vec![3, 7])
+    );
+    assert!(!seen.found_busy.is_empty() && seen.found_busy.iter().all(|region| *region == 5));
+    assert!(progress.compared_bytes.load(Ordering::Relaxed) > 6 * REGION);
+    assert_eq!(progress.copied_bytes.load(Ordering::Relaxed), 0);
+    assert!(
+        volume.contents(&volume.to) == bytes,
+        "a comparison has written"
+    );
+}
+
+#[test]
+fn what_is_read_back_counts_as_copied() {
+    let volume = Volume::simple(8, 256 * KIB);
+    let target = Target::start(volume, (0..8).collect(), grant(3));
+    let (outcome, progress) = run(Config {
+        task: Task::Copy { read_back: true },
+        ..config(&target.socket)
+    });
+    let (volume, seen) = target.join();
+    assert_eq!(outcome, Outcome::InSync);
+    volume.assert_copied();
+    assert_eq!(seen.copied.len(), 8);
+    assert_eq!(
+        progress.copied_bytes.load(Ordering::Relaxed),
+        volume.size_bytes
+    );
 }
 
 #[test]

@@ -56,6 +56,8 @@ pub(super) struct Volume {
     pub(super) size_bytes: u64,
     pub(super) from: Leg,
     pub(super) to: Leg,
+    /// Regions that are never found quiet unless their writes are held.
+    pub(super) busy: Vec<u64>,
 }
 
 impl Volume {
@@ -75,6 +77,7 @@ impl Volume {
             to: Leg {
                 extents: vec![extent(&to, 0, size_bytes)],
             },
+            busy: Vec::new(),
             folder,
         }
     }
@@ -139,6 +142,10 @@ pub(super) struct Seen {
     pub(super) failed: Vec<u64>,
     pub(super) errors: Vec<CopyError>,
     pub(super) claims: usize,
+    pub(super) found_busy: Vec<u64>,
+    pub(super) same: Vec<u64>,
+    pub(super) differing: Vec<u64>,
+    pub(super) unread: Vec<u64>,
 }
 
 /// Decides on each claim: called with the volume, what was seen so far, and what is left to grant.
@@ -245,6 +252,31 @@ pub(super) fn serve(
                 seen.failed.extend(failed);
                 seen.errors.extend(error);
                 Response::Done
+            }
+            Request::Watch { regions, hold, .. } => {
+                let (busy, granted): (Vec<u64>, Vec<u64>) = regions
+                    .into_iter()
+                    .partition(|region| volume.busy.contains(region) && !hold);
+                seen.found_busy.extend(busy);
+                Response::Watched {
+                    regions: granted,
+                    dirty: Vec::new(),
+                }
+            }
+            Request::Compared {
+                same,
+                differing,
+                unread,
+                repair,
+                ..
+            } => {
+                assert!(repair);
+                seen.same.extend(same);
+                seen.differing.extend(differing);
+                seen.unread.extend(unread);
+                Response::Compared {
+                    unknown: Vec::new(),
+                }
             }
             other => panic!("{other:?}"),
         };

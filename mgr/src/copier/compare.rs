@@ -1,0 +1,644 @@
+//! Comparing both legs region by region while the application writes: what to ask, which piece comes next, what was
+//! found. No I/O and no clock.
+//!
+//! ```text
+//! next --watch--> watched --read from both legs--> same / differs / unread --compared--> counted
+//!   ^               |  being written                        | written meanwhile
+//!   +--- again <----+---------------------------------------+
+//! ```
+//!
+//! Nothing is held back at first: a region that is being written is tried again later, and only what was never found quiet
+//! is asked to be held, a few regions at a time. What is not quiet even so is told as not compared.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use migration_proto::target::{CopyError, Request, Response, WATCH_REGIONS_MAX};
+
+use super::Outcome;
+use super::conversation::Conversation;
+use super::plan::{ANSWER_PATIENCE, ENDING_PATIENCE, ERRORS_MAX};
+use super::rate::{Allowance, Bucket};
+use super::window::{Piece, RegionSlot, Window};
+
+/// After so many tries in vain, writes to a region are held for it.
+const TRIES_BEFORE_HOLD: u32 = 4;
+
+/// After so many it is told as not compared.
+const TRIES_MAX: u32 = 64;
+
+/// The pause before a region is tried again.
+const TRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// How many queues full of I/O are watched at once: long enough for the disks to stay busy, short enough to stay quiet.
+const WATCHED_QUEUES: u64 = 2;
+
+/// What was found. All in bytes, in whole regions.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Compared, and either the same or not.
+    pub compared_bytes: u64,
+    /// The part of it that was not the same.
+    pub differing_bytes: u64,
+    /// The first region that was not, as an address of the volume.
+    pub first_difference_bytes: Option<u64>,
+    /// Not compared: written all the time, dirty, or unreadable.
+    pub unknown_bytes: u64,
+    /// The last error of a leg.
+    pub error: Option<CopyError>,
+}
+
+/// The request that was sent and not answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Awaiting {
+    Nothing,
+    Watch { regions: Vec<u64> },
+    Compared { report: Report },
+}
+
+/// What is said of regions at once.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Report {
+    same: Vec<u64>,
+    differing: Vec<u64>,
+    unread: Vec<u64>,
+}
+
+/// What the plan wants to ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Wish {
+    Watch { regions: Vec<u64>, hold: bool },
+    Later(Instant),
+    Nothing,
+}
+
+/// The state of one comparison.
+#[derive(Debug)]
+pub struct Comparing {
+    epoch: u64,
+    repair: bool,
+    window: Window,
+    bucket: Bucket,
+    volume_bytes: u64,
+    /// The first region that was never asked for.
+    next: u64,
+    /// Regions to be tried again, with the time from which on.
+    again: VecDeque<(u64, Instant)>,
+    /// How often each of them was tried.
+    tries: BTreeMap<u64, u32>,
+    watched_max: usize,
+    awaiting: Awaiting,
+    since: Instant,
+    /// Of the regions in the window: a piece of them was not the same, or could not be read.
+    differing: HashSet<u64>,
+    unread: HashSet<u64>,
+    failed_regions: u32,
+    found: Found,
+    ending: Option<Outcome>,
+    connected: bool,
+}
+
+impl Comparing {
+    /// A comparison of the whole volume. `queue_bytes` is what fits into all buffers.
+    #[must_use]
+    pub fn new(
+        epoch: u64,
+        repair: bool,
+        window: Window,
+        volume_bytes: u64,
+        queue_bytes: u64,
+        now: Instant,
+    ) -> Self {
+        let watched = (WATCHED_QUEUES * queue_bytes).div_ceil(window.region_bytes());
+        let watched = usize::try_from(watched).unwrap_or(WATCH_REGIONS_MAX);
+        Self {
+            epoch,
+            repair,
+            bucket: Bucket::new(window.region_bytes(), now),
+            window,
+            volume_bytes,
+            next: 0,
+            again: VecDeque::new(),
+            tries: BTreeMap::new(),
+            watched_max: watched.clamp(1, WATCH_REGIONS_MAX),
+            awaiting: Awaiting::Nothing,
+            since: now,
+            differing: HashSet::new(),
+            unread: HashSet::new(),
+            failed_regions: 0,
+            found: Found::default(),
+            ending: None,
+            connected: true,
+        }
+    }
+
+    fn regions(&self) -> u64 {
+        self.volume_bytes.div_ceil(self.window.region_bytes())
+    }
+
+    fn bytes_of(&self, region: u64) -> u64 {
+        let start = region * self.window.region_bytes();
+        self.window.region_bytes().min(self.volume_bytes - start)
+    }
+
+    fn wish(&mut self, now: Instant, bytes_per_second: u64) -> Wish {
+        let room = self.watched_max.saturating_sub(self.window.held_regions());
+        if self.ending.is_some() || room == 0 {
+            return Wish::Nothing;
+        }
+        let due = self.again.front().map(|(_, at)| *at);
+        if due.is_none() && self.next == self.regions() {
+            return Wish::Nothing;
+        }
+        let room = match self.bucket.allowance(now, bytes_per_second) {
+            Allowance::Unlimited => room,
+            Allowance::Bytes(bytes) => {
+                let regions = bytes.div_ceil(self.window.region_bytes());
+                room.min(usize::try_from(regions).unwrap_or(room))
+            }
+            Allowance::NotBefore(at) => return Wish::Later(at),
+        };
+        match due {
+            Some(at) if at <= now => self.wish_again(now, room),
+            _ if self.next < self.regions() => {
+                let end = (self.next + room as u64).min(self.regions());
+                let regions = (self.next..end).collect();
+                self.next = end;
+                Wish::Watch {
+                    regions,
+                    hold: false,
+                }
+            }
+            Some(at) => Wish::Later(at),
+            None => Wish::Nothing,
+        }
+    }
+
+    /// Those that are due; either all of them are to be held, or none.
+    fn wish_again(&mut self, now: Instant, room: usize) -> Wish {
+        let is_stubborn = |tries: &BTreeMap<u64, u32>, region: &u64| {
+            tries.get(region).copied().unwrap_or(0) >= TRIES_BEFORE_HOLD
+        };
+        let mut regions: Vec<u64> = Vec::new();
+        let mut hold = false;
+        while let Some((region, at)) = self.again.front()
+            && *at <= now
+            && regions.len() < room
+        {
+            let stubborn = is_stubborn(&self.tries, region);
+            if regions.is_empty() {
+                hold = stubborn;
+            } else if stubborn != hold {
+                break;
+            }
+            regions.push(*region);
+            self.again.pop_front();
+        }
+        Wish::Watch { regions, hold }
+    }
+
+    fn try_again(&mut self, region: u64, now: Instant) {
+        let tries = self.tries.entry(region).or_default();
+        *tries += 1;
+        if *tries >= TRIES_MAX {
+            self.unknown(region);
+        } else {
+            self.again.push_back((region, now + TRY_PAUSE));
+        }
+    }
+
+    fn unknown(&mut self, region: u64) {
+        self.tries.remove(&region);
+        self.found.unknown_bytes += self.bytes_of(region);
+    }
+
+    fn watched(&mut self, asked: &[u64], granted: &[u64], dirty: &[u64], now: Instant) {
+        match self.window.grant(granted) {
+            Ok(bytes) => self.bucket.take(bytes),
+            Err(error) => {
+                return self.give_up(format!("ublk-target broke the protocol: {error}"));
+            }
+        }
+        for region in asked {
+            if dirty.contains(region) {
+                // Nothing copies it as long as this is the copier.
+                self.unknown(*region);
+            } else if !granted.contains(region) {
+                self.try_again(*region, now);
+            }
+        }
+    }
+
+    fn counted(&mut self, report: &Report, unknown: &[u64], now: Instant) {
+        for region in &report.unread {
+            self.unknown(*region);
+        }
+        for (regions, differ) in [(&report.same, false), (&report.differing, true)] {
+            for region in regions {
+                if unknown.contains(region) {
+                    self.try_again(*region, now);
+                    continue;
+                }
+                self.tries.remove(region);
+                self.found.compared_bytes += self.bytes_of(*region);
+                if differ {
+                    self.found.differing_bytes += self.bytes_of(*region);
+                    let at = region * self.window.region_bytes();
+                    let first = self.found.first_difference_bytes.get_or_insert(at);
+                    *first = at.min(*first);
+                }
+            }
+        }
+        for regions in [&report.same, &report.differing, &report.unread] {
+            self.window.let_go(regions);
+        }
+    }
+
+    fn report(&mut self) -> Report {
+        let finished = self.window.take_finished();
+        let mut report = Report {
+            same: finished.copied,
+            ..Report::default()
+        };
+        for region in finished.failed {
+            let differs = self.differing.remove(&region);
+            if self.unread.remove(&region) || !differs {
+                report.unread.push(region);
+            } else {
+                report.differing.push(region);
+            }
+        }
+        report
+    }
+
+    fn end_if_done(&mut self) {
+        let all = self.next == self.regions() && self.again.is_empty();
+        if all && self.window.held_regions() == 0 && self.awaiting == Awaiting::Nothing {
+            let found = self.found.clone();
+            self.end(Outcome::Compared(found));
+        }
+    }
+
+    /// The first cause stays.
+    fn end(&mut self, outcome: Outcome) {
+        self.ending.get_or_insert(outcome);
+    }
+}
+
+impl Conversation for Comparing {
+    fn next_piece(&mut self) -> Option<Piece> {
+        match self.ending {
+            Some(_) => None,
+            None => self.window.next_piece(),
+        }
+    }
+
+    fn piece_done(&mut self, region: RegionSlot) {
+        self.window.piece_ended(region, true);
+    }
+
+    fn piece_differs(&mut self, region: RegionSlot) {
+        self.differing.extend(self.window.region_of(region));
+        self.window.piece_ended(region, false);
+    }
+
+    fn piece_failed(&mut self, slot: RegionSlot, error: CopyError) {
+        if let Some(region) = self.window.region_of(slot)
+            && self.unread.insert(region)
+        {
+            self.failed_regions += 1;
+        }
+        self.found.error = Some(error.clone());
+        self.window.piece_ended(slot, false);
+        if self.failed_regions >= ERRORS_MAX {
+            let CopyError { side, cause } = error;
+            self.end(Outcome::Failed { side, cause });
+        }
+    }
+
+    fn next_request(&mut self, now: Instant, bytes_per_second: u64) -> Option<Request> {
+        if !self.connected || self.awaiting != Awaiting::Nothing || self.ending.is_some() {
+            return None;
+        }
+        self.since = now;
+        if self.window.has_finished() {
+            let report = self.report();
+            let request = Request::Compared {
+                epoch: self.epoch,
+                same: report.same.clone(),
+                differing: report.differing.clone(),
+                unread: report.unread.clone(),
+                repair: self.repair,
+            };
+            self.awaiting = Awaiting::Compared { report };
+            return Some(request);
+        }
+        let Wish::Watch { regions, hold } = self.wish(now, bytes_per_second) else {
+            return None;
+        };
+        let request = Request::Watch {
+            epoch: self.epoch,
+            regions: regions.clone(),
+            hold,
+        };
+        self.awaiting = Awaiting::Watch { regions };
+        Some(request)
+    }
+
+    fn answered(&mut self, response: Response, now: Instant) {
+        let awaited = std::mem::replace(&mut self.awaiting, Awaiting::Nothing);
+        match (awaited, response) {
+            (Awaiting::Watch { regions }, Response::Watched { regions: to, dirty }) => {
+                self.watched(&regions, &to, &dirty, now);
+            }
+            (Awaiting::Compared { report }, Response::Compared { unknown }) => {
+                self.counted(&report, &unknown, now);
+            }
+            (_, Response::Refused { reason, cause }) => {
+                self.connected = false;
+                self.end(Outcome::Refused { reason, cause });
+            }
+            _ => self.give_up("ublk-target broke the protocol: unexpected answer".to_owned()),
+        }
+        self.end_if_done();
+    }
+
+    fn give_up(&mut self, cause: String) {
+        self.connected = false;
+        self.awaiting = Awaiting::Nothing;
+        self.end(Outcome::Disconnected { cause });
+    }
+
+    fn stop(&mut self) {
+        self.end(Outcome::Stopped);
+    }
+
+    fn look_at_the_clock(&mut self, now: Instant, bytes_per_second: u64) -> Option<Instant> {
+        if self.awaiting != Awaiting::Nothing {
+            let patience = match self.ending {
+                Some(_) => ENDING_PATIENCE,
+                None => ANSWER_PATIENCE,
+            };
+            let overdue_at = self.since + patience;
+            if now < overdue_at {
+                return Some(overdue_at);
+            }
+            self.give_up("ublk-target does not answer".to_owned());
+            return None;
+        }
+        // What is due already waits for a place, which only a completion can free.
+        let due = self.again.front().map(|(_, at)| *at).filter(|at| now < *at);
+        match self.bucket.allowance(now, bytes_per_second) {
+            Allowance::NotBefore(at) => Some(at),
+            Allowance::Unlimited | Allowance::Bytes(_) => due,
+        }
+    }
+
+    fn outcome(&self) -> Option<&Outcome> {
+        let quiet = self.window.pieces_in_flight() == 0 && self.awaiting == Awaiting::Nothing;
+        self.ending.as_ref().filter(|_| quiet)
+    }
+
+    fn failed_regions(&self) -> u32 {
+        self.failed_regions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use migration_proto::route::Side;
+
+    use super::super::legs::{FileIndex, LegMap};
+    use super::super::window::Sizes;
+    use super::*;
+
+    const REGION: u64 = 1 << 20;
+    const EPOCH: u64 = 5;
+    const SHORT: u64 = 512;
+
+    /// A comparison, and what answers it.
+    struct World {
+        plan: Comparing,
+        now: Instant,
+        /// Of each `Watch`: the regions, and whether writes are to be held.
+        asked: Vec<(Vec<u64>, bool)>,
+    }
+
+    impl World {
+        fn new(regions: u64) -> Self {
+            let now = Instant::now();
+            let volume_bytes = regions * REGION - SHORT;
+            let sizes = Sizes {
+                region_bytes: REGION,
+                volume_bytes,
+                io_bytes: 512 << 10,
+            };
+            let leg = LegMap::contiguous(regions * REGION, FileIndex(0));
+            let window = Window::new(sizes, leg.clone(), leg).unwrap();
+            let plan = Comparing::new(EPOCH, false, window, volume_bytes, 2 * REGION, now);
+            Self {
+                plan,
+                now,
+                asked: Vec::new(),
+            }
+        }
+
+        /// Until the end. `watch` answers which regions are granted and which are dirty, `unknown` which of the reported
+        /// ones do not count.
+        fn run(
+            &mut self,
+            mut watch: impl FnMut(&[u64], bool) -> (Vec<u64>, Vec<u64>),
+            mut unknown: impl FnMut(&[u64]) -> Vec<u64>,
+            end_piece: impl Fn(&mut Comparing, u64, RegionSlot),
+        ) -> Outcome {
+            for _ in 0..100_000 {
+                while let Some(piece) = self.plan.next_piece() {
+                    let region = self.plan.window.region_of(piece.region).unwrap();
+                    end_piece(&mut self.plan, region, piece.region);
+                }
+                match self.plan.next_request(self.now, 0) {
+                    Some(Request::Watch { regions, hold, .. }) => {
+                        let (regions_to, dirty) = watch(&regions, hold);
+                        self.asked.push((regions, hold));
+                        let regions = regions_to;
+                        self.plan
+                            .answered(Response::Watched { regions, dirty }, self.now);
+                    }
+                    Some(Request::Compared {
+                        same, differing, ..
+                    }) => {
+                        let all: Vec<u64> = same.into_iter().chain(differing).collect();
+                        let unknown = unknown(&all);
+                        self.plan.answered(Response::Compared { unknown }, self.now);
+                    }
+                    Some(other) => panic!("{other:?}"),
+                    None => {}
+                }
+                if let Some(outcome) = self.plan.outcome() {
+                    return outcome.clone();
+                }
+                if let Some(at) = self.plan.look_at_the_clock(self.now, 0) {
+                    assert!(at > self.now, "it would spin");
+                    self.now = at;
+                }
+            }
+            panic!("no end: {:?}", self.plan);
+        }
+    }
+
+    fn all_granted(regions: &[u64], _: bool) -> (Vec<u64>, Vec<u64>) {
+        (regions.to_vec(), Vec::new())
+    }
+
+    fn all_known(_: &[u64]) -> Vec<u64> {
+        Vec::new()
+    }
+
+    fn same(plan: &mut Comparing, _: u64, slot: RegionSlot) {
+        plan.piece_done(slot);
+    }
+
+    #[test]
+    fn each_region_is_compared_once_and_the_last_counts_as_short() {
+        let mut world = World::new(9);
+        let outcome = world.run(all_granted, all_known, |plan, region, slot| {
+            if [4, 8].contains(&region) {
+                plan.piece_differs(slot);
+            } else {
+                plan.piece_done(slot);
+            }
+        });
+        let found = Found {
+            compared_bytes: 9 * REGION - SHORT,
+            differing_bytes: 2 * REGION - SHORT,
+            first_difference_bytes: Some(4 * REGION),
+            ..Found::default()
+        };
+        assert_eq!(outcome, Outcome::Compared(found));
+        let asked: Vec<u64> = world
+            .asked
+            .iter()
+            .flat_map(|(asked, _)| asked.clone())
+            .collect();
+        assert_eq!(asked, (0..9).collect::<Vec<_>>());
+        assert!(
+            world
+                .asked
+                .iter()
+                .all(|(asked, hold)| asked.len() <= 4 && !hold)
+        );
+    }
+
+    #[test]
+    fn a_region_that_is_never_quiet_is_held_after_some_tries() {
+        let mut world = World::new(6);
+        let busy = |regions: &[u64], hold: bool| {
+            let quiet = |region: &u64| *region != 2 || hold;
+            (regions.iter().copied().filter(quiet).collect(), Vec::new())
+        };
+        let outcome = world.run(busy, all_known, same);
+        let Outcome::Compared(found) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(
+            (found.compared_bytes, found.unknown_bytes),
+            (6 * REGION - SHORT, 0)
+        );
+        let held: Vec<_> = world.asked.iter().filter(|(_, hold)| *hold).collect();
+        assert_eq!(held, [&(vec![2], true)]);
+        let tries = world.asked.iter().filter(|(asked, _)| asked.contains(&2));
+        assert_eq!(tries.count() as u32, TRIES_BEFORE_HOLD + 1);
+    }
+
+    #[test]
+    fn what_was_written_while_it_was_read_is_read_again() {
+        let mut world = World::new(4);
+        let mut disturbed = 0;
+        let outcome = world.run(
+            all_granted,
+            |regions| {
+                disturbed += 1;
+                let first = regions
+                    .iter()
+                    .copied()
+                    .filter(|at| *at == 1 && disturbed < 3);
+                first.collect()
+            },
+            |plan, region, slot| match region {
+                // What is not known does not count as a difference either.
+                1 if plan.tries.is_empty() => plan.piece_differs(slot),
+                _ => plan.piece_done(slot),
+            },
+        );
+        let Outcome::Compared(found) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(
+            (found.compared_bytes, found.differing_bytes),
+            (4 * REGION - SHORT, 0)
+        );
+    }
+
+    #[test]
+    fn what_is_dirty_or_never_quiet_is_told_as_not_compared() {
+        let mut world = World::new(8);
+        let never = |regions: &[u64], _: bool| {
+            let (odd, granted): (Vec<u64>, Vec<u64>) =
+                regions.iter().partition(|region| [3, 5].contains(*region));
+            (
+                granted,
+                odd.into_iter().filter(|region| *region == 5).collect(),
+            )
+        };
+        let outcome = world.run(never, all_known, same);
+        let Outcome::Compared(found) = outcome else {
+            panic!("{outcome:?}");
+        };
+        let known = 6 * REGION - SHORT;
+        assert_eq!(
+            (found.compared_bytes, found.unknown_bytes),
+            (known, 2 * REGION)
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_and_too_much_of_it_is_the_end() {
+        let failing = |plan: &mut Comparing, region: u64, slot: RegionSlot| {
+            if region < 2 {
+                plan.piece_done(slot);
+            } else {
+                let cause = "broken".to_owned();
+                let side = Side::Target;
+                plan.piece_failed(slot, CopyError { side, cause });
+            }
+        };
+        let outcome = World::new(3).run(all_granted, all_known, failing);
+        let Outcome::Compared(found) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(found.unknown_bytes, REGION - SHORT);
+        assert_eq!(found.error.unwrap().cause, "broken");
+        let many = u64::from(ERRORS_MAX) + 10;
+        let outcome = World::new(many).run(all_granted, all_known, failing);
+        let (side, cause) = (Side::Target, "broken".to_owned());
+        assert_eq!(outcome, Outcome::Failed { side, cause });
+    }
+
+    #[test]
+    fn a_stop_waits_for_the_pieces_in_flight() {
+        let mut world = World::new(4);
+        let Some(Request::Watch { regions, .. }) = world.plan.next_request(world.now, 0) else {
+            panic!("nothing is asked");
+        };
+        let dirty = Vec::new();
+        world
+            .plan
+            .answered(Response::Watched { regions, dirty }, world.now);
+        let piece = world.plan.next_piece().unwrap();
+        world.plan.stop();
+        assert_eq!(world.plan.outcome(), None);
+        assert_eq!(world.plan.next_piece(), None);
+        world.plan.piece_done(piece.region);
+        assert_eq!(world.plan.outcome(), Some(&Outcome::Stopped));
+    }
+}

@@ -1,0 +1,225 @@
+//! Comparing the legs: when it may be done, what is recorded of it, and what it forbids.
+
+use migration_core::pair::{PairState, Position, Verb};
+use migration_proto::manager::{Failure, Verification, VerifyPolicy};
+use tokio::sync::oneshot;
+
+use super::Owner;
+use super::context::{note, now_ms};
+use super::failure::{self, Done};
+use crate::copier::compare::Found;
+use crate::store::{Change, PairField, PairKey, PairRow, SessionRow};
+
+impl Owner {
+    /// Begins to compare the legs of every pair that has not ended.
+    pub(super) fn verify(
+        &mut self,
+        name: &str,
+        repair: bool,
+        reply: oneshot::Sender<migration_proto::manager::Response>,
+    ) {
+        let answer = self.begin_to_compare(name, repair);
+        // Whoever asked may have left.
+        let _ = reply.send(failure::response(answer));
+    }
+
+    fn begin_to_compare(&mut self, name: &str, repair: bool) -> Result<Done, Failure> {
+        let session = self
+            .model
+            .sessions
+            .get(name)
+            .cloned()
+            .ok_or_else(|| failure::no_session(name))?;
+        self.require_free(&[super::Busy::Session(name.to_owned())])?;
+        let positions = self.positions(&session);
+        if let Err(pair) = may_be_compared(&positions) {
+            return Err(self.not_comparable(&session, pair, positions[pair]));
+        }
+        let keys: Vec<PairKey> = (0..session.pairs.len())
+            .filter(|position| !session.pairs[*position].phase.is_ended())
+            .map(|position| PairKey {
+                session: name.to_owned(),
+                position,
+            })
+            .collect();
+        let wanted = |key: &PairKey| {
+            let pair = &session.pairs[key.position];
+            self.comparing(&session, pair, key) == Some(repair)
+        };
+        if keys.iter().all(wanted) {
+            let what = format!("the legs of session {name} are being compared already");
+            return Ok(Done::already(what));
+        }
+        let how = if repair {
+            "; what differs is copied again"
+        } else {
+            ""
+        };
+        let mut notes = Vec::new();
+        for key in keys {
+            let volume = &session.pairs[key.position].volume;
+            let what = format!("verify: both legs are compared{how}");
+            notes.push(note(Some(name), Some(volume), what));
+            if self.to_compare.insert(key.clone(), repair) != Some(repair) {
+                self.stop_comparing(&key);
+            }
+        }
+        self.record_aside(notes);
+        for pair in &session.pairs {
+            self.volume_reported(&pair.volume);
+        }
+        let messages = vec![format!(
+            "the legs of session {name} are being compared; see `shunt status {name}`"
+        )];
+        Ok(Done::changed(messages))
+    }
+
+    /// Whether the legs of a pair are to be compared as soon as they are in sync, and then whether what differs is to be
+    /// repaired: because somebody asked for it, or because the session wants proof and there is none.
+    pub(super) fn comparing(
+        &self,
+        session: &SessionRow,
+        pair: &PairRow,
+        key: &PairKey,
+    ) -> Option<bool> {
+        let unproved = session.options.verify == VerifyPolicy::Full && pair.verification.is_none();
+        let asked = self.to_compare.get(key).copied();
+        asked.or(unproved.then_some(false))
+    }
+
+    /// It begins again, in the way that is asked for now.
+    fn stop_comparing(&mut self, key: &PairKey) {
+        if let Some((copier, _)) = self.copies.take(key) {
+            tokio::task::spawn_blocking(move || drop(copier));
+        }
+    }
+
+    fn not_comparable(&self, session: &SessionRow, pair: usize, position: Position) -> Failure {
+        let name = &session.name;
+        let cause = format!(
+            "it is {}: only legs that are in sync can be compared",
+            position.state
+        );
+        let next = match position.state {
+            PairState::Setup | PairState::Queued => format!("`shunt start {name}`"),
+            PairState::Paused | PairState::Degraded => format!("`shunt resume {name}`"),
+            PairState::Committed | PairState::Retired | PairState::Cancelled => {
+                "create another session".to_owned()
+            }
+            PairState::Failed | PairState::NeedsRecovery => format!("`shunt status {name}`"),
+            PairState::Syncing
+            | PairState::Switching
+            | PairState::Committing
+            | PairState::Verifying
+            | PairState::SourceSelected
+            | PairState::TargetSelected => {
+                let side = position.authoritative;
+                format!("`shunt wait {name} --for {side}-selected`")
+            }
+        };
+        failure::refused(
+            failure::pair(name, &session.pairs[pair].volume),
+            cause,
+            next,
+        )
+    }
+
+    /// What was found is recorded.
+    pub(super) fn compared(&mut self, key: &PairKey, pair: &PairRow, found: &Found) -> Vec<Change> {
+        let repaired = self.to_compare.remove(key).unwrap_or(false);
+        let found_now = Verification {
+            at_ms: now_ms(),
+            compared_bytes: found.compared_bytes,
+            differing_bytes: found.differing_bytes,
+            first_difference_bytes: found.first_difference_bytes,
+            unknown_bytes: found.unknown_bytes,
+            repaired,
+        };
+        let name = &key.session;
+        let mut what = match (found.first_difference_bytes, repaired) {
+            (None, _) => format!(
+                "verify: {} bytes compared, nothing differs",
+                found.compared_bytes
+            ),
+            (Some(at), true) => format!(
+                "verify: {} of {} bytes differed, the first at {at}; they are copied again",
+                found.differing_bytes, found.compared_bytes
+            ),
+            (Some(at), false) => format!(
+                "verify: {} of {} bytes differ, the first at {at}: `shunt verify {name} --repair` copies them again",
+                found.differing_bytes, found.compared_bytes
+            ),
+        };
+        if found.unknown_bytes > 0 {
+            what.push_str(&format!(
+                "; {} bytes could not be compared",
+                found.unknown_bytes
+            ));
+            if let Some(error) = &found.error {
+                what.push_str(&format!(" ({})", error.cause));
+            }
+        }
+        let problem = (!found_now.is_clean()).then(|| what.clone());
+        let set = |field| Change::SetPair(key.clone(), field);
+        vec![
+            set(PairField::Problem(problem)),
+            set(PairField::Verification(found_now)),
+            note(Some(name), Some(&pair.volume), what),
+        ]
+    }
+
+    /// A role is not moved to a leg that is known to differ, nor, if the session asks for it, to one that was never compared.
+    pub(super) fn require_compared(
+        &self,
+        session: &SessionRow,
+        verb: Verb,
+        pairs: &[usize],
+    ) -> Result<(), Failure> {
+        if !matches!(verb, Verb::Switch | Verb::Undo) {
+            return Ok(());
+        }
+        let name = &session.name;
+        for position in pairs {
+            let pair = &session.pairs[*position];
+            let found = pair.verification.as_ref();
+            let different = found.filter(|found| found.is_different());
+            let proved = found.is_some_and(Verification::is_clean);
+            let unproved =
+                verb == Verb::Switch && session.options.verify == VerifyPolicy::Full && !proved;
+            let (cause, next) = match different {
+                Some(found) => (
+                    format!(
+                        "{} bytes of its legs differ, as the last comparison has found",
+                        found.differing_bytes
+                    ),
+                    format!("`shunt verify {name} --repair`, then `shunt {verb} {name}`"),
+                ),
+                None if unproved => (
+                    "it was created with --verify full, and its legs have not been compared as a whole"
+                        .to_owned(),
+                    format!("`shunt verify {name}`, then `shunt {verb} {name}`"),
+                ),
+                None => continue,
+            };
+            let object = failure::pair(name, &pair.volume);
+            return Err(failure::refused(object, cause, next));
+        }
+        Ok(())
+    }
+}
+
+/// Whether the legs of all pairs that have not ended are equal, so that comparing them says something. Otherwise the place
+/// of one where it says nothing.
+pub(super) fn may_be_compared(positions: &[Position]) -> Result<(), usize> {
+    let is_equal = |state| {
+        matches!(
+            state,
+            PairState::SourceSelected | PairState::TargetSelected | PairState::Verifying
+        )
+    };
+    let all_ended = positions.iter().all(|position| position.state.is_ended());
+    let wrong = |position: &Position| {
+        !is_equal(position.state) && (all_ended || !position.state.is_ended())
+    };
+    positions.iter().position(wrong).map_or(Ok(()), Err)
+}
