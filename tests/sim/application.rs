@@ -41,6 +41,8 @@ pub(crate) struct Application {
     /// What each block may be after a power loss.
     survivors: Vec<BTreeSet<Value>>,
     next_value: Value,
+    /// Where it writes and reads at present: the rest comes to rest, and may lose its marks.
+    focus: std::ops::Range<usize>,
 }
 
 impl Application {
@@ -50,6 +52,7 @@ impl Application {
             possible: vec![BTreeSet::from([0]); BLOCKS],
             survivors: vec![BTreeSet::from([0]); BLOCKS],
             next_value: 1,
+            focus: 0..BLOCKS,
         }
     }
 
@@ -80,8 +83,12 @@ impl Application {
                 force_unit_access: false,
             },
         };
-        let first = dice.below(BLOCKS);
-        let count = 1 + dice.below(2.min(BLOCKS - first));
+        if dice.one_in(200) {
+            let start = dice.below(BLOCKS);
+            self.focus = start..start + 1 + dice.below(BLOCKS - start);
+        }
+        let first = self.focus.start + dice.below(self.focus.len());
+        let count = 1 + dice.below(2.min(self.focus.end - first));
         let range = match op {
             Op::Flush => Range::default(),
             Op::Read | Op::Write { .. } | Op::Discard => Range {

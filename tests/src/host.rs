@@ -26,6 +26,8 @@ pub struct Host {
     folder: tempfile::TempDir,
     state: PathBuf,
     shuntd: Option<Child>,
+    /// Where its programs are; on PATH if it is empty.
+    programs: PathBuf,
 }
 
 /// What a command said.
@@ -47,26 +49,73 @@ impl Host {
         Self::without_driver()
     }
 
+    /// Starts a shuntd that, like its ublk-targets, can be ended at named places: `scripts/test` has built these programs.
+    ///
+    /// # Panics
+    /// If they are not there.
+    #[must_use]
+    pub fn with_crash_points() -> Self {
+        sh("modprobe", &["ublk_drv"]);
+        Self::begin_with(None, crash_point_programs())
+    }
+
+    /// From now on the first process that comes to this place ends there.
+    ///
+    /// # Panics
+    /// If it cannot be armed.
+    pub fn arm(&self, point: &str) {
+        let (new, file) = (self.folder.path().join("new"), self.crash_point_file());
+        std::fs::write(&new, point).expect("a crash point");
+        std::fs::rename(new, file).expect("a crash point");
+    }
+
+    /// Whether a process has ended at the place that was armed.
+    #[must_use]
+    pub fn has_fired(&self) -> bool {
+        !self.crash_point_file().exists()
+    }
+
+    fn crash_point_file(&self) -> PathBuf {
+        self.folder.path().join("crash-point")
+    }
+
+    /// Waits until shuntd ends by itself, that is: by SIGKILL at a crash point.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn see_shuntd_killed(&mut self) {
+        use std::os::unix::process::ExitStatusExt;
+        let mut child = self.shuntd.take().expect("shuntd runs");
+        let mut status = None;
+        wait_until("shuntd ends", || {
+            status = child.try_wait().expect("its status");
+            status.is_some()
+        });
+        let signal = status.and_then(|status| status.signal());
+        assert_eq!(signal, Some(libc::SIGKILL), "{status:?}");
+    }
+
     /// Starts a shuntd without seeing to the driver.
     #[must_use]
     pub fn without_driver() -> Self {
-        Self::begin_in(None)
+        Self::begin_with(None, PathBuf::new())
     }
 
     /// Starts a shuntd that keeps its state in a folder of the test's.
     #[must_use]
     pub fn with_state(state: &Path) -> Self {
         sh("modprobe", &["ublk_drv"]);
-        Self::begin_in(Some(state))
+        Self::begin_with(Some(state), PathBuf::new())
     }
 
-    fn begin_in(state: Option<&Path>) -> Self {
+    fn begin_with(state: Option<&Path>, programs: PathBuf) -> Self {
         let folder = tempfile::tempdir_in("/run").expect("a folder");
         let state = state.map_or_else(|| folder.path().join("state"), Path::to_owned);
         let mut host = Self {
             folder,
             state,
             shuntd: None,
+            programs,
         };
         host.start_shuntd();
         host
@@ -112,11 +161,21 @@ impl Host {
     /// # Panics
     /// If it does not.
     pub fn start_shuntd(&mut self) {
+        self.launch_shuntd();
+        wait_until("shuntd answers", || self.shunt(&["list"]).code == 0);
+    }
+
+    /// Starts shuntd, and does not wait.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn launch_shuntd(&mut self) {
         let log = File::options()
             .append(true)
             .create(true)
             .open(self.folder.path().join("log"));
-        let child = Command::new("shuntd")
+        let child = Command::new(self.programs.join("shuntd"))
+            .env("SHUNT_CRASH_POINT_FILE", self.crash_point_file())
             .args([Path::new("--state-dir"), &self.state_dir()])
             .args([Path::new("--runtime-dir"), &self.folder.path().join("run")])
             .stdin(Stdio::null())
@@ -124,7 +183,6 @@ impl Host {
             .spawn()
             .expect("shuntd");
         self.shuntd = Some(child);
-        wait_until("shuntd answers", || self.shunt(&["list"]).code == 0);
     }
 
     /// SIGKILL.
@@ -375,6 +433,23 @@ impl Host {
         }
         text
     }
+}
+
+/// `target/crash-points`, beside the folder of the profile that this test is built with.
+///
+/// # Panics
+/// If it is not there.
+#[must_use]
+pub fn crash_point_programs() -> PathBuf {
+    let test = std::env::current_exe().expect("this test's path");
+    let target = test.ancestors().nth(3).expect("the folder `target`");
+    let programs = target.join("crash-points");
+    assert!(
+        programs.join("shuntd").exists(),
+        "{} lacks the programs with crash points: see scripts/test",
+        programs.display()
+    );
+    programs
 }
 
 impl Default for Host {

@@ -352,3 +352,91 @@ impl Drop for Mounted {
         let _ = run("umount", &[&self.at.path().to_string_lossy()]);
     }
 }
+
+/// A disk of `scsi_debug`, which can be pulled out and put back with its contents; gone with this value.
+#[derive(Debug)]
+pub struct ScsiDisk {
+    folder: tempfile::TempDir,
+}
+
+impl ScsiDisk {
+    /// A disk of that size.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn new(megabytes: u32) -> Self {
+        sh(
+            "modprobe",
+            &["scsi_debug", &format!("dev_size_mb={megabytes}"), "delay=0"],
+        );
+        sh("udevadm", &["settle"]);
+        let new = Self {
+            folder: tempfile::tempdir_in("/run").expect("a folder"),
+        };
+        new.lead_to_it();
+        new
+    }
+
+    /// A name that stays, whatever the kernel calls the disk.
+    #[must_use]
+    pub fn path(&self) -> String {
+        self.link().to_string_lossy().into_owned()
+    }
+
+    /// Pulls it out, under whoever uses it.
+    pub fn pull(&self) {
+        let device = Self::device().join("device/delete");
+        std::fs::write(device, "1").expect("pull it out");
+    }
+
+    /// Puts it back.
+    pub fn put_back(&self) {
+        let hosts = std::fs::read_dir(Self::adapter()).expect("an adapter");
+        for host in hosts.flatten().map(|entry| entry.file_name()) {
+            let scan = Path::new("/sys/class/scsi_host").join(host).join("scan");
+            if scan.exists() {
+                std::fs::write(scan, "- - -").expect("a scan");
+            }
+        }
+        sh("udevadm", &["settle"]);
+        self.lead_to_it();
+    }
+
+    fn lead_to_it(&self) {
+        let device = std::fs::canonicalize(Self::device()).expect("the disk");
+        let _ = std::fs::remove_file(self.link());
+        let node = Path::new("/dev").join(device.file_name().expect("a name"));
+        std::os::unix::fs::symlink(node, self.link()).expect("a link");
+    }
+
+    fn link(&self) -> PathBuf {
+        self.folder.path().join("disk")
+    }
+
+    fn adapter() -> PathBuf {
+        PathBuf::from("/sys/bus/pseudo/drivers/scsi_debug/adapter0")
+    }
+
+    /// Its folder in sysfs.
+    fn device() -> PathBuf {
+        let mut found = None;
+        crate::wait_until("a disk of scsi_debug", || {
+            let blocks = std::fs::read_dir("/sys/block").into_iter().flatten();
+            found = blocks.flatten().map(|entry| entry.path()).find(|block| {
+                let device = std::fs::canonicalize(block.join("device")).unwrap_or_default();
+                let name = device.to_string_lossy().into_owned();
+                name.contains("/adapter0/")
+            });
+            found.is_some()
+        });
+        found.expect("found above")
+    }
+}
+
+impl Drop for ScsiDisk {
+    fn drop(&mut self) {
+        // In a test that fails it is still in use.
+        let _ = run("modprobe", &["--remove", "scsi_debug"]);
+    }
+}

@@ -30,8 +30,16 @@ impl Connection {
     /// # Panics
     /// If there is no answer.
     pub fn ask(&mut self, request: &Request) -> Response {
-        frame::write(&mut self.0, request).expect("send a request");
+        self.send(request);
         frame::read(&mut self.0).expect("an answer")
+    }
+
+    /// Asks, and does not wait for the answer.
+    ///
+    /// # Panics
+    /// If it cannot be sent.
+    pub fn send(&mut self, request: &Request) {
+        frame::write(&mut self.0, request).expect("send a request");
     }
 
     /// How the volume is.

@@ -1,11 +1,8 @@
 //! Deaths in the middle of something: a claim, a full queue, a change of the role.
 
-use std::{process::Child, thread::sleep, time::Duration};
+use std::{thread::sleep, time::Duration};
 
-use migration_proto::{
-    route::Side,
-    target::{Request, Response},
-};
+use migration_proto::target::{Request, Response};
 use tests::{
     host::Host,
     load::{self, Load},
@@ -164,95 +161,4 @@ fn ublk_target_dies_under_writes_of_all_sizes_on_either_side() {
     host.assert_legs_equal("db", &source, &target);
     host.ok(&["commit", "move", "--yes"]);
     host.ok(&["detach", "db"]);
-}
-
-/// Waits until the pair is on one leg, in sync, and returns which one it is. Everybody has to say the same.
-fn settled_on(host: &Host) -> &'static str {
-    let mut side = "";
-    wait_until("the pair is on one leg and in sync", || {
-        let state = host.pair("move")["state"].to_string();
-        side = match state.as_str() {
-            "\"source-selected\"" => "source",
-            "\"target-selected\"" => "target",
-            _ => return false,
-        };
-        true
-    });
-    assert_eq!(host.pair("move")["authoritative"], side);
-    let route = host.connect("db").status().route;
-    assert!(route.is_mirrored(), "{route:?}");
-    let expected = if side == "source" {
-        Side::Source
-    } else {
-        Side::Target
-    };
-    assert_eq!(route.authoritative(), expected);
-    side
-}
-
-fn said(child: Child) -> (Option<i32>, String) {
-    let output = child.wait_with_output().unwrap();
-    (
-        output.status.code(),
-        String::from_utf8_lossy(&output.stderr).into_owned(),
-    )
-}
-
-/// Changes the role back and forth; each time something is killed, somewhat later than the time before.
-fn killed_while_the_role_moves(kill: impl Fn(&mut Host)) {
-    let mut host = Host::new();
-    let (source, disk) = (lun::disk(0), lun::disk(1));
-    // A change of the role takes some flushes.
-    let target = Mapped::slow_flushes("shunt-test-slow", &disk, 250);
-    host.bring_into_sync("db", &source, &target.path(), "move");
-    let load = Load::start(&Host::device("db"), load::SMALL);
-    load.go_on();
-    for moment_ms in [60, 250, 500, 1000] {
-        let before = settled_on(&host);
-        let (verb, after) = if before == "source" {
-            ("switch", "target")
-        } else {
-            ("undo", "source")
-        };
-        let child = host.begin(&[verb, "move", "--max-pause", "20"]);
-        sleep(Duration::from_millis(moment_ms));
-        kill(&mut host);
-        let (code, said) = said(child);
-        let now = settled_on(&host);
-        if code == Some(0) {
-            assert_eq!(now, after, "shunt {verb} said that it was done: {said}");
-        }
-        println!("{moment_ms} ms: {verb} ended with {code:?}, {before} -> {now}");
-        load.go_on();
-        host.assert_legs_equal("db", &source, &target.path());
-    }
-    load.finish();
-    if settled_on(&host) == "target" {
-        host.ok(&["undo", "move", "--max-pause", "20"]);
-    }
-    host.assert_legs_equal("db", &source, &target.path());
-    host.ok(&["cancel", "move", "--yes"]);
-    host.ok(&["detach", "db"]);
-}
-
-#[test]
-fn shuntd_dies_while_the_role_moves_and_it_has_moved_or_not() {
-    killed_while_the_role_moves(|host| {
-        host.kill_shuntd();
-        host.start_shuntd();
-    });
-}
-
-#[test]
-fn ublk_target_dies_while_the_role_moves_and_it_has_moved_or_not() {
-    killed_while_the_role_moves(|host| host.kill_target("db"));
-}
-
-#[test]
-fn both_die_while_the_role_moves_and_it_has_moved_or_not() {
-    killed_while_the_role_moves(|host| {
-        host.kill_shuntd();
-        host.kill_target_only("db");
-        host.start_shuntd();
-    });
 }

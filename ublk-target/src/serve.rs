@@ -299,6 +299,7 @@ fn recover(
     device: DeviceId,
     engine: &mut EngineThread,
 ) -> anyhow::Result<()> {
+    crash_point::here("recovery-before");
     let started = Instant::now();
     loop {
         match control.start_user_recovery(device, CONTROL_LIMIT) {
@@ -315,9 +316,12 @@ fn recover(
             Err(error) => return Err(error.into()),
         }
     }
+    crash_point::here("recovery-started");
     let node = ublk::wait_for_cdev(device, NODE_LIMIT)?;
     engine.take_device(node)?;
+    crash_point::here("recovery-fetched");
     control.end_user_recovery(device, std::process::id(), CONTROL_LIMIT)?;
+    crash_point::here("recovery-ended");
     // The predecessor may have died before it came to this. Not earlier: the kernel writes a queue's attribute only
     // when no request is in flight, and those that the predecessor left are answered from now on.
     watch_old_driver(device, features)

@@ -216,6 +216,7 @@ impl Copying<'_> {
         match step {
             Step::Submit => return self.submit(slot, transfer),
             Step::Filled => {
+                crash_point::here("copier-read");
                 let next = self.after_reading(slot, &mut transfer);
                 transfer.begin(next);
                 return self.submit(slot, transfer);
@@ -225,6 +226,7 @@ impl Copying<'_> {
                 return self.submit(slot, transfer);
             }
             Step::Written | Step::Zeroed => {
+                crash_point::here("copier-written");
                 if step == Step::Zeroed {
                     let zero_bytes = &self.shared.progress.zero_bytes;
                     zero_bytes.fetch_add(u64::from(piece.length_bytes), Ordering::Relaxed);

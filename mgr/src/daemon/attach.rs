@@ -321,6 +321,7 @@ pub(super) async fn detach(
             note(None, Some(&row.name), "detach"),
         ];
         context.record(&object, changes).await?;
+        crash_point::here("intention-after");
     }
     match take_down(&context, &row, handle.as_ref()).await {
         Ok(()) => {}
@@ -337,6 +338,7 @@ pub(super) async fn detach(
             return Err(failure);
         }
     }
+    crash_point::here("detached-before-recorded");
     context.tell(Event::Unsupervised(row.name.clone())).await;
     forget(&context, &row).await?;
     let lun = row.lun.path.display();

@@ -95,6 +95,8 @@ pub(super) struct Ended {
     pub(super) in_sync: bool,
     /// What came of comparing the legs.
     pub(super) found: Option<Found>,
+    /// It was comparing them, and another copier is not to go on with that.
+    pub(super) compares_no_more: bool,
     /// To be dropped where blocking is allowed.
     pub(super) copier: Copier,
 }
@@ -251,6 +253,8 @@ impl Copies {
             ),
         }
         let in_sync = *outcome == Outcome::InSync;
+        let goes_on = matches!(outcome, Outcome::Stopped | Outcome::Disconnected { .. });
+        let compares_no_more = matches!(running.task, Task::Compare { .. }) && !goes_on;
         let lived = now.duration_since(running.started);
         // After the end in sync the status that is known may be older: it is not to start another copier.
         self.hold_back(key, now, if in_sync { STEADY_AFTER } else { lived });
@@ -259,6 +263,7 @@ impl Copies {
             problem,
             in_sync,
             found,
+            compares_no_more,
             copier: running.copier,
         })
     }

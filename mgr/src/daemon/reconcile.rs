@@ -31,6 +31,7 @@ impl Owner {
             return;
         };
         if view.connected {
+            crash_point::here("start-connected");
             self.make_names(&row, &view);
             self.finish_volume(&row);
         }
@@ -300,7 +301,9 @@ impl Owner {
             "settle",
             None,
             async move {
+                crash_point::here("settled-before-recorded");
                 context.record(&object, changes).await?;
+                crash_point::here("settled-recorded");
                 Ok(Done::changed(Vec::new()))
             },
         );
@@ -343,12 +346,10 @@ impl Owner {
             key.clone(),
             PairField::CopiedBytes(ended.copied_bytes),
         )];
-        let over = !matches!(outcome, Outcome::Stopped | Outcome::Disconnected { .. });
         if let Some(found) = &ended.found {
             let pair = pair.clone();
             changes.extend(self.compared(key, &pair, found));
-        } else if over {
-            // Otherwise it goes on with the next ublk-target, from the beginning.
+        } else if ended.compares_no_more {
             self.to_compare.remove(key);
         }
         let Some((_, pair)) = self.session_and_pair(key) else {

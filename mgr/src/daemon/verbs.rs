@@ -94,7 +94,10 @@ impl Operation {
             ));
             changes.push(note(Some(&self.session.name), Some(&pair.volume), what));
         }
-        self.context.record(&self.object(), changes).await
+        crash_point::here("intention-before");
+        self.context.record(&self.object(), changes).await?;
+        crash_point::here("intention-after");
+        Ok(())
     }
 
     async fn stop_copiers(&mut self) -> Result<Vec<Change>, Failure> {
@@ -117,8 +120,12 @@ impl Operation {
         Ok(changes)
     }
 
+    /// What was done to a pair.
     async fn record(&self, changes: Vec<Change>) -> Result<(), Failure> {
-        self.context.record(&self.object(), changes).await
+        crash_point::here("done-before-recorded");
+        self.context.record(&self.object(), changes).await?;
+        crash_point::here("done-recorded");
+        Ok(())
     }
 
     fn note(&self, pair: &PairRow, what: impl Into<String>) -> Change {

@@ -30,6 +30,10 @@ pub(crate) enum Whim {
     HoldStart,
     /// Grants no regions while it is there.
     HoldClaims,
+    /// Lets nothing be compared while it is there.
+    HoldComparing,
+    /// The first region is dirty when it starts, once.
+    DirtyAtStart,
     /// Refuses every change between the mirrored routes.
     RefuseRole,
     /// Refuses to stop.
@@ -145,7 +149,7 @@ fn serve(path: &Path, socket: &Path, volume_id: &str) {
         eprintln!("another one serves {}", path.display());
         std::process::exit(3);
     };
-    let map = read(path);
+    let mut map = read(path);
     if map.descriptor.volume_id != volume_id {
         eprintln!("map file {} is that of another volume", path.display());
         std::process::exit(EXIT_MAP_DAMAGED.into());
@@ -158,6 +162,9 @@ fn serve(path: &Path, socket: &Path, volume_id: &str) {
         fail("the leg is broken: repair it");
     }
     std::fs::write(path.with_extension("pid"), std::process::id().to_string()).unwrap();
+    if Whim::DirtyAtStart.take(path) {
+        map.dirty = vec![0];
+    }
     while Whim::HoldStart.is_set(path) {
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -245,6 +252,9 @@ impl Conversation {
             Request::Claim { regions_max } => self.claim(regions_max),
             Request::Report { copied, .. } => self.report(&copied),
             Request::Watch { regions, .. } => {
+                while Whim::HoldComparing.is_set(&self.server.path) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
                 let map = self.map();
                 let (dirty, regions) = regions.iter().partition(|at| map.dirty.contains(at));
                 Response::Watched { regions, dirty }

@@ -145,3 +145,23 @@ fn legs_that_are_not_in_sync_are_not_compared() {
     let failure = world.refused(&verify("s1", false));
     assert!(failure.cause.contains("cancelled"), "{failure:?}");
 }
+
+#[test]
+fn a_comparison_begins_again_when_ublk_target_dies_and_was_not_in_sync_before() {
+    let world = World::new();
+    started(&world, VerifyPolicy::Full);
+    world.wait_for_state("s1", "syncing");
+    world.unset("db", Whim::HoldClaims);
+    let first = result(&world, None);
+    world.wait_for_state("s1", "source-selected");
+    for whim in [Whim::HoldComparing, Whim::HoldClaims, Whim::DirtyAtStart] {
+        world.set("db", whim);
+    }
+    world.changes(&verify("s1", false));
+    world.wait_for_state("s1", "verifying");
+    world.kill_ublk_target("db");
+    world.wait_for_state("s1", "syncing");
+    world.unset("db", Whim::HoldComparing);
+    world.unset("db", Whim::HoldClaims);
+    assert!(result(&world, Some(&first)).is_clean());
+}

@@ -40,14 +40,24 @@ impl Engine {
                 self.mirror.begin(place, tag, side, range);
                 self.continue_mirror_write(place);
             }
-            Effect::Answer { tag, result } => self.answer(tag, result),
+            Effect::Answer { tag, result } => {
+                self.answer(tag, result);
+                crash_point::here_after("answered", || drop(self.ring.submit()));
+            }
             Effect::FlushLeg { side, flush } => self.flush_leg(side, flush),
             Effect::WriteMap => self.write_map(),
             Effect::WriteDescriptor { slot } => self.write_descriptor(slot),
             Effect::WriteRole { record, slot } => {
                 *self.role_buffer = record.encode();
                 let (data, length) = (self.role_buffer.as_ptr(), SECTOR_BYTES as u32);
+                let is_new = record.epoch != self.volume.record().epoch;
+                crash_point::here(if is_new {
+                    "role-before"
+                } else {
+                    "second-role-slot"
+                });
                 self.write_to_map(data, length, map::ROLE_OFFSETS[slot], Token::Role(slot));
+                crash_point::here_after("role-submitted", || drop(self.ring.submit()));
             }
             Effect::Reply { call, reply } => self.reply(call, reply),
             Effect::Die { error } => self.died = Some(EngineError::Role(error.0)),
@@ -120,6 +130,7 @@ impl Engine {
 
     /// Writes the batch; sectors that follow each other go in one write.
     fn write_map(&mut self) {
+        crash_point::here("map-before");
         let geometry = self.volume.geometry();
         let batch: &[BitmapSector] = self.volume.map_batch();
         let mut writes = [(0, 0, 0); super::MAP_BATCH_SECTORS_MAX];
@@ -172,6 +183,7 @@ impl Engine {
     }
 
     fn reply(&mut self, call: Call, reply: Reply) {
+        crash_point::here("reply-before");
         let dropped = match reply {
             Reply::RouteChanged { route, .. } => self.install_legs(call, route),
             Reply::ChangeFailed(_) => self.take_new_mirror(call),
@@ -189,6 +201,7 @@ impl Engine {
             }
             None => self.calls.answer(call, response),
         }
+        crash_point::here("replied");
     }
 
     fn dirty_bytes(&self) -> u64 {

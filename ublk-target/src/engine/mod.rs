@@ -367,12 +367,18 @@ impl Engine {
             }
             Token::Role(slot) => {
                 self.file_writes_pending -= 1;
+                crash_point::here(if self.volume.is_changing() {
+                    "role-durable"
+                } else {
+                    "second-role-slot-durable"
+                });
                 let result = io_result(result, SECTOR_BYTES as u32);
                 self.volume
                     .role_written(self.now(), slot, result, &mut self.effects);
             }
             Token::Descriptor(bytes) => {
                 self.file_writes_pending -= 1;
+                crash_point::here("descriptor-written");
                 let result = io_result(result, bytes);
                 self.volume
                     .descriptor_written(self.now(), result, &mut self.effects);
@@ -461,6 +467,7 @@ impl Engine {
     }
 
     fn mirror_done(&mut self, place: Place, result: IoResult) {
+        crash_point::here("mirror-done");
         self.mirror.done(place);
         let now = self.now();
         self.volume
@@ -468,6 +475,9 @@ impl Engine {
     }
 
     fn leg_done(&mut self, tag: Tag, side: Side, result: IoResult) {
+        if matches!(self.transfers[usize::from(tag.0)].op, Op::Write { .. }) {
+            crash_point::here("authoritative-done");
+        }
         let now = self.now();
         self.volume
             .leg_done(now, tag, side, result, &mut self.effects);
@@ -485,6 +495,11 @@ impl Engine {
         pending.files_pending -= 1;
         pending.result = pending.result.and(result);
         if pending.files_pending == 0 {
+            crash_point::here(if self.volume.is_changing() {
+                "flushed-in-change"
+            } else {
+                "flushed-in-sweep"
+            });
             let done = self.flushes.swap_remove(index);
             let now = self.now();
             self.volume
@@ -496,6 +511,7 @@ impl Engine {
         self.map_writes_pending -= 1;
         self.map_write_result = self.map_write_result.and(result);
         if self.map_writes_pending == 0 {
+            crash_point::here("map-after");
             let result = core::mem::replace(&mut self.map_write_result, Ok(()));
             let now = self.now();
             self.volume.map_written(now, result, &mut self.effects);

@@ -1,0 +1,156 @@
+//! What is around Shunt fails: the way to a LUN, memory, the disk that its state is on.
+
+use std::thread;
+
+use tests::{
+    host::Host,
+    load::{self, Load},
+    lun::{self, LoopDevice, Mapped, Mounted, ScsiDisk},
+    run, sh, wait_until,
+};
+
+const REFUSED: i32 = 3;
+
+fn is_degraded(host: &Host) -> bool {
+    host.pair("move")["state"] == "degraded"
+}
+
+#[test]
+fn a_target_that_is_pulled_out_is_not_missed_and_goes_on_when_it_is_back() {
+    const MIB: u32 = 48;
+    let host = Host::new();
+    let source = LoopDevice::new(u64::from(MIB) << 20, 512);
+    let disk = ScsiDisk::new(MIB);
+    host.bring_into_sync("db", &source.path, &disk.path(), "move");
+    let load = Load::start(&Host::device("db"), load::SMALL);
+    load.go_on();
+    disk.pull();
+    load.go_on();
+    wait_until("the pair is degraded", || is_degraded(&host));
+    let pair = host.pair("move");
+    assert!(pair["problem"].to_string().contains("mirror leg"), "{pair}");
+    assert_eq!(pair["authoritative"], "source");
+    host.refused(&["switch", "move"], REFUSED, &["move", "degraded"]);
+    // It is not there yet.
+    let said = host.shunt(&["resume", "move"]);
+    assert!(said.code != 0 && said.error.contains("next: "), "{said:?}");
+    disk.put_back();
+    host.ok(&["resume", "move"]);
+    host.wait_for("move", "source-selected");
+    load.finish();
+    host.assert_legs_equal("db", &source.path, &disk.path());
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn the_page_cache_writes_back_through_the_volume_when_memory_is_short() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.bring_into_sync("db", &source, &target, "move");
+    let pid = host.connect("db").status().pid;
+    let of_process = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+    assert_eq!(of_process("oom_score_adj").trim(), "-1000");
+    let locked = of_process("status");
+    let locked = locked.lines().find_map(|line| line.strip_prefix("VmLck:"));
+    assert_ne!(locked.map(str::trim), Some("0 kB"));
+    sh("mkfs.ext4", &["-q", &Host::device("db")]);
+    let files = Mounted::new(&Host::device("db"));
+    // More than there is: the kernel has to write back, and kills what asks for too much.
+    let mut pressure = std::process::Command::new("stress-ng")
+        .args(["--vm", "2", "--vm-bytes", "95%", "--vm-keep", "--oomable"])
+        .args(["--timeout", "60", "--quiet"])
+        .spawn()
+        .unwrap();
+    for number in 0..3 {
+        let to = format!("of={}", files.path().join(number.to_string()).display());
+        sh(
+            "dd",
+            &["if=/dev/urandom", &to, "bs=1M", "count=24", "status=none"],
+        );
+        host.ok(&[if number % 2 == 0 { "switch" } else { "undo" }, "move"]);
+        sh("sync", &[]);
+    }
+    // stress-ng ends its workers when it is told to end.
+    sh("kill", &[&pressure.id().to_string()]);
+    let _ = pressure.wait();
+    assert_eq!(host.connect("db").status().pid, pid);
+    host.wait_for("move", "target-selected");
+    drop(files);
+    host.assert_legs_equal("db", &source, &target);
+    host.ok(&["commit", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+    sh("fsck.ext4", &["-fn", &target]);
+}
+
+/// A folder on a file system without a journal, which goes on where it was when its disk works again.
+fn state_on(disk: &Mapped) -> Mounted {
+    sh("mke2fs", &["-q", "-F", "-t", "ext2", &disk.path()]);
+    Mounted::new(&disk.path())
+}
+
+#[test]
+fn while_the_disk_of_the_map_file_fails_only_writes_that_need_a_mark_wait() {
+    let below = Mapped::linear("shunt-test-state", &lun::disk(2));
+    let mounted = state_on(&below);
+    let host = Host::with_state(&mounted.path().join("state"));
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.bring_into_sync("db", &source, &target, "move");
+    let load = Load::start(&Host::device("db"), load::SMALL);
+    load.go_on();
+    below.break_it();
+    // Far from the load: its region has no mark.
+    let unmarked = thread::spawn(|| lun::write_megabyte(&Host::device("db"), 100, 0x5a));
+    wait_until("the volume says what is wrong", || {
+        host.volume("db")["problem"]
+            .to_string()
+            .contains("map file")
+    });
+    load.go_on();
+    assert!(!unmarked.is_finished());
+    let said = host.shunt(&["switch", "move"]);
+    assert!(said.code != 0 && said.error.contains("next: "), "{said:?}");
+    assert!(!unmarked.is_finished());
+    below.mend_it();
+    unmarked.join().unwrap().unwrap();
+    wait_until("nothing is wrong any more", || {
+        host.volume("db")["problem"].is_null()
+    });
+    host.kill_target("db");
+    load.go_on();
+    host.wait_for("move", "source-selected");
+    load.finish();
+    host.assert_legs_equal("db", &source, &target);
+    host.ok(&["switch", "move"]);
+    host.ok(&["commit", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+    drop(host);
+    drop(mounted);
+}
+
+#[test]
+fn on_a_state_directory_that_cannot_be_written_shuntd_says_so_and_volumes_go_on() {
+    let mut host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.bring_into_sync("db", &source, &target, "move");
+    let load = Load::start(&Host::device("db"), load::SMALL);
+    load.go_on();
+    host.kill_shuntd();
+    let state = host.state_dir().to_string_lossy().into_owned();
+    sh("mount", &["--bind", &state, &state]);
+    sh("mount", &["-o", "remount,bind,ro", &state]);
+    let output = run("shuntd", &["--state-dir", &state]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{said}");
+    for word in [&state, "Read-only file system"] {
+        assert!(said.contains(word), "no {word:?} in {said}");
+    }
+    load.go_on();
+    sh("umount", &[&state]);
+    host.start_shuntd();
+    host.wait_for("move", "source-selected");
+    load.finish();
+    host.assert_legs_equal("db", &source, &target);
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
