@@ -321,17 +321,23 @@ fn shuntd_ends_while_it_copies_and_while_a_migration_ends() {
     scene.host.ok(&["attach", "db", &source]);
     let load = start_load();
     for (number, (at_start, at_cancel)) in [
-        ("intention-after", "intention-before"),
-        ("done-before-recorded", "intention-after"),
-        ("copier-read", "done-before-recorded"),
-        ("copier-written", "done-recorded"),
+        ("intention-before", "intention-before"),
+        ("intention-after", "intention-after"),
+        ("done-before-recorded", "done-before-recorded"),
+        ("copier-read", "done-recorded"),
+        ("copier-written", "intention-after"),
     ]
     .into_iter()
     .enumerate()
     {
         let session = &format!("move-{number}");
         scene.create(session);
+        let untouched = lun::checksum(&scene.target.path);
         shuntd_or_command_ends(&mut scene.host, at_start, &["start", session]);
+        if at_start == "intention-before" {
+            assert_eq!(scene.host.pair(session)["state"], "setup");
+            assert_eq!(lun::checksum(&scene.target.path), untouched);
+        }
         wait_until("the session goes on", || {
             let state = scene.host.pair(session)["state"].clone();
             if state == "setup" {
