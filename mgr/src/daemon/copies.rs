@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use migration_proto::target::Refusal;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -109,6 +110,11 @@ impl Copies {
             pauses: BTreeMap::new(),
             next_run: 0,
         }
+    }
+
+    pub(super) fn is_comparing(&self, key: &PairKey) -> bool {
+        let running = self.running.get(key);
+        running.is_some_and(|running| matches!(running.task, Task::Compare { .. }))
     }
 
     pub(super) fn is_running(&self, key: &PairKey) -> bool {
@@ -253,8 +259,8 @@ impl Copies {
             ),
         }
         let in_sync = *outcome == Outcome::InSync;
-        let goes_on = matches!(outcome, Outcome::Stopped | Outcome::Disconnected { .. });
-        let compares_no_more = matches!(running.task, Task::Compare { .. }) && !goes_on;
+        let compares = matches!(running.task, Task::Compare { .. });
+        let compares_no_more = compares && !is_tried_again(outcome, running.task);
         let lived = now.duration_since(running.started);
         // After the end in sync the status that is known may be older: it is not to start another copier.
         self.hold_back(key, now, if in_sync { STEADY_AFTER } else { lived });
@@ -288,11 +294,31 @@ impl Copies {
     }
 }
 
+/// Whether another copier goes on with what this one did.
+fn is_tried_again(outcome: &Outcome, task: Task) -> bool {
+    match outcome {
+        Outcome::InSync | Outcome::Compared(_) => false,
+        Outcome::Stopped | Outcome::Disconnected { .. } => true,
+        // An earlier one is still ending.
+        Outcome::Refused {
+            reason: Refusal::CopierBusy,
+            ..
+        } => true,
+        Outcome::Refused { .. } | Outcome::Failed { .. } | Outcome::Broken { .. } => {
+            matches!(task, Task::Copy { .. })
+        }
+    }
+}
+
 /// What the operator should know about the end of a copier. The volume itself says when its ublk-target is gone, or a leg has failed.
 fn problem_of(outcome: &Outcome, task: Task) -> Option<String> {
-    let (what, then) = match task {
-        Task::Copy { .. } => ("the copy", "is tried again"),
-        Task::Compare { .. } => ("the comparison", "is over"),
+    let what = match task {
+        Task::Copy { .. } => "the copy",
+        Task::Compare { .. } => "the comparison",
+    };
+    let then = match is_tried_again(outcome, task) {
+        true => "is tried again",
+        false => "is over",
     };
     match outcome {
         Outcome::InSync

@@ -60,7 +60,8 @@ impl Owner {
             let volume = &session.pairs[key.position].volume;
             let what = format!("verify: both legs are compared{how}");
             notes.push(note(Some(name), Some(volume), what));
-            if self.to_compare.insert(key.clone(), repair) != Some(repair) {
+            self.to_compare.insert(key.clone(), repair);
+            if self.copies.is_comparing(&key) {
                 self.stop_comparing(&key);
             }
         }

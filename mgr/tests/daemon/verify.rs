@@ -165,3 +165,19 @@ fn a_comparison_begins_again_when_ublk_target_dies_and_was_not_in_sync_before() 
     world.unset("db", Whim::HoldClaims);
     assert!(result(&world, Some(&first)).is_clean());
 }
+
+#[test]
+fn a_comparison_that_is_asked_for_in_another_way_begins_again_in_that_way() {
+    let world = World::new();
+    started(&world, VerifyPolicy::None);
+    world.wait_for_state("s1", "source-selected");
+    world.set("db", Whim::HoldComparing);
+    world.changes(&verify("s1", false));
+    world.wait_for_state("s1", "verifying");
+    world.already(&verify("s1", false));
+    world.changes(&verify("s1", true));
+    world.unset("db", Whim::HoldComparing);
+    assert!(result(&world, None).repaired);
+    world.wait_for_state("s1", "source-selected");
+    assert_eq!(world.pairs("s1")[0].problem, None);
+}
