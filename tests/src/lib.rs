@@ -9,6 +9,7 @@ pub mod logged;
 pub mod lun;
 pub mod power;
 pub mod random;
+pub mod steady;
 pub mod volatile;
 pub mod volume;
 

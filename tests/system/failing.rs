@@ -2,8 +2,9 @@
 
 use tests::{
     host::Host,
-    load::{self, Load},
+    load::Load,
     lun::{self, Mapped},
+    steady::{SPAN, Steady},
     wait_until,
 };
 
@@ -32,7 +33,7 @@ fn a_mirror_leg_that_stalls_is_given_up_and_copied_again_when_it_is_back() {
     let (source, disk) = (lun::disk(0), lun::disk(1));
     let target = Mapped::linear("shunt-test-target", &disk);
     host.bring_into_sync("db", &source, &target.path(), "move");
-    let load = Load::start(&Host::device("db"), load::SMALL);
+    let load = Steady::start(&Host::device("db"), SPAN);
     load.go_on();
     target.slow_down(5000);
     wait_until("the pair is degraded", || is_in(&host, "degraded"));
@@ -40,8 +41,9 @@ fn a_mirror_leg_that_stalls_is_given_up_and_copied_again_when_it_is_back() {
     assert!(problem.contains("timed out"), "{problem}");
     // Much more than the places for writes in flight.
     let before = host.connect("db").status().counters.writes;
-    load.go_on();
-    assert!(host.connect("db").status().counters.writes >= before + 1000);
+    wait_until("many writes are done", || {
+        host.connect("db").status().counters.writes >= before + 1000
+    });
     host.refused(&["switch", "move"], REFUSED, &["move", "degraded"]);
     // While it is still as slow: it is given up again, and nothing is lost.
     host.ok(&["resume", "move"]);
@@ -92,7 +94,7 @@ fn a_target_that_fails_after_the_switch_gives_the_role_back_by_itself() {
     let (source, disk) = (lun::disk(0), lun::disk(1));
     let target = Mapped::linear("shunt-test-target", &disk);
     host.bring_into_sync("db", &source, &target.path(), "move");
-    let load = Load::start(&Host::device("db"), load::SMALL);
+    let load = Steady::start(&Host::device("db"), SPAN);
     load.go_on();
     host.ok(&["switch", "move"]);
     load.go_on();
@@ -162,7 +164,7 @@ fn a_volume_comes_back_without_its_mirror_leg_and_takes_it_again() {
     let target = Mapped::linear("shunt-test-target", &disk);
     let path = target.path();
     host.bring_into_sync("db", &source, &path, "move");
-    let load = Load::start(&Host::device("db"), load::SMALL);
+    let load = Steady::start(&Host::device("db"), SPAN);
     load.go_on();
     host.kill_shuntd();
     host.kill_target_only("db");

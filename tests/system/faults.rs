@@ -2,9 +2,11 @@
 
 use tests::{
     host::Host,
-    load::{self, Load},
+    load,
     lun::{self, Mapped},
-    sh, wait_until,
+    sh,
+    steady::{SPAN, Steady},
+    wait_until,
 };
 
 const FAILED: i32 = 1;
@@ -17,7 +19,7 @@ fn a_switch_that_would_hold_requests_too_long_is_not_done() {
     let (source, disk) = (lun::disk(0), lun::disk(1));
     let target = Mapped::slow_flushes("shunt-test-slow", &disk, 3000);
     host.bring_into_sync("db", &source, &target.path(), "move");
-    let load = Load::start(&Host::device("db"), load::SMALL);
+    let load = Steady::start(&Host::device("db"), SPAN);
     load.go_on();
     let said = host.shunt(&["switch", "move", "--max-pause", "0.4"]);
     assert_eq!(said.code, FAILED, "{said:?}");
@@ -43,7 +45,7 @@ fn a_target_that_fails_during_the_copy_is_copied_to_the_end_when_it_is_repaired(
     host.ok(&["attach", "db", &source]);
     host.ok(&["create", "move", &format!("db:{}", target.path())]);
     host.ok(&["start", "move"]);
-    let load = Load::start(&Host::device("db"), load::SMALL);
+    let load = Steady::start(&Host::device("db"), SPAN);
     wait_until("the copy has come some way", || {
         let status = host.connect("db").status();
         status.copied_bytes >= 8 * status.region_bytes
@@ -71,7 +73,7 @@ fn ublk_target_dies_while_the_mirror_leg_fails() {
     let (source, disk) = (lun::disk(0), lun::disk(1));
     let target = Mapped::linear("shunt-test-target", &disk);
     host.bring_into_sync("db", &source, &target.path(), "move");
-    let load = Load::start(&Host::device("db"), load::SMALL);
+    let load = Steady::start(&Host::device("db"), SPAN);
     load.go_on();
     target.break_it();
     wait_until("the pair is degraded", || {

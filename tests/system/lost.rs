@@ -4,8 +4,9 @@ use std::os::unix::fs::FileExt;
 
 use tests::{
     host::Host,
-    load::{self, Load},
-    lun, run, sh, wait_until,
+    load, lun, run, sh,
+    steady::{SPAN, Steady},
+    wait_until,
 };
 
 const FAILED: i32 = 1;
@@ -33,7 +34,7 @@ fn a_lost_database_is_made_again_while_the_application_goes_on() {
     let (source, target) = (lun::disk(0), lun::disk(1));
     host.bring_into_sync("db", &source, &target, "move");
     host.ok(&["switch", "move"]);
-    let load = Load::start(&Host::device("db"), load::SMALL);
+    let load = Steady::start(&Host::device("db"), SPAN);
     let pid = host.connect("db").status().pid;
     for damage in ["missing", "overwritten"] {
         host.kill_shuntd();
@@ -78,7 +79,7 @@ fn a_volume_whose_map_file_is_lost_goes_on_with_the_leg_that_the_operator_names(
     let (source, target) = (lun::disk(0), lun::disk(1));
     host.bring_into_sync("db", &source, &target, "move");
     host.ok(&["switch", "move"]);
-    let load = Load::start(&Host::device("db"), load::SMALL);
+    let load = Steady::start(&Host::device("db"), SPAN);
     load.go_on();
     // Cut off: nothing is served, and requests wait.
     let map = host.map("db");
@@ -131,7 +132,7 @@ fn on_a_full_disk_nothing_new_begins_and_what_runs_goes_on() {
             "dd",
             &["if=/dev/zero", &format!("of={place}/ballast"), "bs=4k"],
         );
-        let load = Load::start(&Host::device("db"), load::SMALL);
+        let load = Steady::start(&Host::device("db"), SPAN);
         load.go_on();
         let said = host.shunt(&["attach", "other", &lun::disk(2)]);
         assert_eq!(said.code, FAILED, "{said:?}");

@@ -7,8 +7,8 @@ use std::{fs, path::PathBuf};
 use migration_proto::{route::Side, target::Request};
 use tests::{
     host::{Host, crash_point_programs},
-    load::{self, Load},
     lun::{self, LoopDevice},
+    steady::Steady,
     wait_until,
 };
 
@@ -55,7 +55,7 @@ impl Scene {
             .assert_legs_equal("db", &self.source.path, &self.target.path);
     }
 
-    fn end(self, load: Load) {
+    fn end(self, load: Steady) {
         load.go_on();
         load.finish();
         if settled_on(&self.host) == "target" {
@@ -99,8 +99,8 @@ fn away_from(side: &str) -> (&'static str, &'static str) {
     }
 }
 
-fn start_load() -> Load {
-    let load = Load::start(&Host::device("db"), load::LITTLE);
+fn start_load() -> Steady {
+    let load = Steady::start(&Host::device("db"), 8 << 20);
     load.go_on();
     load
 }

@@ -4,8 +4,8 @@ use std::{io::Write, net::Shutdown, os::unix::net::UnixStream, path::Path};
 
 use tests::{
     host::Host,
-    load::{self, Load},
     lun,
+    steady::{SPAN, Steady},
 };
 
 const HELLO: &[u8] = b"\x0e\0\0\0{\"protocol\":1}";
@@ -33,7 +33,7 @@ fn thousands_of_clients_that_mean_no_good_cost_little_and_hold_up_nobody() {
     const GROWTH_KIB_MAX: u64 = 48 << 10;
     let host = Host::new();
     host.ok(&["attach", "db", &lun::disk(0)]);
-    let load = Load::start(&Host::device("db"), load::SMALL);
+    let load = Steady::start(&Host::device("db"), SPAN);
     load.go_on();
     let pids = [
         host.shuntd_pid(),

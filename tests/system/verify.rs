@@ -2,26 +2,13 @@
 
 use tests::{
     host::Host,
-    load::{self, Load},
     lun::{self, Mapped},
+    steady::{SPAN, Steady},
     wait_until,
 };
 
 const FAILED: i32 = 1;
 const REFUSED: i32 = 3;
-
-/// Writes to a few regions without a pause: none of them is ever found quiet by chance.
-const BUSY: &[&str] = &[
-    "--rw=randwrite",
-    "--bs=4k",
-    "--iodepth=16",
-    "--size=2M",
-    "--io_size=8M",
-    "--verify=crc32c",
-    "--verify_fatal=1",
-    "--do_verify=1",
-    "--randrepeat=0",
-];
 
 #[test]
 fn a_difference_is_found_under_load_forbids_a_switch_and_is_repaired() {
@@ -29,7 +16,7 @@ fn a_difference_is_found_under_load_forbids_a_switch_and_is_repaired() {
     let host = Host::new();
     let (source, target) = (lun::disk(0), lun::disk(1));
     host.bring_into_sync("db", &source, &target, "move");
-    let load = Load::start(&Host::device("db"), load::SMALL);
+    let load = Steady::start(&Host::device("db"), SPAN);
     load.go_on();
     host.ok(&["verify", "move"]);
     assert_eq!(host.pair("move")["verification"]["differing_bytes"], 0);
@@ -57,7 +44,7 @@ fn regions_that_are_written_all_the_time_are_compared_too() {
     let host = Host::new();
     let (source, target) = (lun::disk(0), lun::disk(1));
     host.bring_into_sync("db", &source, &target, "move");
-    let load = Load::start(&Host::device("db"), BUSY);
+    let load = Steady::start(&Host::device("db"), 2 << 20);
     load.go_on();
     host.ok(&["verify", "move"]);
     let pair = host.pair("move");
