@@ -31,6 +31,8 @@ pub(crate) struct Open {
     begun: Value,
     /// A leg has failed to do it.
     pub(crate) failed: bool,
+    /// What a leg read for it last.
+    read: Vec<(usize, Value)>,
 }
 
 #[derive(Debug)]
@@ -119,19 +121,15 @@ impl Application {
                 concurrent: vec![BTreeSet::new(); BLOCKS],
                 begun: value,
                 failed: false,
+                read: Vec::new(),
             },
         );
         Some(tag)
     }
 
-    /// A leg read this for the request.
-    pub(crate) fn has_read(&self, tag: Tag, block: usize, value: Value) {
-        let open = &self.open[&tag];
-        assert!(
-            open.allowed[block].contains(&value) || value > open.begun,
-            "block {block} read {value}, allowed {:?}",
-            open.allowed[block]
-        );
+    /// A leg read this for the request, which need not be the answer.
+    pub(crate) fn has_read(&mut self, tag: Tag, read: Vec<(usize, Value)>) {
+        self.open.get_mut(&tag).expect("an open request").read = read;
     }
 
     /// The request is answered.
@@ -166,7 +164,18 @@ impl Application {
                     self.survivors[block].retain(|v| allowed.contains(v) || *v > done.begun);
                 }
             }
-            (Op::Flush, Err(_)) | (Op::Read | Op::Discard, _) => {}
+            (Op::Read, Ok(())) => {
+                let blocks = done.read.iter().map(|(block, _)| *block);
+                assert!(blocks.eq(self::blocks(done.request.range)), "{done:?}");
+                for (block, value) in &done.read {
+                    let allowed = &done.allowed[*block];
+                    assert!(
+                        allowed.contains(value) || *value > done.begun,
+                        "block {block} read {value}, allowed {allowed:?}"
+                    );
+                }
+            }
+            (Op::Flush | Op::Read, Err(_)) | (Op::Discard, _) => {}
         }
     }
 

@@ -546,10 +546,9 @@ impl Site {
             Ok(()),
         ) = (io, result)
         {
-            for block in blocks(*range) {
-                self.application
-                    .has_read(*tag, block, self.luns[*lun].now(block));
-            }
+            let lun = &self.luns[*lun];
+            let read = blocks(*range).map(|block| (block, lun.now(block)));
+            self.application.has_read(*tag, read.collect());
         }
         let Some(Serving {
             volume, effects, ..

@@ -88,6 +88,9 @@ fn settled_on(host: &Host) -> &'static str {
         Side::Target
     };
     assert_eq!(route.authoritative(), expected);
+    let mut records = host.records().into_iter();
+    let session = records.find(|record| record["type"] == "session").unwrap();
+    assert_ne!(session["allowed"], serde_json::json!([]), "{session}");
     side
 }
 
@@ -151,6 +154,7 @@ fn ublk_target_ends_at_each_point_of_a_write_and_of_its_recovery() {
         ("recovery-ended", false),
     ] {
         if is_stuck {
+            println!("{point}: not on this driver");
             continue;
         }
         scene.host.arm(point);
