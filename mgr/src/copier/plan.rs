@@ -298,6 +298,11 @@ impl Conversation for Plan {
                 Response::Refused { reason, cause },
             ) => {
                 self.connected = false;
+                // What the copier found may be why: a mirror leg that it reported is given up.
+                let cause = match &self.last_error {
+                    Some(error) => format!("{cause} ({})", error.cause),
+                    None => cause,
+                };
                 self.end(Outcome::Refused { reason, cause });
             }
             (Awaiting::Claim { .. }, _) => self.unexpected("a claim"),
