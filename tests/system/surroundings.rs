@@ -73,15 +73,19 @@ fn the_page_cache_writes_back_through_the_volume_when_memory_is_short() {
     let mut sums = Vec::new();
     // More than there is: the kernel has to write back, and kills what asks for too much.
     let mut pressure = std::process::Command::new("stress-ng")
-        .args(["--vm", "2", "--vm-bytes", "95%", "--vm-keep", "--oomable"])
+        .args(["--vm", "2", "--vm-bytes", "98%", "--vm-keep", "--oomable"])
         .args(["--timeout", "60", "--quiet"])
         .spawn()
         .unwrap();
+    wait_until("memory is short", || {
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+        number_after(&meminfo, "MemAvailable:") < 128 << 10
+    });
     for number in 0..3 {
         let to = format!("of={}", files.path().join(number.to_string()).display());
         sh(
             "dd",
-            &["if=/dev/urandom", &to, "bs=1M", "count=24", "status=none"],
+            &["if=/dev/urandom", &to, "bs=1M", "count=28", "status=none"],
         );
         sums.push(sh("sha256sum", &[to.trim_start_matches("of=")]));
         host.ok(&[if number % 2 == 0 { "switch" } else { "undo" }, "move"]);
