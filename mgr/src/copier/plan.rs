@@ -773,4 +773,31 @@ mod tests {
             assert!(model.dirty.is_empty(), "seed {seed}");
         }
     }
+
+    #[test]
+    fn a_refusal_that_follows_from_a_report_names_what_was_reported() {
+        let now = Instant::now();
+        let mut plan = plan(4, 2 * REGION, now);
+        assert!(is_claim(&plan.next_request(now, 0)));
+        plan.answered(claimed(&[0], 4), now);
+        let mut pieces = Vec::new();
+        while let Some(piece) = plan.next_piece() {
+            pieces.push(piece.region);
+        }
+        for region in pieces {
+            plan.piece_failed(region, error());
+        }
+        while !is_report(&plan.next_request(now, 0)) {
+            plan.answered(claimed(&[], 4), now);
+        }
+        let refused = Response::Refused {
+            reason: Refusal::Failed,
+            cause: "the mirror leg failed".to_owned(),
+        };
+        plan.answered(refused, now);
+        let Some(Outcome::Refused { cause, .. }) = plan.outcome() else {
+            panic!("{plan:?}");
+        };
+        assert_eq!(*cause, format!("the mirror leg failed ({})", error().cause));
+    }
 }
