@@ -126,6 +126,11 @@ enum Event {
     Supervised(VolumeHandle),
     /// A volume is gone.
     Unsupervised(String),
+    /// The volumes that somebody wants to see have said how they are.
+    Refreshed {
+        session: Option<String>,
+        reply: oneshot::Sender<Response>,
+    },
     /// A copier has ended.
     CopierEnded {
         key: PairKey,
@@ -334,6 +339,7 @@ impl Owner {
                 self.named.remove(&name);
                 self.watched.remove(&name);
             }
+            Event::Refreshed { session, reply } => self.show(session.as_deref(), reply),
             Event::CopierEnded { key, run, outcome } => self.copier_ended(&key, run, &outcome),
             Event::Finished {
                 busy,
@@ -448,6 +454,7 @@ impl Owner {
                     Event::Volume(_)
                     | Event::Supervised(_)
                     | Event::Unsupervised(_)
+                    | Event::Refreshed { .. }
                     | Event::CopierEnded { .. },
                 )) => {}
                 Ok(None) | Err(_) => {

@@ -8,6 +8,7 @@ use migration_core::route::Side;
 use migration_core::session::{self, SessionDecision};
 use migration_proto::manager::{Failure, PairSpec, Record, Request, Response, SessionOptions};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use super::attach;
 use super::create::{self, Wanted};
@@ -16,7 +17,7 @@ use super::records;
 use super::recover::{Recovery, Wish};
 use super::verbs::Operation;
 use super::volume::{View, VolumeHandle};
-use super::{Busy, Owner};
+use super::{Busy, Event, Owner};
 use crate::names;
 use crate::store::{PairKey, PairRow, SessionRow, VolumeRow, VolumeState};
 
@@ -50,14 +51,7 @@ impl Owner {
             } => self.verb(&session, Verb::Undo, max_pause_ms, reply),
             Request::Commit { session } => self.verb(&session, Verb::Commit, 0, reply),
             Request::Cancel { session } => self.verb(&session, Verb::Cancel, 0, reply),
-            Request::Status { session } => {
-                let response = match self.status(session.as_deref()) {
-                    Ok(records) => Response::Records { records },
-                    Err(failure) => Response::Failed(failure),
-                };
-                // Whoever asked may have left.
-                let _ = reply.send(response);
-            }
+            Request::Status { session } => self.look(session, reply),
             Request::History { session } => self.history(session, reply),
             Request::Verify { session, repair } => self.verify(&session, repair, reply),
             Request::Recover {
@@ -503,6 +497,37 @@ impl Owner {
         };
         let next = format!("{first} (allowed now: {allowed})");
         failure::refused(failure::pair(name, &row.volume), cause, next)
+    }
+
+    /// Shows what is so now, not what was so when the volumes were asked last.
+    fn look(&self, session: Option<String>, reply: Reply) {
+        let shown = |name: &String| match &session {
+            None => true,
+            Some(session) => {
+                let row = self.model.sessions.get(session);
+                row.is_some_and(|row| row.pairs.iter().any(|pair| pair.volume == *name))
+            }
+        };
+        let mut asked = JoinSet::new();
+        for (_, handle) in self.handles.iter().filter(|(name, _)| shown(name)) {
+            let handle = handle.clone();
+            asked.spawn(async move { handle.refresh().await });
+        }
+        let events = self.context.events.clone();
+        tokio::spawn(async move {
+            asked.join_all().await;
+            // The owner is gone at the end of shuntd only.
+            let _ = events.send(Event::Refreshed { session, reply }).await;
+        });
+    }
+
+    pub(super) fn show(&self, session: Option<&str>, reply: Reply) {
+        let response = match self.status(session) {
+            Ok(records) => Response::Records { records },
+            Err(failure) => Response::Failed(failure),
+        };
+        // Whoever asked may have left.
+        let _ = reply.send(response);
     }
 
     fn status(&self, only: Option<&str>) -> Result<Vec<Record>, Failure> {

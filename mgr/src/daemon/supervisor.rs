@@ -287,6 +287,13 @@ impl Supervisor {
                     poll = ticker(every);
                     Ok(())
                 }
+                // Who asked waits no longer.
+                Step::Command(Command::Refresh { reply }) if reply.is_closed() => Ok(()),
+                Step::Command(Command::Refresh { reply }) => {
+                    let refreshed = self.refresh(&mut link).await;
+                    let _ = reply.send(());
+                    refreshed
+                }
                 Step::Command(Command::Ask {
                     request,
                     limit,
@@ -457,6 +464,9 @@ async fn refuse_while_down(
                 let _ = reply.send(Err(AskError::Down(problem())));
             }
             Command::PollEvery(every) => *poll_every = every,
+            Command::Refresh { reply } => {
+                let _ = reply.send(());
+            }
             Command::Abandon { reply } => return Some(reply),
         }
     }

@@ -17,6 +17,8 @@ pub(super) const POLL_IDLE: Duration = Duration::from_secs(1);
 pub(super) const POLL_COPYING: Duration = Duration::from_millis(250);
 /// How long a volume may take to answer and to end a change of its route.
 const CHANGE_MAX: Duration = Duration::from_secs(90);
+/// How long who asks for what is known waits for what is so now: a volume that hangs is shown as it was last.
+const REFRESH_MAX: Duration = Duration::from_millis(500);
 /// The most requests that wait for one volume.
 const COMMANDS_MAX: usize = 32;
 
@@ -59,6 +61,10 @@ pub(super) enum Command {
         reply: oneshot::Sender<Result<Response, AskError>>,
     },
     PollEvery(Duration),
+    /// Answered when the view is up to date, or cannot be.
+    Refresh {
+        reply: oneshot::Sender<()>,
+    },
     Stop {
         reply: oneshot::Sender<Result<(), AskError>>,
     },
@@ -174,6 +180,19 @@ impl VolumeHandle {
             // It has ended by itself: just as well.
             let _ = answer.await;
         }
+    }
+
+    /// Brings the view up to date, if the volume answers soon.
+    pub(super) async fn refresh(&self) {
+        let (reply, answer) = oneshot::channel();
+        let refreshed = async {
+            if self.send(Command::Refresh { reply }).await.is_ok() {
+                // It is being taken away: the view stays as it is.
+                let _ = answer.await;
+            }
+        };
+        // Late: the view stays as it is.
+        let _ = timeout(REFRESH_MAX, refreshed).await;
     }
 
     /// Asks for the status at this interval, the next time at once.

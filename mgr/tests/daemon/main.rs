@@ -13,6 +13,8 @@ mod world;
 
 use migration_proto::manager::FailureKind;
 use migration_proto::route::{Route, Side};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use world::*;
 
 #[test]
@@ -170,6 +172,24 @@ fn a_pause_stops_the_copy_and_resume_lets_it_go_on() {
     assert!(failure.next.contains("shunt resume s1"), "{failure:?}");
     world.changes(&resume("s1"));
     world.wait_for_state("s1", "source-selected");
+}
+
+#[test]
+fn the_status_is_what_is_so_now_and_of_a_volume_that_hangs_what_was_so_last() {
+    let world = World::new();
+    world.changes(&attach("db", &world.lun("a", MIB, 1)));
+    world.changes(&create("s1", &[("db", &world.lun("b", MIB, 0))]));
+    world.changes(&start("s1"));
+    world.wait_for_state("s1", "source-selected");
+    world.set("db", fake::Whim::Degraded);
+    assert_eq!(world.session("s1").state, "degraded");
+    let pid = world.volume("db").and_then(|volume| volume.pid).unwrap();
+    let tell = |signal| kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
+    tell(Signal::SIGSTOP);
+    world.unset("db", fake::Whim::Degraded);
+    assert_eq!(world.session("s1").state, "degraded");
+    tell(Signal::SIGCONT);
+    assert_eq!(world.session("s1").state, "source-selected");
 }
 
 #[test]
