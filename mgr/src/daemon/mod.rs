@@ -71,6 +71,7 @@ use copies::Copies;
 use failure::Answer;
 pub use paths::{Config, HostChecks};
 use socket::Call;
+use verify::Comparison;
 use volume::VolumeHandle;
 
 /// The most events that wait for the owner.
@@ -131,6 +132,8 @@ enum Event {
         session: Option<String>,
         reply: oneshot::Sender<Response>,
     },
+    /// What came of comparing the legs of a pair is recorded, or could not be.
+    ComparisonSettled(PairKey),
     /// A copier has ended.
     CopierEnded {
         key: PairKey,
@@ -264,8 +267,8 @@ struct Owner {
     named: BTreeMap<String, u64>,
     /// The volumes that are asked often how they are.
     watched: BTreeSet<String>,
-    /// The pairs whose legs are to be compared, and whether what differs is to be repaired.
-    to_compare: BTreeMap<PairKey, bool>,
+    /// The pairs whose legs somebody wants to be compared.
+    to_compare: BTreeMap<PairKey, Comparison>,
 }
 
 impl Owner {
@@ -340,6 +343,7 @@ impl Owner {
                 self.watched.remove(&name);
             }
             Event::Refreshed { session, reply } => self.show(session.as_deref(), reply),
+            Event::ComparisonSettled(key) => self.comparison_settled(&key),
             Event::CopierEnded { key, run, outcome } => self.copier_ended(&key, run, &outcome),
             Event::Finished {
                 busy,
@@ -423,6 +427,17 @@ impl Owner {
         });
     }
 
+    /// Makes what was found of a pair durable beside everything else.
+    fn record_comparison(&self, key: PairKey, changes: Vec<Change>) {
+        let context = self.context.clone();
+        tokio::spawn(async move {
+            if let Err(error) = context.commit(changes).await {
+                warn!(%error, "the result of a comparison could not be recorded");
+            }
+            context.tell(Event::ComparisonSettled(key)).await;
+        });
+    }
+
     /// Operations end or are given up, copiers are stopped.
     async fn end(&mut self, mut events: mpsc::Receiver<Event>) {
         let until = Instant::now() + ENDING_MAX;
@@ -455,6 +470,7 @@ impl Owner {
                     | Event::Supervised(_)
                     | Event::Unsupervised(_)
                     | Event::Refreshed { .. }
+                    | Event::ComparisonSettled(_)
                     | Event::CopierEnded { .. },
                 )) => {}
                 Ok(None) | Err(_) => {

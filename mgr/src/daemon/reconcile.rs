@@ -11,6 +11,7 @@ use tracing::{info, warn};
 use super::context::note;
 use super::failure::{self, Done};
 use super::verbs::{ended_changes, lun_of};
+use super::verify::Comparison;
 use super::volume::{POLL_COPYING, POLL_IDLE, View};
 use super::{Busy, Owner, attach, checks, paths, records};
 use crate::copier::{Config, Outcome, Task};
@@ -190,7 +191,13 @@ impl Owner {
             _ if facts.wants_copier() => Task::Copy {
                 read_back: options.verify != VerifyPolicy::None,
             },
-            (PairState::Verifying, Some(repair)) => Task::Compare { repair },
+            (
+                PairState::Verifying,
+                Some(Comparison {
+                    repair,
+                    over: false,
+                }),
+            ) => Task::Compare { repair },
             _ => return,
         };
         let (socket, base_bytes) = (
@@ -373,7 +380,11 @@ impl Owner {
             );
             changes.push(note(Some(&key.session), Some(&volume), what));
         }
-        self.record_aside(changes);
+        if ended.found.is_some() {
+            self.record_comparison(key.clone(), changes);
+        } else {
+            self.record_aside(changes);
+        }
         self.poll(&volume);
     }
 

@@ -11,6 +11,7 @@ use super::copies::Copied;
 use super::paths::Config;
 use super::route_change::is_mirrored_on;
 use super::verbs::lun_of;
+use super::verify::Comparison;
 use super::volume::View;
 use crate::store::{Model, Note, PairRow, SessionRow, VolumeRow, VolumeState};
 
@@ -117,14 +118,14 @@ pub(super) fn session(row: &SessionRow, positions: &[Position]) -> Record {
     })
 }
 
-/// `comparing`: somebody has asked for a comparison that is not over.
+/// `comparing`: somebody has asked for a comparison whose result is not recorded.
 pub(super) fn pair(
     session: &SessionRow,
     row: &PairRow,
     position: Position,
     view: Option<&View>,
     copied: Option<Copied>,
-    comparing: bool,
+    comparing: Option<&Comparison>,
 ) -> Record {
     let status = view
         .and_then(|view| view.status.as_deref())
@@ -144,9 +145,13 @@ pub(super) fn pair(
         | PairState::Verifying => status.map_or(row.size_bytes, |status| status.dirty_bytes),
     };
     let rate = copied.and_then(|copied| copied.bytes_per_second);
-    let compared_bytes = (comparing || position.state == PairState::Verifying)
+    let over = comparing.is_some_and(|comparing| comparing.over);
+    let compared_bytes = (comparing.is_some() || position.state == PairState::Verifying)
         .then(|| copied.and_then(|copied| copied.compared_bytes))
-        .map(|compared| compared.unwrap_or(0).min(row.size_bytes));
+        .map(|compared| match over {
+            true => row.size_bytes,
+            false => compared.unwrap_or(0).min(row.size_bytes),
+        });
     let left_bytes = compared_bytes.map_or(dirty_bytes, |compared| row.size_bytes - compared);
     let ended = position.state.is_ended();
     let problem = view

@@ -569,7 +569,7 @@ impl Owner {
                     position,
                     view.as_ref(),
                     self.copies.copied(&key),
-                    self.to_compare.contains_key(&key),
+                    self.to_compare.get(&key),
                 ));
             }
         }

@@ -10,6 +10,15 @@ use super::failure::{self, Done};
 use crate::copier::compare::Found;
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow};
 
+/// A comparison of the legs of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Comparison {
+    /// What differs is to be copied again.
+    pub(super) repair: bool,
+    /// It has ended, and its result is being recorded: until that is known it counts as going on.
+    pub(super) over: bool,
+}
+
 impl Owner {
     /// Begins to compare the legs of every pair that has not ended.
     pub(super) fn verify(
@@ -44,7 +53,11 @@ impl Owner {
             .collect();
         let wanted = |key: &PairKey| {
             let pair = &session.pairs[key.position];
-            self.comparing(&session, pair, key) == Some(repair)
+            let asked = Comparison {
+                repair,
+                over: false,
+            };
+            self.comparing(&session, pair, key) == Some(asked)
         };
         if keys.iter().all(wanted) {
             let what = format!("the legs of session {name} are being compared already");
@@ -60,7 +73,11 @@ impl Owner {
             let volume = &session.pairs[key.position].volume;
             let what = format!("verify: both legs are compared{how}");
             notes.push(note(Some(name), Some(volume), what));
-            self.to_compare.insert(key.clone(), repair);
+            let asked = Comparison {
+                repair,
+                over: false,
+            };
+            self.to_compare.insert(key.clone(), asked);
             if self.copies.is_comparing(&key) {
                 self.stop_comparing(&key);
             }
@@ -75,17 +92,21 @@ impl Owner {
         Ok(Done::changed(messages))
     }
 
-    /// Whether the legs of a pair are to be compared as soon as they are in sync, and then whether what differs is to be
-    /// repaired: because somebody asked for it, or because the session wants proof and there is none.
+    /// Whether the legs of a pair are compared, or to be compared as soon as they are in sync, and how: because somebody asked
+    /// for it, or because the session wants proof and there is none.
     pub(super) fn comparing(
         &self,
         session: &SessionRow,
         pair: &PairRow,
         key: &PairKey,
-    ) -> Option<bool> {
+    ) -> Option<Comparison> {
         let unproved = session.options.verify == VerifyPolicy::Full && pair.verification.is_none();
         let asked = self.to_compare.get(key).copied();
-        asked.or(unproved.then_some(false))
+        let wanted = Comparison {
+            repair: false,
+            over: false,
+        };
+        asked.or(unproved.then_some(wanted))
     }
 
     /// It begins again, in the way that is asked for now.
@@ -125,9 +146,24 @@ impl Owner {
         )
     }
 
-    /// What was found is recorded.
+    /// The result of a comparison is recorded, or lost: who asked for it looks again.
+    pub(super) fn comparison_settled(&mut self, key: &PairKey) {
+        if self.to_compare.get(key).is_some_and(|found| found.over) {
+            self.to_compare.remove(key);
+        }
+    }
+
+    /// What was found is to be recorded.
     pub(super) fn compared(&mut self, key: &PairKey, pair: &PairRow, found: &Found) -> Vec<Change> {
-        let repaired = self.to_compare.remove(key).unwrap_or(false);
+        let asked = self.to_compare.get(key);
+        let repaired = asked.is_some_and(|asked| asked.repair);
+        self.to_compare.insert(
+            key.clone(),
+            Comparison {
+                repair: repaired,
+                over: true,
+            },
+        );
         let found_now = Verification {
             at_ms: now_ms(),
             compared_bytes: found.compared_bytes,

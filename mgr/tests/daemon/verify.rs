@@ -28,6 +28,27 @@ fn result(world: &World, before: Option<&Verification>) -> Verification {
     })
 }
 
+#[test]
+fn a_comparison_goes_on_until_its_result_is_recorded() {
+    let world = World::new();
+    started(&world, VerifyPolicy::None);
+    world.wait_for_state("s1", "source-selected");
+    world.set("db", Whim::HoldComparing);
+    world.changes(&verify("s1", false));
+    let locker = rusqlite::Connection::open(world.config.database()).unwrap();
+    locker.execute_batch("BEGIN IMMEDIATE;").unwrap();
+    world.unset("db", Whim::HoldComparing);
+    for _ in 0..20 {
+        let pair = world.pairs("s1").remove(0);
+        assert!(pair.compared_bytes.is_some(), "{pair:?}");
+        assert_eq!(pair.state, "verifying");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    locker.execute_batch("ROLLBACK;").unwrap();
+    assert!(result(&world, None).is_clean());
+    world.wait_for_state("s1", "source-selected");
+}
+
 /// Something else than ublk-target writes to a LUN.
 fn spoil(lun: &Path, at_bytes: u64) {
     let file = std::fs::File::options().write(true).open(lun).unwrap();
