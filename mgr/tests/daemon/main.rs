@@ -186,6 +186,10 @@ fn the_status_is_what_is_so_now_and_of_a_volume_that_hangs_what_was_so_last() {
     let pid = world.volume("db").and_then(|volume| volume.pid).unwrap();
     let tell = |signal| kill(Pid::from_raw(pid.cast_signed()), signal).unwrap();
     tell(Signal::SIGSTOP);
+    world.wait("it has stopped", |_| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.contains(") T ").then_some(())
+    });
     world.unset("db", fake::Whim::Degraded);
     assert_eq!(world.session("s1").state, "degraded");
     tell(Signal::SIGCONT);
