@@ -26,22 +26,59 @@ fn a_target_that_is_pulled_out_is_not_missed_and_goes_on_when_it_is_back() {
     let load = Steady::start(&Host::device("db"), SPAN);
     load.go_on();
     disk.pull();
-    load.go_on();
-    wait_until("the pair is degraded", || is_degraded(&host));
-    let pair = host.pair("move");
-    assert!(pair["problem"].to_string().contains("mirror leg"), "{pair}");
-    assert_eq!(pair["authoritative"], "source");
-    host.refused(&["switch", "move"], REFUSED, &["move", "degraded"]);
-    // It is not there yet.
-    let said = host.shunt(&["resume", "move"]);
-    assert!(said.code != 0 && said.error.contains("next: "), "{said:?}");
-    disk.put_back();
-    host.ok(&["resume", "move"]);
+    degraded_until_it_is_back(&host, &disk, &load);
     host.wait_for("move", "source-selected");
     load.finish();
     host.assert_legs_equal("db", &source.path, &disk.path());
     host.ok(&["cancel", "move", "--yes"]);
     host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn a_target_that_is_pulled_out_during_the_copy_gets_the_rest_when_it_is_back() {
+    const MIB: u32 = 48;
+    let host = Host::new();
+    let below = LoopDevice::new(u64::from(MIB) << 20, 512);
+    let source = Mapped::linear("shunt-test-source", &below.path);
+    let disk = ScsiDisk::new(MIB);
+    host.ok(&["attach", "db", &source.path()]);
+    host.ok(&["create", "move", &format!("db:{}", disk.path())]);
+    let load = Steady::start(&Host::device("db"), SPAN);
+    source.slow_down(100);
+    host.ok(&["start", "move"]);
+    let dirty_bytes = || host.pair("move")["dirty_bytes"].as_u64().unwrap();
+    wait_until("a part is copied", || dirty_bytes() < u64::from(MIB) << 20);
+    disk.pull();
+    assert!(dirty_bytes() > 0);
+    degraded_until_it_is_back(&host, &disk, &load);
+    source.mend_it();
+    host.wait_for("move", "source-selected");
+    load.finish();
+    host.assert_legs_equal("db", &source.path(), &disk.path());
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+/// The application goes on without the target, and the operator is told so; then it is put back.
+fn degraded_until_it_is_back(host: &Host, disk: &ScsiDisk, load: &Steady) {
+    load.go_on();
+    wait_until("the pair is degraded", || is_degraded(host));
+    let pair = host.pair("move");
+    assert!(pair["problem"].to_string().contains("mirror leg"), "{pair}");
+    assert_eq!(pair["authoritative"], "source");
+    host.refused(
+        &["switch", "move"],
+        REFUSED,
+        &["move", "degraded", "shunt resume move"],
+    );
+    // It is not there yet.
+    let said = host.shunt(&["resume", "move"]);
+    for word in ["next: ", &disk.path()] {
+        assert!(said.code != 0 && said.error.contains(word), "{said:?}");
+    }
+    load.go_on();
+    disk.put_back();
+    host.ok(&["resume", "move"]);
 }
 
 #[test]
@@ -181,7 +218,7 @@ fn on_a_state_directory_that_cannot_be_written_shuntd_says_so_and_volumes_go_on(
     let output = run("shuntd", &["--state-dir", &state]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{said}");
-    for word in [&state, "Read-only file system"] {
+    for word in [&state, "Read-only file system", "next: "] {
         assert!(said.contains(word), "no {word:?} in {said}");
     }
     load.go_on();

@@ -93,7 +93,11 @@ pub enum StartError {
     #[error("another shuntd works on {}: stop it first, or name another --state-dir", .0.display())]
     AlreadyRunning(PathBuf),
     /// A directory or a file cannot be made or opened.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error(
+        "cannot {what} {}: {source}; volumes that run go on without shuntd; next: mend that, or name another \
+         --state-dir or --runtime-dir, and start shuntd again",
+        path.display()
+    )]
     Io {
         /// What was tried.
         what: &'static str,
