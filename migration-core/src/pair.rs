@@ -27,6 +27,8 @@
 //! |---|---|---|
 //! | any that has not ended | is changing its route | switching |
 //! | setup | any | setup |
+//! | queued | ours | as active |
+//! | queued | otherwise | paused if the session is, else queued |
 //! | starting | ours | as active |
 //! | starting | otherwise | queued |
 //! | active | ours | degraded, else paused, else syncing if dirty, else source- or target-selected |
@@ -46,7 +48,7 @@
 //! | state | start | pause | resume | switch | undo | commit | cancel |
 //! |---|---|---|---|---|---|---|---|
 //! | setup | D | . | . | . | . | . | D |
-//! | queued | D | . | . | . | . | . | D |
+//! | queued | = | D | = | . | . | . | D |
 //! | syncing | = | D | = | . | . | ./D | D/. |
 //! | paused | = | = | D | . | . | ./D | D/. |
 //! | degraded | = | D | D | . | . | ./D | D/. |
@@ -71,7 +73,7 @@ use crate::route::{Route, Side};
 pub enum PairState {
     /// Recorded and checked; nothing is mirrored.
     Setup,
-    /// The start is asked for; the mirror leg is not added yet.
+    /// The start is asked for; the mirror leg is not added yet, because other pairs are being copied.
     Queued,
     /// Both legs are written; dirty regions are being copied.
     Syncing,
@@ -213,6 +215,8 @@ impl fmt::Display for Verb {
 pub enum Phase {
     /// Created.
     Setup,
+    /// To be started as soon as fewer pairs are being copied.
+    Queued,
     /// The mirror leg is being added.
     Starting,
     /// Mirrored; no change is under way.
@@ -233,8 +237,9 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Setup,
+        Self::Queued,
         Self::Starting,
         Self::Active,
         Self::Switching,
@@ -250,6 +255,7 @@ impl Phase {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Setup => "setup",
+            Self::Queued => "queued",
             Self::Starting => "starting",
             Self::Active => "active",
             Self::Switching => "switching",
@@ -338,7 +344,7 @@ impl Facts {
             Phase::Committed => Side::Target,
             // Before the mirror leg is added the volume's leg is the source of this pair, whatever
             // it was in an earlier one.
-            Phase::Starting => mirrored.unwrap_or(Side::Source),
+            Phase::Queued | Phase::Starting => mirrored.unwrap_or(Side::Source),
             Phase::Active
             | Phase::Switching
             | Phase::Undoing
@@ -352,6 +358,11 @@ impl Facts {
             Phase::Setup => PairState::Setup,
             Phase::Committed => PairState::Committed,
             Phase::Cancelled => PairState::Cancelled,
+            Phase::Queued => self.while_mirrored().unwrap_or(if self.paused {
+                PairState::Paused
+            } else {
+                PairState::Queued
+            }),
             Phase::Starting => self.while_mirrored().unwrap_or(PairState::Queued),
             Phase::Active => self.while_mirrored().unwrap_or(PairState::NeedsRecovery),
             Phase::Switching | Phase::Undoing if mirrored.is_some() => PairState::Switching,
@@ -385,6 +396,18 @@ impl Facts {
         } else {
             selected(authoritative)
         })
+    }
+
+    /// Whether the pair is to be started when there is a place for it.
+    #[must_use]
+    pub fn wants_place(&self) -> bool {
+        matches!(self.phase, Phase::Queued) && matches!(self.position().state, PairState::Queued)
+    }
+
+    /// Whether the pair has a place: it is being copied, or is about to be.
+    #[must_use]
+    pub fn holds_place(&self) -> bool {
+        matches!(self.phase, Phase::Starting) || self.wants_copier()
     }
 
     /// Whether a copier should be running.
@@ -430,7 +453,7 @@ pub fn settle(phase: Phase, seen: &Seen) -> Settlement {
         // It is not yet known whether it happens.
         _ if seen.changing => Settlement::Nothing,
         Phase::Committed | Phase::Cancelled => Settlement::Nothing,
-        Phase::Setup => match mirrored {
+        Phase::Setup | Phase::Queued => match mirrored {
             Some(_) => Settlement::Becomes(Phase::Active),
             None => Settlement::Nothing,
         },
@@ -484,6 +507,8 @@ pub enum Decision {
 pub enum Reason {
     /// The session has not been started.
     NotStarted,
+    /// Other pairs are being copied first.
+    Queued,
     /// Regions are dirty, or may become so while the copy is stopped.
     NotInSync,
     /// The mirror leg has failed.
@@ -504,6 +529,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotStarted => "it has not been started",
+            Self::Queued => "other pairs are being copied first",
             Self::NotInSync => "the two legs are not in sync",
             Self::MirrorFailed => "the leg that is not authoritative has failed",
             Self::SourceRules => "the source is authoritative",
@@ -525,11 +551,16 @@ pub fn decide(verb: Verb, position: Position) -> Decision {
         Decision::Refuse { reason }
     }
     match position.state {
-        PairState::Setup | PairState::Queued => match verb {
+        PairState::Setup => match verb {
             Verb::Start | Verb::Cancel => Do,
             Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Commit => {
                 refuse(Reason::NotStarted)
             }
+        },
+        PairState::Queued => match verb {
+            Verb::Start | Verb::Resume => Already,
+            Verb::Pause | Verb::Cancel => Do,
+            Verb::Switch | Verb::Undo | Verb::Commit => refuse(Reason::Queued),
         },
         PairState::Syncing => match verb {
             Verb::Start | Verb::Resume => Already,
@@ -634,8 +665,8 @@ mod tests {
         [
             (P::Setup, Source, "D.....D"),
             (P::Setup, Target, "D.....D"),
-            (P::Queued, Source, "D.....D"),
-            (P::Queued, Target, "D.....D"),
+            (P::Queued, Source, "=D=...D"),
+            (P::Queued, Target, "=D=...D"),
             (P::Syncing, Source, "=D=...D"),
             (P::Syncing, Target, "=D=..D."),
             (P::Paused, Source, "==D...D"),
@@ -736,6 +767,17 @@ mod tests {
         let columns = [none, source, target, both_source, both_target, foreign];
         let rows = [
             (Phase::Setup, [P::Setup; 6]),
+            (
+                Phase::Queued,
+                [
+                    P::Queued,
+                    P::Queued,
+                    P::Queued,
+                    P::SourceSelected,
+                    P::TargetSelected,
+                    P::Queued,
+                ],
+            ),
             (
                 Phase::Starting,
                 [
@@ -839,6 +881,46 @@ mod tests {
     }
 
     #[test]
+    fn a_queued_pair_wants_a_place_and_one_that_is_copied_has_it() {
+        let single = Some(seen(Route::Single(Side::Source)));
+        let dirty = Some(Seen {
+            dirty: true,
+            ..seen(MIRRORED_SOURCE)
+        });
+        let facts = |phase, seen, paused| Facts {
+            phase,
+            paused,
+            last_authoritative: Side::Source,
+            seen,
+            comparing: false,
+        };
+        for (phase, seen, paused, wants, holds) in [
+            (Phase::Setup, single, false, false, false),
+            (Phase::Queued, single, false, true, false),
+            (Phase::Queued, None, false, true, false),
+            (Phase::Queued, single, true, false, false),
+            // It was given its place, and the crash of shuntd hides that for a moment.
+            (Phase::Queued, dirty, false, false, false),
+            (Phase::Starting, single, false, false, true),
+            (Phase::Active, dirty, false, false, true),
+            (Phase::Active, dirty, true, false, false),
+            (
+                Phase::Active,
+                Some(self::seen(MIRRORED_SOURCE)),
+                false,
+                false,
+                false,
+            ),
+        ] {
+            let facts = facts(phase, seen, paused);
+            let found = (facts.wants_place(), facts.holds_place());
+            assert_eq!(found, (wants, holds), "{facts:?}");
+        }
+        let paused = facts(Phase::Queued, single, true).position();
+        assert_eq!(paused.state, PairState::Paused);
+    }
+
+    #[test]
     fn a_silent_volume_keeps_the_authoritative_side_that_was_last_seen() {
         let facts = Facts {
             phase: Phase::Active,
@@ -869,6 +951,10 @@ mod tests {
         let rows = [
             (
                 Phase::Setup,
+                [S::Nothing, S::Nothing, active, active, S::Nothing],
+            ),
+            (
+                Phase::Queued,
                 [S::Nothing, S::Nothing, active, active, S::Nothing],
             ),
             (Phase::Starting, [setup, setup, active, active, setup]),

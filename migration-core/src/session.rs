@@ -24,6 +24,7 @@
 use crate::pair::{Decision, PairState, Position, Reason, Verb, decide};
 use crate::route::Side;
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 
 /// How far a pair is; the smallest is the session's.
 const fn rank(state: PairState) -> u8 {
@@ -126,6 +127,25 @@ pub fn allowed(pairs: &[Position]) -> Vec<Verb> {
         .into_iter()
         .filter(|verb| matches!(decide_session(*verb, pairs), SessionDecision::Do(_)))
         .collect()
+}
+
+/// A pair that waits until fewer pairs are being copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Waiting {
+    /// Of its session; a higher one comes first.
+    pub priority: u8,
+    /// When its session was created; among equals an earlier one comes first.
+    pub since: u64,
+}
+
+/// Which of the pairs that wait are to be started, by their places in the list, when so many of at most `pairs_max` are
+/// being copied already. Among those that are equal the order of the list counts.
+#[must_use]
+pub fn admit(waiting: &[Waiting], copied: usize, pairs_max: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..waiting.len()).collect();
+    order.sort_by_key(|index| (Reverse(waiting[*index].priority), waiting[*index].since));
+    order.truncate(pairs_max.saturating_sub(copied));
+    order
 }
 
 #[cfg(test)]
@@ -247,6 +267,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_highest_priority_and_then_the_oldest_session_comes_first_while_there_is_a_place() {
+        let waiting = |priority, since| Waiting { priority, since };
+        let list = [
+            waiting(50, 7),
+            waiting(50, 3),
+            waiting(90, 9),
+            waiting(50, 3),
+        ];
+        assert_eq!(admit(&list, 0, 9), [2, 1, 3, 0]);
+        assert_eq!(admit(&list, 1, 3), [2, 1]);
+        assert_eq!(admit(&list, 3, 3), []);
+        assert_eq!(admit(&list, 4, 3), []);
+        assert_eq!(admit(&[], 0, 3), []);
     }
 
     #[test]

@@ -74,6 +74,18 @@ pub enum Request {
         /// The session.
         session: String,
     },
+    /// Change limits of a session that has not ended.
+    SetSession {
+        /// The session.
+        session: String,
+        /// What is to be another.
+        limits: SessionLimits,
+    },
+    /// Change limits of this host.
+    SetHost {
+        /// How many pairs of all sessions are copied at once, 1 to [`PAIRS_MAX_MAX`].
+        pairs_max: u32,
+    },
     /// Compare both legs of each pair while applications go on.
     Verify {
         /// The session.
@@ -102,10 +114,42 @@ pub enum Request {
         /// Only this session.
         session: Option<String>,
     },
+    /// What is so now, and then what happens. Answer: [`Response::Events`], after [`EVENTS_WAIT_MS`] at the latest.
+    Events {
+        /// Only this session.
+        session: Option<String>,
+        /// [`Response::Events::next`] of the last answer; `None` asks for what is so now.
+        after: Option<u64>,
+    },
+}
+
+/// How long an answer to [`Request::Events`] may take while nothing happens, in milliseconds.
+pub const EVENTS_WAIT_MS: u64 = 10_000;
+
+/// The priority of a session for which none is chosen.
+pub const PRIORITY_DEFAULT: u8 = 50;
+/// The highest priority.
+pub const PRIORITY_MAX: u8 = 100;
+
+/// How many pairs are copied at once on a host for which nothing is chosen.
+pub const PAIRS_MAX_DEFAULT: u32 = 4;
+/// The most that can be chosen.
+pub const PAIRS_MAX_MAX: u32 = 1024;
+
+/// What can be changed of a session while it lives; what is `None` stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SessionLimits {
+    /// As [`SessionOptions::rate_bytes_per_second`].
+    pub rate_bytes_per_second: Option<u64>,
+    /// As [`SessionOptions::priority`].
+    pub priority: Option<u8>,
+    /// As [`SessionOptions::on_authoritative_failure`].
+    pub on_authoritative_failure: Option<OnAuthoritativeFailure>,
 }
 
 /// What is chosen for a session when it is created.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct SessionOptions {
     /// Accept targets that hold a signature.
@@ -116,6 +160,23 @@ pub struct SessionOptions {
     pub on_authoritative_failure: OnAuthoritativeFailure,
     /// What a copy has to prove.
     pub verify: VerifyPolicy,
+    /// The most that its pairs copy together in a second, in bytes; 0 = unlimited.
+    pub rate_bytes_per_second: u64,
+    /// Pairs that wait for their turn start in the order of this, the highest first; at most [`PRIORITY_MAX`].
+    pub priority: u8,
+}
+
+impl Default for SessionOptions {
+    fn default() -> Self {
+        Self {
+            overwrite: false,
+            detect_zeroes: false,
+            on_authoritative_failure: OnAuthoritativeFailure::default(),
+            verify: VerifyPolicy::default(),
+            rate_bytes_per_second: 0,
+            priority: PRIORITY_DEFAULT,
+        }
+    }
 }
 
 /// What a copy has to prove before it counts.
@@ -189,6 +250,15 @@ pub enum Response {
         /// In the order in which they are to be printed.
         records: Vec<Record>,
     },
+    /// What happened after the last answer, or what is so now.
+    Events {
+        /// To be given in the next question.
+        next: u64,
+        /// Whether the records are those of the present state: at the beginning, and when events were missed.
+        present: bool,
+        /// In the order in which they are to be printed; none if nothing happened.
+        records: Vec<Record>,
+    },
     /// Refused or failed.
     Failed(Failure),
 }
@@ -223,6 +293,8 @@ pub enum FailureKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Record {
+    /// This host.
+    Host(HostRecord),
     /// A volume.
     Volume(VolumeRecord),
     /// A session.
@@ -231,6 +303,20 @@ pub enum Record {
     Pair(PairRecord),
     /// Something that happened.
     Event(EventRecord),
+}
+
+/// This host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostRecord {
+    /// [`JSON_SCHEMA`].
+    pub schema: u32,
+    /// How many pairs of all sessions are copied at once, at most.
+    pub pairs_max: u32,
+    /// How many are being copied.
+    pub pairs_copied: u32,
+    /// How many wait for their turn.
+    pub pairs_queued: u32,
 }
 
 /// A volume.
@@ -275,6 +361,10 @@ pub struct SessionRecord {
     pub pairs: u32,
     /// What the operator may do now, as verbs.
     pub allowed: Vec<String>,
+    /// The higher, the earlier its pairs get their turn.
+    pub priority: u8,
+    /// The most that its pairs copy together in a second, in bytes; absent = unlimited.
+    pub rate_limit_bytes_per_second: Option<u64>,
     /// When it was created, in seconds since 1970.
     pub created_at: u64,
 }
@@ -331,4 +421,6 @@ pub struct EventRecord {
     pub volume: Option<String>,
     /// What happened.
     pub what: String,
+    /// The state that the pair, or the volume, is in from then on; absent if the state is not what happened.
+    pub state: Option<String>,
 }

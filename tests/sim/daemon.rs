@@ -4,7 +4,7 @@
 use migration_core::{
     pair::{Facts, Phase, Position, Seen, Settlement, Verb, settle},
     route::{Route, Side},
-    session::{self, SessionDecision},
+    session::{self, SessionDecision, Waiting},
     volume::{Call, ChangeError, OnAuthoritativeFailure, Reply},
 };
 
@@ -52,6 +52,7 @@ pub(crate) struct Store {
     /// The LUN of each volume, outside of a session.
     pub(crate) luns: Vec<usize>,
     pub(crate) policy: OnAuthoritativeFailure,
+    pub(crate) pairs_max: usize,
 }
 
 impl Store {
@@ -125,6 +126,8 @@ pub(crate) struct Asked {
 pub(crate) struct Operation {
     pub(crate) verb: Verb,
     pub(crate) pairs: Vec<usize>,
+    /// For a start: those that have to wait for a place.
+    pub(crate) later: Vec<usize>,
     /// For a resume: those whose mirror leg is to be tried again.
     pub(crate) degraded: Vec<usize>,
     /// The place in `pairs`.
@@ -145,6 +148,7 @@ impl Operation {
         Self {
             verb,
             pairs,
+            later: Vec::new(),
             degraded,
             at: 0,
             stage,
@@ -191,6 +195,9 @@ impl Operation {
         for pair in &self.pairs {
             store.pairs[*pair].phase = phase;
         }
+        for pair in &self.later {
+            store.pairs[*pair].phase = Phase::Queued;
+        }
     }
 
     /// Records what the work on a pair led to. Says whether the next one follows.
@@ -234,13 +241,14 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    pub(crate) fn new(volumes: usize, policy: OnAuthoritativeFailure) -> Self {
+    pub(crate) fn new(volumes: usize, policy: OnAuthoritativeFailure, pairs_max: usize) -> Self {
         Self {
             store: Store {
                 pairs: Vec::new(),
                 paused: false,
                 luns: vec![0; volumes],
                 policy,
+                pairs_max,
             },
             alive: true,
             views: vec![View::default(); volumes],
@@ -293,7 +301,10 @@ impl Daemon {
         for pair in &pairs {
             let needs_volume = match verb {
                 Verb::Pause => false,
-                Verb::Cancel => self.store.pairs[*pair].phase != Phase::Setup,
+                Verb::Cancel => {
+                    let phase = self.store.pairs[*pair].phase;
+                    !matches!(phase, Phase::Setup | Phase::Queued)
+                }
                 Verb::Start | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Commit => true,
             };
             if needs_volume && self.views[*pair].failures > 0 {
@@ -313,7 +324,39 @@ impl Daemon {
         let is_degraded =
             |pair: &usize| positions[*pair].state == migration_core::pair::PairState::Degraded;
         let degraded = (0..positions.len()).filter(is_degraded).collect();
-        self.operation = Some(Operation::new(verb, pairs, degraded));
+        let (pairs, later) = match verb {
+            Verb::Start => self.turns(pairs),
+            _ => (pairs, Vec::new()),
+        };
+        self.operation = Some(Operation {
+            later,
+            ..Operation::new(verb, pairs, degraded)
+        });
+    }
+
+    /// As `queue::turns`: those that get a place at once, and those that wait. There is one session.
+    fn turns(&self, asked: Vec<usize>) -> (Vec<usize>, Vec<usize>) {
+        let one = Waiting {
+            priority: 0,
+            since: 0,
+        };
+        let pairs = 0..self.store.pairs.len();
+        let copied = pairs.filter(|pair| self.facts(*pair).holds_place()).count();
+        let admitted = session::admit(&vec![one; asked.len()], copied, self.store.pairs_max);
+        let places: Vec<usize> = admitted.into_iter().map(|index| asked[index]).collect();
+        asked.into_iter().partition(|pair| places.contains(pair))
+    }
+
+    /// As `queue::fill_places`. Says whether something was begun.
+    pub(crate) fn fill_places(&mut self) -> bool {
+        let waits = |pair: &usize| self.views[*pair].connected && self.facts(*pair).wants_place();
+        let waiting = (0..self.store.pairs.len()).filter(waits).collect();
+        let (pairs, _) = self.turns(waiting);
+        if pairs.is_empty() {
+            return false;
+        }
+        self.operation = Some(Operation::new(Verb::Start, pairs, Vec::new()));
+        true
     }
 
     /// As `reconcile::settle_pair`. Says whether something was recorded or begun.

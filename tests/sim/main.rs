@@ -51,6 +51,7 @@ const MUST_HAPPEN: &[(&str, u64)] = &[
     ("pairs taken back", 2000),
     ("pairs undone", 13),
     ("power losses", 2),
+    ("queued pairs started", 7),
     ("reads from the mirror", 150),
     ("roles moved by a failure", 600),
     ("starts without the mirror leg", 16),

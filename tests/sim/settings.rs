@@ -46,6 +46,8 @@ pub(crate) struct Settings {
     /// Any other sector of the map file may be: outside of what storage promises, so it must be refused.
     pub(crate) torn_bitmap: bool,
     pub(crate) policy: OnAuthoritativeFailure,
+    /// How many pairs are copied at once.
+    pub(crate) pairs_max: usize,
 }
 
 impl Settings {
@@ -74,6 +76,7 @@ impl Settings {
                 OnAuthoritativeFailure::Error,
                 OnAuthoritativeFailure::Switch,
             ]),
+            pairs_max: dice.pick(&[1, 2, 3]),
         }
     }
 

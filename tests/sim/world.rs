@@ -40,7 +40,7 @@ impl World {
             .map(|number| Site::new(number, seed, settings.clone()))
             .collect();
         Self {
-            daemon: Daemon::new(settings.volumes, settings.policy),
+            daemon: Daemon::new(settings.volumes, settings.policy, settings.pairs_max),
             dice,
             origin: Instant::now(),
             now: Time(1),
@@ -230,6 +230,9 @@ impl World {
         if let Some(what) = self.daemon.settle_pair(index, &status) {
             return self.note(what);
         }
+        if self.daemon.fill_places() {
+            return self.note("queued pairs started");
+        }
         let policy = self.daemon.store.policy;
         let site = &mut self.sites[index];
         if status.policy != policy
@@ -310,7 +313,7 @@ impl World {
                 let row = &store.pairs[*pair];
                 let mirrored = views[*pair].status.is_some_and(|s| row.is_mirrored(&s));
                 let never = match row.phase {
-                    Phase::Setup | Phase::Starting => !mirrored,
+                    Phase::Setup | Phase::Queued | Phase::Starting => !mirrored,
                     _ => false,
                 };
                 if never {
@@ -644,7 +647,7 @@ impl World {
         let ended = positions.iter().find(|position| position.state.is_ended());
         let wanted = if is(PairState::NeedsRecovery) {
             vec![Verb::Cancel, Verb::Commit]
-        } else if is(PairState::Setup) || is(PairState::Queued) {
+        } else if is(PairState::Setup) {
             vec![self.dice.pick(&[Verb::Start, Verb::Cancel]), Verb::Cancel]
         } else if is(PairState::Degraded) || is(PairState::Paused) {
             vec![Verb::Resume]

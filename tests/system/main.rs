@@ -12,6 +12,7 @@ mod lost;
 mod main_path;
 mod points;
 mod refusals;
+mod sessions;
 mod shapes;
 mod sockets;
 mod surroundings;

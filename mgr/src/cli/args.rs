@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use migration_proto::manager::{PairSpec, VerifyPolicy};
@@ -24,6 +25,9 @@ pub const RUNTIME_DIR_DEFAULT: &str = "/run/shunt";
 
 /// The name of the socket in its folder.
 pub const SOCKET_NAME: &str = "shuntd.sock";
+
+/// The lowest rate that can be given, in bytes a second.
+const RATE_MIN: u64 = 1 << 10;
 
 /// The longest time that can be given, in seconds: some 136 years.
 const SECONDS_MAX: f64 = u32::MAX as f64;
@@ -164,6 +168,12 @@ pub enum Command {
         /// What to do when the authoritative LUN fails to write while both are equal
         #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
         on_authoritative_failure: OnFailure,
+        /// The most that the session copies in a second, such as 100MiB, or unlimited [default: unlimited]
+        #[arg(long, value_name = "BYTES", value_parser = rate)]
+        rate: Option<u64>,
+        /// Pairs that wait for their turn begin in this order, 100 first [default: 50]
+        #[arg(long, value_name = "0-100", value_parser = clap::value_parser!(u8).range(0..=100))]
+        priority: Option<u8>,
     },
     /// Begin to mirror and to copy
     ///
@@ -176,10 +186,38 @@ pub enum Command {
         /// The session
         session: String,
     },
+    /// Change limits while the copy runs
+    ///
+    /// With a session changes limits of that; a rate counts for all pairs of the session together.
+    /// --max-pairs is for all sessions of this host: pairs that are started while so many are being
+    /// copied are queued, and begin by themselves. A lower number stops no pair that is being copied.
+    #[command(after_help = "EXAMPLES:
+  shunt set s1 --rate 100MiB
+  shunt set s1 --rate unlimited --priority 90
+  shunt set --max-pairs 8")]
+    #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
+        .args(["rate", "priority", "on_authoritative_failure", "max_pairs"]))]
+    Set {
+        /// The session
+        #[arg(required_unless_present = "max_pairs")]
+        session: Option<String>,
+        /// The most that it copies in a second, such as 100MiB, or unlimited
+        #[arg(long, value_name = "BYTES", value_parser = rate, requires = "session")]
+        rate: Option<u64>,
+        /// Pairs that wait for their turn begin in this order, 100 first
+        #[arg(long, value_name = "0-100", requires = "session", value_parser = clap::value_parser!(u8).range(0..=100))]
+        priority: Option<u8>,
+        /// What to do when the authoritative LUN fails to write while both are equal
+        #[arg(long, value_enum, value_name = "WHAT", requires = "session")]
+        on_authoritative_failure: Option<OnFailure>,
+        /// How many pairs of all sessions are copied at once
+        #[arg(long, value_name = "NUMBER", conflicts_with = "session")]
+        max_pairs: Option<u32>,
+    },
     /// Show volumes, sessions and pairs, and what may be done now
     ///
     /// Without a session shows everything. With --json prints one object a line, with "type"
-    /// (volume, session or pair) and "schema".
+    /// (host, volume, session or pair) and "schema".
     #[command(after_help = "EXAMPLES:
   shunt status
   shunt status s1 --watch
@@ -342,6 +380,18 @@ pub enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Show what is so now, and then everything that happens
+    ///
+    /// Goes on until Ctrl-C: lines of the history, and every change of the state of a pair or a
+    /// volume. With --json prints one object a line: first those of status, then events. If shuntd is
+    /// restarted meanwhile, waits for it for 30 seconds and shows again what is so.
+    #[command(after_help = "EXAMPLES:
+  shunt events
+  shunt events s1 --json | jq 'select(.state != null)'")]
+    Events {
+        /// Only this session
+        session: Option<String>,
+    },
     /// Show what happened when
     ///
     /// Oldest first, with times in UTC.
@@ -477,6 +527,19 @@ fn pair(text: &str) -> Result<PairSpec, String> {
     }
 }
 
+/// Bytes a second; 0 stands for unlimited.
+fn rate(text: &str) -> Result<u64, String> {
+    if text == "unlimited" {
+        return Ok(0);
+    }
+    let wrong = "not a number of bytes such as 100MiB, at least 1KiB, or unlimited";
+    let ByteSize(bytes) = text.parse().map_err(|_| wrong.to_owned())?;
+    if bytes < RATE_MIN {
+        return Err(wrong.to_owned());
+    }
+    Ok(bytes)
+}
+
 fn timeout(text: &str) -> Result<Duration, String> {
     seconds(text).ok_or_else(|| format!("not a number of seconds from 0 to {SECONDS_MAX}"))
 }
@@ -516,6 +579,17 @@ mod tests {
         );
         for wrong in ["db", "db:", ":/dev/sdc", ":"] {
             pair(wrong).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_rate_has_a_unit_and_is_not_nothing() {
+        assert_eq!(rate("100MiB"), Ok(100 << 20));
+        assert_eq!(rate("5 MB"), Ok(5_000_000));
+        assert_eq!(rate("65536"), Ok(65_536));
+        assert_eq!(rate("unlimited"), Ok(0));
+        for wrong in ["0", "1", "-1MiB", "fast", "", "1Xi"] {
+            rate(wrong).unwrap_err();
         }
     }
 

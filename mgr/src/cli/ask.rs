@@ -79,7 +79,7 @@ impl Shuntd {
     }
 }
 
-/// Asks for a status again and again, and bears with a shuntd that is restarted meanwhile.
+/// Asks again and again, and bears with a shuntd that is restarted meanwhile.
 #[derive(Debug)]
 pub struct Poll {
     shuntd: Shuntd,
@@ -101,16 +101,53 @@ impl Poll {
         }
     }
 
+    /// Polls what happens to one session, or to all; at first what is so now.
+    #[must_use]
+    pub fn of_events(shuntd: Shuntd, session: Option<String>, absence_max: Duration) -> Self {
+        Self {
+            request: Request::Events {
+                session,
+                after: None,
+            },
+            ..Self::new(shuntd, None, absence_max)
+        }
+    }
+
     /// The present status; `None` while shuntd is absent.
     ///
     /// # Errors
     /// As [`Shuntd::ask`]; absence only at the first time, or when it lasts too long.
     pub fn look(&mut self, limit: Duration) -> Result<Option<Vec<Record>>, Problem> {
-        let limit = limit.min(self.shuntd.limits.question);
+        self.exchange(limit)?.map(records_of).transpose()
+    }
+
+    /// The next events, and whether they are the present state instead; `None` while shuntd is absent.
+    ///
+    /// # Errors
+    /// As [`Poll::look`].
+    pub fn events(&mut self) -> Result<Option<(bool, Vec<Record>)>, Problem> {
+        match self.exchange(Duration::MAX)? {
+            Some(Response::Events {
+                next,
+                present,
+                records,
+            }) => {
+                if let Request::Events { after, .. } = &mut self.request {
+                    *after = Some(next);
+                }
+                Ok(Some((present, records)))
+            }
+            Some(_) => Err(wrong_answer()),
+            None => Ok(None),
+        }
+    }
+
+    fn exchange(&mut self, limit: Duration) -> Result<Option<Response>, Problem> {
+        let limit = limit.min(self.shuntd.limits.for_request(&self.request));
         match self.shuntd.exchange(&self.request, limit) {
             Ok(response) => {
                 self.answered_at = Some(Instant::now());
-                records_of(without_failure(response)?).map(Some)
+                without_failure(response).map(Some)
             }
             Err(trouble) if trouble.is_absence() && self.may_be_absent() => Ok(None),
             Err(trouble) => Err(trouble.into_problem(&self.request)),
@@ -213,14 +250,16 @@ fn exchange_problem(error: &ExchangeError, request: &Request) -> Problem {
 fn without_failure(response: Response) -> Result<Response, Problem> {
     match response {
         Response::Failed(failure) => Err(failure.into()),
-        Response::Done { .. } | Response::Records { .. } => Ok(response),
+        Response::Done { .. } | Response::Records { .. } | Response::Events { .. } => Ok(response),
     }
 }
 
 fn records_of(response: Response) -> Result<Vec<Record>, Problem> {
     match response {
         Response::Records { records } => Ok(records),
-        Response::Done { .. } | Response::Failed(_) => Err(wrong_answer()),
+        Response::Done { .. } | Response::Events { .. } | Response::Failed(_) => {
+            Err(wrong_answer())
+        }
     }
 }
 
@@ -235,7 +274,10 @@ pub fn wrong_answer() -> Problem {
 }
 
 const fn is_question(request: &Request) -> bool {
-    matches!(request, Request::Status { .. } | Request::History { .. })
+    matches!(
+        request,
+        Request::Status { .. } | Request::History { .. } | Request::Events { .. }
+    )
 }
 
 enum Subject<'a> {
@@ -264,11 +306,15 @@ fn subject(request: &Request) -> Subject<'_> {
         | Request::Pause { session }
         | Request::Resume { session }
         | Request::Verify { session, .. }
+        | Request::SetSession { session, .. }
         | Request::Switch { session, .. }
         | Request::Undo { session, .. }
         | Request::Commit { session }
         | Request::Cancel { session } => Subject::Session(session),
-        Request::Status { session } | Request::History { session } => session
+        Request::SetHost { .. } => Subject::Everything,
+        Request::Status { session }
+        | Request::History { session }
+        | Request::Events { session, .. } => session
             .as_deref()
             .map_or(Subject::Everything, Subject::Session),
     }

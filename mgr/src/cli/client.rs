@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use migration_proto::frame::{self, FrameError};
-use migration_proto::manager::{Request, Response};
+use migration_proto::manager::{EVENTS_WAIT_MS, Request, Response};
 use migration_proto::{Hello, PROTOCOL_VERSION, Welcome};
 use nix::errno::Errno;
 use nix::sys::socket::{
@@ -181,6 +181,9 @@ impl Limits {
     pub fn for_request(&self, request: &Request) -> Duration {
         match request {
             Request::Status { .. } | Request::History { .. } => self.question,
+            Request::Events { .. } => self
+                .question
+                .saturating_add(Duration::from_millis(EVENTS_WAIT_MS)),
             Request::Switch { max_pause_ms, .. } | Request::Undo { max_pause_ms, .. } => self
                 .change
                 .saturating_add(Duration::from_millis(*max_pause_ms)),
@@ -192,6 +195,8 @@ impl Limits {
             | Request::Pause { .. }
             | Request::Resume { .. }
             | Request::Verify { .. }
+            | Request::SetSession { .. }
+            | Request::SetHost { .. }
             | Request::Commit { .. }
             | Request::Cancel { .. } => self.change,
         }

@@ -24,9 +24,13 @@ pub mod wait;
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
 
 use clap::Parser;
-use migration_proto::manager::{JSON_SCHEMA, Record, Request, Response, SessionOptions};
+use migration_proto::manager::{
+    JSON_SCHEMA, PRIORITY_DEFAULT, Record, Request, Response, SessionLimits, SessionOptions,
+};
 use serde::Serialize;
 
 use args::{Arguments, Command, Global};
@@ -38,6 +42,9 @@ use units::printable;
 
 /// The longest answer to a question that is read, in bytes.
 const REPLY_BYTES_MAX: u64 = 64;
+
+/// How often a shuntd that is absent is asked again.
+const RETRY_EVERY: Duration = Duration::from_millis(200);
 
 /// Runs the command that the arguments of the process name.
 #[must_use]
@@ -89,6 +96,8 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             detect_zeroes,
             verify,
             on_authoritative_failure,
+            rate,
+            priority,
         } => {
             let request = Request::Create {
                 session,
@@ -98,6 +107,8 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                     detect_zeroes,
                     on_authoritative_failure: on_authoritative_failure.into(),
                     verify: verify.into(),
+                    rate_bytes_per_second: rate.unwrap_or(0),
+                    priority: priority.unwrap_or(PRIORITY_DEFAULT),
                 },
             };
             change(&global, &request)
@@ -160,6 +171,26 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             against_record,
             yes,
         } => recover(&global, volume, authoritative, against_record, yes),
+        Command::Set {
+            session,
+            rate,
+            priority,
+            on_authoritative_failure,
+            max_pairs,
+        } => {
+            let limits = SessionLimits {
+                rate_bytes_per_second: rate,
+                priority,
+                on_authoritative_failure: on_authoritative_failure.map(Into::into),
+            };
+            let request = match (session, max_pairs) {
+                (Some(session), _) => Request::SetSession { session, limits },
+                (None, Some(pairs_max)) => Request::SetHost { pairs_max },
+                (None, None) => unreachable!("clap asks for one of them"),
+            };
+            change(&global, &request)
+        }
+        Command::Events { session } => events(&global, session),
         Command::History { session } => history(&global, session),
         Command::Completions { shell } => print(&documents::completions(shell)),
         Command::Man { directory } => man(&global, &directory),
@@ -181,7 +212,9 @@ fn change(global: &Global, request: &Request) -> Result<(), Stop> {
     }
     let (changed, messages) = match shuntd(global).ask(request)? {
         Response::Done { changed, messages } => (changed, messages),
-        Response::Records { .. } | Response::Failed(_) => return Err(ask::wrong_answer().into()),
+        Response::Records { .. } | Response::Events { .. } | Response::Failed(_) => {
+            return Err(ask::wrong_answer().into());
+        }
     };
     if global.json {
         let record = DoneRecord {
@@ -231,7 +264,7 @@ fn recover(
                     eprintln!("shunt: would do: {}", printable(message));
                 }
             }
-            Response::Records { .. } | Response::Failed(_) => {
+            Response::Records { .. } | Response::Events { .. } | Response::Failed(_) => {
                 return Err(ask::wrong_answer().into());
             }
         }
@@ -276,6 +309,19 @@ fn history(global: &Global, session: Option<String>) -> Result<(), Stop> {
     print_records(global, &records, render::history)
 }
 
+/// Until Ctrl-C, or until shuntd is gone for too long.
+fn events(global: &Global, session: Option<String>) -> Result<(), Stop> {
+    let mut poll = Poll::of_events(shuntd(global), session, ABSENCE_MAX);
+    loop {
+        match poll.events()? {
+            Some((_, records)) if global.json => print(render::json_lines(&records).as_bytes())?,
+            Some((true, records)) => print(render::status(&records).as_bytes())?,
+            Some((false, records)) => print(render::history(&records).as_bytes())?,
+            None => thread::sleep(RETRY_EVERY),
+        }
+    }
+}
+
 fn wait_for(global: &Global, wish: &wait::Wish) -> Result<(), Stop> {
     let mut poll = Poll::new(shuntd(global), Some(wish.session.clone()), ABSENCE_MAX);
     let records = wait::wait(&mut poll, wish, global.quiet)?;
@@ -305,7 +351,10 @@ fn man(global: &Global, directory: &Path) -> Result<(), Stop> {
 }
 
 fn show(global: &Global, records: &[Record], human: fn(&[Record]) -> String) -> Result<(), Stop> {
-    if records.is_empty() && !global.json {
+    let nothing = records
+        .iter()
+        .all(|record| matches!(record, Record::Host(_)));
+    if nothing && !global.json {
         say(
             global,
             "no volumes and no sessions; next: shunt attach VOLUME LUN",

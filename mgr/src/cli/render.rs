@@ -1,7 +1,7 @@
 //! Records as people read them, and as programs do.
 
 use migration_proto::manager::{
-    EventRecord, PairRecord, Record, SessionRecord, Verification, VolumeRecord,
+    EventRecord, HostRecord, PairRecord, Record, SessionRecord, Verification, VolumeRecord,
 };
 use migration_proto::route::Side;
 
@@ -40,6 +40,14 @@ pub fn status(records: &[Record]) -> String {
     for session in sessions(records) {
         parts.push(session_part(session, &pairs(records, &session.session)));
     }
+    parts.extend(records.iter().find_map(|record| match record {
+        Record::Host(host) if host.pairs_queued > 0 => Some(host_part(host)),
+        Record::Host(_)
+        | Record::Volume(_)
+        | Record::Session(_)
+        | Record::Pair(_)
+        | Record::Event(_) => None,
+    }));
     parts.join("\n")
 }
 
@@ -76,7 +84,7 @@ pub fn history(records: &[Record]) -> String {
         .iter()
         .filter_map(|record| match record {
             Record::Event(event) => Some(event_row(event)),
-            Record::Volume(_) | Record::Session(_) | Record::Pair(_) => None,
+            Record::Host(_) | Record::Volume(_) | Record::Session(_) | Record::Pair(_) => None,
         })
         .collect();
     units::table(&rows, 0)
@@ -95,7 +103,11 @@ pub fn pairs<'a>(records: &'a [Record], session: &str) -> Vec<&'a PairRecord> {
         .iter()
         .filter_map(|record| match record {
             Record::Pair(pair) if pair.session == session => Some(pair),
-            Record::Pair(_) | Record::Volume(_) | Record::Session(_) | Record::Event(_) => None,
+            Record::Host(_)
+            | Record::Pair(_)
+            | Record::Volume(_)
+            | Record::Session(_)
+            | Record::Event(_) => None,
         })
         .collect()
 }
@@ -103,15 +115,25 @@ pub fn pairs<'a>(records: &'a [Record], session: &str) -> Vec<&'a PairRecord> {
 fn volumes(records: &[Record]) -> impl Iterator<Item = &VolumeRecord> {
     records.iter().filter_map(|record| match record {
         Record::Volume(volume) => Some(volume),
-        Record::Session(_) | Record::Pair(_) | Record::Event(_) => None,
+        Record::Host(_) | Record::Session(_) | Record::Pair(_) | Record::Event(_) => None,
     })
 }
 
 fn sessions(records: &[Record]) -> impl Iterator<Item = &SessionRecord> {
     records.iter().filter_map(|record| match record {
         Record::Session(session) => Some(session),
-        Record::Volume(_) | Record::Pair(_) | Record::Event(_) => None,
+        Record::Host(_) | Record::Volume(_) | Record::Pair(_) | Record::Event(_) => None,
     })
+}
+
+/// Why pairs wait.
+fn host_part(host: &HostRecord) -> String {
+    format!(
+        "{} of at most {} copied, {} queued; shunt set --max-pairs changes that\n",
+        count(host.pairs_copied, "pair"),
+        host.pairs_max,
+        host.pairs_queued,
+    )
 }
 
 fn volume_part(volumes: &[&VolumeRecord]) -> String {
@@ -158,10 +180,16 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
         rows.push(pair_row(pair));
         notes.push_str(&pair_notes(pair));
     }
+    let limit = session
+        .rate_limit_bytes_per_second
+        .map_or_else(String::new, |rate| {
+            format!(", at most {}", units::rate(rate))
+        });
     format!(
-        "session {name}: {}, {}, created {}\n{}{notes}  you may now: {}\n",
+        "session {name}: {}, {}, priority {}{limit}, created {}\n{}{notes}  you may now: {}\n",
         printable(&session.state),
         count(session.pairs, "pair"),
+        session.priority,
         units::moment(session.created_at),
         units::table(&rows, 2),
         allowed(session),
@@ -296,6 +324,8 @@ mod tests {
                 state: "syncing".into(),
                 pairs: 1,
                 allowed: vec!["pause".into(), "cancel".into()],
+                priority: 50,
+                rate_limit_bytes_per_second: Some(32 << 20),
                 created_at: 0,
             }),
             Record::Pair(PairRecord {
@@ -329,7 +359,7 @@ mod tests {
     #[test]
     fn status_shows_each_pair_and_what_may_be_done() {
         let expected = "\
-session s1: syncing, 1 pair, created 1970-01-01 00:00:00Z
+session s1: syncing, 1 pair, priority 50, at most 32.00 MiB/s, created 1970-01-01 00:00:00Z
   VOLUME  STATE    AUTHORITATIVE  DONE                         DIRTY     RATE         TIME LEFT
   db      syncing  source         [###############-----]  75%  1.00 GiB  64.00 MiB/s  16s
   db: /dev/a -> /dev/b, 4.00 GiB, 3.00 GiB copied

@@ -41,6 +41,7 @@ pub(super) struct Copies {
 #[derive(Debug)]
 struct Running {
     copier: Copier,
+    limits: Arc<Limits>,
     task: Task,
     run: u64,
     started: Instant,
@@ -121,6 +122,31 @@ impl Copies {
         self.running.contains_key(key)
     }
 
+    /// How many copy.
+    pub(super) fn copying(&self) -> usize {
+        let copies = |running: &&Running| matches!(running.task, Task::Copy { .. });
+        self.running.values().filter(copies).count()
+    }
+
+    /// What the copiers of a session may do together in a second, in bytes (0 = unlimited), is shared by those that run.
+    pub(super) fn share_rate(&self, session: &str, bytes_per_second: u64) {
+        let of_session = || {
+            let running = self.running.iter();
+            running.filter(|(key, _)| key.session == session)
+        };
+        let copiers = (of_session().count() as u64).max(1);
+        let share = match bytes_per_second {
+            0 => 0,
+            all => (all / copiers).max(1),
+        };
+        for (_, running) in of_session() {
+            running
+                .limits
+                .bytes_per_second
+                .store(share, Ordering::Relaxed);
+        }
+    }
+
     /// Whether the copier that runs has copied anything.
     pub(super) fn has_copied(&self, key: &PairKey) -> bool {
         self.running
@@ -150,7 +176,8 @@ impl Copies {
             });
         };
         let task = config.task;
-        match Copier::start(config, Arc::new(Limits::default()), on_end) {
+        let limits = Arc::new(Limits::default());
+        match Copier::start(config, Arc::clone(&limits), on_end) {
             Ok(copier) => {
                 debug!(
                     session = key.session,
@@ -162,6 +189,7 @@ impl Copies {
                     key.clone(),
                     Running {
                         copier,
+                        limits,
                         task,
                         run,
                         started: now,

@@ -14,6 +14,8 @@
 //! | `reconcile` | what follows when a volume says how it is: settling, copiers, stable names |
 //! | `attach`, `create`, `verbs` | the operations |
 //! | `verify` | comparing the legs, and what it forbids |
+//! | `queue`, `set` | how many pairs are copied at once, and other limits that are changed live |
+//! | `feed` | what happens, for those who watch |
 //! | `rebuild` | another database when that of before is damaged or missing |
 //! | `recover` | another map file when that of before is damaged or missing |
 //! | `route_change` | asking for another route, whatever dies on the way |
@@ -27,7 +29,8 @@
 //! 1. The [`Model`] is what the database holds: it changes when a change is durable ([`Event::Changed`]).
 //! 2. At most one operation works on a session and on a volume at a time (`busy`).
 //! 3. At most one copier a pair, and none while an operation works on its session.
-//! 4. The loop never waits for a disk, a process or a device.
+//! 4. A start gives places to at most as many pairs as may be copied at once; no more copiers than that run.
+//! 5. The loop never waits for a disk, a process or a device.
 
 mod attach;
 mod checks;
@@ -35,15 +38,18 @@ mod context;
 mod copies;
 mod create;
 mod failure;
+mod feed;
 mod link;
 mod paths;
 mod process;
+mod queue;
 mod rebuild;
 mod reconcile;
 mod records;
 mod recover;
 mod requests;
 mod route_change;
+mod set;
 mod socket;
 mod supervisor;
 mod verbs;
@@ -69,6 +75,7 @@ use crate::store::{Change, Model, PairField, PairKey, StoreError, StoreHandle, V
 use context::{Context, blocking};
 use copies::Copies;
 use failure::Answer;
+use feed::Feed;
 pub use paths::{Config, HostChecks};
 use socket::Call;
 use verify::Comparison;
@@ -134,6 +141,8 @@ enum Event {
     /// The volumes that somebody wants to see have said how they are.
     Refreshed {
         session: Option<String>,
+        /// As the beginning of the events.
+        events: bool,
         reply: oneshot::Sender<Response>,
     },
     /// What came of comparing the legs of a pair is recorded, or could not be.
@@ -273,6 +282,12 @@ struct Owner {
     watched: BTreeSet<String>,
     /// The pairs whose legs somebody wants to be compared.
     to_compare: BTreeMap<PairKey, Comparison>,
+    /// The pairs that an operation is to start: they have their places already.
+    starting: BTreeSet<PairKey>,
+    /// What those who watch are told.
+    feed: Feed,
+    /// The states that they know.
+    states: BTreeMap<feed::Watched, &'static str>,
 }
 
 impl Owner {
@@ -288,6 +303,9 @@ impl Owner {
             named: BTreeMap::new(),
             watched: BTreeSet::new(),
             to_compare: BTreeMap::new(),
+            starting: BTreeSet::new(),
+            feed: Feed::new(),
+            states: BTreeMap::new(),
         }
     }
 
@@ -333,7 +351,7 @@ impl Owner {
             Event::Volume(name) => self.volume_reported(&name),
             Event::Changed(changes) => {
                 for change in changes {
-                    self.model.apply(change);
+                    self.changed(change);
                 }
             }
             Event::Supervised(handle) => {
@@ -346,14 +364,34 @@ impl Owner {
                 self.named.remove(&name);
                 self.watched.remove(&name);
             }
-            Event::Refreshed { session, reply } => self.show(session.as_deref(), reply),
             Event::ComparisonSettled(key) => self.comparison_settled(&key),
+            Event::Refreshed {
+                session,
+                events,
+                reply,
+            } => self.show(session.as_deref(), events, reply),
             Event::CopierEnded { key, run, outcome } => self.copier_ended(&key, run, &outcome),
             Event::Finished {
                 busy,
                 answer,
                 reply,
             } => self.finished(&busy, answer, reply),
+        }
+        self.fill_places();
+        self.tell_states();
+    }
+
+    fn changed(&mut self, change: Change) {
+        if let Change::Note(note) = &change {
+            self.noted(note);
+        }
+        let limits_of = match &change {
+            Change::SetOptions(session, _) => Some(session.clone()),
+            _ => None,
+        };
+        self.model.apply(change);
+        if let Some(session) = limits_of {
+            self.limits_changed(&session);
         }
     }
 
@@ -365,6 +403,9 @@ impl Owner {
     ) {
         for busy in busy {
             self.busy.remove(busy);
+            if let Busy::Session(name) = busy {
+                self.starting.retain(|key| key.session != *name);
+            }
         }
         if let Err(Failure {
             kind,

@@ -188,6 +188,8 @@ impl Owner {
         let comparing = self.comparing(session, pair, key);
         let facts = records::facts(session, pair, Some(view), comparing.is_some());
         let task = match (facts.position().state, comparing) {
+            // It gets its copier when another one has ended.
+            _ if facts.wants_copier() && !self.may_copy() => return,
             _ if facts.wants_copier() => Task::Copy {
                 read_back: options.verify != VerifyPolicy::None,
             },
@@ -210,6 +212,7 @@ impl Owner {
             ..Config::new(socket)
         };
         self.copies.start(key, config, base_bytes, now);
+        self.limits_changed(&key.session);
     }
 
     /// A ublk-target that was started again does not know what to do when the authoritative leg fails.
@@ -343,6 +346,7 @@ impl Owner {
         let Some(ended) = self.copies.ended(key, run, outcome, Instant::now()) else {
             return;
         };
+        self.limits_changed(&key.session);
         // Dropping joins its thread.
         tokio::task::spawn_blocking(move || drop(ended.copier));
         let Some((_, pair)) = self.session_and_pair(key) else {

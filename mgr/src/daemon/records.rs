@@ -3,12 +3,13 @@
 use migration_core::pair::{Facts, PairState, Position, Seen};
 use migration_core::session;
 use migration_proto::manager::{
-    EventRecord, JSON_SCHEMA, PairRecord, Record, SessionRecord, VolumeRecord,
+    EventRecord, HostRecord, JSON_SCHEMA, PairRecord, Record, SessionRecord, VolumeRecord,
 };
 use migration_proto::target::Status;
 
 use super::copies::Copied;
 use super::paths::Config;
+use super::queue::Occupancy;
 use super::route_change::is_mirrored_on;
 use super::verbs::lun_of;
 use super::verify::Comparison;
@@ -55,6 +56,16 @@ pub(super) fn facts(
     }
 }
 
+pub(super) fn host(pairs_max: u32, occupancy: Occupancy) -> Record {
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    Record::Host(HostRecord {
+        schema: JSON_SCHEMA,
+        pairs_max,
+        pairs_copied: number(occupancy.copied),
+        pairs_queued: number(occupancy.queued),
+    })
+}
+
 pub(super) fn volume(
     model: &Model,
     config: &Config,
@@ -62,13 +73,6 @@ pub(super) fn volume(
     view: Option<&View>,
 ) -> Record {
     let view = view.cloned().unwrap_or_default();
-    let state = match row.state {
-        VolumeState::Attaching => "attaching",
-        VolumeState::Detaching => "detaching",
-        VolumeState::Attached if view.connected => "attached",
-        VolumeState::Attached if view.failures > 0 => "failed",
-        VolumeState::Attached => "recovering",
-    };
     let status = view.status.as_deref();
     let lun = match model.live_pair_of(&row.name) {
         Some((session, position)) => {
@@ -81,7 +85,7 @@ pub(super) fn volume(
     Record::Volume(VolumeRecord {
         schema: JSON_SCHEMA,
         volume: row.name.clone(),
-        state: state.to_owned(),
+        state: volume_state(row, &view).to_owned(),
         device: config.device_link(&row.name),
         kernel_device: status.map(|status| status.device.clone()),
         lun: lun.path.clone(),
@@ -91,6 +95,16 @@ pub(super) fn volume(
         route: status.map(|status| status.route),
         problem: view.problem.clone().or_else(|| status.and_then(said)),
     })
+}
+
+pub(super) const fn volume_state(row: &VolumeRow, view: &View) -> &'static str {
+    match row.state {
+        VolumeState::Attaching => "attaching",
+        VolumeState::Detaching => "detaching",
+        VolumeState::Attached if view.connected => "attached",
+        VolumeState::Attached if view.failures > 0 => "failed",
+        VolumeState::Attached => "recovering",
+    }
 }
 
 /// What a volume says is wrong, beside the mirror leg.
@@ -114,6 +128,9 @@ pub(super) fn session(row: &SessionRow, positions: &[Position]) -> Record {
         state: state.name().to_owned(),
         pairs: u32::try_from(row.pairs.len()).unwrap_or(u32::MAX),
         allowed: names,
+        priority: row.options.priority,
+        rate_limit_bytes_per_second: Some(row.options.rate_bytes_per_second)
+            .filter(|rate| *rate > 0),
         created_at: row.created_at_ms / 1000,
     })
 }
@@ -185,12 +202,13 @@ pub(super) fn pair(
     })
 }
 
-pub(super) fn event(note: Note) -> Record {
-    Record::Event(EventRecord {
+pub(super) fn event(note: Note) -> EventRecord {
+    EventRecord {
         schema: JSON_SCHEMA,
         at_ms: note.at_ms,
         session: note.session,
         volume: note.volume,
         what: note.what,
-    })
+        state: None,
+    }
 }

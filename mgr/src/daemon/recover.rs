@@ -153,6 +153,7 @@ impl Recovery {
         let recorded = match pair.phase {
             Phase::Switching | Phase::Undoing => None,
             Phase::Setup
+            | Phase::Queued
             | Phase::Starting
             | Phase::Active
             | Phase::Committing
@@ -168,7 +169,7 @@ impl Recovery {
         let side = self.wish.side;
         let only_source = match &self.pair {
             None => Some("it has one leg, which counts as its source"),
-            Some((_, pair)) => matches!(pair.phase, Phase::Setup | Phase::Starting)
+            Some((_, pair)) => matches!(pair.phase, Phase::Setup | Phase::Queued | Phase::Starting)
                 .then_some("its target has never been authoritative"),
         };
         if let Some(cause) = only_source.filter(|_| side == Side::Target) {
@@ -228,7 +229,7 @@ impl Recovery {
     /// The legs of the new map file.
     fn legs(&self) -> (LunRow, Option<LunRow>) {
         match &self.pair {
-            Some((_, pair)) if !matches!(pair.phase, Phase::Setup) => {
+            Some((_, pair)) if !matches!(pair.phase, Phase::Setup | Phase::Queued) => {
                 (pair.source.clone(), Some(pair.target.clone()))
             }
             Some(_) | None => (self.row.lun.clone(), None),
@@ -242,7 +243,7 @@ impl Recovery {
         let session = self.pair.as_ref().map(|(key, _)| key.session.as_str());
         let mut changes = vec![note(session, Some(name), what)];
         if let Some((key, pair)) = &self.pair
-            && pair.phase != Phase::Setup
+            && !matches!(pair.phase, Phase::Setup | Phase::Queued)
         {
             let phase = match side {
                 Side::Source => Phase::Cancelling,

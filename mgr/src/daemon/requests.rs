@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use migration_core::pair::{Phase, Position, Reason, Verb};
+use migration_core::pair::{Facts, Phase, Position, Reason, Verb};
 use migration_core::route::Side;
 use migration_core::session::{self, SessionDecision};
 use migration_proto::manager::{Failure, PairSpec, Record, Request, Response, SessionOptions};
@@ -18,8 +18,9 @@ use super::recover::{Recovery, Wish};
 use super::verbs::Operation;
 use super::volume::{View, VolumeHandle};
 use super::{Busy, Event, Owner};
+use crate::copier::Copier;
 use crate::names;
-use crate::store::{PairKey, PairRow, SessionRow, VolumeRow, VolumeState};
+use crate::store::{PairKey, SessionRow, VolumeRow, VolumeState};
 
 /// The most lines of history that one answer has.
 const HISTORY_LINES_MAX: u32 = 2_000;
@@ -51,7 +52,10 @@ impl Owner {
             } => self.verb(&session, Verb::Undo, max_pause_ms, reply),
             Request::Commit { session } => self.verb(&session, Verb::Commit, 0, reply),
             Request::Cancel { session } => self.verb(&session, Verb::Cancel, 0, reply),
-            Request::Status { session } => self.look(session, reply),
+            Request::SetSession { session, limits } => self.set_session(&session, &limits, reply),
+            Request::SetHost { pairs_max } => self.set_host(pairs_max, reply),
+            Request::Status { session } => self.look(session, false, reply),
+            Request::Events { session, after } => self.events(session, after, reply),
             Request::History { session } => self.history(session, reply),
             Request::Verify { session, repair } => self.verify(&session, repair, reply),
             Request::Recover {
@@ -70,7 +74,7 @@ impl Owner {
         }
     }
 
-    fn refuse(reply: Reply, failure: Failure) {
+    pub(super) fn refuse(reply: Reply, failure: Failure) {
         // Whoever asked may have left.
         let _ = reply.send(Response::Failed(failure));
     }
@@ -317,7 +321,7 @@ impl Owner {
             let pair = &session.pairs[*position];
             let needs_volume = match verb {
                 Verb::Pause => false,
-                Verb::Cancel => pair.phase != Phase::Setup,
+                Verb::Cancel => !matches!(pair.phase, Phase::Setup | Phase::Queued),
                 Verb::Start | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Commit => true,
             };
             let view = self.view(&pair.volume).unwrap_or_default();
@@ -373,29 +377,25 @@ impl Owner {
                 copiers.push((key, copier, copied_bytes));
             }
         }
-        let volumes = session
-            .pairs
-            .iter()
-            .filter_map(|pair| self.model.volumes.get(&pair.volume));
-        let volumes: BTreeMap<String, VolumeRow> =
-            volumes.map(|row| (row.name.clone(), row.clone())).collect();
-        let handles: BTreeMap<String, VolumeHandle> = volumes
-            .keys()
-            .filter_map(|name| Some((name.clone(), self.handles.get(name)?.clone())))
-            .collect();
-        let operation = Operation {
-            context: self.context.clone(),
-            session,
-            pairs,
-            volumes,
-            handles,
-            copiers,
+        let (pairs, later) = match verb {
+            Verb::Start => self.turns(&session, pairs),
+            _ => (pairs, Vec::new()),
+        };
+        let Some(operation) = self.operation(name, pairs, copiers) else {
+            return;
         };
         let busy = vec![Busy::Session(name.to_owned())];
         match verb {
             Verb::Start => {
                 let used = self.used_luns(Some(name));
-                self.launch(busy, "start", reply, operation.start(used));
+                let pairs_max = self.model.pairs_max;
+                self.take_places(name, &operation.pairs);
+                self.launch(
+                    busy,
+                    "start",
+                    reply,
+                    operation.start(later, pairs_max, used),
+                );
             }
             Verb::Pause => self.launch(busy, "pause", reply, operation.pause()),
             Verb::Resume => {
@@ -419,22 +419,54 @@ impl Owner {
         }
     }
 
-    fn view(&self, volume: &str) -> Option<View> {
+    /// An operation on some pairs of a session, with the copiers that it stops.
+    pub(super) fn operation(
+        &self,
+        name: &str,
+        pairs: Vec<usize>,
+        copiers: Vec<(PairKey, Copier, u64)>,
+    ) -> Option<Operation> {
+        let session = self.model.sessions.get(name)?.clone();
+        let volumes = session
+            .pairs
+            .iter()
+            .filter_map(|pair| self.model.volumes.get(&pair.volume));
+        let volumes: BTreeMap<String, VolumeRow> =
+            volumes.map(|row| (row.name.clone(), row.clone())).collect();
+        let handles: BTreeMap<String, VolumeHandle> = volumes
+            .keys()
+            .filter_map(|name| Some((name.clone(), self.handles.get(name)?.clone())))
+            .collect();
+        Some(Operation {
+            context: self.context.clone(),
+            session,
+            pairs,
+            volumes,
+            handles,
+            copiers,
+        })
+    }
+
+    pub(super) fn view(&self, volume: &str) -> Option<View> {
         self.handles.get(volume).map(VolumeHandle::view)
     }
 
     pub(super) fn positions(&self, session: &SessionRow) -> Vec<Position> {
-        let pairs = session.pairs.iter().enumerate();
-        let position = |(position, pair): (usize, &PairRow)| {
+        let position = |position| {
             let key = PairKey {
                 session: session.name.clone(),
                 position,
             };
-            let comparing = self.comparing(session, pair, &key);
-            let view = self.view(&pair.volume);
-            records::facts(session, pair, view.as_ref(), comparing.is_some()).position()
+            self.facts(session, &key).position()
         };
-        pairs.map(position).collect()
+        (0..session.pairs.len()).map(position).collect()
+    }
+
+    pub(super) fn facts(&self, session: &SessionRow, key: &PairKey) -> Facts {
+        let pair = &session.pairs[key.position];
+        let comparing = self.comparing(session, pair, key);
+        let view = self.view(&pair.volume);
+        records::facts(session, pair, view.as_ref(), comparing.is_some())
     }
 
     /// Why a verb is refused, and what can be done.
@@ -489,6 +521,9 @@ impl Owner {
                 position.authoritative
             ),
             Reason::NotStarted => format!("`shunt start {name}`"),
+            Reason::Queued => format!(
+                "`shunt wait {name} --for source-selected`, or `shunt set --max-pairs` to copy more pairs at once"
+            ),
             Reason::MirrorFailed => format!("repair the leg, then `shunt resume {name}`"),
             Reason::SourceRules => format!("`shunt switch {name}` first, or `shunt cancel {name}`"),
             Reason::TargetRules => format!("`shunt undo {name}` first, or `shunt commit {name}`"),
@@ -500,7 +535,7 @@ impl Owner {
     }
 
     /// Shows what is so now, not what was so when the volumes were asked last.
-    fn look(&self, session: Option<String>, reply: Reply) {
+    pub(super) fn look(&self, session: Option<String>, as_events: bool, reply: Reply) {
         let shown = |name: &String| match &session {
             None => true,
             Some(session) => {
@@ -516,13 +551,19 @@ impl Owner {
         let events = self.context.events.clone();
         tokio::spawn(async move {
             asked.join_all().await;
+            let refreshed = Event::Refreshed {
+                session,
+                events: as_events,
+                reply,
+            };
             // The owner is gone at the end of shuntd only.
-            let _ = events.send(Event::Refreshed { session, reply }).await;
+            let _ = events.send(refreshed).await;
         });
     }
 
-    pub(super) fn show(&self, session: Option<&str>, reply: Reply) {
+    pub(super) fn show(&self, session: Option<&str>, as_events: bool, reply: Reply) {
         let response = match self.status(session) {
+            Ok(records) if as_events => self.events_begin(records),
             Ok(records) => Response::Records { records },
             Err(failure) => Response::Failed(failure),
         };
@@ -533,6 +574,7 @@ impl Owner {
     fn status(&self, only: Option<&str>) -> Result<Vec<Record>, Failure> {
         let mut records = Vec::new();
         if only.is_none() {
+            records.push(records::host(self.model.pairs_max, self.occupancy()));
             for row in self.model.volumes.values() {
                 records.push(records::volume(
                     &self.model,
@@ -591,7 +633,10 @@ impl Owner {
                     Response::Failed(failure::no_session(&name))
                 }
                 (Ok(notes), _) => Response::Records {
-                    records: notes.into_iter().map(records::event).collect(),
+                    records: notes
+                        .into_iter()
+                        .map(|note| Record::Event(records::event(note)))
+                        .collect(),
                 },
                 (Err(error), _) => Response::Failed(failure::store("history", &error)),
             };

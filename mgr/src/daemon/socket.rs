@@ -22,7 +22,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use super::{failure, link};
+use super::{failure, feed, link};
 
 /// The most connections at a time.
 const CONNECTIONS_MAX: usize = 64;
@@ -169,7 +169,10 @@ async fn converse(
             Ok(None) => return Ok(()),
             Err(error) => return refuse_message(&mut stream, error).await,
         };
-        seat.places(Places::became_busy);
+        // Who waits for what has not happened yet can make room for others.
+        if !feed::waits(&request) {
+            seat.places(Places::became_busy);
+        }
         let (reply, answer) = oneshot::channel();
         let response = match calls.send((request, reply)).await {
             Ok(()) => answer.await.unwrap_or_else(|_| ending()),

@@ -27,6 +27,8 @@ use crate::store::{
     Change, Lock, OpenMapRow, PairField, PairKey, PairRow, SessionRow, VolumeRow, lock_key,
 };
 
+/// When queued pairs are tried again that could not be started for a cause that is not theirs.
+const QUEUE_RETRY: Duration = Duration::from_secs(1);
 /// How long ublk-target may take to look at a mirror leg again.
 const RETRY_MIRROR_MAX: Duration = Duration::from_secs(60);
 
@@ -66,26 +68,38 @@ impl Operation {
     fn items(&self) -> Result<Vec<Item<'_>>, Failure> {
         self.pairs
             .iter()
-            .map(|position| {
-                let row = &self.session.pairs[*position];
-                let volume = self.volumes.get(&row.volume);
-                let handle = self.handles.get(&row.volume);
-                match (volume, handle) {
-                    (Some(volume), Some(handle)) => Ok(Item {
-                        key: self.key(*position),
-                        row,
-                        volume,
-                        handle,
-                    }),
-                    (None, _) | (_, None) => Err(failure::no_volume(&row.volume)),
-                }
-            })
+            .map(|position| self.item(*position))
             .collect()
+    }
+
+    fn item(&self, position: usize) -> Result<Item<'_>, Failure> {
+        let row = &self.session.pairs[position];
+        let volume = self.volumes.get(&row.volume);
+        let handle = self.handles.get(&row.volume);
+        match (volume, handle) {
+            (Some(volume), Some(handle)) => Ok(Item {
+                key: self.key(position),
+                row,
+                volume,
+                handle,
+            }),
+            (None, _) | (_, None) => Err(failure::no_volume(&row.volume)),
+        }
     }
 
     /// Stops the copiers, and records an intention for all pairs, together with what was copied.
     async fn intend(&mut self, phase: Phase, what: &str) -> Result<(), Failure> {
+        self.intend_with(phase, what, Vec::new()).await
+    }
+
+    async fn intend_with(
+        &mut self,
+        phase: Phase,
+        what: &str,
+        others: Vec<Change>,
+    ) -> Result<(), Failure> {
         let mut changes = self.stop_copiers().await?;
+        changes.extend(others);
         for position in &self.pairs {
             let pair = &self.session.pairs[*position];
             changes.push(Change::SetPair(
@@ -133,10 +147,72 @@ impl Operation {
     }
 
     /// Adds the mirror legs. `used` names the LUNs in use, without the targets of this session.
-    pub(super) async fn start(mut self, used: Vec<Used>) -> Answer {
-        self.check_targets(&used).await?;
-        self.intend(Phase::Starting, "start").await?;
+    ///
+    /// The pairs `later` are queued, because `pairs_max` others are being copied.
+    pub(super) async fn start(
+        mut self,
+        later: Vec<usize>,
+        pairs_max: u32,
+        used: Vec<Used>,
+    ) -> Answer {
+        self.check_targets(&later, &used).await?;
         let mut messages = Vec::new();
+        let mut changes = Vec::new();
+        for position in later {
+            let row = &self.session.pairs[position];
+            let what = format!("queued: {pairs_max} pairs are copied at once");
+            changes.push(Change::SetPair(
+                self.key(position),
+                PairField::Phase(Phase::Queued),
+            ));
+            changes.push(self.note(row, &what));
+            messages.push(format!(
+                "{} is {what}; it begins by itself (`shunt set --max-pairs` lets more begin)",
+                row.volume
+            ));
+        }
+        self.intend_with(Phase::Starting, "start", changes).await?;
+        self.add_mirrors(messages).await
+    }
+
+    /// Adds the mirror legs of pairs that were queued. One that does not fit any more does not hold up the others.
+    pub(super) async fn start_queued(self, used: Vec<Used>) -> Answer {
+        let begun = self.start_those_that_fit(used).await;
+        if begun.is_err() {
+            // Those that are still queued are tried again by whoever reads this answer.
+            tokio::time::sleep(QUEUE_RETRY).await;
+        }
+        begun
+    }
+
+    async fn start_those_that_fit(mut self, used: Vec<Used>) -> Answer {
+        let mut fit = Vec::new();
+        for position in self.pairs.clone() {
+            match self.check_pair(position, &used).await? {
+                Ok(()) => fit.push(position),
+                Err(cause) => {
+                    let row = &self.session.pairs[position];
+                    self.record(self.not_started(&self.key(position), row, &cause))
+                        .await?;
+                }
+            }
+        }
+        self.pairs = fit;
+        self.intend(Phase::Starting, "its turn has come").await?;
+        self.add_mirrors(Vec::new()).await
+    }
+
+    /// The pair can be started again.
+    fn not_started(&self, key: &PairKey, row: &PairRow, cause: &str) -> Vec<Change> {
+        let what = format!("not started: {cause}");
+        vec![
+            Change::SetPair(key.clone(), PairField::Phase(Phase::Setup)),
+            Change::SetPair(key.clone(), PairField::Problem(Some(what.clone()))),
+            self.note(row, what),
+        ]
+    }
+
+    async fn add_mirrors(&self, mut messages: Vec<String>) -> Answer {
         let mut problems = Vec::new();
         for Item {
             key, row, handle, ..
@@ -157,11 +233,11 @@ impl Operation {
                     ));
                 }
                 Err(NotChanged { cause, refusal }) => {
-                    let mut changes = vec![self.note(row, format!("not started: {cause}"))];
                     // Otherwise it may still happen: what the volume says next settles it.
-                    if refusal.is_some_and(|refusal| refusal != Refusal::Busy) {
-                        changes.push(Change::SetPair(key, PairField::Phase(Phase::Setup)));
-                    }
+                    let changes = match refusal.is_some_and(|refusal| refusal != Refusal::Busy) {
+                        true => self.not_started(&key, row, &cause),
+                        false => vec![self.note(row, format!("not started: {cause}"))],
+                    };
                     self.record(changes).await?;
                     problems.push(format!("pair {}: {cause}", row.volume));
                 }
@@ -179,22 +255,15 @@ impl Operation {
         ))
     }
 
-    async fn check_targets(&self, used: &[Used]) -> Result<(), Failure> {
+    /// Checks the targets of all pairs that are to be started now or later.
+    async fn check_targets(&self, later: &[usize], used: &[Used]) -> Result<(), Failure> {
         let mut refusals = Vec::new();
-        for Item { row, volume, .. } in self.items()? {
-            let accepted = Some((&row.target, row.target_contents.as_str()));
-            let path: &Path = &row.target.path;
-            let checked = check_target(
-                &self.context,
-                volume,
-                path,
-                self.session.options.overwrite,
-                used,
-                accepted,
-            )
-            .await;
-            if let Err(reasons) = checked {
-                refusals.push(format!("pair {}: {}", row.volume, reasons.join("; ")));
+        for position in self.pairs.iter().chain(later) {
+            if let Err(cause) = self.check_pair(*position, used).await? {
+                refusals.push(format!(
+                    "pair {}: {cause}",
+                    self.session.pairs[*position].volume
+                ));
             }
         }
         if refusals.is_empty() {
@@ -204,6 +273,20 @@ impl Operation {
         let next =
             format!("correct the cause, then `shunt start {name}` again, or `shunt cancel {name}`");
         Err(failure::refused(self.object(), refusals.join("; "), next))
+    }
+
+    /// Whether the target of a pair may be written; otherwise everything that speaks against it.
+    async fn check_pair(
+        &self,
+        position: usize,
+        used: &[Used],
+    ) -> Result<Result<(), String>, Failure> {
+        let Item { row, volume, .. } = self.item(position)?;
+        let accepted = Some((&row.target, row.target_contents.as_str()));
+        let path: &Path = &row.target.path;
+        let overwrite = self.session.options.overwrite;
+        let checked = check_target(&self.context, volume, path, overwrite, used, accepted).await;
+        Ok(checked.map(drop).map_err(|reasons| reasons.join("; ")))
     }
 
     fn now_active(
@@ -486,10 +569,13 @@ impl Operation {
     async fn was_never_mirrored(&self, position: usize) -> Result<bool, Failure> {
         let row = &self.session.pairs[position];
         let Some(handle) = self.handles.get(&row.volume) else {
-            return Ok(matches!(row.phase, Phase::Setup | Phase::Starting));
+            return Ok(matches!(
+                row.phase,
+                Phase::Setup | Phase::Queued | Phase::Starting
+            ));
         };
         let view = match row.phase {
-            Phase::Setup => handle.view(),
+            Phase::Setup | Phase::Queued => handle.view(),
             Phase::Starting => handle.while_not_changing().await.map_err(|error| {
                 let next = format!("`shunt cancel {}` again", self.session.name);
                 let cause = format!("whether it was started is not known: {error}");

@@ -242,6 +242,20 @@ fn apply_one(transaction: &Transaction<'_>, change: &Change) -> Result<(), Store
             )?,
             || format!("session {name}"),
         ),
+        Change::SetOptions(name, options) => one_row(
+            transaction.execute(
+                "UPDATE sessions SET options = ?2 WHERE name = ?1",
+                params![name, options_text(options)],
+            )?,
+            || format!("session {name}"),
+        ),
+        Change::SetPairsMax(pairs_max) => {
+            transaction.execute(
+                "INSERT OR REPLACE INTO host (id, pairs_max) VALUES (1, ?1)",
+                params![pairs_max],
+            )?;
+            Ok(())
+        }
         Change::SetPair(key, field) => set_pair(transaction, key, field),
         Change::Lock(lock) => add_lock(transaction, lock),
         Change::MoveLock(lock) => {
@@ -405,7 +419,7 @@ fn path_text(path: &Path) -> Result<&str, StoreError> {
 }
 
 fn options_text(options: &SessionOptions) -> String {
-    serde_json::to_string(options).expect("options have only names and truth values")
+    serde_json::to_string(options).expect("options have only names, numbers and truth values")
 }
 
 fn verification_text(found: &Verification) -> String {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use lun::Identity;
 use migration_core::pair::Phase;
 use migration_core::route::Side;
-use migration_proto::manager::{SessionOptions, Verification};
+use migration_proto::manager::{PAIRS_MAX_DEFAULT, SessionOptions, Verification};
 
 /// A LUN that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,6 +198,10 @@ pub enum Change {
     AddSession(SessionRow),
     /// Whether the operator stopped the copy of a session.
     SetPaused(String, bool),
+    /// What is chosen for a session.
+    SetOptions(String, SessionOptions),
+    /// How many pairs of all sessions are copied at once.
+    SetPairsMax(u32),
     /// A field of a pair.
     SetPair(PairKey, PairField),
     /// A LUN is in use from now on; fails if it is already. Not kept in the model.
@@ -211,12 +215,25 @@ pub enum Change {
 }
 
 /// Everything that is recorded, except locks and history.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Model {
     /// The volumes by name.
     pub volumes: BTreeMap<String, VolumeRow>,
     /// The sessions by name.
     pub sessions: BTreeMap<String, SessionRow>,
+    /// How many pairs of all sessions are copied at once.
+    pub pairs_max: u32,
+}
+
+impl Default for Model {
+    /// What a new database holds.
+    fn default() -> Self {
+        Self {
+            volumes: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            pairs_max: PAIRS_MAX_DEFAULT,
+        }
+    }
 }
 
 impl Model {
@@ -252,6 +269,12 @@ impl Model {
                     row.paused = paused;
                 }
             }
+            Change::SetOptions(name, options) => {
+                if let Some(row) = self.sessions.get_mut(&name) {
+                    row.options = options;
+                }
+            }
+            Change::SetPairsMax(pairs_max) => self.pairs_max = pairs_max,
             Change::SetPair(key, field) => {
                 if let Some(row) = self.pair_mut(&key) {
                     match field {

@@ -37,6 +37,10 @@ pub(super) fn model(connection: &Connection) -> Result<Model, StoreError> {
         };
         model.sessions.insert(session.name.clone(), session);
     }
+    let chosen = connection
+        .query_row("SELECT pairs_max FROM host", [], |row| row.get(0))
+        .optional()?;
+    model.pairs_max = chosen.unwrap_or(model.pairs_max);
     Ok(model)
 }
 

@@ -7,6 +7,7 @@
 //! | sessions, pairs | what the operator asked for; the state is derived, never stored |
 //! | locks | the LUNs in use, each once |
 //! | history | everything that changed something |
+//! | host | what was chosen for this host; no row while nothing was |
 //!
 //! Times are milliseconds since 1970. Identities are `lun::Identity` as JSON, options
 //! `SessionOptions`, a verification `Verification`.
@@ -78,6 +79,11 @@ CREATE TABLE history (
 ) STRICT;
 
 CREATE INDEX history_session ON history (session, id);
+
+CREATE TABLE host (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    pairs_max INTEGER NOT NULL
+) STRICT;
 "];
 
 /// The number of steps that this program knows.

@@ -114,6 +114,16 @@ fn changes() -> Vec<Change> {
         Change::RemoveVolume("gone".into()),
         Change::AddSession(session("s1", vec![pair("db", 2)])),
         Change::SetPaused("s1".into(), true),
+        Change::SetOptions(
+            "s1".into(),
+            SessionOptions {
+                rate_bytes_per_second: 5 << 20,
+                priority: 90,
+                ..SessionOptions::default()
+            },
+        ),
+        Change::SetPairsMax(9),
+        Change::SetPairsMax(2),
         Change::SetPair(key("s1"), PairField::Phase(Phase::Active)),
         Change::SetPair(key("s1"), PairField::Authoritative(Side::Target)),
         Change::SetPair(key("s1"), PairField::CopiedBytes(77)),

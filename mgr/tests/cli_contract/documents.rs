@@ -1,6 +1,6 @@
 //! Help, usage, man pages, completions, requests and what is printed.
 
-use migration_proto::manager::SessionOptions;
+use migration_proto::manager::{HostRecord, SessionLimits, SessionOptions};
 use migration_proto::target::OnAuthoritativeFailure;
 
 use super::*;
@@ -98,7 +98,7 @@ fn completions_know_every_subcommand() {
 #[test]
 fn a_wrong_command_line_is_usage_and_sends_nothing() {
     let fake = FakeShuntd::answering(done(true, &[]));
-    let wrong: [&[&str]; 12] = [
+    let wrong: [&[&str]; 18] = [
         &[],
         &["--no-such-option"],
         &["no-such-command"],
@@ -111,6 +111,12 @@ fn a_wrong_command_line_is_usage_and_sends_nothing() {
         &["wait", "s1", "--for", "no-such-state"],
         &["switch", "s1", "--max-pause", "-1"],
         &["switch", "s1", "--max-pause", "0"],
+        &["set"],
+        &["set", "s1"],
+        &["set", "--rate", "10MiB"],
+        &["set", "s1", "--rate", "0"],
+        &["set", "s1", "--priority", "101"],
+        &["set", "s1", "--max-pairs", "3"],
     ];
     for arguments in wrong {
         let ended = fake.run(arguments);
@@ -181,6 +187,10 @@ fn each_verb_sends_its_request() {
                 "--overwrite",
                 "--on-authoritative-failure",
                 "switch",
+                "--rate",
+                "1GiB",
+                "--priority",
+                "7",
             ],
             Request::Create {
                 session: session(),
@@ -197,6 +207,8 @@ fn each_verb_sends_its_request() {
                 options: SessionOptions {
                     overwrite: true,
                     on_authoritative_failure: OnAuthoritativeFailure::Switch,
+                    rate_bytes_per_second: 1 << 30,
+                    priority: 7,
                     ..SessionOptions::default()
                 },
             },
@@ -221,6 +233,31 @@ fn each_verb_sends_its_request() {
         (
             &["commit", "s1", "--yes"],
             Request::Commit { session: session() },
+        ),
+        (
+            &["set", "s1", "--rate", "10MiB", "--priority", "90"],
+            Request::SetSession {
+                session: session(),
+                limits: SessionLimits {
+                    rate_bytes_per_second: Some(10 << 20),
+                    priority: Some(90),
+                    on_authoritative_failure: None,
+                },
+            },
+        ),
+        (
+            &["set", "s1", "--rate", "unlimited"],
+            Request::SetSession {
+                session: session(),
+                limits: SessionLimits {
+                    rate_bytes_per_second: Some(0),
+                    ..SessionLimits::default()
+                },
+            },
+        ),
+        (
+            &["set", "--max-pairs", "3"],
+            Request::SetHost { pairs_max: 3 },
         ),
         (
             &["cancel", "s1", "--yes"],
@@ -428,12 +465,89 @@ fn history_is_printed_with_times() {
             session: Some("s1".into()),
             volume: None,
             what: "started".into(),
+            state: None,
         })],
     });
     let ended = fake.run(&["history", "s1"]);
     ended.expect(Exit::Done);
     assert_eq!(ended.stdout, "2025-11-21 01:17:05Z  s1  -  started\n");
     assert_eq!(fake.run(&["history", "--json"]).json()[0]["type"], "event");
+}
+
+#[test]
+fn queued_pairs_are_explained() {
+    let host = |pairs_queued| {
+        Record::Host(HostRecord {
+            schema: JSON_SCHEMA,
+            pairs_max: 2,
+            pairs_copied: 1,
+            pairs_queued,
+        })
+    };
+    let shown = |pairs_queued| {
+        let records = vec![host(pairs_queued), session("queued"), pair("queued", 4096)];
+        let fake = FakeShuntd::answering(Response::Records { records });
+        fake.run(&["status"]).stdout
+    };
+    assert!(!shown(0).contains("at most 2"));
+    let text = shown(7);
+    assert!(
+        text.contains("1 pair of at most 2 copied, 7 queued"),
+        "{text}"
+    );
+    // A host on which there is nothing yet.
+    let records = vec![host(0)];
+    let fake = FakeShuntd::answering(Response::Records { records });
+    let ended = fake.run(&["status"]);
+    assert_eq!(ended.stdout, "");
+    assert!(ended.stderr.contains("shunt attach"), "{}", ended.stderr);
+}
+
+#[test]
+fn events_begin_with_what_is_so_and_go_on_from_there() {
+    let event = |what: &str| {
+        Record::Event(EventRecord {
+            schema: JSON_SCHEMA,
+            at_ms: 1_763_687_825_123,
+            session: Some("s1".into()),
+            volume: Some("db".into()),
+            what: what.into(),
+            state: Some(what.into()),
+        })
+    };
+    let answers = vec![
+        Response::Events {
+            next: 7,
+            present: true,
+            records: vec![session("syncing"), pair("syncing", 4096)],
+        },
+        Response::Events {
+            next: 8,
+            present: false,
+            records: vec![event("source-selected")],
+        },
+        failure(FailureKind::NotFound),
+    ];
+    let saying = |answers: Vec<Response>| {
+        FakeShuntd::start(move |number, _| Reply::Response(answers[number].clone()))
+    };
+    let fake = saying(answers.clone());
+    let ended = fake.run(&["events", "s1"]);
+    ended.expect(Exit::NotFound);
+    let last = ended.stdout.lines().last().unwrap();
+    assert_eq!(last, "2025-11-21 01:17:05Z  s1  db  source-selected");
+    assert!(ended.stdout.contains("you may now"), "{}", ended.stdout);
+    let asked = |after| Request::Events {
+        session: Some("s1".into()),
+        after,
+    };
+    assert_eq!(
+        fake.requests(),
+        [asked(None), asked(Some(7)), asked(Some(8))]
+    );
+    let records = saying(answers).run(&["events", "--json"]).json();
+    let types: Vec<&Value> = records.iter().map(|record| &record["type"]).collect();
+    assert_eq!(types, ["session", "pair", "event"]);
 }
 
 #[test]

@@ -331,6 +331,8 @@ fn session(state: &str) -> Record {
         state: state.into(),
         pairs: 1,
         allowed: vec!["switch".into(), "cancel".into()],
+        priority: 50,
+        rate_limit_bytes_per_second: None,
         created_at: 1_763_687_825,
     })
 }
@@ -372,7 +374,7 @@ fn failure(kind: FailureKind) -> Response {
 }
 
 /// A command line for every subcommand that asks shuntd.
-const ASKING: [&[&str]; 13] = [
+const ASKING: [&[&str]; 16] = [
     &["attach", "db", "/dev/a"],
     &["detach", "db"],
     &["create", "s1", "db:/dev/b"],
@@ -386,6 +388,9 @@ const ASKING: [&[&str]; 13] = [
     &["undo", "s1"],
     &["commit", "s1", "--yes"],
     &["cancel", "s1", "--yes"],
+    &["set", "s1", "--rate", "10MiB"],
+    &["set", "--max-pairs", "3"],
+    &["events"],
 ];
 
 fn subcommands() -> Vec<String> {

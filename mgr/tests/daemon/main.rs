@@ -5,6 +5,7 @@
 
 mod fake;
 mod lost;
+mod queue;
 mod refusals;
 mod restarts;
 mod socket;

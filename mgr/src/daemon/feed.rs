@@ -1,0 +1,271 @@
+//! What happens, in order, for those who watch (`shunt events`).
+//!
+//! Lines of the history, and every change of the state of a pair or a volume. The last ones are kept in memory; whoever
+//! has missed some is told what is so now instead.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use migration_proto::manager::{
+    EVENTS_WAIT_MS, EventRecord, JSON_SCHEMA, Record, Request, Response,
+};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout_at};
+
+use super::context::now_ms;
+use super::{Event, Owner, records};
+use crate::store::{Note, PairKey};
+
+/// The most events that are kept.
+const KEPT_MAX: usize = 4096;
+/// The numbers of a later shuntd are higher: so many events in each millisecond of its life are not reached.
+const NUMBERS_A_MS: u64 = 1024;
+
+type Reply = oneshot::Sender<Response>;
+
+/// The last events. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Feed {
+    kept: Arc<Mutex<Kept>>,
+    /// The number of the next event.
+    next: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    next: u64,
+    events: VecDeque<EventRecord>,
+}
+
+/// What a state was seen of last.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Watched {
+    Volume(String),
+    Pair(PairKey),
+}
+
+impl Feed {
+    pub(super) fn new() -> Self {
+        let next = now_ms().saturating_mul(NUMBERS_A_MS);
+        Self {
+            kept: Arc::new(Mutex::new(Kept {
+                next,
+                events: VecDeque::new(),
+            })),
+            next: watch::Sender::new(next),
+        }
+    }
+
+    /// Nothing is done while it is locked that could panic half-way.
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn push(&self, event: EventRecord) {
+        let next = {
+            let mut kept = self.lock();
+            kept.events.push_back(event);
+            if kept.events.len() > KEPT_MAX {
+                kept.events.pop_front();
+            }
+            kept.next += 1;
+            kept.next
+        };
+        self.next.send_replace(next);
+    }
+
+    fn next(&self) -> u64 {
+        self.lock().next
+    }
+
+    /// The events from this number on, and the number of the next one. `None`: some of them are not kept any more, or never were.
+    fn since(&self, after: u64, session: Option<&str>) -> Option<(u64, Vec<Record>)> {
+        let kept = self.lock();
+        let missing = kept.next.checked_sub(after)?;
+        let first = kept
+            .events
+            .len()
+            .checked_sub(usize::try_from(missing).ok()?)?;
+        let records = kept
+            .events
+            .iter()
+            .skip(first)
+            .filter(|event| session.is_none() || event.session.as_deref() == session)
+            .cloned()
+            .map(Record::Event)
+            .collect();
+        Some((kept.next, records))
+    }
+
+    /// Waits for events from this number on.
+    async fn wait(
+        self,
+        mut after: u64,
+        session: Option<String>,
+        limit: Duration,
+    ) -> Option<Response> {
+        let mut news = self.next.subscribe();
+        let until = Instant::now() + limit;
+        loop {
+            let (next, records) = self.since(after, session.as_deref())?;
+            let enough = !records.is_empty() || Instant::now() >= until;
+            if enough {
+                return Some(Response::Events {
+                    next,
+                    present: false,
+                    records,
+                });
+            }
+            after = next;
+            // Either there are news, or it is time to answer.
+            let _ = timeout_at(until, news.wait_for(|next| *next > after)).await;
+        }
+    }
+}
+
+impl Owner {
+    pub(super) fn events(&self, session: Option<String>, after: Option<u64>, reply: Reply) {
+        let Some(after) = after else {
+            return self.look(session, true, reply);
+        };
+        let (feed, events) = (self.feed.clone(), self.context.events.clone());
+        tokio::spawn(async move {
+            let limit = Duration::from_millis(EVENTS_WAIT_MS);
+            match feed.wait(after, session.clone(), limit).await {
+                // Whoever asked may have left.
+                Some(response) => drop(reply.send(response)),
+                None => {
+                    let refreshed = Event::Refreshed {
+                        session,
+                        events: true,
+                        reply,
+                    };
+                    // The owner is gone at the end of shuntd only.
+                    let _ = events.send(refreshed).await;
+                }
+            }
+        });
+    }
+
+    /// The present state as the beginning of the events.
+    pub(super) fn events_begin(&self, records: Vec<Record>) -> Response {
+        Response::Events {
+            next: self.feed.next(),
+            present: true,
+            records,
+        }
+    }
+
+    pub(super) fn noted(&self, note: &Note) {
+        let event = records::event(note.clone());
+        self.feed.push(event);
+    }
+
+    /// Tells of every state that is another than before.
+    pub(super) fn tell_states(&mut self) {
+        let mut states: BTreeMap<Watched, &'static str> = BTreeMap::new();
+        for row in self.model.volumes.values() {
+            let view = self.view(&row.name).unwrap_or_default();
+            let state = records::volume_state(row, &view);
+            states.insert(Watched::Volume(row.name.clone()), state);
+        }
+        for session in self.model.sessions.values() {
+            for (position, found) in self.positions(session).into_iter().enumerate() {
+                let key = PairKey {
+                    session: session.name.clone(),
+                    position,
+                };
+                states.insert(Watched::Pair(key), found.state.name());
+            }
+        }
+        for (watched, state) in &states {
+            if self.states.get(watched) == Some(state) {
+                continue;
+            }
+            let (session, volume) = match watched {
+                Watched::Volume(volume) => (None, Some(volume.clone())),
+                Watched::Pair(key) => (
+                    Some(key.session.clone()),
+                    self.model.pair(key).map(|pair| pair.volume.clone()),
+                ),
+            };
+            self.feed.push(EventRecord {
+                schema: JSON_SCHEMA,
+                at_ms: now_ms(),
+                session,
+                volume,
+                what: (*state).to_owned(),
+                state: Some((*state).to_owned()),
+            });
+        }
+        self.states = states;
+    }
+}
+
+/// Whether a request waits for what has not happened yet.
+pub(super) const fn waits(request: &Request) -> bool {
+    matches!(request, Request::Events { after: Some(_), .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(session: &str, what: &str) -> EventRecord {
+        EventRecord {
+            schema: JSON_SCHEMA,
+            at_ms: 1,
+            session: Some(session.to_owned()),
+            volume: None,
+            what: what.to_owned(),
+            state: None,
+        }
+    }
+
+    #[test]
+    fn every_event_is_told_once_and_what_is_lost_is_known() {
+        let feed = Feed::new();
+        let begin = feed.next();
+        assert_eq!(feed.since(begin, None), Some((begin, Vec::new())));
+        feed.push(event("s1", "a"));
+        feed.push(event("s2", "b"));
+        let of_s2 = vec![Record::Event(event("s2", "b"))];
+        assert_eq!(feed.since(begin, Some("s2")), Some((begin + 2, of_s2)));
+        assert_eq!(feed.since(begin + 2, None), Some((begin + 2, Vec::new())));
+        // A number of another shuntd.
+        assert_eq!(feed.since(begin - 1, None), None);
+        assert_eq!(feed.since(begin + 3, None), None);
+        for _ in 0..KEPT_MAX {
+            feed.push(event("s1", "more"));
+        }
+        assert_eq!(feed.since(begin + 1, None), None);
+        let (_, records) = feed.since(begin + 2, None).unwrap();
+        assert_eq!(records.len(), KEPT_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_watcher_waits_for_its_own_session_and_not_for_ever() {
+        let feed = Feed::new();
+        let begin = feed.next();
+        let mine = || Some("s1".to_owned());
+        let waiting = tokio::spawn(feed.clone().wait(begin, mine(), Duration::from_secs(60)));
+        tokio::task::yield_now().await;
+        feed.push(event("s2", "not this"));
+        feed.push(event("s1", "this"));
+        let expected = Response::Events {
+            next: begin + 2,
+            present: false,
+            records: vec![Record::Event(event("s1", "this"))],
+        };
+        assert_eq!(waiting.await.unwrap(), Some(expected));
+        feed.push(event("s2", "nor this"));
+        let nothing = Response::Events {
+            next: begin + 3,
+            present: false,
+            records: Vec::new(),
+        };
+        let waited = feed.wait(begin + 2, mine(), Duration::from_millis(5)).await;
+        assert_eq!(waited, Some(nothing));
+    }
+}

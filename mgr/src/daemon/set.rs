@@ -1,0 +1,125 @@
+//! Limits that are changed while the copy runs.
+
+use migration_proto::manager::{PAIRS_MAX_MAX, PRIORITY_MAX, Response, SessionLimits};
+use tokio::sync::oneshot;
+
+use super::context::note;
+use super::failure::{self, Done};
+use super::{Busy, Owner};
+use crate::store::{Change, SessionRow};
+
+type Reply = oneshot::Sender<Response>;
+
+impl Owner {
+    pub(super) fn set_session(&mut self, name: &str, limits: &SessionLimits, reply: Reply) {
+        let Some(row) = self.model.sessions.get(name) else {
+            return Self::refuse(reply, failure::no_session(name));
+        };
+        let object = failure::session(name);
+        if !row.is_live() {
+            let next = "create another session";
+            return Self::refuse(reply, failure::refused(object, "it has ended", next));
+        }
+        if let Some(priority) = limits.priority.filter(|priority| *priority > PRIORITY_MAX) {
+            let cause = format!("a priority of {priority} is not within 0 to {PRIORITY_MAX}");
+            return Self::refuse(
+                reply,
+                failure::refused(object, cause, "give another --priority"),
+            );
+        }
+        let busy = vec![Busy::Session(name.to_owned())];
+        if let Err(failure) = self.require_free(&busy) {
+            return Self::refuse(reply, failure);
+        }
+        let (options, said) = changed(row, limits);
+        if said.is_empty() {
+            let done = Done::already(format!("session {name} has these limits already"));
+            // Whoever asked may have left.
+            let _ = reply.send(failure::response(Ok(done)));
+            return;
+        }
+        let (context, name) = (self.context.clone(), name.to_owned());
+        self.launch(busy, "set", Some(reply), async move {
+            let said = said.join(", ");
+            let changes = vec![
+                Change::SetOptions(name.clone(), options),
+                note(Some(&name), None, format!("set: {said}")),
+            ];
+            context.record(&object, changes).await?;
+            Ok(Done::changed(vec![format!("session {name}: {said}")]))
+        });
+    }
+
+    pub(super) fn set_host(&mut self, pairs_max: u32, reply: Reply) {
+        const OBJECT: &str = "this host";
+        if !(1..=PAIRS_MAX_MAX).contains(&pairs_max) {
+            let cause = format!("{pairs_max} pairs at once are not within 1 to {PAIRS_MAX_MAX}");
+            let next = "give another --max-pairs; `shunt pause` stops the copy of a session";
+            return Self::refuse(reply, failure::refused(OBJECT, cause, next));
+        }
+        let said = format!("at most {pairs_max} pairs are copied at once");
+        if pairs_max == self.model.pairs_max {
+            // Whoever asked may have left.
+            let _ = reply.send(failure::response(Ok(Done::already(said))));
+            return;
+        }
+        let context = self.context.clone();
+        self.launch(Vec::new(), "set", Some(reply), async move {
+            let changes = vec![
+                Change::SetPairsMax(pairs_max),
+                note(None, None, format!("set: {said}")),
+            ];
+            context.record(OBJECT, changes).await?;
+            Ok(Done::changed(vec![said]))
+        });
+    }
+
+    /// What was chosen for a session counts for the copiers that run.
+    pub(super) fn limits_changed(&self, session: &str) {
+        if let Some(row) = self.model.sessions.get(session) {
+            self.copies
+                .share_rate(session, row.options.rate_bytes_per_second);
+        }
+    }
+}
+
+/// The options with the limits, and what is another then, in words.
+fn changed(
+    row: &SessionRow,
+    limits: &SessionLimits,
+) -> (migration_proto::manager::SessionOptions, Vec<String>) {
+    let mut options = row.options;
+    let mut said = Vec::new();
+    if let Some(rate) = limits
+        .rate_bytes_per_second
+        .filter(|rate| *rate != options.rate_bytes_per_second)
+    {
+        options.rate_bytes_per_second = rate;
+        said.push(match rate {
+            0 => "the copy has no limit".to_owned(),
+            rate => format!("at most {rate} bytes are copied in a second"),
+        });
+    }
+    if let Some(priority) = limits
+        .priority
+        .filter(|priority| *priority != options.priority)
+    {
+        options.priority = priority;
+        said.push(format!("its priority is {priority}"));
+    }
+    if let Some(policy) = limits
+        .on_authoritative_failure
+        .filter(|policy| *policy != options.on_authoritative_failure)
+    {
+        options.on_authoritative_failure = policy;
+        said.push(format!(
+            "when the authoritative leg fails: {}",
+            match policy {
+                migration_proto::target::OnAuthoritativeFailure::Auto => "auto",
+                migration_proto::target::OnAuthoritativeFailure::Error => "error",
+                migration_proto::target::OnAuthoritativeFailure::Switch => "switch",
+            }
+        ));
+    }
+    (options, said)
+}

@@ -1,0 +1,144 @@
+//! Sessions as an administrator runs them: whose turn it is, limits, and going to and fro.
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+use tests::{
+    host::Host,
+    lun::{self, LoopDevice},
+    steady::{SPAN, Steady},
+    wait_until,
+};
+
+const PAIRS: usize = 10;
+
+/// The most pairs that were copied at once, as the events tell.
+fn most_at_once(events: &[Value]) -> usize {
+    let (mut now, mut most) = (BTreeSet::new(), 0);
+    for event in events {
+        if event["session"].is_null() || event["state"].is_null() {
+            continue;
+        }
+        let volume = event["volume"].to_string();
+        if event["state"] == "syncing" {
+            now.insert(volume);
+        } else {
+            now.remove(&volume);
+        }
+        most = most.max(now.len());
+    }
+    most
+}
+
+#[test]
+fn ten_pairs_are_copied_three_at_a_time_and_more_at_once_when_the_limit_is_raised() {
+    let host = Host::new();
+    let legs: Vec<[LoopDevice; 2]> = (0..PAIRS)
+        .map(|_| [(); 2].map(|()| LoopDevice::new(8 << 20, 512)))
+        .collect();
+    let mut pairs = Vec::new();
+    for (number, [source, target]) in legs.iter().enumerate() {
+        lun::scribble(&source.path);
+        host.ok(&["attach", &format!("v{number}"), &source.path]);
+        pairs.push(format!("v{number}:{}", target.path));
+    }
+    host.ok(&["set", "--max-pairs", "3"]);
+    let mut create = vec!["create", "move", "--rate", "4MiB"];
+    create.extend(pairs.iter().map(String::as_str));
+    host.ok(&create);
+    let told = tempfile::NamedTempFile::new_in("/run").unwrap();
+    let mut watcher = Command::new("shunt")
+        .arg("--socket")
+        .arg(host.socket())
+        .args(["events", "--json"])
+        .stdin(Stdio::null())
+        .stdout(File::create(told.path()).unwrap())
+        .spawn()
+        .unwrap();
+    let events = || -> Vec<Value> {
+        let text = std::fs::read_to_string(told.path()).unwrap();
+        let whole = text.lines().map(serde_json::from_str);
+        let read: Vec<Value> = whole.map_while(Result::ok).collect();
+        read.into_iter()
+            .filter(|record| record["type"] == "event")
+            .collect()
+    };
+    wait_until("the watcher has begun", || {
+        std::fs::metadata(told.path()).unwrap().len() > 0
+    });
+    let of = |state: &str| {
+        let records = host.records();
+        let pairs = records.iter().filter(|record| record["type"] == "pair");
+        pairs.filter(|pair| pair["state"] == state).count()
+    };
+    host.ok(&["start", "move"]);
+    wait_until("three are copied", || of("syncing") == 3);
+    assert_eq!(of("queued"), PAIRS - 3);
+    host.ok(&["set", "--max-pairs", "5"]);
+    wait_until("five are copied", || of("syncing") == 5);
+    assert_eq!(of("queued"), PAIRS - 5, "the first three had not ended");
+    let raised = events();
+    host.ok(&["set", "move", "--rate", "unlimited"]);
+    host.wait_for("move", "source-selected");
+    let copied = |events: &[Value]| {
+        let done = events
+            .iter()
+            .filter(|event| !event["session"].is_null() && event["state"] == "source-selected");
+        done.count()
+    };
+    wait_until("all are told of", || copied(&events()) == PAIRS);
+    let all = events();
+    let limit_set = raised.iter().position(|event| {
+        event["what"]
+            .as_str()
+            .is_some_and(|what| what.contains("at most 5 pairs"))
+    });
+    let limit_set = limit_set.expect("the event of the new limit");
+    assert_eq!(most_at_once(&all[..limit_set]), 3);
+    assert_eq!(most_at_once(&all), 5);
+    let began: Vec<u64> = all[limit_set..]
+        .iter()
+        .filter(|event| event["state"] == "syncing")
+        .take(2)
+        .map(|event| event["at_ms"].as_u64().unwrap() - all[limit_set]["at_ms"].as_u64().unwrap())
+        .collect();
+    println!("two more began {began:?} ms after the limit was raised");
+    watcher.kill().unwrap();
+    watcher.wait().unwrap();
+    host.ok(&["switch", "move"]);
+    host.ok(&["commit", "move", "--yes"]);
+    for (number, [source, target]) in legs.iter().enumerate() {
+        host.ok(&["detach", &format!("v{number}")]);
+        assert!(lun::are_equal(&source.path, &target.path), "pair {number}");
+    }
+}
+
+#[test]
+fn fifty_undos_and_redos_under_load_copy_nothing() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.bring_into_sync("db", &source, &target, "move");
+    let load = Steady::start(&Host::device("db"), SPAN);
+    load.go_on();
+    host.ok(&["switch", "move"]);
+    let copied = || {
+        let told = host.pair("move")["copied_bytes"].clone();
+        (host.connect("db").status().copied_bytes, told)
+    };
+    let before = copied();
+    for _ in 0..50 {
+        host.ok(&["undo", "move"]);
+        host.ok(&["switch", "move"]);
+    }
+    load.go_on();
+    assert_eq!(copied(), before);
+    assert_eq!(host.pair("move")["authoritative"], "target");
+    load.finish();
+    host.assert_legs_equal("db", &source, &target);
+    host.ok(&["commit", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
