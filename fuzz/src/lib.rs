@@ -190,9 +190,9 @@ fn try_map_file(path: &Path, bytes: &[u8]) {
         }
     }
     if flags & 4 == 4 {
-        let cut = bytes
-            .iter()
-            .fold(0, |sum: usize, byte| sum * 31 + usize::from(*byte) % 31);
+        let cut = bytes.iter().fold(0, |sum: usize, byte| {
+            sum.wrapping_mul(31) ^ usize::from(*byte)
+        });
         file.truncate(cut % length);
     }
     std::fs::write(path, &file).expect("a temporary file");
