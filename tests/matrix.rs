@@ -27,7 +27,11 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
 
 /// `FILE::NAME`: a test of that name in a file of that name, or a moment of `shunt-power`.
 fn exists(sources: &[PathBuf], file: &str, name: &str) -> bool {
-    let of_that_name = |path: &&PathBuf| path.file_stem().is_some_and(|stem| stem == file);
+    let of_that_name = |path: &&PathBuf| match path.file_stem() {
+        // The tests of a module in a file of their own.
+        Some(stem) if stem == "tests" => path.parent().is_some_and(|folder| folder.ends_with(file)),
+        stem => stem.is_some_and(|stem| stem == file),
+    };
     let words = match file {
         "shunt-power" => format!("\n    {name},\n"),
         _ => format!("fn {name}("),
