@@ -21,6 +21,9 @@ const DEVICE_LIMIT: Duration = Duration::from_secs(30);
 /// Queues and depth of a rublk device: what ublk-target uses by itself.
 const RUBLK_SHAPE: [&str; 4] = ["-q", "1", "-d", "128"];
 
+/// The target that can be stalled.
+const STALLING: &str = "shunt-bench-stalling";
+
 /// A contestant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Contestant {
@@ -69,7 +72,7 @@ enum Kind<'a> {
     Loop(LoopDevice),
     Rublk(RublkDevice),
     Shunt(Volume<'a>),
-    Stalled(Volume<'a>, StallingDevice),
+    Stalled(Volume<'a>, MappedDevice),
 }
 
 impl Contestant {
@@ -146,7 +149,7 @@ impl Contestant {
             }
             Self::Stalled => {
                 let daemon = place.daemon.context("shuntd was not started")?;
-                let target = StallingDevice::set_up(&place.disks.target, place.work)?;
+                let target = MappedDevice::set_up(STALLING, &place.disks.target, place.work)?;
                 let mut volume = daemon.attach(source)?;
                 volume.mirror_onto(&target.path)?;
                 target.stall()?;
@@ -171,67 +174,76 @@ impl Standing<'_> {
             Kind::Shunt(volume) => volume.take_away(),
             Kind::Stalled(volume, target) => {
                 // What it was given comes back at once.
-                target.linear("reload")?;
+                target.mend()?;
                 volume.take_away()
             }
         }
     }
 }
 
-/// The target behind device-mapper, which can make it slow.
+/// A disk behind device-mapper, which can make it slow, or become another one.
 #[derive(Debug)]
-struct StallingDevice {
-    path: PathBuf,
+pub(crate) struct MappedDevice {
+    pub(crate) path: PathBuf,
+    name: &'static str,
     below: PathBuf,
     work: PathBuf,
     sectors: String,
 }
 
-impl StallingDevice {
-    const NAME: &str = "shunt-bench-stalling";
-
-    fn set_up(below: &Path, work: &Path) -> anyhow::Result<Self> {
+impl MappedDevice {
+    /// `linear` over a disk.
+    pub(crate) fn set_up(name: &'static str, below: &Path, work: &Path) -> anyhow::Result<Self> {
         let below_text = below.display().to_string();
         let size = ["blockdev", "--getsz", &below_text];
         let device = Self {
-            path: Path::new("/dev/mapper").join(Self::NAME),
+            path: Path::new("/dev/mapper").join(name),
+            name,
             below: below.to_owned(),
             work: work.to_owned(),
             sectors: run(&size, work, Until::Interrupted)?.trim().to_owned(),
         };
-        run(&["modprobe", "dm-delay"], work, Until::Interrupted)?;
-        device.linear("create")?;
+        device.dmsetup("create", Some(&device.linear(below)))?;
         Ok(device)
     }
 
-    fn linear(&self, verb: &str) -> anyhow::Result<()> {
-        self.table(verb, &format!("linear {} 0", self.below.display()))
-    }
-
+    /// Makes every request take 5 s.
     fn stall(&self) -> anyhow::Result<()> {
-        self.table("reload", &format!("delay {} 0 5000", self.below.display()))
+        run(&["modprobe", "dm-delay"], &self.work, Until::Interrupted)?;
+        self.dmsetup(
+            "reload",
+            Some(&format!("delay {} 0 5000", self.below.display())),
+        )?;
+        self.dmsetup("resume", None)
     }
 
-    fn table(&self, verb: &str, table: &str) -> anyhow::Result<()> {
-        let table = format!("0 {} {table}", self.sectors);
-        let dmsetup = |words: &[&str]| {
-            run(
-                &[&["dmsetup"], words].concat(),
-                &self.work,
-                Until::CleanedUp,
-            )
-        };
-        dmsetup(&[verb, Self::NAME, "--table", &table])?;
-        if verb == "reload" {
-            dmsetup(&["resume", Self::NAME])?;
-        }
-        Ok(())
+    fn mend(&self) -> anyhow::Result<()> {
+        self.redirect(&self.below, &["reload", "resume"])
+    }
+
+    /// From now on it is another disk. `verbs`: what dmsetup is told, in order; `reload` with the table.
+    pub(crate) fn redirect(&self, onto: &Path, verbs: &[&str]) -> anyhow::Result<()> {
+        let table = self.linear(onto);
+        verbs
+            .iter()
+            .try_for_each(|verb| self.dmsetup(verb, (*verb == "reload").then_some(table.as_str())))
+    }
+
+    fn linear(&self, below: &Path) -> String {
+        format!("linear {} 0", below.display())
+    }
+
+    fn dmsetup(&self, verb: &str, table: Option<&str>) -> anyhow::Result<()> {
+        let table = table.map(|table| format!("0 {} {table}", self.sectors));
+        let mut words = vec!["dmsetup", verb, self.name];
+        words.extend(table.iter().flat_map(|table| ["--table", table]));
+        run(&words, &self.work, Until::CleanedUp).map(drop)
     }
 }
 
-impl Drop for StallingDevice {
+impl Drop for MappedDevice {
     fn drop(&mut self) {
-        let remove = ["dmsetup", "remove", "--retry", Self::NAME];
+        let remove = ["dmsetup", "remove", "--retry", self.name];
         if let Err(error) = run(&remove, &self.work, Until::CleanedUp) {
             crate::process::say(&format!("{error:#}"));
         }

@@ -10,6 +10,7 @@
 //! | `shunt` | shuntd, a volume, a session, through the command line |
 //! | `fio` | one measurement |
 //! | `copy` | the copy rates |
+//! | `redirect` | the pauses of a switch and an undo |
 //! | `report` | medians, tables, JSON |
 //! | `process` | programs that run, and the end of this one |
 
@@ -18,6 +19,7 @@ mod copy;
 mod disks;
 mod fio;
 mod process;
+mod redirect;
 mod report;
 mod shunt;
 
@@ -38,6 +40,12 @@ const AFTER_HELP: &str = "WHAT IS MEASURED:
   The map file of Shunt's volume is in the work folder, by default in memory: on a real disk, the
   first write into a region of a mirrored volume costs a durable write of it more.
 
+REDIRECTS:
+  With --redirects: 4 KiB random writes 32 deep, and meanwhile so many switches and undos of an
+  in-sync pair, then as many exchanges of a linear table of device-mapper (which mirrors nothing).
+  The pause that the application sees is its longest request that was under way during the command;
+  beside it stands the longest one in as long a time without a redirect.
+
 RUBLK:
   rublk's loop target is measured too if the program `rublk` is on PATH, in cargo/bin of the folder
   $SHUNT_CACHE, or named with --rublk. To build it (needs libclang: apt-get install libclang-dev):
@@ -48,6 +56,7 @@ EXAMPLES:
   shunt-bench --source /dev/disk/by-id/virtio-lun0 --target /dev/disk/by-id/virtio-lun1
   shunt-bench --source /dev/sdb --target /dev/sdc --overwrite --seconds 10 --rounds 5 --json
   shunt-bench --source /dev/sdb --target /dev/sdc --contestants raw,single --no-copy
+  shunt-bench --source /dev/sdb --target /dev/sdc --redirects 100
 
 EXIT STATUS:
   0  measured
@@ -80,6 +89,10 @@ struct Arguments {
     /// Do not measure the copy rate
     #[arg(long)]
     no_copy: bool,
+    /// Measure only the pause of so many switches and undos, beside device-mapper's exchange of a table
+    #[arg(long, value_name = "N", conflicts_with_all = ["rounds", "seconds", "contestants", "no_copy"],
+          value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    redirects: Option<u32>,
     /// The program rublk [default: see below]
     #[arg(long, value_name = "PATH")]
     rublk: Option<PathBuf>,
@@ -122,7 +135,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         .tempdir_in(&arguments.work_dir)
         .with_context(|| format!("cannot make a folder in {}", arguments.work_dir.display()))?;
     let contestants = chosen(arguments);
-    let uses_shunt = !arguments.no_copy || contestants.iter().any(Contestant::is_shunt);
+    let uses_shunt = !arguments.no_copy
+        || arguments.redirects.is_some()
+        || contestants.iter().any(Contestant::is_shunt);
     let daemon = match uses_shunt {
         true => Some(Daemon::start(arguments.programs.as_deref(), work.path())?),
         false => None,
@@ -136,6 +151,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         rublk: contestant::find_rublk(arguments.rublk.as_deref()),
     };
     let mut report = Report::new(arguments.json);
+    if let (Some(redirects), Some(daemon)) = (arguments.redirects, &daemon) {
+        for pauses in redirect::measure(&disks, daemon, work.path(), redirects)? {
+            report.add_pauses(pauses);
+        }
+        return tools::print(&report.finish()).context("standard output");
+    }
     for round in 1..=arguments.rounds {
         measure_round(arguments, &place, &contestants, round, &mut report)?;
         if let (false, Some(daemon)) = (arguments.no_copy, &daemon) {

@@ -8,6 +8,7 @@ use tools::JSON_SCHEMA;
 use crate::{
     contestant::Contestant,
     fio::{Sample, WORKLOADS, Workload},
+    redirect::Pauses,
 };
 
 /// All that was measured.
@@ -16,6 +17,7 @@ pub(crate) struct Report {
     json: bool,
     samples: Vec<Measured>,
     copies: Vec<Copy>,
+    pauses: Vec<Pauses>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +66,7 @@ impl Report {
             json,
             samples: Vec::new(),
             copies: Vec::new(),
+            pauses: Vec::new(),
         }
     }
 
@@ -88,6 +91,11 @@ impl Report {
         self.copies.push(copy);
     }
 
+    /// Adds the pauses of redirects.
+    pub(crate) fn add_pauses(&mut self, pauses: Pauses) {
+        self.pauses.push(pauses);
+    }
+
     /// The tables, or all measurements as JSON.
     pub(crate) fn finish(&self) -> String {
         if self.json {
@@ -99,6 +107,10 @@ impl Report {
 
     fn tables(&self) -> String {
         let mut out = String::new();
+        if !self.pauses.is_empty() {
+            self.pause_table(&mut out);
+            return out;
+        }
         for (title, figure) in FIGURES {
             self.table(&mut out, title, |contestant, workload| {
                 self.ratio(contestant, Contestant::Raw, workload, figure)
@@ -203,6 +215,22 @@ impl Report {
         }
     }
 
+    fn pause_table(&self, out: &mut String) {
+        row(
+            out,
+            &format!(
+                "{:<38}{:>10}{:>10}{:>10}{:>10}",
+                "pause of a redirect, in ms", "count", "median", "p99", "longest"
+            ),
+        );
+        for Pauses { name, pauses_us } in &self.pauses {
+            let cells: String = [0.5, 0.99, 1.0]
+                .map(|part| cell_text(quantile(pauses_us, part).map(|pause| pause / 1000.0)))
+                .concat();
+            row(out, &format!("{name:<38}{:>10}{cells}", pauses_us.len()));
+        }
+    }
+
     fn contestants(&self) -> Vec<Contestant> {
         let mut contestants: Vec<_> = self
             .samples
@@ -272,6 +300,15 @@ impl Report {
             });
             row(&mut out, &record.to_string());
         }
+        for Pauses { name, pauses_us } in &self.pauses {
+            let record = json!({
+                "type": "pauses",
+                "schema": JSON_SCHEMA,
+                "name": name,
+                "pauses_us": pauses_us,
+            });
+            row(&mut out, &record.to_string());
+        }
         for copy in &self.copies {
             let record = json!({
                 "type": "copy",
@@ -294,6 +331,14 @@ fn row(out: &mut String, text: &str) {
 
 fn cell_text(value: Option<f64>) -> String {
     value.map_or_else(|| format!("{:>10}", "-"), |value| format!("{value:>10.2}"))
+}
+
+/// The smallest value that is not exceeded by this part of them.
+fn quantile(values: &[f64], part: f64) -> Option<f64> {
+    let mut values = values.to_vec();
+    values.sort_unstable_by(f64::total_cmp);
+    let rank = (values.len() as f64 * part).ceil() as usize;
+    values.get(rank.max(1) - 1).copied()
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -342,6 +387,32 @@ mod tests {
         assert_eq!(median(vec![]), None);
         assert_eq!(median(vec![f64::NAN, 3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0]), Some(2.5));
+    }
+
+    #[test]
+    fn quantiles() {
+        let values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        assert_eq!(quantile(&values, 0.5), Some(100.0));
+        assert_eq!(quantile(&values, 0.99), Some(198.0));
+        assert_eq!(quantile(&values, 1.0), Some(200.0));
+        assert_eq!(quantile(&values[..1], 0.5), Some(200.0));
+        assert_eq!(quantile(&[], 0.5), None);
+    }
+
+    #[test]
+    fn pauses_are_a_table_of_their_own() {
+        let mut report = Report::new(false);
+        report.add_pauses(Pauses {
+            name: "x",
+            pauses_us: vec![1000.0, 2000.0, 9500.0],
+        });
+        let text = report.finish();
+        let last = text.lines().last().unwrap();
+        assert!(
+            last.starts_with("x ") && last.ends_with("         3      2.00      9.50      9.50"),
+            "{text}"
+        );
+        assert_eq!(text.lines().count(), 2);
     }
 
     #[test]

@@ -192,6 +192,23 @@ impl Volume<'_> {
         .map(drop)
     }
 
+    /// Makes the target authoritative, or the source again.
+    pub(crate) fn redirect(&self, forth: bool) -> anyhow::Result<()> {
+        let verb = if forth { "switch" } else { "undo" };
+        self.daemon.shunt(&[verb, SESSION]).map(drop)
+    }
+
+    /// How long requests were held at the last change of the role, as it says itself.
+    pub(crate) fn last_pause_us(&self) -> anyhow::Result<f64> {
+        let is_pair = |record: &Value| record["type"] == "pair";
+        let record = self
+            .daemon
+            .record(&["status", SESSION, "--json"], is_pair)?;
+        record["last_pause_us"]
+            .as_f64()
+            .context("a pair without a pause")
+    }
+
     /// Detaches it, and says what went wrong with that.
     pub(crate) fn take_away(mut self) -> anyhow::Result<()> {
         self.detach()
