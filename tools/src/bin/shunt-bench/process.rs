@@ -9,18 +9,21 @@ use std::{
     os::unix::process::CommandExt,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
 use nix::{
-    sys::signal::{SigSet, Signal, kill},
+    sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// How often is looked whether a program has ended, or something has appeared.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -43,15 +46,12 @@ pub(crate) fn say(text: &str) {
     eprintln!("shunt-bench: {text}");
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP are noted. Before any other thread is started.
-pub(crate) fn watch_signals() -> nix::Result<()> {
-    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-    signals.thread_block()?;
-    thread::spawn(move || {
-        while signals.wait().is_ok() {
-            INTERRUPTED.store(true, Ordering::Relaxed);
-        }
-    });
+/// From now on SIGINT, SIGTERM and SIGHUP are noted. They are not blocked: what is started here would inherit that, and could
+/// not be ended.
+pub(crate) fn watch_signals() -> std::io::Result<()> {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signal_hook::flag::register(signal as i32, Arc::clone(&INTERRUPTED))?;
+    }
     Ok(())
 }
 
