@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use migration_proto::manager::{PairSpec, VerifyPolicy};
@@ -533,7 +532,7 @@ fn rate(text: &str) -> Result<u64, String> {
         return Ok(0);
     }
     let wrong = "not a number of bytes such as 100MiB, at least 1KiB, or unlimited";
-    let ByteSize(bytes) = text.parse().map_err(|_| wrong.to_owned())?;
+    let bytes = parse_size::parse_size(text).map_err(|_| wrong.to_owned())?;
     if bytes < RATE_MIN {
         return Err(wrong.to_owned());
     }
