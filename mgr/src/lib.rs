@@ -11,5 +11,6 @@
 pub mod cli;
 pub mod copier;
 pub mod daemon;
+pub mod moments;
 pub mod names;
 pub mod store;

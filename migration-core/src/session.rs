@@ -129,6 +129,13 @@ pub fn allowed(pairs: &[Position]) -> Vec<Verb> {
         .collect()
 }
 
+/// Whether every pair is in sync with its source, and nothing else is to be waited for or looked after first.
+#[must_use]
+pub fn may_switch_by_itself(pairs: &[Position]) -> bool {
+    let in_sync = |position: &Position| position.state == PairState::SourceSelected;
+    !pairs.is_empty() && pairs.iter().all(in_sync)
+}
+
 /// A pair that waits until fewer pairs are being copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Waiting {
@@ -283,6 +290,18 @@ mod tests {
         assert_eq!(admit(&list, 3, 3), []);
         assert_eq!(admit(&list, 4, 3), []);
         assert_eq!(admit(&[], 0, 3), []);
+    }
+
+    #[test]
+    fn only_a_session_that_is_in_sync_everywhere_is_switched_by_itself() {
+        use PairState as P;
+        assert!(may_switch_by_itself(&[at(P::SourceSelected)]));
+        assert!(!may_switch_by_itself(&[]));
+        for other in P::ALL {
+            let pairs = [at(P::SourceSelected), at(other)];
+            let expected = other == P::SourceSelected;
+            assert_eq!(may_switch_by_itself(&pairs), expected, "{other}");
+        }
     }
 
     #[test]

@@ -86,6 +86,11 @@ pub enum Request {
         /// How many pairs of all sessions are copied at once, 1 to [`PAIRS_MAX_MAX`].
         pairs_max: u32,
     },
+    /// Let the sessions that wait for an event be switched as soon as they are in sync.
+    Signal {
+        /// The event.
+        event: String,
+    },
     /// Compare both legs of each pair while applications go on.
     Verify {
         /// The session.
@@ -137,7 +142,7 @@ pub const PAIRS_MAX_DEFAULT: u32 = 4;
 pub const PAIRS_MAX_MAX: u32 = 1024;
 
 /// What can be changed of a session while it lives; what is `None` stays.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct SessionLimits {
     /// As [`SessionOptions::rate_bytes_per_second`].
@@ -146,11 +151,28 @@ pub struct SessionLimits {
     pub priority: Option<u8>,
     /// As [`SessionOptions::on_authoritative_failure`].
     pub on_authoritative_failure: Option<OnAuthoritativeFailure>,
+    /// As [`SessionOptions::switch`].
+    pub switch: Option<SwitchPolicy>,
+}
+
+/// When a session is switched.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SwitchPolicy {
+    /// When the operator says so.
+    #[default]
+    Manual,
+    /// As soon as all pairs are in sync.
+    WhenSynced,
+    /// As soon as all pairs are in sync, but not before this time, in milliseconds since 1970.
+    At(u64),
+    /// As soon as all pairs are in sync after this event was signalled.
+    OnEvent(String),
 }
 
 /// What is chosen for a session when it is created.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SessionOptions {
     /// Accept targets that hold a signature.
     pub overwrite: bool,
@@ -164,6 +186,8 @@ pub struct SessionOptions {
     pub rate_bytes_per_second: u64,
     /// Pairs that wait for their turn start in the order of this, the highest first; at most [`PRIORITY_MAX`].
     pub priority: u8,
+    /// When it is switched. An undo makes it [`SwitchPolicy::Manual`].
+    pub switch: SwitchPolicy,
 }
 
 impl Default for SessionOptions {
@@ -175,6 +199,7 @@ impl Default for SessionOptions {
             verify: VerifyPolicy::default(),
             rate_bytes_per_second: 0,
             priority: PRIORITY_DEFAULT,
+            switch: SwitchPolicy::Manual,
         }
     }
 }
@@ -361,10 +386,8 @@ pub struct SessionRecord {
     pub pairs: u32,
     /// What the operator may do now, as verbs.
     pub allowed: Vec<String>,
-    /// The higher, the earlier its pairs get their turn.
-    pub priority: u8,
-    /// The most that its pairs copy together in a second, in bytes; absent = unlimited.
-    pub rate_limit_bytes_per_second: Option<u64>,
+    /// What is chosen for it.
+    pub options: SessionOptions,
     /// When it was created, in seconds since 1970.
     pub created_at: u64,
 }

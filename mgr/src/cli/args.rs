@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
-use migration_proto::manager::{PairSpec, VerifyPolicy};
+use migration_proto::manager::{PairSpec, SwitchPolicy, VerifyPolicy};
 use migration_proto::route::Side;
 use migration_proto::target::OnAuthoritativeFailure;
 
 use super::exit;
+use super::session_file::{Format, UNLIMITED};
 use super::state::Goal;
+use crate::moments;
 
 /// The variable that names the socket of shuntd.
 pub const SOCKET_VARIABLE: &str = "SHUNT_SOCKET";
@@ -148,13 +150,37 @@ pub enum Command {
     /// partition table is refused unless --overwrite is given.
     #[command(after_help = "EXAMPLES:
   shunt create s1 db:/dev/disk/by-id/wwn-0x5000c500d4e5f607
-  shunt create night db:/dev/mapper/new-db logs:/dev/mapper/new-logs --overwrite")]
+  shunt create night db:/dev/mapper/new-db logs:/dev/mapper/new-logs --overwrite
+  shunt create -f night.toml
+
+FILE:
+  session = \"night\"
+  rate = \"100MiB\"                   # like the options, and like them not needed
+  priority = 80
+  verify = \"read-back\"
+  on-authoritative-failure = \"auto\"
+  overwrite = false
+  detect-zeroes = false
+
+  [[pair]]
+  volume = \"db\"
+  target = \"/dev/mapper/new-db\"
+
+  [[pair]]
+  volume = \"logs\"
+  target = \"/dev/mapper/new-logs\"")]
     Create {
         /// The name of the new session
-        session: String,
+        #[arg(required_unless_present = "file")]
+        session: Option<String>,
         /// A volume and its target, with a colon between them
-        #[arg(required = true, value_name = "VOLUME:TARGET", value_parser = pair)]
+        #[arg(required_unless_present = "file", value_name = "VOLUME:TARGET", value_parser = pair)]
         pairs: Vec<PairSpec>,
+        /// Everything from this file, in the form that show prints; - is standard input
+        #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
+              conflicts_with_all = ["session", "pairs", "overwrite", "detect_zeroes", "verify",
+                                    "on_authoritative_failure", "rate", "priority", "switch"])]
+        file: Option<PathBuf>,
         /// Accept targets that hold a file system or a partition table: what they hold is lost
         #[arg(long)]
         overwrite: bool,
@@ -173,6 +199,9 @@ pub enum Command {
         /// Pairs that wait for their turn begin in this order, 100 first [default: 50]
         #[arg(long, value_name = "0-100", value_parser = clap::value_parser!(u8).range(0..=100))]
         priority: Option<u8>,
+        /// When it is switched: manual, when-synced, at:TIME or event:NAME; not before it is in sync [default: manual]
+        #[arg(long, value_name = "WHEN", value_parser = switch_policy)]
+        switch: Option<SwitchPolicy>,
     },
     /// Begin to mirror and to copy
     ///
@@ -193,9 +222,10 @@ pub enum Command {
     #[command(after_help = "EXAMPLES:
   shunt set s1 --rate 100MiB
   shunt set s1 --rate unlimited --priority 90
+  shunt set s1 --switch at:22:00
   shunt set --max-pairs 8")]
     #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
-        .args(["rate", "priority", "on_authoritative_failure", "max_pairs"]))]
+        .args(["rate", "priority", "on_authoritative_failure", "switch", "max_pairs"]))]
     Set {
         /// The session
         #[arg(required_unless_present = "max_pairs")]
@@ -209,9 +239,24 @@ pub enum Command {
         /// What to do when the authoritative LUN fails to write while both are equal
         #[arg(long, value_enum, value_name = "WHAT", requires = "session")]
         on_authoritative_failure: Option<OnFailure>,
-        /// How many pairs of all sessions are copied at once
+        /// When it is switched: manual, when-synced, at:TIME or event:NAME; not before it is in sync
+        #[arg(long, value_name = "WHEN", requires = "session", value_parser = switch_policy)]
+        switch: Option<SwitchPolicy>,
+        /// How many pairs of all sessions are copied at once; 4 unless it was set
         #[arg(long, value_name = "NUMBER", conflicts_with = "session")]
         max_pairs: Option<u32>,
+    },
+    /// Say that something has happened that sessions wait for
+    ///
+    /// Every session with --switch event:NAME is switched as soon as it is in sync from then on. An
+    /// undo ends that: the session is then switched by hand only.
+    #[command(after_help = "EXAMPLES:
+  shunt set s1 --switch event:backup-done
+  shunt signal backup-done")]
+    Signal {
+        /// The event
+        #[arg(value_name = "NAME")]
+        event: String,
     },
     /// Show volumes, sessions and pairs, and what may be done now
     ///
@@ -227,6 +272,19 @@ pub enum Command {
         /// Show it again each second, until Ctrl-C
         #[arg(long)]
         watch: bool,
+    },
+    /// Print a session as a file that create -f reads, with its present state
+    ///
+    /// The state is below status, which create leaves out of account.
+    #[command(after_help = "EXAMPLES:
+  shunt show s1 > s1.toml
+  shunt show s1 --format json")]
+    Show {
+        /// The session
+        session: String,
+        /// The form
+        #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+        format: Format,
     },
     /// List volumes and sessions, one line each
     ///
@@ -527,8 +585,8 @@ fn pair(text: &str) -> Result<PairSpec, String> {
 }
 
 /// Bytes a second; 0 stands for unlimited.
-fn rate(text: &str) -> Result<u64, String> {
-    if text == "unlimited" {
+pub(super) fn rate(text: &str) -> Result<u64, String> {
+    if text == UNLIMITED {
         return Ok(0);
     }
     let wrong = "not a number of bytes such as 100MiB, at least 1KiB, or unlimited";
@@ -537,6 +595,27 @@ fn rate(text: &str) -> Result<u64, String> {
         return Err(wrong.to_owned());
     }
     Ok(bytes)
+}
+
+/// When a session is switched.
+pub(super) fn switch_policy(text: &str) -> Result<SwitchPolicy, String> {
+    match text.split_once(':') {
+        None if text == "manual" => Ok(SwitchPolicy::Manual),
+        None if text == "when-synced" => Ok(SwitchPolicy::WhenSynced),
+        Some(("at", time)) => moments::parse(time).map(SwitchPolicy::At),
+        Some(("event", name)) if !name.is_empty() => Ok(SwitchPolicy::OnEvent(name.to_owned())),
+        _ => Err("not manual, when-synced, at:TIME or event:NAME".to_owned()),
+    }
+}
+
+/// As [`switch_policy`] reads it.
+pub(super) fn switch_policy_text(policy: &SwitchPolicy) -> String {
+    match policy {
+        SwitchPolicy::Manual => "manual".to_owned(),
+        SwitchPolicy::WhenSynced => "when-synced".to_owned(),
+        SwitchPolicy::At(at_ms) => format!("at:{}", moments::text(at_ms / 1000)),
+        SwitchPolicy::OnEvent(event) => format!("event:{event}"),
+    }
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
@@ -589,6 +668,22 @@ mod tests {
         assert_eq!(rate("unlimited"), Ok(0));
         for wrong in ["0", "1", "-1MiB", "fast", "", "1Xi"] {
             rate(wrong).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_policy_is_read_as_it_is_shown() {
+        for text in [
+            "manual",
+            "when-synced",
+            "event:backup-done",
+            "at:2030-01-02 03:04:05Z",
+        ] {
+            let policy = switch_policy(text).unwrap();
+            assert_eq!(switch_policy_text(&policy), text);
+        }
+        for wrong in ["", "at", "at:", "at:soon", "event:", "later", "manual:x"] {
+            switch_policy(wrong).unwrap_err();
         }
     }
 

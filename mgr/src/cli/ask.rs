@@ -311,7 +311,7 @@ fn subject(request: &Request) -> Subject<'_> {
         | Request::Undo { session, .. }
         | Request::Commit { session }
         | Request::Cancel { session } => Subject::Session(session),
-        Request::SetHost { .. } => Subject::Everything,
+        Request::SetHost { .. } | Request::Signal { .. } => Subject::Everything,
         Request::Status { session }
         | Request::History { session }
         | Request::Events { session, .. } => session

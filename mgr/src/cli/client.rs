@@ -197,6 +197,7 @@ impl Limits {
             | Request::Verify { .. }
             | Request::SetSession { .. }
             | Request::SetHost { .. }
+            | Request::Signal { .. }
             | Request::Commit { .. }
             | Request::Cancel { .. } => self.change,
         }

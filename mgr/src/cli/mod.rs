@@ -4,6 +4,7 @@
 //! * [`client`] is the connection to shuntd, [`ask`] makes what goes wrong there a [`problem`].
 //! * [`render`] and [`units`] show records, [`wait`] and [`state`] wait for a state, `verify` for the end of a
 //!   comparison.
+//! * [`session_file`] is a session as a file, read and printed.
 //! * [`exit`] is the table of exit codes.
 //!
 //! Standard output is data, standard error is people. Nothing here decides anything about a
@@ -16,6 +17,7 @@ pub mod documents;
 pub mod exit;
 pub mod problem;
 pub mod render;
+pub mod session_file;
 pub mod state;
 pub mod units;
 mod verify;
@@ -92,15 +94,20 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
         Command::Create {
             session,
             pairs,
+            file,
             overwrite,
             detect_zeroes,
             verify,
             on_authoritative_failure,
             rate,
             priority,
+            switch,
         } => {
+            if let Some(file) = file {
+                return change(&global, &session_file::request(&file)?);
+            }
             let request = Request::Create {
-                session,
+                session: session.expect("clap asks for it if there is no file"),
                 pairs,
                 options: SessionOptions {
                     overwrite,
@@ -109,12 +116,14 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                     verify: verify.into(),
                     rate_bytes_per_second: rate.unwrap_or(0),
                     priority: priority.unwrap_or(PRIORITY_DEFAULT),
+                    switch: switch.unwrap_or_default(),
                 },
             };
             change(&global, &request)
         }
         Command::Start { session } => change(&global, &Request::Start { session }),
         Command::Status { session, watch } => status(&global, session, watch),
+        Command::Show { session, format } => show_session(&global, session, format),
         Command::List => list(&global),
         Command::Wait {
             session,
@@ -176,12 +185,14 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             rate,
             priority,
             on_authoritative_failure,
+            switch,
             max_pairs,
         } => {
             let limits = SessionLimits {
                 rate_bytes_per_second: rate,
                 priority,
                 on_authoritative_failure: on_authoritative_failure.map(Into::into),
+                switch,
             };
             let request = match (session, max_pairs) {
                 (Some(session), _) => Request::SetSession { session, limits },
@@ -190,6 +201,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             };
             change(&global, &request)
         }
+        Command::Signal { event } => change(&global, &Request::Signal { event }),
         Command::Events { session } => events(&global, session),
         Command::History { session } => history(&global, session),
         Command::Completions { shell } => print(&documents::completions(shell)),
@@ -294,6 +306,23 @@ fn status(global: &Global, session: Option<String>, watch: bool) -> Result<(), S
     }
     let records = shuntd(global).records(&Request::Status { session })?;
     show(global, &records, render::status)
+}
+
+fn show_session(
+    global: &Global,
+    session: String,
+    format: session_file::Format,
+) -> Result<(), Stop> {
+    let request = Request::Status {
+        session: Some(session.clone()),
+    };
+    let records = shuntd(global).records(&request)?;
+    let found = render::find_session(&records, &session).ok_or_else(ask::wrong_answer)?;
+    let format = match global.json {
+        true => session_file::Format::Json,
+        false => format,
+    };
+    print(session_file::show(found, &records, format).as_bytes())
 }
 
 fn list(global: &Global) -> Result<(), Stop> {

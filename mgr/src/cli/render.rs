@@ -1,11 +1,14 @@
 //! Records as people read them, and as programs do.
 
 use migration_proto::manager::{
-    EventRecord, HostRecord, PairRecord, Record, SessionRecord, Verification, VolumeRecord,
+    EventRecord, HostRecord, PairRecord, Record, SessionRecord, SwitchPolicy, Verification,
+    VolumeRecord,
 };
 use migration_proto::route::Side;
 
+use super::args;
 use super::units::{self, printable};
+use crate::moments;
 
 /// The width of a bar, in characters.
 const BAR_WIDTH: usize = 20;
@@ -71,7 +74,7 @@ pub fn list(records: &[Record]) -> String {
             printable(&session.session),
             printable(&session.state),
             count(session.pairs, "pair"),
-            format!("created {}", units::moment(session.created_at)),
+            format!("created {}", moments::text(session.created_at)),
         ]);
     }
     units::table(&rows, 0)
@@ -180,17 +183,20 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
         rows.push(pair_row(pair));
         notes.push_str(&pair_notes(pair));
     }
-    let limit = session
-        .rate_limit_bytes_per_second
-        .map_or_else(String::new, |rate| {
-            format!(", at most {}", units::rate(rate))
-        });
+    let limit = match session.options.rate_bytes_per_second {
+        0 => String::new(),
+        rate => format!(", at most {}", units::rate(rate)),
+    };
+    let switch = match &session.options.switch {
+        SwitchPolicy::Manual => String::new(),
+        policy => format!(", switch {}", printable(&args::switch_policy_text(policy))),
+    };
     format!(
-        "session {name}: {}, {}, priority {}{limit}, created {}\n{}{notes}  you may now: {}\n",
+        "session {name}: {}, {}, priority {}{limit}{switch}, created {}\n{}{notes}  you may now: {}\n",
         printable(&session.state),
         count(session.pairs, "pair"),
-        session.priority,
-        units::moment(session.created_at),
+        session.options.priority,
+        moments::text(session.created_at),
         units::table(&rows, 2),
         allowed(session),
     )
@@ -225,7 +231,7 @@ fn pair_notes(pair: &PairRecord) -> String {
     );
     if let Some(found) = &pair.verification {
         let what = verification(found, pair.total_bytes);
-        let when = units::moment(found.at_ms / 1000);
+        let when = moments::text(found.at_ms / 1000);
         text.push_str(&format!("  {name}: {what} ({when})\n"));
     }
     if let Some(pause) = pair.last_pause_us {
@@ -279,7 +285,7 @@ fn allowed(session: &SessionRecord) -> String {
 fn event_row(event: &EventRecord) -> Vec<String> {
     let name = |name: &Option<String>| name.as_deref().map_or_else(absent, printable);
     vec![
-        units::moment(event.at_ms / 1000),
+        moments::text(event.at_ms / 1000),
         name(&event.session),
         name(&event.volume),
         printable(&event.what),
@@ -312,7 +318,7 @@ const fn side(side: Side) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use migration_proto::manager::JSON_SCHEMA;
+    use migration_proto::manager::{JSON_SCHEMA, SessionOptions};
 
     use super::*;
 
@@ -324,8 +330,10 @@ mod tests {
                 state: "syncing".into(),
                 pairs: 1,
                 allowed: vec!["pause".into(), "cancel".into()],
-                priority: 50,
-                rate_limit_bytes_per_second: Some(32 << 20),
+                options: SessionOptions {
+                    rate_bytes_per_second: 32 << 20,
+                    ..SessionOptions::default()
+                },
                 created_at: 0,
             }),
             Record::Pair(PairRecord {

@@ -55,33 +55,6 @@ pub fn bar(percent: u8, width: usize) -> String {
     format!("[{}{}]", "#".repeat(full), "-".repeat(width - full))
 }
 
-/// A moment in UTC, such as `2026-11-21 01:17:05Z`.
-#[must_use]
-pub fn moment(seconds_since_1970: u64) -> String {
-    let (days, of_day) = (seconds_since_1970 / 86_400, seconds_since_1970 % 86_400);
-    let (year, month, day) = civil_date(days);
-    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}Z")
-}
-
-/// The date of a day counted from 1970-01-01 (Howard Hinnant, "chrono-compatible low-level date
-/// algorithms", `civil_from_days`).
-fn civil_date(days_since_1970: u64) -> (u64, u64, u64) {
-    let days = days_since_1970 + 719_468;
-    let (era, of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 {
-        shifted_month + 3
-    } else {
-        shifted_month - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    (year, month, day)
-}
-
 /// Text from elsewhere, with its control characters spelt out: it cannot move the cursor.
 #[must_use]
 pub fn printable(text: &str) -> String {
@@ -150,15 +123,6 @@ mod tests {
         assert_eq!(percent_done(u64::MAX, u64::MAX), 0);
         assert_eq!(percent_done(0, 0), 100);
         assert_eq!(percent_done(10, 11), 0);
-    }
-
-    #[test]
-    fn moments_are_utc() {
-        assert_eq!(moment(0), "1970-01-01 00:00:00Z");
-        assert_eq!(moment(951_782_400), "2000-02-29 00:00:00Z");
-        assert_eq!(moment(1_763_687_825), "2025-11-21 01:17:05Z");
-        assert_eq!(moment(4_107_542_399), "2100-02-28 23:59:59Z");
-        assert_eq!(moment(4_107_542_400), "2100-03-01 00:00:00Z");
     }
 
     #[test]

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use migration_core::pair::Phase;
 use migration_core::route::Side;
-use migration_proto::manager::{Failure, SessionOptions};
+use migration_proto::manager::{Failure, PRIORITY_MAX, SessionOptions};
 
 use super::checks::{self, Candidate, Fit, Used};
 use super::context::{Context, blocking, note, now_ms};
 use super::failure::{self, Answer, Done};
+use super::schedule;
 use crate::store::{Change, Lock, LunRow, PairRow, SessionRow, VolumeRow, lock_key};
 
 /// What is asked for.
@@ -119,11 +120,23 @@ pub(super) async fn check_target(
 }
 
 /// What can be refused without looking at a device.
-pub(super) fn check_request(session: &str, volumes: &[&str]) -> Result<(), Failure> {
+pub(super) fn check_request(
+    session: &str,
+    volumes: &[&str],
+    options: &SessionOptions,
+) -> Result<(), Failure> {
     let object = failure::session(session);
     let again = "correct the command";
     crate::names::check(session)
         .map_err(|error| failure::refused(&object, error.to_string(), again))?;
+    if options.priority > PRIORITY_MAX {
+        let cause = format!(
+            "a priority of {} is not within 0 to {PRIORITY_MAX}",
+            options.priority
+        );
+        return Err(failure::refused(object, cause, again));
+    }
+    schedule::check(&options.switch).map_err(|cause| failure::refused(&object, cause, again))?;
     if volumes.is_empty() {
         return Err(failure::refused(
             object,
@@ -191,13 +204,20 @@ mod tests {
 
     #[test]
     fn what_needs_no_device_is_refused_at_once() {
-        assert!(check_request("s1", &["a", "b"]).is_ok());
+        let options = SessionOptions::default();
+        assert!(check_request("s1", &["a", "b"], &options).is_ok());
+        let high = SessionOptions {
+            priority: PRIORITY_MAX + 1,
+            ..options.clone()
+        };
+        let failure = check_request("s1", &["a"], &high).unwrap_err();
+        assert!(failure.cause.contains("priority of 101"), "{failure:?}");
         for (session, volumes, part) in [
             ("", vec!["a"], "a name has"),
             ("s1", vec![], "at least one"),
             ("s1", vec!["a", "b", "a"], "named twice"),
         ] {
-            let failure = check_request(session, &volumes).unwrap_err();
+            let failure = check_request(session, &volumes, &options).unwrap_err();
             assert!(failure.cause.contains(part), "{failure:?}");
         }
     }

@@ -15,6 +15,7 @@
 //! | `attach`, `create`, `verbs` | the operations |
 //! | `verify` | comparing the legs, and what it forbids |
 //! | `queue`, `set` | how many pairs are copied at once, and other limits that are changed live |
+//! | `schedule` | sessions that are switched by themselves |
 //! | `feed` | what happens, for those who watch |
 //! | `rebuild` | another database when that of before is damaged or missing |
 //! | `recover` | another map file when that of before is damaged or missing |
@@ -49,6 +50,7 @@ mod records;
 mod recover;
 mod requests;
 mod route_change;
+mod schedule;
 mod set;
 mod socket;
 mod supervisor;
@@ -77,6 +79,7 @@ use copies::Copies;
 use failure::Answer;
 use feed::Feed;
 pub use paths::{Config, HostChecks};
+use schedule::Attempts;
 use socket::Call;
 use verify::Comparison;
 use volume::VolumeHandle;
@@ -284,6 +287,8 @@ struct Owner {
     to_compare: BTreeMap<PairKey, Comparison>,
     /// The pairs that an operation is to start: they have their places already.
     starting: BTreeSet<PairKey>,
+    /// The switches that were due.
+    attempts: Attempts,
     /// What those who watch are told.
     feed: Feed,
     /// The states that they know.
@@ -304,6 +309,7 @@ impl Owner {
             watched: BTreeSet::new(),
             to_compare: BTreeMap::new(),
             starting: BTreeSet::new(),
+            attempts: Attempts::default(),
             feed: Feed::new(),
             states: BTreeMap::new(),
         }
@@ -378,6 +384,7 @@ impl Owner {
             } => self.finished(&busy, answer, reply),
         }
         self.fill_places();
+        self.switch_what_is_due();
         self.tell_states();
     }
 

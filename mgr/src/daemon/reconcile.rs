@@ -184,14 +184,14 @@ impl Owner {
             return;
         };
         self.tell_policy(session, view);
-        let options = session.options;
+        let (verify, detect_zeroes) = (session.options.verify, session.options.detect_zeroes);
         let comparing = self.comparing(session, pair, key);
         let facts = records::facts(session, pair, Some(view), comparing.is_some());
         let task = match (facts.position().state, comparing) {
             // It gets its copier when another one has ended.
             _ if facts.wants_copier() && !self.may_copy() => return,
             _ if facts.wants_copier() => Task::Copy {
-                read_back: options.verify != VerifyPolicy::None,
+                read_back: verify != VerifyPolicy::None,
             },
             (
                 PairState::Verifying,
@@ -207,7 +207,7 @@ impl Owner {
             pair.copied_bytes,
         );
         let config = Config {
-            detect_zeroes: options.detect_zeroes,
+            detect_zeroes,
             task,
             ..Config::new(socket)
         };

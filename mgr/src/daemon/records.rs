@@ -128,9 +128,7 @@ pub(super) fn session(row: &SessionRow, positions: &[Position]) -> Record {
         state: state.name().to_owned(),
         pairs: u32::try_from(row.pairs.len()).unwrap_or(u32::MAX),
         allowed: names,
-        priority: row.options.priority,
-        rate_limit_bytes_per_second: Some(row.options.rate_bytes_per_second)
-            .filter(|rate| *rate > 0),
+        options: row.options.clone(),
         created_at: row.created_at_ms / 1000,
     })
 }

@@ -53,6 +53,7 @@ impl Owner {
             Request::Commit { session } => self.verb(&session, Verb::Commit, 0, reply),
             Request::Cancel { session } => self.verb(&session, Verb::Cancel, 0, reply),
             Request::SetSession { session, limits } => self.set_session(&session, &limits, reply),
+            Request::Signal { event } => self.signal(&event, reply),
             Request::SetHost { pairs_max } => self.set_host(pairs_max, reply),
             Request::Status { session } => self.look(session, false, reply),
             Request::Events { session, after } => self.events(session, after, reply),
@@ -187,7 +188,7 @@ impl Owner {
         options: SessionOptions,
     ) -> Result<(Vec<Busy>, Wanted), Failure> {
         let volumes: Vec<&str> = specs.iter().map(|spec| spec.volume.as_str()).collect();
-        create::check_request(&session, &volumes)?;
+        create::check_request(&session, &volumes, &options)?;
         let object = failure::session(&session);
         if self
             .model
@@ -311,7 +312,7 @@ impl Owner {
     }
 
     /// Most verbs need the ublk-targets of their pairs. One that is just being started again is waited for.
-    fn require_answering(
+    pub(super) fn require_answering(
         &self,
         session: &SessionRow,
         verb: Verb,

@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 
 use super::context::note;
 use super::failure::{self, Done};
+use super::schedule;
 use super::{Busy, Owner};
 use crate::store::{Change, SessionRow};
 
@@ -25,6 +26,12 @@ impl Owner {
             return Self::refuse(
                 reply,
                 failure::refused(object, cause, "give another --priority"),
+            );
+        }
+        if let Err(cause) = limits.switch.as_ref().map_or(Ok(()), schedule::check) {
+            return Self::refuse(
+                reply,
+                failure::refused(object, cause, "give another --switch"),
             );
         }
         let busy = vec![Busy::Session(name.to_owned())];
@@ -88,7 +95,7 @@ fn changed(
     row: &SessionRow,
     limits: &SessionLimits,
 ) -> (migration_proto::manager::SessionOptions, Vec<String>) {
-    let mut options = row.options;
+    let mut options = row.options.clone();
     let mut said = Vec::new();
     if let Some(rate) = limits
         .rate_bytes_per_second
@@ -120,6 +127,14 @@ fn changed(
                 migration_proto::target::OnAuthoritativeFailure::Switch => "switch",
             }
         ));
+    }
+    if let Some(policy) = limits
+        .switch
+        .as_ref()
+        .filter(|policy| **policy != options.switch)
+    {
+        options.switch = policy.clone();
+        said.push(schedule::text(policy));
     }
     (options, said)
 }

@@ -21,6 +21,7 @@ use super::failure::{self, Answer, Done};
 use super::route_change::{
     Changed, DEADLINE_MS, NotChanged, add_mirror, is_mirrored_on, mirrored, set_route,
 };
+use super::schedule;
 use super::volume::VolumeHandle;
 use crate::copier::Copier;
 use crate::store::{
@@ -376,7 +377,11 @@ impl Operation {
             Side::Target => (Phase::Switching, "switch"),
             Side::Source => (Phase::Undoing, "undo"),
         };
-        self.intend(phase, what).await?;
+        let policy = match to {
+            Side::Target => Vec::new(),
+            Side::Source => schedule::ended_by_undo(&self.session),
+        };
+        self.intend_with(phase, what, policy).await?;
         let mut messages = Vec::new();
         let items = self.items()?;
         for (

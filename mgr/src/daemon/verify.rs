@@ -123,13 +123,14 @@ impl Owner {
             position.state
         );
         let next = match position.state {
-            PairState::Setup | PairState::Queued => format!("`shunt start {name}`"),
+            PairState::Setup => format!("`shunt start {name}`"),
             PairState::Paused | PairState::Degraded => format!("`shunt resume {name}`"),
             PairState::Committed | PairState::Retired | PairState::Cancelled => {
                 "create another session".to_owned()
             }
             PairState::Failed | PairState::NeedsRecovery => format!("`shunt status {name}`"),
-            PairState::Syncing
+            PairState::Queued
+            | PairState::Syncing
             | PairState::Switching
             | PairState::Committing
             | PairState::Verifying

@@ -1,6 +1,6 @@
 //! Help, usage, man pages, completions, requests and what is printed.
 
-use migration_proto::manager::{HostRecord, SessionLimits, SessionOptions};
+use migration_proto::manager::{HostRecord, SessionLimits, SwitchPolicy};
 use migration_proto::target::OnAuthoritativeFailure;
 
 use super::*;
@@ -98,7 +98,7 @@ fn completions_know_every_subcommand() {
 #[test]
 fn a_wrong_command_line_is_usage_and_sends_nothing() {
     let fake = FakeShuntd::answering(done(true, &[]));
-    let wrong: [&[&str]; 18] = [
+    let wrong: [&[&str]; 21] = [
         &[],
         &["--no-such-option"],
         &["no-such-command"],
@@ -117,6 +117,9 @@ fn a_wrong_command_line_is_usage_and_sends_nothing() {
         &["set", "s1", "--rate", "0"],
         &["set", "s1", "--priority", "101"],
         &["set", "s1", "--max-pairs", "3"],
+        &["create", "s1", "-f", "s1.toml"],
+        &["set", "s1", "--switch", "soon"],
+        &["create", "-f", "s1.toml", "--rate", "1MiB"],
     ];
     for arguments in wrong {
         let ended = fake.run(arguments);
@@ -241,7 +244,7 @@ fn each_verb_sends_its_request() {
                 limits: SessionLimits {
                     rate_bytes_per_second: Some(10 << 20),
                     priority: Some(90),
-                    on_authoritative_failure: None,
+                    ..SessionLimits::default()
                 },
             },
         ),
@@ -253,6 +256,22 @@ fn each_verb_sends_its_request() {
                     rate_bytes_per_second: Some(0),
                     ..SessionLimits::default()
                 },
+            },
+        ),
+        (
+            &["set", "s1", "--switch", "event:backup-done"],
+            Request::SetSession {
+                session: session(),
+                limits: SessionLimits {
+                    switch: Some(SwitchPolicy::OnEvent("backup-done".into())),
+                    ..SessionLimits::default()
+                },
+            },
+        ),
+        (
+            &["signal", "backup-done"],
+            Request::Signal {
+                event: "backup-done".into(),
             },
         ),
         (
@@ -501,6 +520,55 @@ fn queued_pairs_are_explained() {
     let ended = fake.run(&["status"]);
     assert_eq!(ended.stdout, "");
     assert!(ended.stderr.contains("shunt attach"), "{}", ended.stderr);
+}
+
+#[test]
+fn what_show_prints_can_be_given_to_create() {
+    let fake = FakeShuntd::start(|_, request| {
+        Reply::Response(match request {
+            Request::Status { .. } => records_in("syncing", 4096),
+            _ => done(true, &[]),
+        })
+    });
+    let shown = fake.run(&["show", "s1"]);
+    shown.expect(Exit::Done);
+    assert!(
+        shown.stdout.contains("dirty-bytes = 4096"),
+        "{}",
+        shown.stdout
+    );
+    let file = fake.folder.path().join("s1.toml");
+    std::fs::write(&file, &shown.stdout).unwrap();
+    fake.run(&["create", "-f", file.to_str().unwrap()])
+        .expect(Exit::Done);
+    let expected = Request::Create {
+        session: "s1".into(),
+        pairs: vec![PairSpec {
+            volume: "db".into(),
+            target: "/dev/b".into(),
+        }],
+        options: SessionOptions::default(),
+    };
+    assert_eq!(fake.requests().last(), Some(&expected));
+    let values = fake.run(&["show", "s1", "--format", "json"]);
+    let value: Value = serde_json::from_str(&values.stdout).unwrap();
+    assert_eq!(value["pair"][0]["status"]["state"], "syncing");
+    assert_eq!(value["rate"], "unlimited");
+}
+
+#[test]
+fn a_file_that_is_wrong_is_named_with_line_and_key_and_nothing_is_sent() {
+    let fake = FakeShuntd::answering(done(true, &[]));
+    let file = fake.folder.path().join("wrong.toml");
+    let path = file.to_str().unwrap();
+    fake.run(&["create", "-f", path])
+        .expect_error(Exit::Usage, &["wrong.toml", "cannot be read"]);
+    std::fs::write(&file, "session = \"s1\"\npriority = \"high\"\n").unwrap();
+    fake.run(&["create", "-f", path]).expect_error(
+        Exit::Usage,
+        &["wrong.toml", "line 2, priority", "create -f"],
+    );
+    assert_eq!(fake.connections.load(Ordering::SeqCst), 0);
 }
 
 #[test]

@@ -28,7 +28,7 @@ use mgr::cli::exit::{Exit, TABLE};
 use migration_proto::frame;
 use migration_proto::manager::{
     EventRecord, Failure, FailureKind, JSON_SCHEMA, PairRecord, PairSpec, Record, Request,
-    Response, SessionRecord, VolumeRecord,
+    Response, SessionOptions, SessionRecord, VolumeRecord,
 };
 use migration_proto::route::Side;
 use migration_proto::{Hello, Welcome};
@@ -331,8 +331,7 @@ fn session(state: &str) -> Record {
         state: state.into(),
         pairs: 1,
         allowed: vec!["switch".into(), "cancel".into()],
-        priority: 50,
-        rate_limit_bytes_per_second: None,
+        options: SessionOptions::default(),
         created_at: 1_763_687_825,
     })
 }
@@ -374,7 +373,7 @@ fn failure(kind: FailureKind) -> Response {
 }
 
 /// A command line for every subcommand that asks shuntd.
-const ASKING: [&[&str]; 16] = [
+const ASKING: [&[&str]; 18] = [
     &["attach", "db", "/dev/a"],
     &["detach", "db"],
     &["create", "s1", "db:/dev/b"],
@@ -391,6 +390,8 @@ const ASKING: [&[&str]; 16] = [
     &["set", "s1", "--rate", "10MiB"],
     &["set", "--max-pairs", "3"],
     &["events"],
+    &["show", "s1"],
+    &["signal", "backup-done"],
 ];
 
 fn subcommands() -> Vec<String> {

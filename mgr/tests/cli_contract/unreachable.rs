@@ -88,7 +88,8 @@ fn nonsense_as_an_answer_is_an_error_for_every_command() {
             let ended = fake.run(arguments);
             ended.expect_error(Exit::Failed, &["shuntd"]);
             assert_eq!(ended.stdout, "", "{name} {arguments:?}");
-            let question = matches!(arguments[0], "status" | "list" | "wait" | "events");
+            let questions = ["status", "list", "wait", "events", "show"];
+            let question = questions.contains(&arguments[0]);
             let unknown = ended.stderr.contains("it is not known whether");
             assert_eq!(unknown, !question, "{name} {arguments:?}: {}", ended.stderr);
         }

@@ -8,6 +8,7 @@ mod lost;
 mod queue;
 mod refusals;
 mod restarts;
+mod schedule;
 mod socket;
 mod verify;
 mod world;

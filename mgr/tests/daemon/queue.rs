@@ -210,7 +210,7 @@ fn the_highest_priority_begins_first() {
     assert!(failure.next.contains("--max-pairs"), "{failure:?}");
     world.changes(&set("c", priority(90)));
     world.already(&set("c", priority(90)));
-    assert_eq!(world.session("c").priority, 90);
+    assert_eq!(world.session("c").options.priority, 90);
     world.unset("va", Whim::HoldClaims);
     world.wait_for_state("c", "syncing");
     assert_eq!(world.session("b").state, "queued");
@@ -300,10 +300,10 @@ fn the_rate_of_a_session_is_changed_while_it_copies() {
     });
     let session = world.session("s1");
     assert_eq!(session.state, "syncing");
-    assert_eq!(session.rate_limit_bytes_per_second, Some(64 << 10));
+    assert_eq!(session.options.rate_bytes_per_second, 64 << 10);
     // The rest would take two minutes.
     world.changes(&set("s1", rate(0)));
-    assert_eq!(world.session("s1").rate_limit_bytes_per_second, None);
+    assert_eq!(world.session("s1").options.rate_bytes_per_second, 0);
     world.wait_for_state("s1", "source-selected");
     let said = world.history();
     assert!(

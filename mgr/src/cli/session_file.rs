@@ -1,0 +1,345 @@
+//! A session as a file: what `create -f` reads, and `show` prints with what is so now.
+//!
+//! Both are the same form. What `show` adds is below `status`, which `create` leaves out of account, so that what was
+//! printed can be given again.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use migration_proto::manager::{
+    JSON_SCHEMA, PRIORITY_DEFAULT, PRIORITY_MAX, PairRecord, PairSpec, Record, Request,
+    SessionOptions, SessionRecord, SwitchPolicy, Verification, VerifyPolicy,
+};
+use migration_proto::route::Side;
+use migration_proto::target::OnAuthoritativeFailure;
+use serde::de::{Error as _, IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::problem::Problem;
+use super::{args, render};
+use crate::moments;
+
+/// The largest file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The name that stands for standard input.
+const STANDARD_INPUT: &str = "-";
+
+/// The word for a rate without a limit.
+pub(super) const UNLIMITED: &str = "unlimited";
+
+/// A session. `S` and `P` are the status of it and of a pair.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct SessionFile<S, P> {
+    session: String,
+    #[serde(default)]
+    overwrite: bool,
+    #[serde(default)]
+    detect_zeroes: bool,
+    #[serde(default)]
+    verify: VerifyPolicy,
+    #[serde(default)]
+    on_authoritative_failure: OnAuthoritativeFailure,
+    #[serde(default, serialize_with = "write_rate", deserialize_with = "read_rate")]
+    rate: u64,
+    #[serde(default = "priority_default", deserialize_with = "read_priority")]
+    priority: u8,
+    #[serde(
+        default,
+        serialize_with = "write_policy",
+        deserialize_with = "read_policy"
+    )]
+    switch: SwitchPolicy,
+    // An own `default`: without it `S` would have to have one.
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    status: Option<S>,
+    #[serde(rename = "pair")]
+    pairs: Vec<PairEntry<P>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct PairEntry<P> {
+    volume: String,
+    #[serde(deserialize_with = "read_target")]
+    target: PathBuf,
+    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    status: Option<P>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct SessionStatus {
+    schema: u32,
+    state: String,
+    created: String,
+    allowed: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "kebab-case")]
+struct PairStatus {
+    state: String,
+    source: PathBuf,
+    authoritative: Side,
+    total_bytes: u64,
+    dirty_bytes: u64,
+    copied_bytes: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_bytes_per_second: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eta_seconds: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_pause_us: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verification: Option<Verification>,
+}
+
+const fn priority_default() -> u8 {
+    PRIORITY_DEFAULT
+}
+
+fn read_priority<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u8, D::Error> {
+    let priority = u8::deserialize(deserializer)?;
+    if priority <= PRIORITY_MAX {
+        return Ok(priority);
+    }
+    let text = format!("{priority} is not within 0 to {PRIORITY_MAX}");
+    Err(D::Error::custom(text))
+}
+
+fn read_rate<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
+    args::rate(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+fn write_rate<S: Serializer>(bytes_per_second: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    match bytes_per_second {
+        0 => serializer.serialize_str(UNLIMITED),
+        rate => serializer.serialize_str(&rate.to_string()),
+    }
+}
+
+fn read_policy<'a, D: Deserializer<'a>>(deserializer: D) -> Result<SwitchPolicy, D::Error> {
+    args::switch_policy(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+fn write_policy<S: Serializer>(policy: &SwitchPolicy, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&args::switch_policy_text(policy))
+}
+
+fn read_target<'a, D: Deserializer<'a>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    let text = format!("the path {} is not absolute", path.display());
+    Err(D::Error::custom(text))
+}
+
+/// The request that a file asks for; `-` is standard input.
+///
+/// # Errors
+/// The file cannot be read, or says something that cannot be: with the line and the key.
+pub(super) fn request(path: &Path) -> Result<Request, Problem> {
+    let problem = |cause: String| {
+        Problem::failed(
+            path.display().to_string(),
+            cause,
+            "correct the file, then shunt create -f again; shunt create --help has an example",
+        )
+        .with_exit(super::exit::Exit::Usage)
+    };
+    let text = read(path).map_err(|error| problem(format!("it cannot be read: {error}")))?;
+    parse(&text).map_err(problem)
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let size = if path == Path::new(STANDARD_INPUT) {
+        let input = std::io::stdin().lock();
+        input.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?
+    } else {
+        let input = std::fs::File::open(path)?;
+        input.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)?
+    };
+    if size as u64 > FILE_BYTES_MAX {
+        return Err(std::io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(text)
+}
+
+fn parse(text: &str) -> Result<Request, String> {
+    let file: SessionFile<IgnoredAny, IgnoredAny> =
+        toml::from_str(text).map_err(|error| located(text, &error))?;
+    let pairs = file.pairs.into_iter().map(|pair| PairSpec {
+        volume: pair.volume,
+        target: pair.target,
+    });
+    Ok(Request::Create {
+        session: file.session,
+        pairs: pairs.collect(),
+        options: SessionOptions {
+            overwrite: file.overwrite,
+            detect_zeroes: file.detect_zeroes,
+            on_authoritative_failure: file.on_authoritative_failure,
+            verify: file.verify,
+            rate_bytes_per_second: file.rate,
+            priority: file.priority,
+            switch: file.switch,
+        },
+    })
+}
+
+/// `line 3, priority: invalid value`.
+fn located(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message();
+    let Some(span) = error.span() else {
+        return message.to_owned();
+    };
+    let before = &text[..span.start.min(text.len())];
+    let number = before.matches('\n').count();
+    let line = text.lines().nth(number).unwrap_or_default();
+    match line.split_once('=') {
+        Some((key, _)) => format!("line {}, {}: {message}", number + 1, key.trim()),
+        None => format!("line {}: {message}", number + 1),
+    }
+}
+
+/// How `show` prints a session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// as create -f reads it
+    #[default]
+    Toml,
+    /// the same as one JSON object
+    Json,
+}
+
+/// The file of a session with its present state.
+#[must_use]
+pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) -> String {
+    let file = SessionFile {
+        session: session.session.clone(),
+        overwrite: session.options.overwrite,
+        detect_zeroes: session.options.detect_zeroes,
+        verify: session.options.verify,
+        on_authoritative_failure: session.options.on_authoritative_failure,
+        rate: session.options.rate_bytes_per_second,
+        priority: session.options.priority,
+        switch: session.options.switch.clone(),
+        status: Some(SessionStatus {
+            schema: JSON_SCHEMA,
+            state: session.state.clone(),
+            created: moments::text(session.created_at),
+            allowed: session.allowed.clone(),
+        }),
+        pairs: render::pairs(records, &session.session)
+            .into_iter()
+            .map(pair_entry)
+            .collect(),
+    };
+    match format {
+        Format::Toml => toml::to_string(&file).expect("numbers, names and paths that were text"),
+        Format::Json => {
+            serde_json::to_string_pretty(&file).expect("numbers, names and paths that were text")
+                + "\n"
+        }
+    }
+}
+
+fn pair_entry(pair: &PairRecord) -> PairEntry<PairStatus> {
+    PairEntry {
+        volume: pair.volume.clone(),
+        target: pair.target.clone(),
+        status: Some(PairStatus {
+            state: pair.state.clone(),
+            source: pair.source.clone(),
+            authoritative: pair.authoritative,
+            total_bytes: pair.total_bytes,
+            dirty_bytes: pair.dirty_bytes,
+            copied_bytes: pair.copied_bytes,
+            rate_bytes_per_second: pair.rate_bytes_per_second,
+            eta_seconds: pair.eta_seconds,
+            last_pause_us: pair.last_pause_us,
+            problem: pair.problem.clone(),
+            verification: pair.verification.clone(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHOLE: &str = r#"
+session = "night"
+verify = "read-back"
+rate = "10MiB"
+priority = 70
+switch = "event:backup-done"
+
+[status]
+anything = "is left out of account"
+
+[[pair]]
+volume = "db"
+target = "/dev/b"
+
+[[pair]]
+volume = "logs"
+target = "/dev/c"
+[pair.status]
+state = "syncing"
+"#;
+
+    #[test]
+    fn a_file_is_the_same_as_a_command_line() {
+        let pair = |volume: &str, target: &str| PairSpec {
+            volume: volume.to_owned(),
+            target: target.into(),
+        };
+        let expected = Request::Create {
+            session: "night".to_owned(),
+            pairs: vec![pair("db", "/dev/b"), pair("logs", "/dev/c")],
+            options: SessionOptions {
+                verify: VerifyPolicy::ReadBack,
+                rate_bytes_per_second: 10 << 20,
+                priority: 70,
+                switch: SwitchPolicy::OnEvent("backup-done".to_owned()),
+                ..SessionOptions::default()
+            },
+        };
+        assert_eq!(parse(WHOLE), Ok(expected));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_line_and_key() {
+        for (change, instead, words) in [
+            ("priority = 70", "priority = 700", ["line 5", "priority"]),
+            ("priority = 70", "priority = 101", ["line 5", "0 to 100"]),
+            ("priority = 70", "priorty = 70", ["line 5", "priorty"]),
+            ("10MiB", "fast", ["line 4, rate", "100MiB"]),
+            ("read-back", "perhaps", ["line 3, verify", "perhaps"]),
+            ("/dev/c", "c", ["line 17, target", "not absolute"]),
+            ("volume = \"db\"", "", ["line 11", "volume"]),
+            ("[[pair]]", "[[pair]", ["line 11", ""]),
+            (
+                "event:backup-done",
+                "soon",
+                ["line 6, switch", "when-synced"],
+            ),
+            ("session = \"night\"", "", ["session", "missing"]),
+            ("priority = 70", "rate = \"1MiB\"", ["line 5", "duplicate"]),
+        ] {
+            let text = WHOLE.replacen(change, instead, 1);
+            let cause = parse(&text).unwrap_err();
+            for word in words {
+                assert!(cause.contains(word), "{instead}: no {word:?} in {cause}");
+            }
+        }
+        assert!(parse("").unwrap_err().contains("session"));
+    }
+}

@@ -1,0 +1,212 @@
+//! Sessions that are switched by themselves: as soon as all their pairs are in sync, from a time on, or after a signal.
+//!
+//! The policy is one of the session's options. A switch that does not come about is tried again, later and later. An undo
+//! makes the policy `manual`: what the operator has taken back is not done again by itself.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use migration_core::pair::Verb;
+use migration_core::session::{self, SessionDecision};
+use migration_proto::manager::{Failure, Response, SessionOptions, SwitchPolicy};
+use tokio::sync::oneshot;
+
+use super::context::{note, now_ms};
+use super::failure::{self, Done};
+use super::{Busy, Owner};
+use crate::store::{Change, SessionRow};
+use crate::{moments, names};
+
+/// How long a switch that is due may hold requests, in milliseconds.
+const MAX_PAUSE_MS: u64 = 5_000;
+/// The first and the longest time until a switch that did not come about is tried again.
+const AGAIN_FIRST: Duration = Duration::from_secs(5);
+const AGAIN_MAX: Duration = Duration::from_secs(300);
+
+/// When the switches that are due are tried again.
+#[derive(Debug, Default)]
+pub(super) struct Attempts(BTreeMap<String, (Instant, Duration)>);
+
+impl Attempts {
+    fn may_begin(&self, session: &str, now: Instant) -> bool {
+        self.0
+            .get(session)
+            .is_none_or(|(not_before, _)| *not_before <= now)
+    }
+
+    fn begin(&mut self, session: &str, now: Instant) {
+        let delay = self
+            .0
+            .get(session)
+            .map_or(AGAIN_FIRST, |(_, delay)| (*delay * 2).min(AGAIN_MAX));
+        self.0.insert(session.to_owned(), (now + delay, delay));
+    }
+}
+
+fn is_due(policy: &SwitchPolicy, now_ms: u64) -> bool {
+    match policy {
+        SwitchPolicy::Manual | SwitchPolicy::OnEvent(_) => false,
+        SwitchPolicy::WhenSynced => true,
+        SwitchPolicy::At(at_ms) => *at_ms <= now_ms,
+    }
+}
+
+/// The policy in words.
+pub(super) fn text(policy: &SwitchPolicy) -> String {
+    match policy {
+        SwitchPolicy::Manual => "it is switched when the operator says so".to_owned(),
+        SwitchPolicy::WhenSynced => "it is switched as soon as it is in sync".to_owned(),
+        SwitchPolicy::At(at_ms) => format!(
+            "it is switched as soon as it is in sync, not before {}",
+            moments::text(at_ms / 1000)
+        ),
+        SwitchPolicy::OnEvent(event) => {
+            format!("it is switched as soon as it is in sync, after `shunt signal {event}`")
+        }
+    }
+}
+
+/// What speaks against a policy.
+pub(super) fn check(policy: &SwitchPolicy) -> Result<(), String> {
+    match policy {
+        SwitchPolicy::Manual | SwitchPolicy::WhenSynced => Ok(()),
+        SwitchPolicy::At(at_ms) if *at_ms <= now_ms() => Err(format!(
+            "the time for the switch, {}, has passed",
+            moments::text(at_ms / 1000)
+        )),
+        SwitchPolicy::At(_) => Ok(()),
+        SwitchPolicy::OnEvent(event) => {
+            names::check(event).map_err(|error| format!("the event: {error}"))
+        }
+    }
+}
+
+/// What an undo of a session changes of its policy.
+pub(super) fn ended_by_undo(session: &SessionRow) -> Vec<Change> {
+    if session.options.switch == SwitchPolicy::Manual {
+        return Vec::new();
+    }
+    with_policy(session, SwitchPolicy::Manual, "undo")
+}
+
+fn with_policy(session: &SessionRow, policy: SwitchPolicy, why: &str) -> Vec<Change> {
+    let what = format!("{why}: {}", text(&policy));
+    let options = SessionOptions {
+        switch: policy,
+        ..session.options.clone()
+    };
+    vec![
+        Change::SetOptions(session.name.clone(), options),
+        note(Some(&session.name), None, what),
+    ]
+}
+
+impl Owner {
+    /// Begins the switches that are due.
+    pub(super) fn switch_what_is_due(&mut self) {
+        let (now, now_ms) = (Instant::now(), now_ms());
+        let is_free = |row: &&SessionRow| !self.busy.contains_key(&Busy::Session(row.name.clone()));
+        let due: Vec<SessionRow> = self
+            .model
+            .sessions
+            .values()
+            .filter(|row| is_due(&row.options.switch, now_ms))
+            .filter(|row| self.attempts.may_begin(&row.name, now))
+            .filter(is_free)
+            .filter(|row| session::may_switch_by_itself(&self.positions(row)))
+            .cloned()
+            .collect();
+        for row in due {
+            self.attempts.begin(&row.name, now);
+            if let Err(failure) = self.switch_by_itself(&row) {
+                let what = format!("the switch that is due is refused: {}", failure.cause);
+                self.record_aside(vec![note(Some(&row.name), None, what)]);
+            }
+        }
+    }
+
+    fn switch_by_itself(&mut self, row: &SessionRow) -> Result<(), Failure> {
+        let decision = session::decide_session(Verb::Switch, &self.positions(row));
+        let SessionDecision::Do(pairs) = decision else {
+            return Ok(());
+        };
+        self.require_answering(row, Verb::Switch, &pairs)?;
+        self.require_compared(row, Verb::Switch, &pairs)?;
+        self.launch_verb(&row.name, Verb::Switch, MAX_PAUSE_MS, None);
+        Ok(())
+    }
+
+    /// The sessions that wait for an event wait no longer.
+    pub(super) fn signal(&mut self, event: &str, reply: oneshot::Sender<Response>) {
+        let object = format!("event {event}");
+        let waits = |row: &&SessionRow| {
+            row.is_live() && row.options.switch == SwitchPolicy::OnEvent(event.to_owned())
+        };
+        let rows: Vec<SessionRow> = self
+            .model
+            .sessions
+            .values()
+            .filter(waits)
+            .cloned()
+            .collect();
+        if rows.is_empty() {
+            let next = "see `shunt status`; `shunt set SESSION --switch event:NAME` lets one wait";
+            let failure = failure::refused(object, "no session waits for it", next);
+            return Self::refuse(reply, failure);
+        }
+        let busy: Vec<Busy> = rows
+            .iter()
+            .map(|row| Busy::Session(row.name.clone()))
+            .collect();
+        if let Err(failure) = self.require_free(&busy) {
+            return Self::refuse(reply, failure);
+        }
+        let context = self.context.clone();
+        self.launch(busy, "signal", Some(reply), async move {
+            let why = format!("signal {event}", event = &object["event ".len()..]);
+            let mut changes = Vec::new();
+            let mut messages = Vec::new();
+            for row in &rows {
+                let policy = SwitchPolicy::WhenSynced;
+                messages.push(format!("session {}: {}", row.name, text(&policy)));
+                changes.extend(with_policy(row, policy, &why));
+            }
+            context.record(&object, changes).await?;
+            Ok(Done::changed(messages))
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_is_due_at_its_time_and_tried_again_later_and_later() {
+        assert!(is_due(&SwitchPolicy::WhenSynced, 0));
+        assert!(!is_due(&SwitchPolicy::Manual, 9));
+        assert!(!is_due(&SwitchPolicy::OnEvent("e".into()), 9));
+        assert!(!is_due(&SwitchPolicy::At(10), 9));
+        assert!(is_due(&SwitchPolicy::At(10), 10));
+        let mut attempts = Attempts::default();
+        let mut now = Instant::now();
+        let mut delays = Vec::new();
+        for _ in 0..8 {
+            assert!(attempts.may_begin("s1", now) && attempts.may_begin("s2", now));
+            attempts.begin("s1", now);
+            assert!(!attempts.may_begin("s1", now));
+            let (next, delay) = attempts.0["s1"];
+            delays.push(delay.as_secs());
+            now = next;
+        }
+        assert_eq!(delays, [5, 10, 20, 40, 80, 160, 300, 300]);
+    }
+
+    #[test]
+    fn a_time_that_has_passed_and_a_name_that_is_none_are_no_policies() {
+        check(&SwitchPolicy::At(u64::MAX)).unwrap();
+        check(&SwitchPolicy::OnEvent("backup-done".into())).unwrap();
+        assert!(check(&SwitchPolicy::At(1)).unwrap_err().contains("1970"));
+        check(&SwitchPolicy::OnEvent("../x".into())).unwrap_err();
+    }
+}
