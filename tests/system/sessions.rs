@@ -142,3 +142,35 @@ fn fifty_undos_and_redos_under_load_copy_nothing() {
     host.ok(&["commit", "move", "--yes"]);
     host.ok(&["detach", "db"]);
 }
+
+#[test]
+fn a_session_from_a_file_is_switched_by_itself_until_it_is_undone() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.ok(&["attach", "db", &source]);
+    let file = tempfile::NamedTempFile::new_in("/run").unwrap();
+    let text = format!(
+        "session = \"move\"\nswitch = \"when-synced\"\n[[pair]]\nvolume = \"db\"\ntarget = \"{target}\"\n"
+    );
+    std::fs::write(file.path(), text).unwrap();
+    host.ok(&["create", "-f", &file.path().to_string_lossy()]);
+    let load = Steady::start(&Host::device("db"), SPAN);
+    load.go_on();
+    host.ok(&["start", "move"]);
+    host.wait_for("move", "target-selected");
+    load.go_on();
+    let shown = host.ok(&["show", "move"]).out;
+    assert!(shown.contains("switch = \"when-synced\""), "{shown}");
+    assert!(shown.contains("authoritative = \"target\""), "{shown}");
+    host.ok(&["undo", "move"]);
+    assert!(
+        host.ok(&["show", "move"])
+            .out
+            .contains("switch = \"manual\"")
+    );
+    load.finish();
+    assert_eq!(host.pair("move")["state"], "source-selected");
+    host.assert_legs_equal("db", &source, &target);
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
