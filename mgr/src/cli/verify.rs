@@ -20,10 +20,6 @@ pub(super) fn verify(
     repair: bool,
     waits: bool,
 ) -> Result<(), Stop> {
-    let status = Request::Status {
-        session: Some(session.clone()),
-    };
-    let before = results(&shuntd(global).records(&status)?, &session);
     let request = Request::Verify {
         session: session.clone(),
         repair,
@@ -31,6 +27,10 @@ pub(super) fn verify(
     if !waits {
         return super::change(global, &request);
     }
+    let status = Request::Status {
+        session: Some(session.clone()),
+    };
+    let before = results(&shuntd(global).records(&status)?, &session);
     shuntd(global).ask(&request)?;
     let mut poll = Poll::new(shuntd(global), Some(session.clone()), ABSENCE_MAX);
     let records = wait::until_compared(&mut poll, &session, global.quiet)?;

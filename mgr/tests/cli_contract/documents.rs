@@ -269,6 +269,29 @@ fn each_verb_sends_its_request() {
             },
         ),
         (
+            &[
+                "recover",
+                "db",
+                "--authoritative",
+                "target",
+                "--against-record",
+                "--yes",
+            ],
+            Request::Recover {
+                volume: "db".into(),
+                authoritative: Side::Target,
+                against_record: true,
+                dry_run: false,
+            },
+        ),
+        (
+            &["verify", "s1", "--repair", "--no-wait"],
+            Request::Verify {
+                session: session(),
+                repair: true,
+            },
+        ),
+        (
             &["signal", "backup-done"],
             Request::Signal {
                 event: "backup-done".into(),

@@ -373,7 +373,7 @@ fn failure(kind: FailureKind) -> Response {
 }
 
 /// A command line for every subcommand that asks shuntd.
-const ASKING: [&[&str]; 18] = [
+const ASKING: [&[&str]; 21] = [
     &["attach", "db", "/dev/a"],
     &["detach", "db"],
     &["create", "s1", "db:/dev/b"],
@@ -392,6 +392,9 @@ const ASKING: [&[&str]; 18] = [
     &["events"],
     &["show", "s1"],
     &["signal", "backup-done"],
+    &["history"],
+    &["verify", "s1"],
+    &["recover", "db", "--authoritative", "source", "--yes"],
 ];
 
 fn subcommands() -> Vec<String> {

@@ -88,7 +88,10 @@ fn nonsense_as_an_answer_is_an_error_for_every_command() {
             let ended = fake.run(arguments);
             ended.expect_error(Exit::Failed, &["shuntd"]);
             assert_eq!(ended.stdout, "", "{name} {arguments:?}");
-            let questions = ["status", "list", "wait", "events", "show"];
+            // `verify` asks for the status first.
+            let questions = [
+                "status", "list", "wait", "events", "show", "history", "verify",
+            ];
             let question = questions.contains(&arguments[0]);
             let unknown = ended.stderr.contains("it is not known whether");
             assert_eq!(unknown, !question, "{name} {arguments:?}: {}", ended.stderr);
