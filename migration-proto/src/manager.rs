@@ -186,7 +186,7 @@ pub struct SessionOptions {
     pub rate_bytes_per_second: u64,
     /// Pairs that wait for their turn start in the order of this, the highest first; at most [`PRIORITY_MAX`].
     pub priority: u8,
-    /// When it is switched. An undo makes it [`SwitchPolicy::Manual`].
+    /// When it is switched. A switch that was done, and an undo, make it [`SwitchPolicy::Manual`].
     pub switch: SwitchPolicy,
 }
 

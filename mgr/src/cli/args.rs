@@ -248,8 +248,7 @@ FILE:
     },
     /// Say that something has happened that sessions wait for
     ///
-    /// Every session with --switch event:NAME is switched as soon as it is in sync from then on. An
-    /// undo ends that: the session is then switched by hand only.
+    /// Every session with --switch event:NAME is switched as soon as it is in sync from then on, once.
     #[command(after_help = "EXAMPLES:
   shunt set s1 --switch event:backup-done
   shunt signal backup-done")]

@@ -106,6 +106,10 @@ impl Owner {
 
     /// Starts pairs that have waited, as far as there is room.
     pub(super) fn fill_places(&mut self) {
+        // Who has a place is not known before the volumes have said how they are.
+        if !self.silent.is_empty() {
+            return;
+        }
         let mut begin: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for key in self.admitted(None) {
             begin.entry(key.session).or_default().push(key.position);

@@ -1,7 +1,8 @@
 //! Sessions that are switched by themselves: as soon as all their pairs are in sync, from a time on, or after a signal.
 //!
-//! The policy is one of the session's options. A switch that does not come about is tried again, later and later. An undo
-//! makes the policy `manual`: what the operator has taken back is not done again by itself.
+//! The policy is one of the session's options. A switch that does not come about is tried again, later and later. A switch that
+//! was done, and an undo, make the policy `manual`: what the operator, or a failure of the target, has taken back is not
+//! done again by itself.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -81,12 +82,12 @@ pub(super) fn check(policy: &SwitchPolicy) -> Result<(), String> {
     }
 }
 
-/// What an undo of a session changes of its policy.
-pub(super) fn ended_by_undo(session: &SessionRow) -> Vec<Change> {
+/// From now on the session is switched by hand only. `why`: a word for the history.
+pub(super) fn by_hand_from_now_on(session: &SessionRow, why: &str) -> Vec<Change> {
     if session.options.switch == SwitchPolicy::Manual {
         return Vec::new();
     }
-    with_policy(session, SwitchPolicy::Manual, "undo")
+    with_policy(session, SwitchPolicy::Manual, why)
 }
 
 fn with_policy(session: &SessionRow, policy: SwitchPolicy, why: &str) -> Vec<Change> {
@@ -161,9 +162,8 @@ impl Owner {
         if let Err(failure) = self.require_free(&busy) {
             return Self::refuse(reply, failure);
         }
-        let context = self.context.clone();
+        let (context, why) = (self.context.clone(), format!("signal {event}"));
         self.launch(busy, "signal", Some(reply), async move {
-            let why = format!("signal {event}", event = &object["event ".len()..]);
             let mut changes = Vec::new();
             let mut messages = Vec::new();
             for row in &rows {

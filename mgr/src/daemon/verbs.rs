@@ -379,7 +379,7 @@ impl Operation {
         };
         let policy = match to {
             Side::Target => Vec::new(),
-            Side::Source => schedule::ended_by_undo(&self.session),
+            Side::Source => schedule::by_hand_from_now_on(&self.session, what),
         };
         self.intend_with(phase, what, policy).await?;
         let mut messages = Vec::new();
@@ -398,6 +398,9 @@ impl Operation {
                         row,
                         format!("the {to} is authoritative{}", pause_text(changed)),
                     ));
+                    if to == Side::Target && done + 1 == items.len() {
+                        changes.extend(schedule::by_hand_from_now_on(&self.session, what));
+                    }
                     self.record(changes).await?;
                     let lun = lun_of(row, to).path.display();
                     messages.push(format!(

@@ -224,8 +224,13 @@ fn a_queue_outlives_shuntd() {
     world.changes(&set_host(1));
     held_up(&world, "s1", &["v0", "v1"]);
     world.changes(&start("s1"));
+    // The one that is being copied is the last to say so.
+    world.set("v0", Whim::HoldStart);
+    world.kill_ublk_target("v0");
     world.stop();
     world.start();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    world.unset("v0", Whim::HoldStart);
     wait_for_occupancy(&world, 1, 1);
     assert_eq!(host(&world).pairs_max, 1);
     assert_eq!(state(&world, "s1", "v1"), "queued");
