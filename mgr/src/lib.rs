@@ -14,3 +14,4 @@ pub mod daemon;
 pub mod moments;
 pub mod names;
 pub mod store;
+pub mod units;

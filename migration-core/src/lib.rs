@@ -16,6 +16,7 @@
 extern crate alloc;
 
 pub mod bits;
+pub mod cutover;
 pub mod layout;
 pub mod map;
 pub mod pair;

@@ -31,7 +31,7 @@
 //! | queued | otherwise | paused if the session is, else queued |
 //! | starting | ours | as active |
 //! | starting | otherwise | queued |
-//! | active | ours | degraded, else paused, else syncing if dirty, else source- or target-selected |
+//! | active | ours | degraded, else paused, else tracking if it tracks, else syncing if dirty, else source- or target-selected |
 //! | active | otherwise | needs-recovery |
 //! | switching, undoing | ours | switching |
 //! | switching, undoing | otherwise | needs-recovery |
@@ -50,6 +50,7 @@
 //! | setup | D | . | . | . | . | . | D |
 //! | queued | = | D | = | . | . | . | D |
 //! | syncing | = | D | = | . | . | ./D | D/. |
+//! | tracking | = | D | = | D | = | . | D |
 //! | paused | = | = | D | . | . | ./D | D/. |
 //! | degraded | = | D | D | . | . | ./D | D/. |
 //! | source-selected | = | D | = | D | = | . | D |
@@ -77,6 +78,8 @@ pub enum PairState {
     Queued,
     /// Both legs are written; dirty regions are being copied.
     Syncing,
+    /// Writes go to the source alone, and are copied in passes.
+    Tracking,
     /// The operator stopped the copy.
     Paused,
     /// In sync, both legs are written, reads come from the source.
@@ -105,10 +108,11 @@ pub enum PairState {
 
 impl PairState {
     /// Every state.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Setup,
         Self::Queued,
         Self::Syncing,
+        Self::Tracking,
         Self::Paused,
         Self::SourceSelected,
         Self::Switching,
@@ -130,6 +134,7 @@ impl PairState {
             Self::Setup => "setup",
             Self::Queued => "queued",
             Self::Syncing => "syncing",
+            Self::Tracking => "tracking",
             Self::Paused => "paused",
             Self::SourceSelected => "source-selected",
             Self::Switching => "switching",
@@ -289,6 +294,8 @@ pub struct Seen {
     pub ours: bool,
     /// Whether the mirror leg may differ anywhere.
     pub dirty: bool,
+    /// Whether writes go to the source alone, to be copied in passes.
+    pub tracks: bool,
     /// Whether the mirror leg has failed.
     pub degraded: bool,
     /// Whether a change of the route is under way, whoever asked for it.
@@ -389,6 +396,8 @@ impl Facts {
             PairState::Degraded
         } else if self.paused {
             PairState::Paused
+        } else if seen.tracks {
+            PairState::Tracking
         } else if seen.dirty {
             PairState::Syncing
         } else if self.comparing {
@@ -414,7 +423,8 @@ impl Facts {
     #[must_use]
     pub fn wants_copier(&self) -> bool {
         let position = self.position();
-        matches!(self.phase, Phase::Active) && matches!(position.state, PairState::Syncing)
+        matches!(self.phase, Phase::Active)
+            && matches!(position.state, PairState::Syncing | PairState::Tracking)
     }
 }
 
@@ -567,6 +577,11 @@ pub fn decide(verb: Verb, position: Position) -> Decision {
             Verb::Pause => Do,
             Verb::Switch | Verb::Undo => refuse(Reason::NotInSync),
             Verb::Commit | Verb::Cancel => decide_end(verb, position.authoritative),
+        },
+        PairState::Tracking => match verb {
+            Verb::Start | Verb::Resume | Verb::Undo => Already,
+            Verb::Pause | Verb::Switch => Do,
+            Verb::Commit | Verb::Cancel => decide_end(verb, Side::Source),
         },
         PairState::Paused => match verb {
             Verb::Start | Verb::Pause => Already,

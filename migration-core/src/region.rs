@@ -16,8 +16,10 @@
 //! When a flush of the mirror leg fails, what was copied since the last one may be lost: `Clean` regions that are
 //! marked become `Dirty`, and claimed ones `CopyingDirty`.
 //!
-//! Invariants: `Clean` implies that the two legs are equal there but for writes in flight. A region is
-//! copied at most twice: the second claim is exclusive, writes to it wait for the copy.
+//! While the volume tracks, no claim is exclusive: `CopyingDirty` becomes `Dirty`, and `DirtyAgain` becomes `Copying`.
+//!
+//! Invariants: `Clean` implies that the two legs are equal there but for writes in flight. A region of a
+//! volume that mirrors is copied at most twice: the second claim is exclusive, writes to it wait for the copy.
 
 use alloc::{vec, vec::Vec};
 
@@ -69,10 +71,10 @@ impl RegionState {
         match self {
             Clean => matches!(next, Dirty),
             Dirty => matches!(next, Copying | Reserved),
-            DirtyAgain => matches!(next, CopyingExclusive | Reserved),
+            DirtyAgain => matches!(next, CopyingExclusive | Reserved | Copying),
             Reserved => matches!(next, CopyingExclusive | DirtyAgain),
             Copying => matches!(next, Clean | CopyingDirty | Dirty),
-            CopyingDirty => matches!(next, DirtyAgain),
+            CopyingDirty => matches!(next, DirtyAgain | Dirty),
             CopyingExclusive => matches!(next, Clean | DirtyAgain | CopyingDirty),
         }
     }

@@ -4,7 +4,7 @@
 //! to wait for, or to look after. From the furthest behind to the furthest ahead:
 //!
 //! ```text
-//! needs-recovery  failed  degraded  setup  queued  paused  syncing  verifying  source-selected
+//! needs-recovery  failed  degraded  setup  queued  paused  syncing  tracking  verifying  source-selected
 //! switching  target-selected  committing  committed  retired  cancelled
 //! ```
 //!
@@ -36,14 +36,15 @@ const fn rank(state: PairState) -> u8 {
         PairState::Queued => 4,
         PairState::Paused => 5,
         PairState::Syncing => 6,
-        PairState::Verifying => 7,
-        PairState::SourceSelected => 8,
-        PairState::Switching => 9,
-        PairState::TargetSelected => 10,
-        PairState::Committing => 11,
-        PairState::Committed => 12,
-        PairState::Retired => 13,
-        PairState::Cancelled => 14,
+        PairState::Tracking => 7,
+        PairState::Verifying => 8,
+        PairState::SourceSelected => 9,
+        PairState::Switching => 10,
+        PairState::TargetSelected => 11,
+        PairState::Committing => 12,
+        PairState::Committed => 13,
+        PairState::Retired => 14,
+        PairState::Cancelled => 15,
     }
 }
 
@@ -129,10 +130,16 @@ pub fn allowed(pairs: &[Position]) -> Vec<Verb> {
         .collect()
 }
 
-/// Whether every pair is in sync with its source, and nothing else is to be waited for or looked after first.
+/// Whether every pair is in sync with its source, or follows it in passes, and nothing else is to be waited for or looked
+/// after first.
 #[must_use]
 pub fn may_switch_by_itself(pairs: &[Position]) -> bool {
-    let in_sync = |position: &Position| position.state == PairState::SourceSelected;
+    let in_sync = |position: &Position| {
+        matches!(
+            position.state,
+            PairState::SourceSelected | PairState::Tracking
+        )
+    };
     !pairs.is_empty() && pairs.iter().all(in_sync)
 }
 
@@ -299,7 +306,7 @@ mod tests {
         assert!(!may_switch_by_itself(&[]));
         for other in P::ALL {
             let pairs = [at(P::SourceSelected), at(other)];
-            let expected = other == P::SourceSelected;
+            let expected = matches!(other, P::SourceSelected | P::Tracking);
             assert_eq!(may_switch_by_itself(&pairs), expected, "{other}");
         }
     }

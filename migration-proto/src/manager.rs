@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::route::{Route, Side};
-use crate::target::OnAuthoritativeFailure;
+use crate::target::{CopyMode, OnAuthoritativeFailure};
 
 /// The schema number of every record that `--json` prints.
 pub const JSON_SCHEMA: u32 = 1;
@@ -153,6 +153,16 @@ pub struct SessionLimits {
     pub on_authoritative_failure: Option<OnAuthoritativeFailure>,
     /// As [`SessionOptions::switch`].
     pub switch: Option<SwitchPolicy>,
+    /// As [`SessionOptions::mode`].
+    pub mode: Option<CopyMode>,
+    /// As [`CutoverOptions::action`].
+    pub cutover_action: Option<CutoverAction>,
+    /// As [`CutoverOptions::attempts`].
+    pub attempts: Option<u32>,
+    /// As [`CutoverOptions::duration_seconds`].
+    pub cutover_duration_seconds: Option<u64>,
+    /// As [`CutoverOptions::floor_bytes_per_second`].
+    pub throttle_floor_bytes_per_second: Option<u64>,
 }
 
 /// When a session is switched.
@@ -168,6 +178,62 @@ pub enum SwitchPolicy {
     At(u64),
     /// As soon as all pairs are in sync after this event was signalled.
     OnEvent(String),
+}
+
+/// How a session that tracks is switched: writes are slowed until what is left fits the pause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct CutoverOptions {
+    /// What follows when an attempt fails.
+    pub action: CutoverAction,
+    /// How many attempts there may be.
+    pub attempts: u32,
+    /// How long writes may be slowed in one attempt, in seconds.
+    pub duration_seconds: u64,
+    /// Writes are not made slower than that.
+    pub floor_bytes_per_second: u64,
+}
+
+impl Default for CutoverOptions {
+    fn default() -> Self {
+        Self {
+            action: CutoverAction::Retry,
+            attempts: 3,
+            duration_seconds: 120,
+            floor_bytes_per_second: 1 << 20,
+        }
+    }
+}
+
+/// What follows when an attempt to cut over fails.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CutoverAction {
+    /// Another attempt, as often as is allowed.
+    #[default]
+    Retry,
+    /// Writes are not slowed again; it is cut over when it fits without that.
+    Defer,
+    /// Nothing; the operator decides.
+    Abort,
+    /// As `retry`; when all attempts have failed, it is cut over however long requests are held.
+    Force,
+    /// As `retry`, but it is only measured until the operator says so once more.
+    Wait,
+}
+
+impl CutoverAction {
+    /// The name that the operator types.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Defer => "defer",
+            Self::Abort => "abort",
+            Self::Force => "force",
+            Self::Wait => "wait",
+        }
+    }
 }
 
 /// What is chosen for a session when it is created.
@@ -188,6 +254,10 @@ pub struct SessionOptions {
     pub priority: u8,
     /// When it is switched. A switch that was done, and an undo, make it [`SwitchPolicy::Manual`].
     pub switch: SwitchPolicy,
+    /// What writes do to the target.
+    pub mode: CopyMode,
+    /// How it is switched while it tracks.
+    pub cutover: CutoverOptions,
 }
 
 impl Default for SessionOptions {
@@ -200,6 +270,8 @@ impl Default for SessionOptions {
             rate_bytes_per_second: 0,
             priority: PRIORITY_DEFAULT,
             switch: SwitchPolicy::Manual,
+            mode: CopyMode::Mirror,
+            cutover: CutoverOptions::default(),
         }
     }
 }
@@ -388,8 +460,35 @@ pub struct SessionRecord {
     pub allowed: Vec<String>,
     /// What is chosen for it.
     pub options: SessionOptions,
+    /// The cutover that is under way, or the last one if it ended without success.
+    pub cutover: Option<CutoverRecord>,
     /// When it was created, in seconds since 1970.
     pub created_at: u64,
+}
+
+/// The phase of a cutover that ended without success.
+pub const CUTOVER_OVER: &str = "over";
+
+/// A cutover of a session that tracks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CutoverRecord {
+    /// `baseline`, `update`, `administrative`, `cutover`, or [`CUTOVER_OVER`].
+    pub phase: String,
+    /// How many attempts have failed.
+    pub failures: u32,
+    /// Why it is over, or why the last attempt failed.
+    pub cause: Option<String>,
+    /// How long requests may be held, in milliseconds.
+    pub max_pause_ms: u64,
+    /// How long they would be held now, in milliseconds, if that is known.
+    pub predicted_pause_ms: Option<u64>,
+    /// What applications write, in bytes a second.
+    pub write_bytes_per_second: u64,
+    /// What can be copied, in bytes a second.
+    pub copy_bytes_per_second: u64,
+    /// To what writes are slowed, in bytes a second, if they are.
+    pub throttle_bytes_per_second: Option<u64>,
 }
 
 /// A pair.

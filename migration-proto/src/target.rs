@@ -34,6 +34,9 @@ pub enum Request {
         route: Route,
         /// How long requests may be held, in milliseconds.
         deadline_ms: u64,
+        /// Regions may be dirty; they are copied while requests are held. For a change to `Mirrored`; needs a copier that is
+        /// connected.
+        copies_rest: bool,
     },
     /// Hold new requests and wait until nothing is in flight. Answer: [`Response::Suspended`].
     Suspend {
@@ -47,6 +50,18 @@ pub enum Request {
     SetOnAuthoritativeFailure {
         /// What to do.
         policy: OnAuthoritativeFailure,
+    },
+    /// What writes do to the mirror leg; [`CopyMode::Mirror`] until it is said. Answer: [`Response::Done`].
+    SetCopyMode {
+        /// What.
+        mode: CopyMode,
+    },
+    /// Write at most so much in a second while the volume is mirrored. Answer: [`Response::Done`].
+    SetThrottle {
+        /// In bytes; 0 ends it.
+        bytes_per_second: u64,
+        /// It ends by itself after this time, in milliseconds.
+        for_ms: u64,
     },
     /// Try the mirror leg again after it failed. Answer: [`Response::Done`].
     RetryMirror {
@@ -132,6 +147,46 @@ impl From<migration_core::volume::OnAuthoritativeFailure> for OnAuthoritativeFai
             Core::Auto => Self::Auto,
             Core::Error => Self::Error,
             Core::Switch => Self::Switch,
+        }
+    }
+}
+
+/// What a write of the application does to the mirror leg.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyMode {
+    /// It is done there too, where the legs are equal.
+    #[default]
+    Mirror,
+    /// Nothing, while the source is authoritative: what was written is copied later, in passes.
+    Track,
+}
+
+impl CopyMode {
+    /// The name that the operator types.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mirror => "mirror",
+            Self::Track => "track",
+        }
+    }
+}
+
+impl From<CopyMode> for migration_core::volume::CopyMode {
+    fn from(mode: CopyMode) -> Self {
+        match mode {
+            CopyMode::Mirror => Self::Mirror,
+            CopyMode::Track => Self::Track,
+        }
+    }
+}
+
+impl From<migration_core::volume::CopyMode> for CopyMode {
+    fn from(mode: migration_core::volume::CopyMode) -> Self {
+        match mode {
+            migration_core::volume::CopyMode::Mirror => Self::Mirror,
+            migration_core::volume::CopyMode::Track => Self::Track,
         }
     }
 }
@@ -279,6 +334,10 @@ pub struct Status {
     pub authoritative_problem: Option<String>,
     /// What to do then.
     pub on_authoritative_failure: OnAuthoritativeFailure,
+    /// What writes do to the mirror leg.
+    pub copy_mode: CopyMode,
+    /// So much is written at most in a second, in bytes; 0: writes are not slowed.
+    pub throttle_bytes_per_second: u64,
     /// Why the map file cannot be written, if it cannot: writes that need a mark in it wait.
     pub map_problem: Option<String>,
     /// New requests are being held.

@@ -2,7 +2,7 @@
 
 use seeded_core::{
     route::{Route, Side},
-    volume::{Effect, NewMirror, Target, Timer},
+    volume::{CopyMode, Effect, NewMirror, Target, Timer},
 };
 
 use crate::{
@@ -59,6 +59,8 @@ pub(crate) enum Event {
     Suspends,
     Resumes,
     RetriesMirror,
+    /// It mirrors, or tracks, from now on.
+    ChangesMode,
     Tick(Timer),
     /// ublk-target dies. Of the writes in flight, those of the mask reach the media.
     Kill(u16),
@@ -173,8 +175,12 @@ fn copier(world: &World, events: &mut Vec<Event>) {
 
 /// The lock of the mirror leg: a dead copier's writes are done before the next one opens.
 fn may_open_copier(world: &World) -> bool {
-    let dirty = |regions: &seeded_core::region::RegionMap| regions.dirty_regions() > 0;
-    world.copier.is_none() && world.ghosts.is_empty() && world.volume.regions().is_some_and(dirty)
+    world.copier.is_none() && world.ghosts.is_empty() && is_dirty(world)
+}
+
+fn is_dirty(world: &World) -> bool {
+    let regions = world.volume.regions();
+    regions.is_some_and(|regions| regions.dirty_regions() > 0)
 }
 
 fn operator(world: &World, events: &mut Vec<Event>) {
@@ -194,6 +200,9 @@ fn operator(world: &World, events: &mut Vec<Event>) {
     if world.volume.mirror_fault().is_some() {
         events.push(Event::RetriesMirror);
     }
+    if budget.modes > 0 {
+        events.push(Event::ChangesMode);
+    }
 }
 
 fn next_change(world: &World, start: bool, exchange: bool) -> Option<Change> {
@@ -212,6 +221,9 @@ fn timers(setup: &Setup, world: &World, events: &mut Vec<Event>) {
     }
     if setup.patience && !world.volume.delayed_requests().is_empty() {
         events.push(Event::Tick(Timer::Patience));
+    }
+    if world.volume.tracks() {
+        events.push(Event::Tick(Timer::Pass));
     }
     if setup.sweeps {
         events.push(Event::Tick(Timer::CopiedSweep));
@@ -387,6 +399,14 @@ fn happen(
         Event::RetriesMirror => {
             let _ = world.volume.retry_mirror();
         }
+        Event::ChangesMode => {
+            world.budget.modes -= 1;
+            let mode = match world.volume.copy_mode() {
+                CopyMode::Mirror => CopyMode::Track,
+                CopyMode::Track => CopyMode::Mirror,
+            };
+            world.volume.set_copy_mode(mode, effects);
+        }
         Event::Tick(timer) => {
             world.volume.expire(NOW, timer);
             world.volume.tick(NOW, effects);
@@ -461,8 +481,12 @@ fn change_route(world: &mut World, change: Change, effects: &mut Vec<Effect>) {
         }
         Change::Exchange => {
             let authoritative: Side = authoritative.other();
-            let route = Route::Mirrored { authoritative };
-            (Target::Route(route), &mut world.budget.exchanges)
+            let target = if world.volume.tracks() {
+                Target::CopyRest(authoritative)
+            } else {
+                Target::Route(Route::Mirrored { authoritative })
+            };
+            (target, &mut world.budget.exchanges)
         }
         Change::End => (
             Target::Route(Route::Single(authoritative)),
@@ -613,8 +637,11 @@ fn progress_of_copies(world: &World) -> Option<Event> {
         Some(Event::CopierEnds)
     } else if !copier.regions.is_empty() {
         Some(Event::CopierCopies(0, false))
+    } else if copier.waits {
+        let waits_for_pass = world.volume.tracks() && is_dirty(world);
+        waits_for_pass.then_some(Event::Tick(Timer::Pass))
     } else {
-        (!copier.waits).then_some(Event::CopierClaims)
+        Some(Event::CopierClaims)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a world starts from and what may happen in it.
 
-use seeded_core::volume::{OnAuthoritativeFailure, SeededBug};
+use seeded_core::volume::{CopyMode, OnAuthoritativeFailure, SeededBug};
 
 /// The most blocks of a world.
 pub(crate) const BLOCKS_MAX: usize = 4;
@@ -76,6 +76,8 @@ pub(crate) struct Budget {
     /// Commits and cancels.
     pub(crate) ends: u8,
     pub(crate) suspensions: u8,
+    /// Changes between mirroring and tracking.
+    pub(crate) modes: u8,
 }
 
 /// A world.
@@ -90,6 +92,7 @@ pub(crate) struct Setup {
     pub(crate) places: usize,
     pub(crate) budget: Budget,
     pub(crate) policy: OnAuthoritativeFailure,
+    pub(crate) mode: CopyMode,
     /// Marks are swept.
     pub(crate) sweeps: bool,
     /// Waiting can last too long.
@@ -130,8 +133,10 @@ pub(crate) const PLAIN: Setup = Setup {
         starts: 0,
         ends: 0,
         suspensions: 0,
+        modes: 0,
     },
     policy: OnAuthoritativeFailure::Error,
+    mode: CopyMode::Mirror,
     sweeps: false,
     patience: false,
     mirror_hangs: false,

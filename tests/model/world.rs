@@ -4,7 +4,9 @@ use seeded_core::{
     map::{Area, RoleRecord},
     route::{Route, Side},
     units::{Epoch, Geometry, Range, RegionIndex, Tag, Time},
-    volume::{Call, Config, CopierId, Effect, FlushId, IoResult, Op, Place, Reply, Timer, Volume},
+    volume::{
+        Call, Config, CopierId, Effect, FlushId, IoResult, Op, Place, Reply, Report, Timer, Volume,
+    },
 };
 
 use crate::{
@@ -633,7 +635,9 @@ impl World {
         if next.is_some() {
             return Ok(());
         }
-        let reported = self.volume.report(id, epoch, &[region], &[], None, effects);
+        let reported = self
+            .volume
+            .report(NOW, id, &Report::copied(epoch, &[region]), effects);
         require(reported.is_ok(), Checker::StaleActor, || {
             format!("the copier's report is refused: {reported:?}")
         })
@@ -653,7 +657,7 @@ impl World {
                 });
             }
         }
-        self.volume.close_copier(copier.id, effects);
+        self.volume.close_copier(copier.id, NOW, effects);
         self.late = copier.regions.first().map(|(region, _)| Late {
             copier: copier.id,
             epoch: copier.epoch,
@@ -673,9 +677,9 @@ impl World {
             return Ok(());
         };
         let (copier, epoch) = (late.copier, late.epoch);
-        let reported = self
-            .volume
-            .report(copier, epoch, &[late.region], &[], None, effects);
+        let reported =
+            self.volume
+                .report(NOW, copier, &Report::copied(epoch, &[late.region]), effects);
         require(reported.is_err(), Checker::StaleActor, || {
             "the report of a copier that is gone is accepted".to_owned()
         })
@@ -763,6 +767,7 @@ fn load(setup: &Setup, map: &MapFile) -> Result<Volume, seeded_core::map::MapErr
     let (dirty, intent) = (words(map.dirty), words(map.intent));
     let mut volume = Volume::load(&config, chosen.record, chosen.stale_slot, &dirty, &intent);
     volume.set_on_authoritative_failure(setup.policy);
+    volume.set_copy_mode(setup.mode, &mut Vec::new());
     volume.break_rule(setup.broken);
     if !setup.sweeps {
         volume.expire(Time(u64::MAX), Timer::IdleSweep);

@@ -1,6 +1,6 @@
 //! The worlds: small enough to see every state, each with its own kind of trouble.
 
-use seeded_core::volume::{OnAuthoritativeFailure, SeededBug};
+use seeded_core::volume::{CopyMode, OnAuthoritativeFailure, SeededBug};
 
 use crate::{
     check::Checker,
@@ -40,6 +40,10 @@ pub(crate) const EXHAUSTIVE: &[&Setup] = &[
     &ROLE_FAILS,
     &FAIL_OVER,
     &READS,
+    &TRACK,
+    &TRACK_KILL,
+    &TRACK_POWER,
+    &TRACK_MODES,
 ];
 
 /// Explored by hand.
@@ -68,6 +72,20 @@ pub(crate) const LARGE: &[&Setup] = &[
         requests: &[one(Ask::Write, 0), one(Ask::Write, 1)],
         ..SWEEP
     },
+    &Setup {
+        name: "track-large",
+        budget: Budget {
+            exchanges: 2,
+            copier_deaths: 1,
+            ..KILL
+        },
+        ..TRACK
+    },
+    &Setup {
+        name: "track-modes-large",
+        requests: &[one(Ask::Write, 0), one(Ask::Write, 0), one(Ask::Write, 0)],
+        ..TRACK_MODES
+    },
 ];
 
 /// For each rule that can be broken: a world in which that is noticed, and by which checker.
@@ -84,6 +102,12 @@ pub(crate) const BROKEN: &[(SeededBug, &Setup, Checker)] = &[
         Checker::CleanIsEqual,
     ),
     (SeededBug::WriteSpoilsCopy, &COPY, Checker::CleanIsEqual),
+    (SeededBug::WriteSpoilsCopy, &TRACK, Checker::CleanIsEqual),
+    (
+        SeededBug::TrackedWriteIsDirty,
+        &TRACK,
+        Checker::CleanIsEqual,
+    ),
     (SeededBug::ClaimsDieWithCopier, &COPY, Checker::CleanIsEqual),
     (SeededBug::ReportsFromCopierOnly, &COPY, Checker::StaleActor),
     (
@@ -406,5 +430,54 @@ const READS: Setup = Setup {
         mirror_faults: 1,
         ..NOTHING
     },
+    ..PLAIN
+};
+
+/// Writes go to the source alone; the rest is copied while requests are held.
+const TRACK: Setup = Setup {
+    name: "track",
+    regions: 1,
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    budget: Budget {
+        exchanges: 1,
+        copier_deaths: 1,
+        ..NOTHING
+    },
+    mode: CopyMode::Track,
+    ..PLAIN
+};
+
+const TRACK_KILL: Setup = Setup {
+    name: "track-kill",
+    requests: &[one(Ask::Write, 0)],
+    budget: Budget {
+        exchanges: 2,
+        ..KILL
+    },
+    ..TRACK
+};
+
+const TRACK_POWER: Setup = Setup {
+    name: "track-power",
+    requests: &[one(Ask::Write, 0), FLUSH],
+    budget: Budget {
+        exchanges: 1,
+        ..POWER
+    },
+    sweeps: true,
+    ..TRACK
+};
+
+/// It mirrors and tracks in turn, also while something is copied.
+const TRACK_MODES: Setup = Setup {
+    name: "track-modes",
+    regions: 1,
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    budget: Budget {
+        exchanges: 1,
+        modes: 2,
+        ..NOTHING
+    },
+    mode: CopyMode::Mirror,
     ..PLAIN
 };

@@ -15,7 +15,7 @@ use mgr::copier::{
 use migration_core::{
     route::Side,
     units::{Epoch, RegionIndex, Time},
-    volume::{Call, CopierId, Errno, Reply},
+    volume::{Call, CopierId, Errno, Reply, Report},
 };
 use migration_proto::target::{CopyError, Refusal, Request, Response};
 
@@ -151,10 +151,10 @@ impl Site {
     }
 
     /// A ghost lands or does not, or ublk-target learns that a copier is gone.
-    pub(crate) fn bury_copier(&mut self) {
+    pub(crate) fn bury_copier(&mut self, now: Time) {
         if let Some(id) = self.copying.closing.pop() {
             if let Some(serving) = self.serving() {
-                serving.volume.close_copier(id, &mut serving.effects);
+                serving.volume.close_copier(id, now, &mut serving.effects);
             }
             return;
         }
@@ -231,7 +231,7 @@ impl Site {
                 } else if copier.connected
                     && let Some(request) = copier.plan.next_request(at, 0)
                 {
-                    self.ask_for_copier(request);
+                    self.ask_for_copier(request, now);
                 }
             }
             _ => drop(copier.plan.look_at_the_clock(at, 0)),
@@ -281,7 +281,7 @@ impl Site {
         }
     }
 
-    fn ask_for_copier(&mut self, request: Request) {
+    fn ask_for_copier(&mut self, request: Request, now: Time) {
         let call = self.call();
         let Some(copier) = &mut self.copying.copier else {
             return;
@@ -316,7 +316,13 @@ impl Site {
                 };
                 let (copied, failed) = (regions(&copied), regions(&failed));
                 let result = self.try_on_volume(|volume, effects| {
-                    volume.report(id, Epoch(epoch), &copied, &failed, mirror_error, effects)
+                    let report = Report {
+                        epoch: Epoch(epoch),
+                        copied: &copied,
+                        failed: &failed,
+                        mirror_error,
+                    };
+                    volume.report(now, id, &report, effects)
                 });
                 let answer = match result {
                     Some(Ok(())) => Response::Done,

@@ -5,9 +5,10 @@ use migration_core::{
     pair::{Facts, Phase, Position, Seen, Settlement, Verb, settle},
     route::{Route, Side},
     session::{self, SessionDecision, Waiting},
-    volume::{Call, ChangeError, OnAuthoritativeFailure, Reply},
+    volume::{Call, ChangeError, CopyMode, OnAuthoritativeFailure, Reply},
 };
 
+use crate::settings::Settings;
 use crate::site::Status;
 
 /// How often a change of the route is asked for.
@@ -52,6 +53,7 @@ pub(crate) struct Store {
     /// The LUN of each volume, outside of a session.
     pub(crate) luns: Vec<usize>,
     pub(crate) policy: OnAuthoritativeFailure,
+    pub(crate) mode: CopyMode,
     pub(crate) pairs_max: usize,
 }
 
@@ -241,14 +243,15 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    pub(crate) fn new(volumes: usize, policy: OnAuthoritativeFailure, pairs_max: usize) -> Self {
+    pub(crate) fn new(volumes: usize, settings: &Settings) -> Self {
         Self {
             store: Store {
                 pairs: Vec::new(),
                 paused: false,
                 luns: vec![0; volumes],
-                policy,
-                pairs_max,
+                policy: settings.policy,
+                mode: settings.mode,
+                pairs_max: settings.pairs_max,
             },
             alive: true,
             views: vec![View::default(); volumes],
@@ -414,6 +417,7 @@ fn seen(row: &PairRow, status: &Status) -> Seen {
         route: status.route,
         ours: row.is_mirrored(status),
         dirty: status.dirty,
+        tracks: status.tracks,
         degraded: status.degraded,
         changing: status.changing,
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use migration_core::volume::{Config, OnAuthoritativeFailure};
+use migration_core::volume::{Config, CopyMode, OnAuthoritativeFailure};
 
 use crate::dice::Dice;
 
@@ -46,6 +46,7 @@ pub(crate) struct Settings {
     /// Any other sector of the map file may be: outside of what storage promises, so it must be refused.
     pub(crate) torn_bitmap: bool,
     pub(crate) policy: OnAuthoritativeFailure,
+    pub(crate) mode: CopyMode,
     /// How many pairs are copied at once.
     pub(crate) pairs_max: usize,
 }
@@ -76,6 +77,7 @@ impl Settings {
                 OnAuthoritativeFailure::Error,
                 OnAuthoritativeFailure::Switch,
             ]),
+            mode: dice.pick(&[CopyMode::Mirror, CopyMode::Mirror, CopyMode::Track]),
             pairs_max: dice.pick(&[1, 2, 3]),
         }
     }

@@ -9,8 +9,9 @@ use migration_core::{
     route::{Route, Side},
     units::{Epoch, Geometry, RegionIndex, Tag, Time},
     volume::{
-        COPIED_SWEEP_NANOSECONDS, Call, ChangeError, Effect, Errno, IDLE_SWEEP_NANOSECONDS,
-        IoResult, NewMirror, OnAuthoritativeFailure, Op, Reply, Target, Volume,
+        COPIED_SWEEP_NANOSECONDS, Call, ChangeError, CopyMode, Effect, Errno,
+        IDLE_SWEEP_NANOSECONDS, IoResult, NewMirror, OnAuthoritativeFailure, Op, Reply, Target,
+        Volume,
     },
 };
 use migration_proto::route::{Descriptor, Extent, Leg};
@@ -59,6 +60,8 @@ pub(crate) struct Status {
     pub(crate) degraded: bool,
     pub(crate) changing: bool,
     pub(crate) policy: OnAuthoritativeFailure,
+    pub(crate) mode: CopyMode,
+    pub(crate) tracks: bool,
 }
 
 /// How far a process that is being started has come.
@@ -645,6 +648,8 @@ impl Site {
             degraded: serving.volume.mirror_fault().is_some(),
             changing: serving.volume.is_changing(),
             policy: serving.volume.on_authoritative_failure(),
+            mode: serving.volume.copy_mode(),
+            tracks: serving.volume.tracks(),
         })
     }
 
@@ -659,6 +664,10 @@ impl Site {
         let call = self.call();
         let stale = self.serving()?.volume.record().epoch != epoch;
         let target = match route {
+            Some(Route::Mirrored { authoritative }) if self.serving()?.volume.tracks() => {
+                self.note("cutovers");
+                Target::CopyRest(authoritative)
+            }
             Some(route) => Target::Route(route),
             None => match self.prepare_mirror(call, target) {
                 Ok(target) => target,

@@ -7,11 +7,11 @@ use migration_core::{
     route::{Route, Side},
     session,
     units::{Epoch, Time},
-    volume::ChangeError,
+    volume::{ChangeError, CopyMode},
 };
 
 use crate::{
-    daemon::{ATTEMPTS_MAX, Asked, Daemon, PairRow, Stage, Unchanged, active, outcome},
+    daemon::{ATTEMPTS_MAX, Asked, Daemon, PairRow, Stage, Store, Unchanged, active, outcome},
     dice::Dice,
     settings::{Counts, MILLISECOND, Settings},
     site::{Process, Site, Start},
@@ -40,7 +40,7 @@ impl World {
             .map(|number| Site::new(number, seed, settings.clone()))
             .collect();
         Self {
-            daemon: Daemon::new(settings.volumes, settings.policy, settings.pairs_max),
+            daemon: Daemon::new(settings.volumes, &settings),
             dice,
             origin: Instant::now(),
             now: Time(1),
@@ -94,7 +94,7 @@ impl World {
             78..116 => site.step_copier(self.origin, now),
             116..157 => self.step_daemon(),
             157..162 => self.ask_verb(),
-            162..166 => site.bury_copier(),
+            162..166 => site.bury_copier(now),
             166..172 => site.land_ghost(),
             172..184 => self.let_time_pass(index),
             184 if self.dice.one_in(2) => site.suspend(now),
@@ -233,12 +233,17 @@ impl World {
         if self.daemon.fill_places() {
             return self.note("queued pairs started");
         }
-        let policy = self.daemon.store.policy;
+        let Store { policy, mode, .. } = self.daemon.store;
         let site = &mut self.sites[index];
         if status.policy != policy
             && let Some(serving) = site.serving()
         {
             serving.volume.set_on_authoritative_failure(policy);
+        }
+        if status.mode != mode
+            && let Some(serving) = site.serving()
+        {
+            serving.volume.set_copy_mode(mode, &mut serving.effects);
         }
         if self.daemon.facts(index).wants_copier() {
             site.start_copier(self.origin, self.now);
@@ -251,6 +256,12 @@ impl World {
             return;
         };
         match operation.stage {
+            // The copiers of a cutover copy the rest while requests are held.
+            Stage::StopCopiers
+                if operation.verb == Verb::Switch && self.daemon.store.mode == CopyMode::Track =>
+            {
+                operation.stage = Stage::Intend;
+            }
             Stage::StopCopiers => {
                 let mut running = false;
                 for site in &mut self.sites {
@@ -583,6 +594,7 @@ impl World {
     fn come_to_rest(&mut self) {
         self.settings.calm();
         self.settings.steps = 0;
+        self.daemon.store.mode = CopyMode::Mirror;
         for site in &mut self.sites {
             site.settings.calm();
             site.hung = [false; 2];
@@ -616,7 +628,7 @@ impl World {
             site.tick(now);
             site.complete_one(now);
             site.land_ghost();
-            site.bury_copier();
+            site.bury_copier(now);
             site.step_copier(self.origin, now);
         }
         self.perform();

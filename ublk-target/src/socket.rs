@@ -303,16 +303,26 @@ impl Server {
                 epoch,
                 route,
                 deadline_ms,
+                copies_rest,
             } => Ask::SetRoute {
                 epoch,
                 route,
                 deadline_ms,
+                copies_rest,
             },
             Request::Suspend { deadline_ms } => Ask::Suspend { deadline_ms },
             Request::Resume => Ask::Resume,
             Request::SetOnAuthoritativeFailure { policy } => {
                 Ask::OnAuthoritativeFailure(policy.into())
             }
+            Request::SetCopyMode { mode } => Ask::CopyMode(mode.into()),
+            Request::SetThrottle {
+                bytes_per_second,
+                for_ms,
+            } => Ask::Throttle {
+                bytes_per_second,
+                for_ms,
+            },
             Request::RetryMirror { epoch } => return self.retry_mirror(epoch),
         };
         let waits_long = matches!(ask, Ask::Claim { .. });
@@ -360,6 +370,8 @@ impl Server {
             degraded: mirror,
             authoritative_problem: authoritative,
             on_authoritative_failure: snapshot.on_authoritative_failure.into(),
+            copy_mode: snapshot.copy_mode.into(),
+            throttle_bytes_per_second: snapshot.throttle.unwrap_or(0),
             map_problem: map,
             suspended: snapshot.suspended,
             changing: snapshot.changing,

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
-use migration_proto::manager::{PairSpec, SwitchPolicy, VerifyPolicy};
+use migration_proto::manager::{
+    CutoverAction, CutoverOptions, PairSpec, SessionLimits, SwitchPolicy, VerifyPolicy,
+};
 use migration_proto::route::Side;
-use migration_proto::target::OnAuthoritativeFailure;
+use migration_proto::target::{CopyMode, OnAuthoritativeFailure};
 
 use super::exit;
 use super::session_file::{Format, UNLIMITED};
@@ -89,6 +91,88 @@ impl From<OnFailure> for OnAuthoritativeFailure {
             OnFailure::Auto => Self::Auto,
             OnFailure::Error => Self::Error,
             OnFailure::Switch => Self::Switch,
+        }
+    }
+}
+
+/// What writes do to the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// they are done there too, where both are equal
+    Mirror,
+    /// nothing before the switch: what was written is copied in passes; for slow or distant targets
+    Track,
+}
+
+/// What follows when an attempt to cut over fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnMisfit {
+    /// another attempt, as often as --attempts says
+    Retry,
+    /// do not slow writes again; switch when the rest fits without that
+    Defer,
+    /// nothing; the source stays authoritative
+    Abort,
+    /// as retry, then switch however long requests are held
+    Force,
+    /// only measure; switch when it is asked for once more
+    Wait,
+}
+
+/// What is written where, and how a session that tracks is switched.
+#[derive(Debug, Clone, Args)]
+pub struct CutoverChoice {
+    /// What writes do to the target [default: mirror]
+    #[arg(long, requires = "session", value_enum, value_name = "HOW")]
+    mode: Option<Mode>,
+    /// With --mode track: what follows when what is left does not fit the pause of a switch [default: retry]
+    #[arg(long, requires = "session", value_enum, value_name = "WHAT")]
+    cutover_action: Option<OnMisfit>,
+    /// With --mode track: how often a switch is tried [default: 3]
+    #[arg(long, requires = "session", value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100))]
+    attempts: Option<u32>,
+    /// With --mode track: how long writes are slowed before a switch, in seconds [default: 120]
+    #[arg(long, requires = "session", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    cutover_duration: Option<u64>,
+    /// With --mode track: writes are not made slower than that [default: 1MiB]
+    #[arg(long, requires = "session", value_name = "BYTES", value_parser = floor)]
+    throttle_floor: Option<u64>,
+}
+
+impl CutoverChoice {
+    pub(super) fn limits(&self) -> SessionLimits {
+        SessionLimits {
+            mode: self.mode.map(|mode| match mode {
+                Mode::Mirror => CopyMode::Mirror,
+                Mode::Track => CopyMode::Track,
+            }),
+            cutover_action: self.cutover_action.map(|action| match action {
+                OnMisfit::Retry => CutoverAction::Retry,
+                OnMisfit::Defer => CutoverAction::Defer,
+                OnMisfit::Abort => CutoverAction::Abort,
+                OnMisfit::Force => CutoverAction::Force,
+                OnMisfit::Wait => CutoverAction::Wait,
+            }),
+            attempts: self.attempts,
+            cutover_duration_seconds: self.cutover_duration,
+            throttle_floor_bytes_per_second: self.throttle_floor,
+            ..SessionLimits::default()
+        }
+    }
+
+    pub(super) fn mode(&self) -> CopyMode {
+        self.limits().mode.unwrap_or_default()
+    }
+
+    pub(super) fn options(&self) -> CutoverOptions {
+        let default = CutoverOptions::default();
+        CutoverOptions {
+            action: self.limits().cutover_action.unwrap_or(default.action),
+            attempts: self.attempts.unwrap_or(default.attempts),
+            duration_seconds: self.cutover_duration.unwrap_or(default.duration_seconds),
+            floor_bytes_per_second: self
+                .throttle_floor
+                .unwrap_or(default.floor_bytes_per_second),
         }
     }
 }
@@ -179,7 +263,8 @@ FILE:
         /// Everything from this file, in the form that show prints; - is standard input
         #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
               conflicts_with_all = ["session", "pairs", "overwrite", "detect_zeroes", "verify",
-                                    "on_authoritative_failure", "rate", "priority", "switch"])]
+                                    "on_authoritative_failure", "rate", "priority", "switch", "mode",
+                                    "cutover_action", "attempts", "cutover_duration", "throttle_floor"])]
         file: Option<PathBuf>,
         /// Accept targets that hold a file system or a partition table: what they hold is lost
         #[arg(long)]
@@ -202,6 +287,9 @@ FILE:
         /// When it is switched: manual, when-synced, at:TIME or event:NAME; not before it is in sync [default: manual]
         #[arg(long, value_name = "WHEN", value_parser = switch_policy)]
         switch: Option<SwitchPolicy>,
+        /// How it is written and switched
+        #[command(flatten)]
+        cutover: CutoverChoice,
     },
     /// Begin to mirror and to copy
     ///
@@ -223,9 +311,11 @@ FILE:
   shunt set s1 --rate 100MiB
   shunt set s1 --rate unlimited --priority 90
   shunt set s1 --switch at:22:00
+  shunt set s1 --mode track --cutover-action abort
   shunt set --max-pairs 8")]
     #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
-        .args(["rate", "priority", "on_authoritative_failure", "switch", "max_pairs"]))]
+        .args(["rate", "priority", "on_authoritative_failure", "switch", "max_pairs", "mode",
+                "cutover_action", "attempts", "cutover_duration", "throttle_floor"]))]
     Set {
         /// The session
         #[arg(required_unless_present = "max_pairs")]
@@ -242,6 +332,9 @@ FILE:
         /// When it is switched: manual, when-synced, at:TIME or event:NAME; not before it is in sync
         #[arg(long, value_name = "WHEN", requires = "session", value_parser = switch_policy)]
         switch: Option<SwitchPolicy>,
+        /// How it is written and switched
+        #[command(flatten)]
+        cutover: CutoverChoice,
         /// How many pairs of all sessions are copied at once; 4 unless it was set
         #[arg(long, value_name = "NUMBER", conflicts_with = "session")]
         max_pairs: Option<u32>,
@@ -355,10 +448,13 @@ FILE:
     ///
     /// Holds requests for a moment, brings both legs to the same contents and moves the role to the
     /// target. The source stays a copy, so that undo brings it back at any time before the commit. If
-    /// the pause would be too long, the source stays authoritative and nothing has changed.
+    /// the pause would be too long, the source stays authoritative and nothing has changed. A session
+    /// that tracks (--mode track) is measured first, and its writes are slowed until what is left fits
+    /// the pause: the command begins that and does not wait for it.
     #[command(visible_aliases = ["cutover", "select-target"], after_help = "EXAMPLES:
   shunt switch s1
-  shunt switch s1 --max-pause 0.5")]
+  shunt switch s1 --max-pause 0.5
+  shunt wait s1 --for target-selected")]
     Switch {
         /// The session
         session: String,
@@ -594,6 +690,14 @@ pub(super) fn rate(text: &str) -> Result<u64, String> {
         return Err(wrong.to_owned());
     }
     Ok(bytes)
+}
+
+/// Bytes a second.
+pub(super) fn floor(text: &str) -> Result<u64, String> {
+    match rate(text) {
+        Ok(0) | Err(_) => Err("not a number of bytes such as 4MiB, at least 1KiB".to_owned()),
+        floor => floor,
+    }
 }
 
 /// When a session is switched.

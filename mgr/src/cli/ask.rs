@@ -8,7 +8,7 @@ use migration_proto::manager::{Record, Request, Response};
 use super::client::{Client, ConnectError, ExchangeError, Limits};
 use super::exit::Exit;
 use super::problem::Problem;
-use super::units;
+use crate::units;
 
 /// How long a command that watches a session waits for a shuntd that is being restarted.
 pub const ABSENCE_MAX: Duration = Duration::from_secs(30);

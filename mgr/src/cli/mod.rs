@@ -19,7 +19,6 @@ pub mod problem;
 pub mod render;
 pub mod session_file;
 pub mod state;
-pub mod units;
 mod verify;
 pub mod wait;
 
@@ -35,12 +34,12 @@ use migration_proto::manager::{
 };
 use serde::Serialize;
 
+use crate::units::printable;
 use args::{Arguments, Command, Global};
 use ask::{ABSENCE_MAX, Poll, Shuntd};
 use client::Limits;
 use exit::Exit;
 use problem::{Problem, Stop};
-use units::printable;
 
 /// The longest answer to a question that is read, in bytes.
 const REPLY_BYTES_MAX: u64 = 64;
@@ -102,6 +101,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             rate,
             priority,
             switch,
+            cutover,
         } => {
             if let Some(file) = file {
                 return change(&global, &session_file::request(&file)?);
@@ -117,6 +117,8 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                     rate_bytes_per_second: rate.unwrap_or(0),
                     priority: priority.unwrap_or(PRIORITY_DEFAULT),
                     switch: switch.unwrap_or_default(),
+                    mode: cutover.mode(),
+                    cutover: cutover.options(),
                 },
             };
             change(&global, &request)
@@ -186,6 +188,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             priority,
             on_authoritative_failure,
             switch,
+            cutover,
             max_pairs,
         } => {
             let limits = SessionLimits {
@@ -193,6 +196,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                 priority,
                 on_authoritative_failure: on_authoritative_failure.map(Into::into),
                 switch,
+                ..cutover.limits()
             };
             let request = match (session, max_pairs) {
                 (Some(session), _) => Request::SetSession { session, limits },

@@ -6,7 +6,7 @@ use migration_proto::manager::{Failure, FailureKind, JSON_SCHEMA};
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::units::printable;
+use crate::units::printable;
 
 /// A command that did not end well: the object, the cause, and the next command.
 #[derive(Debug, Clone, PartialEq, Eq)]

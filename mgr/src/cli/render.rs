@@ -1,14 +1,15 @@
 //! Records as people read them, and as programs do.
 
 use migration_proto::manager::{
-    EventRecord, HostRecord, PairRecord, Record, SessionRecord, SwitchPolicy, Verification,
-    VolumeRecord,
+    CutoverRecord, EventRecord, HostRecord, PairRecord, Record, SessionRecord, SwitchPolicy,
+    Verification, VolumeRecord,
 };
 use migration_proto::route::Side;
+use migration_proto::target::CopyMode;
 
 use super::args;
-use super::units::{self, printable};
 use crate::moments;
+use crate::units::{self, printable};
 
 /// The width of a bar, in characters.
 const BAR_WIDTH: usize = 20;
@@ -191,8 +192,13 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
         SwitchPolicy::Manual => String::new(),
         policy => format!(", switch {}", printable(&args::switch_policy_text(policy))),
     };
+    let mode = match session.options.mode {
+        CopyMode::Mirror => "",
+        CopyMode::Track => ", tracks",
+    };
+    notes.push_str(&session.cutover.as_ref().map_or_else(String::new, cutover));
     format!(
-        "session {name}: {}, {}, priority {}{limit}{switch}, created {}\n{}{notes}  you may now: {}\n",
+        "session {name}: {}, {}, priority {}{limit}{switch}{mode}, created {}\n{}{notes}  you may now: {}\n",
         printable(&session.state),
         count(session.pairs, "pair"),
         session.options.priority,
@@ -200,6 +206,31 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
         units::table(&rows, 2),
         allowed(session),
     )
+}
+
+/// How a cutover goes.
+fn cutover(cutover: &CutoverRecord) -> String {
+    let mut text = format!(
+        "  cutover: {}, {} written, {} can be copied",
+        printable(&cutover.phase),
+        units::rate(cutover.write_bytes_per_second),
+        units::rate(cutover.copy_bytes_per_second),
+    );
+    if let Some(rate) = cutover.throttle_bytes_per_second {
+        text.push_str(&format!(", writes are slowed to {}", units::rate(rate)));
+    }
+    let allowed = units::pause(cutover.max_pause_ms.saturating_mul(1000));
+    if let Some(pause) = cutover.predicted_pause_ms {
+        let pause = units::pause(pause.saturating_mul(1000));
+        text.push_str(&format!(
+            ", the pause would be {pause} of {allowed} allowed"
+        ));
+    }
+    if let Some(cause) = &cutover.cause {
+        let failures = count(cutover.failures, "failed attempt");
+        text.push_str(&format!("\n  cutover: {failures}: {}", printable(cause)));
+    }
+    text + "\n"
 }
 
 fn pair_row(pair: &PairRecord) -> Vec<String> {
@@ -334,6 +365,7 @@ mod tests {
                     rate_bytes_per_second: 32 << 20,
                     ..SessionOptions::default()
                 },
+                cutover: None,
                 created_at: 0,
             }),
             Record::Pair(PairRecord {

@@ -7,11 +7,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use migration_proto::manager::{
-    JSON_SCHEMA, PRIORITY_DEFAULT, PRIORITY_MAX, PairRecord, PairSpec, Record, Request,
-    SessionOptions, SessionRecord, SwitchPolicy, Verification, VerifyPolicy,
+    CutoverAction, CutoverOptions, JSON_SCHEMA, PRIORITY_DEFAULT, PRIORITY_MAX, PairRecord,
+    PairSpec, Record, Request, SessionOptions, SessionRecord, SwitchPolicy, Verification,
+    VerifyPolicy,
 };
 use migration_proto::route::Side;
-use migration_proto::target::OnAuthoritativeFailure;
+use migration_proto::target::{CopyMode, OnAuthoritativeFailure};
 use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -51,6 +52,20 @@ struct SessionFile<S, P> {
         deserialize_with = "read_policy"
     )]
     switch: SwitchPolicy,
+    #[serde(default)]
+    mode: CopyMode,
+    #[serde(default)]
+    cutover_action: CutoverAction,
+    #[serde(default = "attempts_default", deserialize_with = "read_attempts")]
+    attempts: u32,
+    #[serde(default = "cutover_duration_default")]
+    cutover_duration: u64,
+    #[serde(
+        default = "throttle_floor_default",
+        serialize_with = "write_rate",
+        deserialize_with = "read_floor"
+    )]
+    throttle_floor: u64,
     // An own `default`: without it `S` would have to have one.
     #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
     status: Option<S>,
@@ -96,6 +111,30 @@ struct PairStatus {
     problem: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     verification: Option<Verification>,
+}
+
+fn attempts_default() -> u32 {
+    CutoverOptions::default().attempts
+}
+
+fn cutover_duration_default() -> u64 {
+    CutoverOptions::default().duration_seconds
+}
+
+fn throttle_floor_default() -> u64 {
+    CutoverOptions::default().floor_bytes_per_second
+}
+
+fn read_attempts<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u32, D::Error> {
+    let attempts = u32::deserialize(deserializer)?;
+    if attempts > 0 {
+        return Ok(attempts);
+    }
+    Err(D::Error::custom("there is at least 1 attempt"))
+}
+
+fn read_floor<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
+    args::floor(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 const fn priority_default() -> u8 {
@@ -189,6 +228,13 @@ fn parse(text: &str) -> Result<Request, String> {
             rate_bytes_per_second: file.rate,
             priority: file.priority,
             switch: file.switch,
+            mode: file.mode,
+            cutover: CutoverOptions {
+                action: file.cutover_action,
+                attempts: file.attempts,
+                duration_seconds: file.cutover_duration,
+                floor_bytes_per_second: file.throttle_floor,
+            },
         },
     })
 }
@@ -230,6 +276,11 @@ pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) 
         rate: session.options.rate_bytes_per_second,
         priority: session.options.priority,
         switch: session.options.switch.clone(),
+        mode: session.options.mode,
+        cutover_action: session.options.cutover.action,
+        attempts: session.options.cutover.attempts,
+        cutover_duration: session.options.cutover.duration_seconds,
+        throttle_floor: session.options.cutover.floor_bytes_per_second,
         status: Some(SessionStatus {
             schema: JSON_SCHEMA,
             state: session.state.clone(),

@@ -5,14 +5,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use migration_proto::manager::Record;
+use migration_proto::manager::{CUTOVER_OVER, Record};
 
 use super::ask::{Poll, wrong_answer};
 use super::exit::Exit;
 use super::problem::{Problem, Stop};
 use super::render;
 use super::state::{Goal, Outlook, state_from_name};
-use super::units::{self, printable};
+use crate::units::{self, printable};
 
 /// The time between two looks of `wait`.
 const WAIT_INTERVAL: Duration = Duration::from_millis(200);
@@ -169,20 +169,28 @@ struct Progress {
     rate_bytes_per_second: Option<u64>,
     eta_seconds: Option<u64>,
     problem: Option<String>,
+    /// The cutover that was to make the target authoritative has failed.
+    cutover_failed: bool,
 }
 
 impl Progress {
     /// `None`: the records are not those of the session.
     fn of(session: &str, records: &[Record]) -> Option<Self> {
-        let state = render::find_session(records, session)?.state.clone();
+        let found = render::find_session(records, session)?;
+        let over = found
+            .cutover
+            .as_ref()
+            .filter(|last| last.phase == CUTOVER_OVER);
         let mut progress = Self {
-            state,
+            state: found.state.clone(),
             total_bytes: 0,
             left_bytes: 0,
             comparing: false,
             rate_bytes_per_second: None,
             eta_seconds: None,
-            problem: None,
+            problem: over
+                .map(|over| format!("cutover: {}", over.cause.as_deref().unwrap_or("over"))),
+            cutover_failed: over.is_some(),
         };
         for pair in render::pairs(records, session) {
             progress.total_bytes = progress.total_bytes.saturating_add(pair.total_bytes);
@@ -204,7 +212,13 @@ impl Progress {
     }
 
     fn outlook(&self, goal: Goal) -> Outlook {
-        state_from_name(&self.state).map_or(Outlook::Possible, |state| goal.outlook(state))
+        let state = state_from_name(&self.state);
+        match state.map_or(Outlook::Possible, |state| goal.outlook(state)) {
+            Outlook::Possible if goal == Goal::TargetSelected && self.cutover_failed => {
+                Outlook::Never
+            }
+            outlook => outlook,
+        }
     }
 
     fn percent(&self) -> u8 {

@@ -163,12 +163,14 @@ impl Copying<'_> {
     }
 
     fn copy(&mut self) -> io::Result<Outcome> {
+        let mut busy_since = None;
         loop {
             if self.line.must_stop() {
                 self.plan.stop();
             }
             self.begin_pieces()?;
             let now = Instant::now();
+            self.count_time(&mut busy_since, now);
             let limit = self.shared.limits.bytes_per_second.load(Ordering::Relaxed);
             if !self.line.ring.is_sending()
                 && let Some(request) = self.plan.next_request(now, limit)
@@ -188,6 +190,17 @@ impl Copying<'_> {
             }
             self.take_answers();
         }
+    }
+
+    /// `since`: something has been in flight from then on.
+    fn count_time(&self, since: &mut Option<Instant>, now: Instant) {
+        if let Some(since) = *since {
+            let passed = now.duration_since(since).as_nanos();
+            let nanoseconds = &self.shared.progress.copying_nanoseconds;
+            nanoseconds.fetch_add(u64::try_from(passed).unwrap_or(0), Ordering::Relaxed);
+        }
+        let is_busy = self.free.len() < self.transfers.len();
+        *since = is_busy.then_some(now);
     }
 
     fn begin_pieces(&mut self) -> io::Result<()> {

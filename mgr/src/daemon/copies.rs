@@ -230,6 +230,18 @@ impl Copies {
         })
     }
 
+    /// What a pair's copier has copied, in bytes, and how long something was being copied, in nanoseconds.
+    pub(super) fn pace(&self, key: &PairKey) -> (u64, u64) {
+        let Some(running) = self.running.get(key) else {
+            return (0, 0);
+        };
+        let progress = running.copier.progress();
+        (
+            progress.copied_bytes.load(Ordering::Relaxed),
+            progress.copying_nanoseconds.load(Ordering::Relaxed),
+        )
+    }
+
     /// Takes a copier out, to be stopped where blocking is allowed; with what it has copied.
     pub(super) fn take(&mut self, key: &PairKey) -> Option<(Copier, u64)> {
         self.pauses.remove(key);
@@ -352,7 +364,12 @@ fn problem_of(outcome: &Outcome, task: Task) -> Option<String> {
         Outcome::InSync
         | Outcome::Compared(_)
         | Outcome::Stopped
-        | Outcome::Disconnected { .. } => None,
+        | Outcome::Disconnected { .. }
+        // The roles have changed: there is another copy to be made, or none.
+        | Outcome::Refused {
+            reason: Refusal::StaleEpoch,
+            ..
+        } => None,
         Outcome::Refused { cause, .. } => Some(format!("{what} is held up, and {then}: {cause}")),
         Outcome::Failed { side, cause } => {
             let side = migration_core::route::Side::from(*side);

@@ -16,6 +16,7 @@
 //! | `verify` | comparing the legs, and what it forbids |
 //! | `queue`, `set` | how many pairs are copied at once, and other limits that are changed live |
 //! | `schedule` | sessions that are switched by themselves |
+//! | `cutover` | the switch of sessions that track |
 //! | `feed` | what happens, for those who watch |
 //! | `rebuild` | another database when that of before is damaged or missing |
 //! | `recover` | another map file when that of before is damaged or missing |
@@ -38,6 +39,7 @@ mod checks;
 mod context;
 mod copies;
 mod create;
+mod cutover;
 mod failure;
 mod feed;
 mod link;
@@ -76,6 +78,7 @@ use crate::copier::Outcome;
 use crate::store::{Change, Model, PairField, PairKey, StoreError, StoreHandle, VolumeState};
 use context::{Context, blocking};
 use copies::Copies;
+use cutover::Cutovers;
 use failure::Answer;
 use feed::Feed;
 pub use paths::{Config, HostChecks};
@@ -150,6 +153,8 @@ enum Event {
     },
     /// What came of comparing the legs of a pair is recorded, or could not be.
     ComparisonSettled(PairKey),
+    /// The roles of a session that tracks were exchanged, or not.
+    CutOver { session: String, failed: bool },
     /// A copier has ended.
     CopierEnded {
         key: PairKey,
@@ -289,6 +294,8 @@ struct Owner {
     starting: BTreeSet<PairKey>,
     /// The switches that were due.
     attempts: Attempts,
+    /// The cutovers of sessions that track.
+    cutovers: Cutovers,
     /// What those who watch are told.
     feed: Feed,
     /// The states that they know.
@@ -310,6 +317,7 @@ impl Owner {
             to_compare: BTreeMap::new(),
             starting: BTreeSet::new(),
             attempts: Attempts::default(),
+            cutovers: Cutovers::new(),
             feed: Feed::new(),
             states: BTreeMap::new(),
         }
@@ -376,6 +384,7 @@ impl Owner {
                 events,
                 reply,
             } => self.show(session.as_deref(), events, reply),
+            Event::CutOver { session, failed } => self.cut_over_ended(&session, failed),
             Event::CopierEnded { key, run, outcome } => self.copier_ended(&key, run, &outcome),
             Event::Finished {
                 busy,
@@ -385,6 +394,7 @@ impl Owner {
         }
         self.fill_places();
         self.switch_what_is_due();
+        self.pace_cutovers();
         self.tell_states();
     }
 
@@ -523,6 +533,7 @@ impl Owner {
                     | Event::Unsupervised(_)
                     | Event::Refreshed { .. }
                     | Event::ComparisonSettled(_)
+                    | Event::CutOver { .. }
                     | Event::CopierEnded { .. },
                 )) => {}
                 Ok(None) | Err(_) => {

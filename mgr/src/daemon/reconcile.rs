@@ -215,17 +215,27 @@ impl Owner {
         self.limits_changed(&key.session);
     }
 
-    /// A ublk-target that was started again does not know what to do when the authoritative leg fails.
+    /// A ublk-target that was started again does not know what to do when the authoritative leg fails, nor what writes do.
     fn tell_policy(&self, session: &SessionRow, view: &View) {
-        let policy = session.options.on_authoritative_failure;
+        let (policy, mode) = (
+            session.options.on_authoritative_failure,
+            session.options.mode,
+        );
         let Some(status) = &view.status else {
             return;
         };
-        let handle = self.handles.get(&status.volume).cloned();
-        if let (true, Some(handle)) = (status.on_authoritative_failure != policy, handle) {
-            let request = Request::SetOnAuthoritativeFailure { policy };
-            // What fails here fails at the next status again.
-            tokio::spawn(async move { handle.ask(request, SET_POLICY_MAX).await });
+        let mut requests = Vec::new();
+        if status.on_authoritative_failure != policy {
+            requests.push(Request::SetOnAuthoritativeFailure { policy });
+        }
+        if status.copy_mode != mode {
+            requests.push(Request::SetCopyMode { mode });
+        }
+        for request in requests {
+            if let Some(handle) = self.handles.get(&status.volume).cloned() {
+                // What fails here fails at the next status again.
+                tokio::spawn(async move { handle.ask(request, SET_POLICY_MAX).await });
+            }
         }
     }
 

@@ -3,9 +3,11 @@
 use migration_core::pair::{Facts, PairState, Position, Seen};
 use migration_core::session;
 use migration_proto::manager::{
-    EventRecord, HostRecord, JSON_SCHEMA, PairRecord, Record, SessionRecord, VolumeRecord,
+    CutoverRecord, EventRecord, HostRecord, JSON_SCHEMA, PairRecord, Record, SessionRecord,
+    VolumeRecord,
 };
-use migration_proto::target::Status;
+use migration_proto::route::Side;
+use migration_proto::target::{CopyMode, Status};
 
 use super::copies::Copied;
 use super::paths::Config;
@@ -22,6 +24,9 @@ pub(super) fn seen(status: &Status, pair: &PairRow) -> Seen {
         route: status.route.into(),
         ours: is_mirrored_on(status, pair),
         dirty: status.dirty_bytes > 0,
+        tracks: status.copy_mode == CopyMode::Track
+            && status.route.is_mirrored()
+            && status.route.authoritative() == Side::Source,
         degraded: status.degraded.is_some(),
         changing: status.changing,
     }
@@ -113,7 +118,11 @@ fn said(status: &Status) -> Option<String> {
     authoritative.or_else(|| status.map_problem.clone())
 }
 
-pub(super) fn session(row: &SessionRow, positions: &[Position]) -> Record {
+pub(super) fn session(
+    row: &SessionRow,
+    positions: &[Position],
+    cutover: Option<CutoverRecord>,
+) -> Record {
     let state = session::state(positions).unwrap_or(PairState::Setup);
     let mut names: Vec<String> = session::allowed(positions)
         .into_iter()
@@ -129,6 +138,7 @@ pub(super) fn session(row: &SessionRow, positions: &[Position]) -> Record {
         pairs: u32::try_from(row.pairs.len()).unwrap_or(u32::MAX),
         allowed: names,
         options: row.options.clone(),
+        cutover,
         created_at: row.created_at_ms / 1000,
     })
 }
@@ -149,6 +159,7 @@ pub(super) fn pair(
         PairState::Setup | PairState::Queued => row.size_bytes,
         PairState::Committed | PairState::Retired | PairState::Cancelled => 0,
         PairState::Syncing
+        | PairState::Tracking
         | PairState::Paused
         | PairState::SourceSelected
         | PairState::Switching

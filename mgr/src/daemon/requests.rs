@@ -295,6 +295,10 @@ impl Owner {
                 .require_answering(row, verb, &pairs)
                 .and_then(|()| self.require_compared(row, verb, &pairs))
             {
+                Ok(()) if verb == Verb::Switch && self.needs_cutover(row, &pairs) => {
+                    let row = row.clone();
+                    self.begin_cutover(&row, pairs, max_pause_ms, Some(reply));
+                }
                 Ok(()) => self.launch_verb(session, verb, max_pause_ms, Some(reply)),
                 Err(failure) => Self::refuse(reply, failure),
             },
@@ -599,7 +603,8 @@ impl Owner {
         };
         for session in sessions {
             let positions = self.positions(session);
-            records.push(records::session(session, &positions));
+            let cutover = self.cutovers.record(&session.name);
+            records.push(records::session(session, &positions, cutover));
             for (index, (pair, position)) in session.pairs.iter().zip(positions).enumerate() {
                 let key = PairKey {
                     session: session.name.clone(),

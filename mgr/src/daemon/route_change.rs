@@ -73,12 +73,13 @@ pub(super) async fn add_mirror(
     change(handle, DEADLINE_MS, done, request).await
 }
 
-/// Changes the route of a pair that is mirrored.
+/// Changes the route of a pair that is mirrored. `copies_rest`: as in [`Request::SetRoute`].
 pub(super) async fn set_route(
     handle: &VolumeHandle,
     pair: &PairRow,
     route: Route,
     deadline_ms: u64,
+    copies_rest: bool,
 ) -> Result<Changed, NotChanged> {
     let status = handle.status(COME_BACK_MAX).await?;
     if status.route.is_mirrored() && !is_mirrored_on(&status, pair) {
@@ -97,6 +98,7 @@ pub(super) async fn set_route(
         epoch: status.epoch,
         route,
         deadline_ms,
+        copies_rest,
     };
     change(handle, deadline_ms, done, request).await
 }

@@ -114,6 +114,7 @@ impl Owner {
             .filter(|row| is_due(&row.options.switch, now_ms))
             .filter(|row| self.attempts.may_begin(&row.name, now))
             .filter(is_free)
+            .filter(|row| !self.cutovers.is_running(&row.name))
             .filter(|row| session::may_switch_by_itself(&self.positions(row)))
             .cloned()
             .collect();
@@ -133,7 +134,11 @@ impl Owner {
         };
         self.require_answering(row, Verb::Switch, &pairs)?;
         self.require_compared(row, Verb::Switch, &pairs)?;
-        self.launch_verb(&row.name, Verb::Switch, MAX_PAUSE_MS, None);
+        if self.needs_cutover(row, &pairs) {
+            self.begin_cutover(row, pairs, MAX_PAUSE_MS, None);
+        } else {
+            self.launch_verb(&row.name, Verb::Switch, MAX_PAUSE_MS, None);
+        }
         Ok(())
     }
 

@@ -1,12 +1,15 @@
 //! Limits that are changed while the copy runs.
 
-use migration_proto::manager::{PAIRS_MAX_MAX, PRIORITY_MAX, Response, SessionLimits};
+use migration_proto::manager::{
+    CutoverOptions, PAIRS_MAX_MAX, PRIORITY_MAX, Response, SessionLimits,
+};
+use migration_proto::target::CopyMode;
 use tokio::sync::oneshot;
 
 use super::context::note;
 use super::failure::{self, Done};
-use super::schedule;
 use super::{Busy, Owner};
+use super::{cutover, schedule};
 use crate::store::{Change, SessionRow};
 
 type Reply = oneshot::Sender<Response>;
@@ -34,11 +37,15 @@ impl Owner {
                 failure::refused(object, cause, "give another --switch"),
             );
         }
+        let (options, said) = changed(row, limits);
+        if let Err(cause) = cutover::check(&options) {
+            let next = "give other limits";
+            return Self::refuse(reply, failure::refused(object, cause, next));
+        }
         let busy = vec![Busy::Session(name.to_owned())];
         if let Err(failure) = self.require_free(&busy) {
             return Self::refuse(reply, failure);
         }
-        let (options, said) = changed(row, limits);
         if said.is_empty() {
             let done = Done::already(format!("session {name} has these limits already"));
             // Whoever asked may have left.
@@ -135,6 +142,37 @@ fn changed(
     {
         options.switch = policy.clone();
         said.push(schedule::text(policy));
+    }
+    if let Some(mode) = limits.mode.filter(|mode| *mode != options.mode) {
+        options.mode = mode;
+        said.push(
+            match mode {
+                CopyMode::Mirror => "writes are done on both legs where they are equal",
+                CopyMode::Track => "writes are done on the source, and copied in passes",
+            }
+            .to_owned(),
+        );
+    }
+    let cutover = CutoverOptions {
+        action: limits.cutover_action.unwrap_or(options.cutover.action),
+        attempts: limits.attempts.unwrap_or(options.cutover.attempts),
+        duration_seconds: limits
+            .cutover_duration_seconds
+            .unwrap_or(options.cutover.duration_seconds),
+        floor_bytes_per_second: limits
+            .throttle_floor_bytes_per_second
+            .unwrap_or(options.cutover.floor_bytes_per_second),
+    };
+    if cutover != options.cutover {
+        options.cutover = cutover;
+        said.push(format!(
+            "from the next `shunt switch` on: {} attempts, writes are slowed for {} s at most and not below {} bytes a \
+             second, then {}",
+            cutover.attempts,
+            cutover.duration_seconds,
+            cutover.floor_bytes_per_second,
+            cutover.action.name()
+        ));
     }
     (options, said)
 }

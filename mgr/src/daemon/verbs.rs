@@ -372,7 +372,16 @@ impl Operation {
     }
 
     /// Makes `to` authoritative for every pair, or for none.
-    pub(super) async fn move_role(mut self, to: Side, max_pause_ms: u64) -> Answer {
+    pub(super) async fn move_role(self, to: Side, max_pause_ms: u64) -> Answer {
+        self.move_role_with(to, max_pause_ms, false).await
+    }
+
+    /// The same with the target, where pairs track: what is dirty is copied while requests are held. The copiers go on.
+    pub(super) async fn cut_over(self, max_pause_ms: u64) -> Answer {
+        self.move_role_with(Side::Target, max_pause_ms, true).await
+    }
+
+    async fn move_role_with(mut self, to: Side, max_pause_ms: u64, copies_rest: bool) -> Answer {
         let (phase, what) = match to {
             Side::Target => (Phase::Switching, "switch"),
             Side::Source => (Phase::Undoing, "undo"),
@@ -391,7 +400,8 @@ impl Operation {
             },
         ) in items.iter().enumerate()
         {
-            match set_route(handle, row, mirrored(to.into()), max_pause_ms).await {
+            let route = mirrored(to.into());
+            match set_route(handle, row, route, max_pause_ms, copies_rest).await {
                 Ok(changed) => {
                     let mut changes = self.now_active(key, row, to, changed);
                     changes.push(self.note(
@@ -434,7 +444,8 @@ impl Operation {
             key, row, handle, ..
         } in &items[..failed]
         {
-            match set_route(handle, row, mirrored(back.into()), max_pause_ms).await {
+            let route = mirrored(back.into());
+            match set_route(handle, row, route, max_pause_ms, false).await {
                 Ok(changed) => {
                     let mut changes = self.now_active(key, row, back, changed);
                     changes.push(self.note(
@@ -514,7 +525,7 @@ impl Operation {
         } in self.items()?
         {
             let route = Route::Single { leg: side.into() };
-            match set_route(handle, row, route, DEADLINE_MS).await {
+            match set_route(handle, row, route, DEADLINE_MS, false).await {
                 Ok(changed) => {
                     let mut changes = ended_changes(&self.session.name, key.position, row, side);
                     changes.extend(self.open_map(row, side));

@@ -128,6 +128,7 @@ impl Owner {
             PairState::Committed | PairState::Retired | PairState::Cancelled => {
                 "create another session".to_owned()
             }
+            PairState::Tracking => format!("`shunt set {name} --mode mirror`"),
             PairState::Failed | PairState::NeedsRecovery => format!("`shunt status {name}`"),
             PairState::Queued
             | PairState::Syncing

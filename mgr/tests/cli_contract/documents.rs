@@ -1,7 +1,9 @@
 //! Help, usage, man pages, completions, requests and what is printed.
 
-use migration_proto::manager::{HostRecord, SessionLimits, SwitchPolicy};
-use migration_proto::target::OnAuthoritativeFailure;
+use migration_proto::manager::{
+    CutoverAction, CutoverOptions, HostRecord, SessionLimits, SwitchPolicy,
+};
+use migration_proto::target::{CopyMode, OnAuthoritativeFailure};
 
 use super::*;
 
@@ -98,7 +100,7 @@ fn completions_know_every_subcommand() {
 #[test]
 fn a_wrong_command_line_is_usage_and_sends_nothing() {
     let fake = FakeShuntd::answering(done(true, &[]));
-    let wrong: [&[&str]; 21] = [
+    let wrong: [&[&str]; 25] = [
         &[],
         &["--no-such-option"],
         &["no-such-command"],
@@ -120,6 +122,10 @@ fn a_wrong_command_line_is_usage_and_sends_nothing() {
         &["create", "s1", "-f", "s1.toml"],
         &["set", "s1", "--switch", "soon"],
         &["create", "-f", "s1.toml", "--rate", "1MiB"],
+        &["create", "-f", "s1.toml", "--mode", "track"],
+        &["set", "--mode", "track"],
+        &["set", "s1", "--attempts", "0"],
+        &["set", "s1", "--throttle-floor", "unlimited"],
     ];
     for arguments in wrong {
         let ended = fake.run(arguments);
@@ -194,6 +200,12 @@ fn each_verb_sends_its_request() {
                 "1GiB",
                 "--priority",
                 "7",
+                "--mode",
+                "track",
+                "--cutover-action",
+                "force",
+                "--throttle-floor",
+                "2MiB",
             ],
             Request::Create {
                 session: session(),
@@ -212,6 +224,12 @@ fn each_verb_sends_its_request() {
                     on_authoritative_failure: OnAuthoritativeFailure::Switch,
                     rate_bytes_per_second: 1 << 30,
                     priority: 7,
+                    mode: CopyMode::Track,
+                    cutover: CutoverOptions {
+                        action: CutoverAction::Force,
+                        floor_bytes_per_second: 2 << 20,
+                        ..CutoverOptions::default()
+                    },
                     ..SessionOptions::default()
                 },
             },
@@ -264,6 +282,27 @@ fn each_verb_sends_its_request() {
                 session: session(),
                 limits: SessionLimits {
                     switch: Some(SwitchPolicy::OnEvent("backup-done".into())),
+                    ..SessionLimits::default()
+                },
+            },
+        ),
+        (
+            &[
+                "set",
+                "s1",
+                "--mode",
+                "mirror",
+                "--attempts",
+                "9",
+                "--cutover-duration",
+                "60",
+            ],
+            Request::SetSession {
+                session: session(),
+                limits: SessionLimits {
+                    mode: Some(CopyMode::Mirror),
+                    attempts: Some(9),
+                    cutover_duration_seconds: Some(60),
                     ..SessionLimits::default()
                 },
             },

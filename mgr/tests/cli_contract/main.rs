@@ -27,8 +27,8 @@ use mgr::cli::client::{Client, ConnectError, ExchangeError, Limits};
 use mgr::cli::exit::{Exit, TABLE};
 use migration_proto::frame;
 use migration_proto::manager::{
-    EventRecord, Failure, FailureKind, JSON_SCHEMA, PairRecord, PairSpec, Record, Request,
-    Response, SessionOptions, SessionRecord, VolumeRecord,
+    CUTOVER_OVER, CutoverRecord, EventRecord, Failure, FailureKind, JSON_SCHEMA, PairRecord,
+    PairSpec, Record, Request, Response, SessionOptions, SessionRecord, VolumeRecord,
 };
 use migration_proto::route::Side;
 use migration_proto::{Hello, Welcome};
@@ -332,6 +332,7 @@ fn session(state: &str) -> Record {
         pairs: 1,
         allowed: vec!["switch".into(), "cancel".into()],
         options: SessionOptions::default(),
+        cutover: None,
         created_at: 1_763_687_825,
     })
 }

@@ -85,6 +85,35 @@ fn wait_says_nothing_twice_and_with_quiet_nothing() {
 }
 
 #[test]
+fn wait_ends_when_the_cutover_is_over() {
+    let mut over = session("tracking");
+    if let Record::Session(session) = &mut over {
+        session.cutover = Some(CutoverRecord {
+            phase: CUTOVER_OVER.to_owned(),
+            failures: 1,
+            cause: Some("what was left did not fit".to_owned()),
+            max_pause_ms: 100,
+            predicted_pause_ms: Some(2000),
+            write_bytes_per_second: 9 << 20,
+            copy_bytes_per_second: 8 << 20,
+            throttle_bytes_per_second: None,
+        });
+    }
+    let records = vec![over, pair("tracking", 1 << 20)];
+    let fake = FakeShuntd::answering(Response::Records { records });
+    let ended = fake.run(&["wait", "s1", "--for", "target-selected"]);
+    ended.expect_error(Exit::Failed, &["session s1", "did not fit", "tracking"]);
+    // Another goal is not concerned.
+    let arguments = ["wait", "s1", "--for", "source-selected", "--timeout", "0"];
+    fake.run(&arguments)
+        .expect_error(Exit::TimeRanOut, &["tracking"]);
+    let shown = fake.run(&["status"]);
+    shown.expect(Exit::Done);
+    let line = "cutover: over, 9.00 MiB/s written, 8.00 MiB/s can be copied, the pause would be 2000.0 ms of 100.0 ms";
+    assert!(shown.stdout.contains(line), "{}", shown.stdout);
+}
+
+#[test]
 fn wait_with_json_prints_the_last_records() {
     let fake = FakeShuntd::answering(records_in("committed", 0));
     let ended = fake.run(&["wait", "s1", "--for", "committed", "--json"]);

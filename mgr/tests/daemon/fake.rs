@@ -12,7 +12,8 @@ use std::time::Duration;
 use migration_proto::frame;
 use migration_proto::route::{Descriptor, MapSummary, Route, Side};
 use migration_proto::target::{
-    Counters, EXIT_MAP_DAMAGED, OnAuthoritativeFailure, Refusal, Request, Response, Status,
+    CopyMode, Counters, EXIT_MAP_DAMAGED, OnAuthoritativeFailure, Refusal, Request, Response,
+    Status,
 };
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,8 @@ struct Server {
     copier: Mutex<bool>,
     copied_bytes: Mutex<u64>,
     on_authoritative_failure: Mutex<OnAuthoritativeFailure>,
+    copy_mode: Mutex<CopyMode>,
+    throttle: Mutex<u64>,
 }
 
 #[test]
@@ -176,6 +179,8 @@ fn serve(path: &Path, socket: &Path, volume_id: &str) {
         copier: Mutex::new(false),
         copied_bytes: Mutex::new(0),
         on_authoritative_failure: Mutex::default(),
+        copy_mode: Mutex::default(),
+        throttle: Mutex::default(),
     });
     for stream in listener.incoming() {
         let server = Arc::clone(&server);
@@ -239,9 +244,24 @@ impl Conversation {
                 map.dirty = (0..map.descriptor.size_bytes.div_ceil(REGION_BYTES)).collect();
                 Ok(())
             }),
-            Request::SetRoute { epoch, route, .. } => self.set_route(epoch, route),
+            Request::SetRoute {
+                epoch,
+                route,
+                copies_rest,
+                ..
+            } => self.set_route(epoch, route, copies_rest),
             Request::SetOnAuthoritativeFailure { policy } => {
                 *self.server.on_authoritative_failure.lock().unwrap() = policy;
+                Response::Done
+            }
+            Request::SetCopyMode { mode } => {
+                *self.server.copy_mode.lock().unwrap() = mode;
+                Response::Done
+            }
+            Request::SetThrottle {
+                bytes_per_second, ..
+            } => {
+                *self.server.throttle.lock().unwrap() = bytes_per_second;
                 Response::Done
             }
             Request::RetryMirror { .. } => {
@@ -279,7 +299,7 @@ impl Conversation {
         }
     }
 
-    fn set_route(&self, epoch: u64, route: Route) -> Response {
+    fn set_route(&self, epoch: u64, route: Route, copies_rest: bool) -> Response {
         let path = &self.server.path;
         if route.is_mirrored() {
             if Whim::RefuseRole.is_set(path) {
@@ -290,6 +310,9 @@ impl Conversation {
             }
         }
         let response = self.change(epoch, |map| {
+            if copies_rest {
+                map.dirty.clear();
+            }
             if route.is_mirrored() && !map.dirty.is_empty() {
                 return Err(refused(Refusal::NotInSync, "regions are dirty"));
             }
@@ -348,6 +371,8 @@ impl Conversation {
                 .then(|| "the mirror leg failed: EIO".to_owned()),
             authoritative_problem: None,
             on_authoritative_failure: *self.server.on_authoritative_failure.lock().unwrap(),
+            copy_mode: *self.server.copy_mode.lock().unwrap(),
+            throttle_bytes_per_second: *self.server.throttle.lock().unwrap(),
             map_problem: None,
             suspended: false,
             changing: false,

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+mod cutover;
 mod fake;
 mod lost;
 mod queue;

@@ -2,7 +2,7 @@ use super::*;
 use alloc::string::String;
 
 /// The second table of the module, with one row for each authoritative side.
-const TABLE: [(PairState, Side, &str); 30] = {
+const TABLE: [(PairState, Side, &str); 32] = {
     use PairState as P;
     use Side::{Source, Target};
     [
@@ -12,6 +12,8 @@ const TABLE: [(PairState, Side, &str); 30] = {
         (P::Queued, Target, "=D=...D"),
         (P::Syncing, Source, "=D=...D"),
         (P::Syncing, Target, "=D=..D."),
+        (P::Tracking, Source, "=D=D=.D"),
+        (P::Tracking, Target, "=D=D=.D"),
         (P::Paused, Source, "==D...D"),
         (P::Paused, Target, "==D..D."),
         (P::Degraded, Source, "=DD...D"),
@@ -78,6 +80,7 @@ fn seen(route: Route) -> Seen {
         route,
         ours: true,
         dirty: false,
+        tracks: false,
         degraded: false,
         changing: false,
     }
@@ -212,6 +215,12 @@ fn degraded_comes_before_paused_and_paused_before_dirty() {
     };
     assert_eq!(facts.position().state, PairState::Syncing);
     assert!(facts.wants_copier());
+    facts.seen = Some(Seen {
+        tracks: true,
+        ..seen(MIRRORED_SOURCE)
+    });
+    assert_eq!(facts.position().state, PairState::Tracking);
+    assert!(facts.wants_copier() && facts.holds_place());
     facts.paused = true;
     assert_eq!(facts.position().state, PairState::Paused);
     assert!(!facts.wants_copier());

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     map::RoleRecord,
     region::RegionMap,
-    route::Route,
+    route::{Route, Side},
     units::{Epoch, Time},
 };
 
@@ -42,6 +42,9 @@ pub enum Target {
     AddMirror(NewMirror),
     /// Exchange of the roles, commit, or cancel.
     Route(Route),
+    /// Exchange of the roles in favour of this side. What is dirty is copied while requests are held; without a copier
+    /// that is refused as [`ChangeError::NotInSync`].
+    CopyRest(Side),
 }
 
 /// Why a route was not changed. The old one holds.
@@ -100,6 +103,8 @@ pub(super) struct Change {
     step: Step,
     deadline: Time,
     hold_nanoseconds_max: u64,
+    /// What is dirty is copied after the drain.
+    copies_rest: bool,
 }
 
 impl Change {
@@ -111,6 +116,7 @@ impl Change {
             step: Step::RoleSlots,
             deadline,
             hold_nanoseconds_max: FAIL_OVER_NANOSECONDS_MAX,
+            copies_rest: false,
         }
     }
 
@@ -212,7 +218,8 @@ impl Volume {
         effects: &mut Vec<Effect>,
     ) -> Result<(), ChangeError> {
         let next = self.next_record(target);
-        self.may_change(epoch, next.route)?;
+        let copies_rest = matches!(target, Target::CopyRest(_));
+        self.may_change(epoch, next.route, copies_rest)?;
         let step = match target {
             Target::AddMirror(_) => {
                 self.intent.fill_dirty();
@@ -223,7 +230,9 @@ impl Volume {
                     descriptor_written: false,
                 }
             }
-            Target::Route(Route::Mirrored { .. }) => Step::PreFlush(self.flush_both(effects)),
+            Target::Route(Route::Mirrored { .. }) | Target::CopyRest(_) => {
+                Step::PreFlush(self.flush_both(effects))
+            }
             Target::Route(Route::Single(_)) => Step::RoleSlots,
         };
         self.change = Some(Change {
@@ -232,6 +241,7 @@ impl Volume {
             step,
             deadline: now.plus(PREPARE_NANOSECONDS_MAX),
             hold_nanoseconds_max,
+            copies_rest,
         });
         self.role_slots_settled(now, effects);
         Ok(())
@@ -283,7 +293,8 @@ impl Volume {
             .as_ref()
             .filter(|change| change.step != Step::Role)
             .map(|change| change.deadline);
-        suspension.into_iter().chain(change).min()
+        let throttle = self.throttle_deadline();
+        [suspension, change, throttle].into_iter().flatten().min()
     }
 
     pub(super) fn next_record(&self, target: Target) -> RoleRecord {
@@ -299,11 +310,12 @@ impl Volume {
                 next.descriptor_crc = descriptor.descriptor_crc;
             }
             Target::Route(route) => next.route = route,
+            Target::CopyRest(authoritative) => next.route = Route::Mirrored { authoritative },
         }
         next
     }
 
-    fn may_change(&self, epoch: Epoch, next: Route) -> Result<(), ChangeError> {
+    fn may_change(&self, epoch: Epoch, next: Route, copies_rest: bool) -> Result<(), ChangeError> {
         if epoch != self.record.epoch {
             return Err(ChangeError::StaleEpoch);
         }
@@ -321,7 +333,10 @@ impl Volume {
                 Err(ChangeError::CopierConnected)
             }
             (Some(_), Route::Single(_)) => Ok(()),
-            (Some(_), Route::Mirrored { .. }) => self.may_exchange_roles(),
+            (Some(_), Route::Mirrored { .. }) => match self.may_exchange_roles() {
+                Err(ChangeError::NotInSync(_)) if copies_rest && self.claims_copier() => Ok(()),
+                outcome => outcome,
+            },
         }
     }
 
@@ -393,6 +408,19 @@ impl Volume {
         }
     }
 
+    /// Whether what is dirty is being copied while requests are held.
+    pub(super) fn copies_rest(&self) -> bool {
+        let copies = |change: &Change| change.copies_rest && change.step == Step::Drain;
+        self.change.as_ref().is_some_and(copies)
+    }
+
+    /// Maybe nothing is left to be copied while requests are held, or nobody who copies.
+    pub(super) fn rest_copied(&mut self, now: Time, effects: &mut Vec<Effect>) {
+        if self.copies_rest() {
+            self.drained_if_quiet(now, effects);
+        }
+    }
+
     /// Nothing of the application is in flight.
     fn drained(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if let Some(suspension) = &mut self.gate.suspension
@@ -419,6 +447,9 @@ impl Volume {
                         self.flush_both(effects)
                     });
                     self.set_step(step);
+                }
+                Err(ChangeError::NotInSync(_)) if change.copies_rest && self.claims_copier() => {
+                    self.retry_claim(effects);
                 }
                 Err(error) => self.fail_change(now, error, effects),
             },
@@ -492,7 +523,7 @@ impl Volume {
         }
         self.forget_faults();
         // A copier that is still connected would copy in the old direction.
-        self.dismiss_copier();
+        self.dismiss_copier(effects);
         match (self.record.route, was_single) {
             (Route::Mirrored { .. }, true) => {
                 self.regions = Some(RegionMap::all_dirty(self.record.geometry));

@@ -2,10 +2,10 @@
 
 use alloc::vec::Vec;
 
-use super::{Call, Effect, Errno, Reply, Rule, Volume, Write};
+use super::{Call, Effect, Errno, PASS_NANOSECONDS, Reply, Rule, Volume, Write};
 use crate::{
     region::{RegionMap, RegionState},
-    units::{Epoch, RegionIndex},
+    units::{Epoch, RegionIndex, Time},
 };
 
 /// The most regions that may be claimed at once.
@@ -38,6 +38,32 @@ pub enum ClaimError {
     RouteChanging,
 }
 
+/// What became of regions that a copier had claimed.
+#[derive(Debug, Clone, Copy)]
+pub struct Report<'a> {
+    /// The epoch of the claim.
+    pub epoch: Epoch,
+    /// The same on the mirror leg now.
+    pub copied: &'a [RegionIndex],
+    /// Not copied.
+    pub failed: &'a [RegionIndex],
+    /// What the mirror leg said.
+    pub mirror_error: Option<Errno>,
+}
+
+impl<'a> Report<'a> {
+    /// All was copied.
+    #[must_use]
+    pub const fn copied(epoch: Epoch, regions: &'a [RegionIndex]) -> Self {
+        Self {
+            epoch,
+            copied: regions,
+            failed: &[],
+            mirror_error: None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Claims {
     copier: Option<CopierId>,
@@ -46,10 +72,18 @@ pub(super) struct Claims {
     pending: Option<Pending>,
     /// Where the search for the next region begins.
     cursor: usize,
+    /// So many regions may be granted before the next pass, while the volume tracks.
+    pass: usize,
+    next_pass: Time,
 }
 
 #[cfg(feature = "seeded-bugs")]
 impl Claims {
+    /// See [`Volume::expire`].
+    pub(super) const fn expire_pass(&mut self) {
+        self.next_pass = Time(0);
+    }
+
     /// See [`Volume::forget_history`].
     pub(super) fn sort(&mut self) {
         self.claimed.sort_unstable();
@@ -124,13 +158,17 @@ impl Volume {
     /// [`ClaimError`]; nothing has changed then.
     pub fn report(
         &mut self,
+        now: Time,
         copier: CopierId,
-        epoch: Epoch,
-        copied: &[RegionIndex],
-        failed: &[RegionIndex],
-        mirror_error: Option<Errno>,
+        report: &Report<'_>,
         effects: &mut Vec<Effect>,
     ) -> Result<(), ClaimError> {
+        let Report {
+            epoch,
+            copied,
+            failed,
+            mirror_error,
+        } = *report;
         if self.claims.copier != Some(copier) && !self.breaks(Rule::ReportsFromCopierOnly) {
             return Err(ClaimError::NotCopier);
         }
@@ -152,12 +190,13 @@ impl Volume {
         }
         self.retry_waiting(effects);
         self.retry_claim(effects);
+        self.rest_copied(now, effects);
         self.write_map(effects);
         Ok(())
     }
 
     /// The copier's connection is gone: what it had claimed is dirty again.
-    pub fn close_copier(&mut self, copier: CopierId, effects: &mut Vec<Effect>) {
+    pub fn close_copier(&mut self, copier: CopierId, now: Time, effects: &mut Vec<Effect>) {
         if self.claims.copier != Some(copier) {
             return;
         }
@@ -168,13 +207,18 @@ impl Volume {
         self.watches.clear();
         self.claims.copier = None;
         self.claims.pending = None;
+        self.rest_copied(now, effects);
         self.retry_waiting(effects);
         self.write_map(effects);
     }
 
     /// The roles have changed: no region is dirty, so nothing is claimed; the copier has to present itself again.
-    pub(super) fn dismiss_copier(&mut self) {
-        debug_assert!(self.claims.claimed.is_empty() && self.claims.pending.is_none());
+    pub(super) fn dismiss_copier(&mut self, effects: &mut Vec<Effect>) {
+        debug_assert!(self.claims.claimed.is_empty());
+        if let Some(Pending { call, .. }) = self.claims.pending {
+            let reply = Reply::ClaimRefused(ClaimError::StaleEpoch);
+            effects.push(Effect::Reply { call, reply });
+        }
         self.claims = Claims::default();
         self.watches.clear();
     }
@@ -191,6 +235,7 @@ impl Volume {
     }
 
     fn release(&mut self, region: RegionIndex, copied: bool) {
+        let tracks = self.tracks();
         let (Some(regions), Some(index)) = (
             &mut self.regions,
             self.claims
@@ -204,6 +249,7 @@ impl Volume {
         let next = match (regions.get(region), copied) {
             (RegionState::Copying | RegionState::CopyingExclusive, true) => RegionState::Clean,
             (RegionState::Copying, false) => RegionState::Dirty,
+            (RegionState::CopyingDirty, _) if tracks => RegionState::Dirty,
             (RegionState::CopyingDirty, _) | (RegionState::CopyingExclusive, false) => {
                 RegionState::DirtyAgain
             }
@@ -244,18 +290,34 @@ impl Volume {
         let Some(Pending { call, regions_max }) = self.claims.pending else {
             return;
         };
+        let waits_for_pass = self.tracks() && !self.copies_rest();
         let granted = self.grant(regions_max);
         let all_clean = self
             .regions
             .as_ref()
             .is_none_or(|regions| regions.dirty_regions() == 0);
-        if !granted.is_empty() || all_clean || !self.claims.claimed.is_empty() {
+        let nothing_to_wait_for = all_clean && !waits_for_pass;
+        if !granted.is_empty() || nothing_to_wait_for || !self.claims.claimed.is_empty() {
             self.claims.pending = None;
             let reply = Reply::Claimed(granted);
             effects.push(Effect::Reply { call, reply });
-        } else {
+        } else if !waits_for_pass {
             self.reserve();
         }
+    }
+
+    /// Whether a pass is due.
+    pub(super) fn take_pass_timer(&mut self, now: Time) -> bool {
+        let due = self.claims.next_pass <= now;
+        if due {
+            self.claims.next_pass = now.plus(PASS_NANOSECONDS);
+        }
+        due
+    }
+
+    /// So many regions may be granted until the next pass.
+    pub(super) const fn set_pass(&mut self, regions: usize) {
+        self.claims.pass = regions;
     }
 
     pub(super) fn refuse_claim(&mut self, effects: &mut Vec<Effect>) {
@@ -270,7 +332,11 @@ impl Volume {
     /// Grants idle dirty regions, the reserved ones first.
     fn grant(&mut self, regions_max: usize) -> Vec<RegionIndex> {
         let room = CLAIMED_REGIONS_MAX.saturating_sub(self.claims.claimed.len());
-        let wanted = regions_max.min(room);
+        let mut wanted = regions_max.min(room);
+        let tracks = self.tracks();
+        if tracks && !self.copies_rest() {
+            wanted = wanted.min(self.claims.pass);
+        }
         let mut exclusive = self.exclusive_regions();
         let mut granted = Vec::new();
         let mut index = 0;
@@ -292,7 +358,7 @@ impl Volume {
             let dirty = regions.dirty_regions();
             while let (Some(region), true) = (next, granted.len() < wanted && seen < dirty) {
                 let state = regions.get(region);
-                let again = state == RegionState::DirtyAgain;
+                let again = state == RegionState::DirtyAgain && !tracks;
                 let allowed = is_claimable(state) && (!again || exclusive < RESERVED_REGIONS_MAX);
                 if allowed && !self.is_written(region) {
                     granted.push(region);
@@ -305,9 +371,10 @@ impl Volume {
         }
         if let Some(regions) = &mut self.regions {
             for region in &granted {
-                regions.set(*region, claimed_state(regions.get(*region)));
+                regions.set(*region, claimed_state(regions.get(*region), tracks));
             }
         }
+        self.claims.pass = self.claims.pass.saturating_sub(granted.len());
         granted.sort_unstable();
         self.claims.claimed.extend_from_slice(&granted);
         granted
@@ -352,8 +419,9 @@ const fn is_claimable(state: RegionState) -> bool {
     matches!(state, RegionState::Dirty | RegionState::DirtyAgain)
 }
 
-const fn claimed_state(state: RegionState) -> RegionState {
+const fn claimed_state(state: RegionState, tracks: bool) -> RegionState {
     match state {
+        RegionState::DirtyAgain if tracks => RegionState::Copying,
         RegionState::DirtyAgain | RegionState::Reserved => RegionState::CopyingExclusive,
         RegionState::Dirty
         | RegionState::Clean

@@ -205,7 +205,7 @@ impl Volume {
         }
     }
 
-    fn share_claims(&mut self) {
+    pub(super) fn share_claims(&mut self) {
         self.watches.let_writes_go(None);
         for index in 0..self.claimed().len() {
             self.share_claim(self.claimed()[index]);

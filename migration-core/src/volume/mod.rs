@@ -21,17 +21,19 @@ mod failure;
 mod intent;
 mod requests;
 mod seeded;
+mod track;
 
 use alloc::{collections::VecDeque, vec, vec::Vec};
 
 pub use change::{ChangeError, NewMirror, PREPARE_NANOSECONDS_MAX, Target};
-pub use claims::{CLAIMED_REGIONS_MAX, ClaimError, CopierId, RESERVED_REGIONS_MAX};
+pub use claims::{CLAIMED_REGIONS_MAX, ClaimError, CopierId, RESERVED_REGIONS_MAX, Report};
 pub use compare::{Comparison, WATCHED_REGIONS_MAX, Watched};
 pub use failure::OnAuthoritativeFailure;
 pub use intent::{COPIED_SWEEP_NANOSECONDS, IDLE_SWEEP_NANOSECONDS, MAP_BATCH_SECTORS_MAX};
 use seeded::Rule;
 #[cfg(feature = "seeded-bugs")]
 pub use seeded::{Rule as SeededBug, Timer};
+pub use track::CopyMode;
 
 use crate::{
     map::{BitmapSector, RoleRecord},
@@ -279,6 +281,8 @@ pub struct Volume {
     free_places: Vec<Place>,
     patience: u64,
     on_authoritative_failure: OnAuthoritativeFailure,
+    copy_mode: CopyMode,
+    throttle: Option<track::Throttle>,
     /// The map, in `Mirrored`.
     regions: Option<RegionMap>,
     intent: intent::Intent,
@@ -329,6 +333,8 @@ impl Volume {
             free_places: (0..config.places as u16).rev().map(Place).collect(),
             patience: config.patience,
             on_authoritative_failure: OnAuthoritativeFailure::default(),
+            copy_mode: CopyMode::default(),
+            throttle: None,
             regions,
             intent,
             claims: claims::Claims::default(),
@@ -357,6 +363,8 @@ impl Volume {
     pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.check_deadlines(now, effects);
         self.check_patience(now, effects);
+        self.check_throttle(now, effects);
+        self.next_pass(now, effects);
         self.refresh_role_slot(effects);
         self.sweep_if_due(now, effects);
         self.write_map(effects);
@@ -485,6 +493,9 @@ impl Volume {
         }
     }
 }
+
+/// How often a pass begins while the volume tracks, in nanoseconds.
+const PASS_NANOSECONDS: u64 = 500_000_000;
 
 /// How often [`Volume::tick`] is to be called at least.
 pub const TICK_NANOSECONDS: u64 = 500_000_000;

@@ -27,6 +27,7 @@ impl Volume {
     /// longer than the smallest region (the shell's largest request), except for a discard.
     pub fn request(&mut self, now: Time, tag: Tag, request: Request, effects: &mut Vec<Effect>) {
         debug_assert_eq!(self.slots[usize::from(tag.0)].stage, Stage::Free);
+        self.note_time(now);
         *self.slot(tag) = Slot {
             stage: Stage::Held,
             request,
@@ -52,6 +53,7 @@ impl Volume {
     ) {
         let slot = *self.slot(tag);
         debug_assert_eq!(slot.stage, Stage::Started);
+        self.note_time(now);
         self.started -= 1;
         let is_write = matches!(slot.request.op, Op::Write { .. });
         if is_write {
@@ -213,7 +215,7 @@ impl Volume {
             }
             any_clean |= state == RegionState::Clean;
         }
-        let mirrored = any_clean && self.healthy_mirror().is_some();
+        let mirrored = any_clean && self.healthy_mirror().is_some() && !self.tracks();
         for write in &self.writes {
             if !write.range.overlaps(range) || self.breaks(Rule::OverlappingWritesWait) {
                 continue;
@@ -243,8 +245,12 @@ impl Volume {
             }
             Err(Obstacle::Claim(_) | Obstacle::Write | Obstacle::Mirror) => return false,
         };
+        if self.regions.is_some() && !self.passes_throttle(tag) {
+            return false;
+        }
         self.start(tag, effects);
         if self.regions.is_some() {
+            self.take_from_throttle(range.length);
             self.touch_regions(range, mirrored);
             let place = self.free_places.pop_if(|_| mirrored);
             self.writes.push(Write {
@@ -264,6 +270,7 @@ impl Volume {
     fn touch_regions(&mut self, range: Range, mirrored: bool) {
         let spoils = !self.breaks(Rule::WriteSpoilsCopy);
         let keeps_mark = !self.breaks(Rule::WriteDuringSweepKeepsMark);
+        let forgets = self.tracks() && self.breaks(Rule::TrackedWriteIsDirty);
         let Some(regions) = &mut self.regions else {
             return;
         };
@@ -273,7 +280,9 @@ impl Volume {
             }
             self.watches.note_write(region);
             match regions.get(region) {
-                RegionState::Clean if !mirrored => regions.set(region, RegionState::Dirty),
+                RegionState::Clean if !mirrored && !forgets => {
+                    regions.set(region, RegionState::Dirty)
+                }
                 RegionState::Copying if spoils => {
                     regions.set(region, RegionState::CopyingDirty);
                 }

@@ -18,6 +18,8 @@ pub enum Rule {
     NoClaimWhileTrailing,
     /// A copy during which the region was written does not count.
     WriteSpoilsCopy,
+    /// What is written on the source alone, because the volume tracks, is dirty.
+    TrackedWriteIsDirty,
     /// What a dead copier had claimed is dirty.
     ClaimsDieWithCopier,
     /// Only the copier that is connected may report.
@@ -103,6 +105,8 @@ mod model {
         Deadlines,
         /// What waits has waited long enough.
         Patience,
+        /// The pass of a volume that tracks.
+        Pass,
         /// The sweep of copied regions.
         CopiedSweep,
         /// The sweep of idle regions.
@@ -135,6 +139,7 @@ mod model {
                         slot.since = Time(0);
                     }
                 }
+                Timer::Pass => self.claims.expire_pass(),
                 Timer::CopiedSweep => self.intent.expire(now, false),
                 Timer::IdleSweep => self.intent.expire(now, true),
             }

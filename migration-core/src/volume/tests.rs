@@ -4,6 +4,7 @@ mod bench;
 mod cases;
 mod compare;
 mod failures;
+mod tracking;
 
 use super::*;
 use crate::{map, route::Route, units::RegionIndex};

@@ -12,7 +12,7 @@ use std::{
 
 use migration_core::{
     map::RoleRecord,
-    volume::{CopierId, Counters, Errno, OnAuthoritativeFailure},
+    volume::{CopierId, CopyMode, Counters, Errno, OnAuthoritativeFailure},
 };
 use migration_proto::{
     route::{Descriptor, Route},
@@ -41,6 +41,10 @@ pub struct Snapshot {
     pub authoritative_fault: Option<Errno>,
     /// What to do then.
     pub on_authoritative_failure: OnAuthoritativeFailure,
+    /// What writes do to the mirror leg.
+    pub copy_mode: CopyMode,
+    /// To how many bytes a second writes are slowed.
+    pub throttle: Option<u64>,
     /// Why the map file cannot be written.
     pub map_fault: Option<Errno>,
     /// Requests are held.
@@ -92,6 +96,8 @@ pub enum Ask {
         route: Route,
         /// How long requests may be held, in milliseconds.
         deadline_ms: u64,
+        /// What is dirty is copied while requests are held.
+        copies_rest: bool,
     },
     /// Hold requests.
     Suspend {
@@ -102,6 +108,15 @@ pub enum Ask {
     Resume,
     /// What to do when the authoritative leg fails.
     OnAuthoritativeFailure(OnAuthoritativeFailure),
+    /// What writes do to the mirror leg.
+    CopyMode(CopyMode),
+    /// Slow writes.
+    Throttle {
+        /// In bytes; 0 ends it.
+        bytes_per_second: u64,
+        /// It ends by itself after this time, in milliseconds.
+        for_ms: u64,
+    },
     /// Let go of a mirror leg that failed, so that it can be opened again.
     ReleaseMirror {
         /// The epoch that the client knows.

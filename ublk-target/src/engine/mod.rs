@@ -537,6 +537,8 @@ impl Engine {
             mirror_problem: self.mirror_problem.clone(),
             authoritative_fault: self.volume.authoritative_fault(),
             on_authoritative_failure: self.volume.on_authoritative_failure(),
+            copy_mode: self.volume.copy_mode(),
+            throttle: self.volume.throttle(),
             map_fault: self.volume.map_fault(),
             suspended: self.volume.is_suspended(),
             changing: self.volume.is_changing(),

@@ -7,7 +7,8 @@ use migration_core::{
     route::Route,
     units::{Epoch, Geometry, RegionIndex},
     volume::{
-        Call, ChangeError, ClaimError, Comparison, CopierId, Errno, NewMirror, Reply, Target,
+        Call, ChangeError, ClaimError, Comparison, CopierId, Errno, NewMirror, Reply, Report,
+        Target,
     },
 };
 use migration_proto::target::{Refusal, Response};
@@ -61,7 +62,8 @@ impl Engine {
                 }
             }
             Command::ConnectionClosed(copier) => {
-                self.volume.close_copier(copier, &mut self.effects);
+                let now = self.now();
+                self.volume.close_copier(copier, now, &mut self.effects);
             }
             Command::Ask(ask, reply) => {
                 let call = self.calls.open(reply);
@@ -81,8 +83,14 @@ impl Engine {
                 epoch,
                 route,
                 deadline_ms,
+                copies_rest,
             } => {
-                let target = Target::Route(Route::from(route));
+                let target = match Route::from(route) {
+                    Route::Mirrored { authoritative } if copies_rest => {
+                        Target::CopyRest(authoritative)
+                    }
+                    route => Target::Route(route),
+                };
                 self.change_route(call, epoch, target, deadline_ms)
             }
             Ask::Suspend { deadline_ms } => {
@@ -96,6 +104,20 @@ impl Engine {
             }
             Ask::OnAuthoritativeFailure(policy) => {
                 self.volume.set_on_authoritative_failure(policy);
+                Some(Response::Done)
+            }
+            Ask::CopyMode(mode) => {
+                self.volume.set_copy_mode(mode, &mut self.effects);
+                Some(Response::Done)
+            }
+            Ask::Throttle {
+                bytes_per_second,
+                for_ms,
+            } => {
+                let until = now.plus(for_ms.saturating_mul(NANOSECONDS_PER_MILLISECOND));
+                let effects = &mut self.effects;
+                self.volume
+                    .set_throttle(now, bytes_per_second, until, effects);
                 Some(Response::Done)
             }
             Ask::ReleaseMirror { epoch } | Ask::RetryMirror { epoch, .. }
@@ -133,6 +155,7 @@ impl Engine {
     ) -> Result<Response, Response> {
         let geometry = self.volume.geometry();
         let indexes = |list: Vec<u64>| indexes(geometry, &list);
+        let now = self.now();
         let effects = &mut self.effects;
         let response = match said {
             Said::Done {
@@ -142,8 +165,14 @@ impl Engine {
             } => {
                 let (copied, failed) = (indexes(copied)?, indexes(failed)?);
                 let error = mirror_failed.then_some(Errno(libc::EIO));
+                let report = Report {
+                    epoch,
+                    copied: &copied,
+                    failed: &failed,
+                    mirror_error: error,
+                };
                 self.volume
-                    .report(copier, epoch, &copied, &failed, error, effects)
+                    .report(now, copier, &report, effects)
                     .map(|()| Response::Done)
             }
             Said::ToCompare { regions, hold } => self

@@ -302,6 +302,8 @@ pub(super) fn status(volume: &Volume) -> Status {
         degraded: None,
         authoritative_problem: None,
         on_authoritative_failure: migration_proto::target::OnAuthoritativeFailure::default(),
+        copy_mode: migration_proto::target::CopyMode::default(),
+        throttle_bytes_per_second: 0,
         map_problem: None,
         suspended: false,
         changing: false,

@@ -128,7 +128,12 @@ fn a_copy_does_not_count_if_the_mirror_could_not_be_flushed_meanwhile() {
     }
     let copied = [RegionIndex(1)];
     volume
-        .report(copier, epoch, &copied, &[], None, &mut effects)
+        .report(
+            Time(1),
+            copier,
+            &Report::copied(epoch, &copied),
+            &mut effects,
+        )
         .unwrap();
     let dirty: Vec<usize> = volume
         .regions()
@@ -153,7 +158,12 @@ fn the_marks_of_copied_regions_go_soon_and_write_intent_stays_while_it_is_used()
     effects.clear();
     volume.claim(copier, Call(1), 1, &mut effects);
     volume
-        .report(copier, epoch, &[RegionIndex(1)], &[], None, &mut effects)
+        .report(
+            Time(1),
+            copier,
+            &Report::copied(epoch, &[RegionIndex(1)]),
+            &mut effects,
+        )
         .unwrap();
     effects.clear();
     let now = Time(COPIED_SWEEP_NANOSECONDS + 1);

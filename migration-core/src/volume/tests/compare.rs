@@ -150,7 +150,9 @@ fn a_connection_that_ends_or_a_mirror_leg_that_fails_lets_writes_go() {
     let mut bench = comparing();
     bench.watch(&[R0], true);
     assert_eq!(bench.request(0, WRITE, 0), []);
-    bench.volume.close_copier(COPIER, &mut bench.effects);
+    bench
+        .volume
+        .close_copier(COPIER, bench.now, &mut bench.effects);
     assert!(bench.take().contains(&leg(0, Side::Source, WRITE)));
 
     let mut bench = comparing();

@@ -124,7 +124,12 @@ fn a_region_that_is_copied_too_slowly_is_not_kept_from_the_application() {
     let report = |bench: &mut Bench| {
         let (volume, effects) = (&mut bench.volume, &mut bench.effects);
         volume
-            .report(copier, Epoch(2), &[RegionIndex(0)], &[], None, effects)
+            .report(
+                bench.now,
+                copier,
+                &Report::copied(Epoch(2), &[RegionIndex(0)]),
+                effects,
+            )
             .unwrap();
         bench.take()
     };

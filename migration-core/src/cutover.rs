@@ -1,0 +1,640 @@
+//! The cutover of pairs that track: writes are slowed until what is left fits the pause that the operator allows.
+//!
+//! ```text
+//!  baseline --all that was dirty has had its turn--> update --does not fit--> administrative
+//!                                                      |  ^                        |
+//!                                                 fits |  | fallback               | fits
+//!                                                      v  |                        v
+//!                                     over <--done-- cutover <---------------------+
+//! ```
+//!
+//! *Baseline* and *update* only measure. In *administrative* the writes of each pair whose rest does not fit are slowed
+//! step by step, never below the floor. In *cutover* requests are held while the rest is copied, and the roles are
+//! exchanged. An attempt that fails falls back to *update*: writes are as fast as they can be, and the [`Action`] says
+//! what follows.
+//!
+//! Sizes are in bytes, rates in bytes a second. No clock: times are arguments.
+
+use alloc::{vec, vec::Vec};
+
+use crate::units::Time;
+
+/// How often is measured and decided, in nanoseconds.
+pub const STEP_NANOSECONDS: u64 = 1_000_000_000;
+/// How long writes stay at the floor before it is said that this does not help.
+const FLOOR_STEPS: u32 = 5;
+/// The rest is to fit into this share of the pause: the drain and the flushes take some of it too.
+const PAUSE_SHARE: (u128, u128) = (3, 4);
+/// What a step leaves of the rate of writes.
+const STEP_SHARE: (u64, u64) = (3, 4);
+/// The first and the longest time between two attempts.
+const BACK_OFF_FIRST: u64 = 5_000_000_000;
+const BACK_OFF_MAX: u64 = 300_000_000_000;
+/// How long a cutover that is forced may hold requests, in nanoseconds.
+pub const FORCED_HOLD_NANOSECONDS: u64 = 110_000_000_000;
+
+/// What follows when an attempt fails.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Another attempt, as often as is allowed.
+    #[default]
+    Retry,
+    /// Writes are not slowed again; it is cut over when it fits without that.
+    Defer,
+    /// Nothing; the operator decides.
+    Abort,
+    /// As `Retry`; when all attempts have failed, it is cut over however long that takes.
+    Force,
+    /// As `Retry`, but only when the operator has said so once more: until then it is only measured.
+    Wait,
+}
+
+/// What the operator allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Policy {
+    /// How long requests may be held, in nanoseconds.
+    pub max_pause: u64,
+    /// How long writes may be slowed in one attempt, in nanoseconds.
+    pub duration: u64,
+    /// Writes are not made slower than that.
+    pub floor: u64,
+    /// What follows when an attempt fails.
+    pub action: Action,
+    /// How many attempts there may be.
+    pub attempts: u32,
+}
+
+/// What one pair says. All but the first count from any beginning, and may begin anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Sample {
+    /// What is still to be copied.
+    pub dirty_bytes: u64,
+    /// What was copied.
+    pub copied_bytes: u64,
+    /// How long something was being copied, in nanoseconds.
+    pub copying_nanoseconds: u64,
+    /// What applications wrote.
+    pub written_bytes: u64,
+}
+
+/// Where a cutover is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// What was dirty in the beginning is being copied.
+    Baseline,
+    /// What is written is copied in passes.
+    Update,
+    /// Writes are being slowed.
+    Administrative,
+    /// Requests are held, the rest is being copied.
+    Cutover,
+}
+
+impl Phase {
+    /// The name that the operator reads.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Baseline => "baseline",
+            Self::Update => "update",
+            Self::Administrative => "administrative",
+            Self::Cutover => "cutover",
+        }
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Misfit {
+    /// Writes are at the floor, and the rest still does not fit.
+    Floor,
+    /// Writes were slowed as long as allowed.
+    Duration,
+    /// The roles could not be exchanged within the pause.
+    Pause,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// Measure again. The throttles may have changed.
+    Watch,
+    /// Hold requests at most so long, in nanoseconds, copy the rest, exchange the roles; then
+    /// [`Cutover::not_cut_over`], if that failed.
+    CutOver {
+        /// How long.
+        hold_nanoseconds_max: u64,
+    },
+    /// It is over without success; writes are not slowed any more.
+    GiveUp,
+}
+
+/// The measurements of one pair.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Pace {
+    last: Option<(Time, Sample)>,
+    /// What is copied in a second in which there is enough to copy.
+    copy_rate: u64,
+    write_rate: u64,
+    /// 0: writes are not slowed.
+    throttle: u64,
+    /// Of the baseline.
+    left: Option<u64>,
+}
+
+impl Pace {
+    const NEW: Self = Self {
+        last: None,
+        copy_rate: 0,
+        write_rate: 0,
+        throttle: 0,
+        left: None,
+    };
+
+    fn observe(&mut self, now: Time, sample: Sample) {
+        let last = self.last.replace((now, sample));
+        let left = self.left.get_or_insert(sample.dirty_bytes);
+        let Some((then, before)) = last else {
+            return;
+        };
+        let copied = sample.copied_bytes.checked_sub(before.copied_bytes);
+        let copying = sample
+            .copying_nanoseconds
+            .checked_sub(before.copying_nanoseconds);
+        if let (Some(copied), Some(copying @ 1..)) = (copied, copying) {
+            *left = left.saturating_sub(copied);
+            let rate = per_second(copied, copying);
+            self.copy_rate = match self.copy_rate {
+                0 => rate,
+                known => known / 2 + rate / 2,
+            };
+        }
+        if let (Some(written), elapsed @ 1..) = (
+            sample.written_bytes.checked_sub(before.written_bytes),
+            now.since(then),
+        ) {
+            self.write_rate = per_second(written, elapsed);
+        }
+    }
+
+    fn dirty_bytes(&self) -> u64 {
+        self.last.map_or(0, |(_, sample)| sample.dirty_bytes)
+    }
+
+    /// How long the rest would take, in nanoseconds; `None` if that is not known.
+    fn pause(&self) -> Option<u64> {
+        match (self.dirty_bytes(), self.copy_rate) {
+            _ if self.last.is_none() => None,
+            (0, _) => Some(0),
+            (_, 0) => None,
+            (dirty, rate) => {
+                let nanoseconds = u128::from(dirty) * 1_000_000_000 / u128::from(rate);
+                Some(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+            }
+        }
+    }
+
+    fn fits(&self, max_pause: u64) -> bool {
+        let allowed = u128::from(max_pause) * PAUSE_SHARE.0 / PAUSE_SHARE.1;
+        self.pause()
+            .is_some_and(|pause| u128::from(pause) <= allowed)
+    }
+
+    /// Writes are slowed more. Says whether they could be.
+    fn slow(&mut self, floor: u64) -> bool {
+        let rate = match self.throttle {
+            0 => self.write_rate,
+            throttle => throttle.min(self.write_rate.max(floor)),
+        };
+        let slower = (rate / STEP_SHARE.1 * STEP_SHARE.0).max(floor);
+        let changed = self.throttle == 0 || slower < self.throttle;
+        if changed {
+            self.throttle = slower;
+        }
+        changed
+    }
+}
+
+fn per_second(bytes: u64, nanoseconds: u64) -> u64 {
+    let rate = u128::from(bytes) * 1_000_000_000 / u128::from(nanoseconds.max(1));
+    u64::try_from(rate).unwrap_or(u64::MAX)
+}
+
+/// The cutover of all pairs of a session. See the module.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Cutover {
+    policy: Policy,
+    paces: Vec<Pace>,
+    phase: Phase,
+    /// Since when writes are slowed.
+    slowed_since: Time,
+    next_step: Time,
+    steps_at_floor: u32,
+    failed: u32,
+    misfit: Option<Misfit>,
+    not_before: Time,
+    back_off: u64,
+    /// The operator has said that it may be cut over ([`Action::Wait`]).
+    released: bool,
+}
+
+impl Cutover {
+    /// A cutover of so many pairs.
+    #[must_use]
+    pub fn new(policy: Policy, pairs: usize) -> Self {
+        Self {
+            policy,
+            paces: vec![Pace::NEW; pairs],
+            phase: Phase::Baseline,
+            slowed_since: Time(0),
+            next_step: Time(0),
+            steps_at_floor: 0,
+            failed: 0,
+            misfit: None,
+            not_before: Time(0),
+            back_off: BACK_OFF_FIRST,
+            released: policy.action != Action::Wait,
+        }
+    }
+
+    /// The operator asks for it once more: with what is allowed from now on, and at once.
+    pub fn ask_again(&mut self, policy: Policy) {
+        self.policy = policy;
+        self.released = true;
+        self.not_before = Time(0);
+        self.failed = 0;
+    }
+
+    /// The pairs say how they are, in the order of the session.
+    pub fn observe(&mut self, now: Time, samples: &[Sample]) -> Step {
+        if self.phase == Phase::Cutover || now < self.next_step {
+            return Step::Watch;
+        }
+        self.next_step = now.plus(STEP_NANOSECONDS);
+        for (pace, sample) in self.paces.iter_mut().zip(samples) {
+            pace.observe(now, *sample);
+        }
+        match self.phase {
+            Phase::Baseline => {
+                if self.paces.iter().all(|pace| pace.left == Some(0)) || self.fits() {
+                    self.phase = Phase::Update;
+                }
+                Step::Watch
+            }
+            Phase::Update => self.update(now),
+            Phase::Administrative => self.administrate(now),
+            Phase::Cutover => Step::Watch,
+        }
+    }
+
+    /// The roles were not exchanged.
+    pub fn not_cut_over(&mut self, now: Time) -> Step {
+        self.fall_back(now, Misfit::Pause)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub const fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// What is allowed.
+    #[must_use]
+    pub const fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// The rate to which the writes of each pair are slowed; 0: they are not.
+    pub fn throttles(&self) -> impl Iterator<Item = u64> + '_ {
+        self.paces.iter().map(|pace| pace.throttle)
+    }
+
+    /// How long requests would be held now, in nanoseconds, if that is known: of the pair that takes longest.
+    #[must_use]
+    pub fn predicted_pause(&self) -> Option<u64> {
+        let pauses = self.paces.iter().map(Pace::pause);
+        pauses.collect::<Option<Vec<u64>>>()?.into_iter().max()
+    }
+
+    /// What applications write in a second, in all pairs.
+    #[must_use]
+    pub fn write_rate(&self) -> u64 {
+        self.paces.iter().map(|pace| pace.write_rate).sum()
+    }
+
+    /// What can be copied in a second, in all pairs.
+    #[must_use]
+    pub fn copy_rate(&self) -> u64 {
+        self.paces.iter().map(|pace| pace.copy_rate).sum()
+    }
+
+    /// How many attempts have failed, and why the last one did.
+    #[must_use]
+    pub const fn failures(&self) -> (u32, Option<Misfit>) {
+        (self.failed, self.misfit)
+    }
+
+    fn fits(&self) -> bool {
+        let max_pause = self.policy.max_pause;
+        self.paces.iter().all(|pace| pace.fits(max_pause))
+    }
+
+    fn update(&mut self, now: Time) -> Step {
+        if !self.released || now < self.not_before {
+            return Step::Watch;
+        }
+        if self.fits() {
+            return self.cut_over(self.policy.max_pause);
+        }
+        if self.policy.action == Action::Defer && self.failed > 0 {
+            return Step::Watch;
+        }
+        self.phase = Phase::Administrative;
+        self.slowed_since = now;
+        self.steps_at_floor = 0;
+        self.slow(now)
+    }
+
+    fn administrate(&mut self, now: Time) -> Step {
+        if self.fits() {
+            return self.cut_over(self.policy.max_pause);
+        }
+        if now.since(self.slowed_since) >= self.policy.duration {
+            return self.fall_back(now, Misfit::Duration);
+        }
+        self.slow(now)
+    }
+
+    fn slow(&mut self, now: Time) -> Step {
+        let Policy {
+            max_pause, floor, ..
+        } = self.policy;
+        let mut slowed = false;
+        for pace in &mut self.paces {
+            if !pace.fits(max_pause) {
+                slowed |= pace.slow(floor);
+            }
+        }
+        self.steps_at_floor = if slowed { 0 } else { self.steps_at_floor + 1 };
+        if self.steps_at_floor > FLOOR_STEPS {
+            return self.fall_back(now, Misfit::Floor);
+        }
+        Step::Watch
+    }
+
+    fn cut_over(&mut self, hold_nanoseconds_max: u64) -> Step {
+        self.phase = Phase::Cutover;
+        Step::CutOver {
+            hold_nanoseconds_max,
+        }
+    }
+
+    fn fall_back(&mut self, now: Time, misfit: Misfit) -> Step {
+        self.failed += 1;
+        self.misfit = Some(misfit);
+        self.phase = Phase::Update;
+        for pace in &mut self.paces {
+            pace.throttle = 0;
+        }
+        self.not_before = now.plus(self.back_off);
+        self.back_off = (self.back_off * 2).min(BACK_OFF_MAX);
+        let all_used = self.failed >= self.policy.attempts;
+        match self.policy.action {
+            Action::Abort => Step::GiveUp,
+            Action::Retry | Action::Wait if all_used => Step::GiveUp,
+            Action::Force if self.failed == self.policy.attempts => {
+                self.cut_over(FORCED_HOLD_NANOSECONDS)
+            }
+            Action::Force if all_used => Step::GiveUp,
+            Action::Retry | Action::Wait | Action::Force | Action::Defer => Step::Watch,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+    const MEGABYTE: u64 = 1_000_000;
+
+    const POLICY: Policy = Policy {
+        max_pause: SECOND,
+        duration: 60 * SECOND,
+        floor: MEGABYTE,
+        action: Action::Retry,
+        attempts: 2,
+    };
+
+    /// A pair of which so much is copied and written in a second. What is written is dirty until the next second.
+    struct World {
+        cutover: Cutover,
+        sample: Sample,
+        copy_rate: u64,
+        write_rate: u64,
+        second: u64,
+    }
+
+    impl World {
+        fn new(policy: Policy, dirty_bytes: u64, copy_rate: u64, write_rate: u64) -> Self {
+            let (copied_bytes, written_bytes) = (0, 0);
+            Self {
+                cutover: Cutover::new(policy, 1),
+                sample: Sample {
+                    dirty_bytes,
+                    copied_bytes,
+                    copying_nanoseconds: 0,
+                    written_bytes,
+                },
+                copy_rate,
+                write_rate,
+                second: 0,
+            }
+        }
+
+        fn throttle(&self) -> u64 {
+            self.cutover.throttles().next().unwrap()
+        }
+
+        fn now(&self) -> Time {
+            Time(self.second * SECOND)
+        }
+
+        fn second(&mut self) -> Step {
+            let step = self.cutover.observe(self.now(), &[self.sample]);
+            self.second += 1;
+            let written = match self.throttle() {
+                0 => self.write_rate,
+                throttle => self.write_rate.min(throttle),
+            };
+            let copied = self.copy_rate.min(self.sample.dirty_bytes);
+            self.sample.dirty_bytes += written - copied;
+            self.sample.copied_bytes += copied;
+            self.sample.copying_nanoseconds += copied * 1000 / (self.copy_rate / MEGABYTE);
+            self.sample.written_bytes += written;
+            step
+        }
+
+        /// The first thing to do, and how many seconds later.
+        fn until_step(&mut self, seconds: u64) -> (Step, u64) {
+            for second in 0..seconds {
+                match self.second() {
+                    Step::Watch => {}
+                    step => return (step, second),
+                }
+            }
+            (Step::Watch, seconds)
+        }
+    }
+
+    const CUT_OVER: Step = Step::CutOver {
+        hold_nanoseconds_max: SECOND,
+    };
+
+    #[test]
+    fn what_fits_is_cut_over_after_the_baseline_and_no_write_is_slowed() {
+        let mut world = World::new(POLICY, 100 * MEGABYTE, 10 * MEGABYTE, MEGABYTE);
+        for _ in 0..9 {
+            assert_eq!(world.second(), Step::Watch);
+            assert_eq!(world.throttle(), 0);
+        }
+        assert_eq!(world.cutover.phase(), Phase::Baseline);
+        let (step, seconds) = world.until_step(10);
+        assert_eq!(step, CUT_OVER);
+        assert!(seconds < 5, "{seconds}");
+        assert_eq!(
+            (world.throttle(), world.cutover.phase()),
+            (0, Phase::Cutover)
+        );
+    }
+
+    #[test]
+    fn writes_that_are_too_fast_are_slowed_until_the_rest_fits() {
+        let mut world = World::new(POLICY, 20 * MEGABYTE, 10 * MEGABYTE, 15 * MEGABYTE);
+        let (step, _) = world.until_step(60);
+        assert_eq!(step, CUT_OVER);
+        assert!(world.throttle() >= POLICY.floor);
+        assert!(world.throttle() < 10 * MEGABYTE, "{}", world.throttle());
+        assert!(world.cutover.predicted_pause().unwrap() <= SECOND);
+    }
+
+    #[test]
+    fn an_impossible_window_ends_as_the_action_says_and_slows_no_write_any_more() {
+        let floor = 20 * MEGABYTE;
+        let outcome = |action| {
+            let policy = Policy {
+                action,
+                floor,
+                ..POLICY
+            };
+            let mut world = World::new(policy, 20 * MEGABYTE, 10 * MEGABYTE, 40 * MEGABYTE);
+            let (step, seconds) = world.until_step(1000);
+            assert_eq!(world.throttle(), 0, "{action:?}");
+            assert_eq!(
+                world.cutover.failures().1,
+                (action != Action::Wait).then_some(Misfit::Floor)
+            );
+            (step, seconds, world.cutover.failures().0)
+        };
+        let (abort, abort_seconds, failed) = outcome(Action::Abort);
+        assert_eq!((abort, failed), (Step::GiveUp, 1));
+        let (retry, retry_seconds, failed) = outcome(Action::Retry);
+        assert_eq!((retry, failed), (Step::GiveUp, 2));
+        assert!(retry_seconds > abort_seconds + BACK_OFF_FIRST / SECOND);
+        let (force, _, failed) = outcome(Action::Force);
+        let hold_nanoseconds_max = FORCED_HOLD_NANOSECONDS;
+        assert_eq!(
+            (force, failed),
+            (
+                Step::CutOver {
+                    hold_nanoseconds_max
+                },
+                2
+            )
+        );
+        assert_eq!(outcome(Action::Defer), (Step::Watch, 1000, 1));
+        assert_eq!(outcome(Action::Wait), (Step::Watch, 1000, 0));
+    }
+
+    #[test]
+    fn what_is_deferred_is_cut_over_when_it_fits_by_itself() {
+        let policy = Policy {
+            action: Action::Defer,
+            floor: 20 * MEGABYTE,
+            ..POLICY
+        };
+        let mut world = World::new(policy, 20 * MEGABYTE, 10 * MEGABYTE, 40 * MEGABYTE);
+        assert_eq!(world.until_step(60).0, Step::Watch);
+        world.write_rate = MEGABYTE;
+        let (step, _) = world.until_step(1000);
+        assert_eq!((step, world.throttle()), (CUT_OVER, 0));
+    }
+
+    #[test]
+    fn what_waits_is_cut_over_when_it_is_asked_for_again() {
+        let policy = Policy {
+            action: Action::Wait,
+            ..POLICY
+        };
+        let mut world = World::new(policy, 20 * MEGABYTE, 10 * MEGABYTE, MEGABYTE);
+        assert_eq!(world.until_step(30).0, Step::Watch);
+        assert_eq!(world.cutover.phase(), Phase::Update);
+        world.cutover.ask_again(policy);
+        assert_eq!(world.until_step(3).0, CUT_OVER);
+    }
+
+    #[test]
+    fn a_pause_that_was_too_short_is_tried_again_and_forced_in_the_end() {
+        let policy = Policy {
+            action: Action::Force,
+            ..POLICY
+        };
+        let mut world = World::new(policy, 0, 10 * MEGABYTE, MEGABYTE);
+        assert_eq!(world.until_step(30).0, CUT_OVER);
+        let now = world.now();
+        assert_eq!(world.cutover.not_cut_over(now), Step::Watch);
+        assert_eq!(world.until_step(30).0, CUT_OVER);
+        let now = world.now();
+        let hold_nanoseconds_max = FORCED_HOLD_NANOSECONDS;
+        let forced = Step::CutOver {
+            hold_nanoseconds_max,
+        };
+        assert_eq!(world.cutover.not_cut_over(now), forced);
+        let now = world.now();
+        assert_eq!(world.cutover.not_cut_over(now), Step::GiveUp);
+        assert_eq!(world.cutover.failures(), (3, Some(Misfit::Pause)));
+    }
+
+    #[test]
+    fn writes_are_not_slowed_longer_than_allowed() {
+        let policy = Policy {
+            duration: 3 * SECOND,
+            action: Action::Abort,
+            floor: 1,
+            ..POLICY
+        };
+        let mut world = World::new(policy, 20 * MEGABYTE, MEGABYTE, 900 * MEGABYTE);
+        assert_eq!(world.until_step(1000).0, Step::GiveUp);
+        assert_eq!(world.cutover.failures(), (1, Some(Misfit::Duration)));
+    }
+
+    #[test]
+    fn counters_that_begin_anew_are_no_rate() {
+        let mut pace = Pace::NEW;
+        let sample = |copied_bytes, copying_nanoseconds, written_bytes| Sample {
+            dirty_bytes: 9 * MEGABYTE,
+            copied_bytes,
+            copying_nanoseconds,
+            written_bytes,
+        };
+        pace.observe(Time(0), sample(0, 0, 0));
+        // Half of the second there was nothing to copy.
+        pace.observe(Time(SECOND), sample(MEGABYTE, SECOND / 2, 2 * MEGABYTE));
+        pace.observe(Time(2 * SECOND), sample(0, 0, MEGABYTE));
+        assert_eq!(
+            (pace.copy_rate, pace.write_rate),
+            (2 * MEGABYTE, 2 * MEGABYTE)
+        );
+        assert_eq!(pace.pause(), Some(9 * SECOND / 2));
+    }
+}
