@@ -440,3 +440,56 @@ impl Drop for ScsiDisk {
         let _ = run("modprobe", &["--remove", "scsi_debug"]);
     }
 }
+
+/// A disk of `null_blk` in memory that takes no more than so many megabytes a second; gone with this value.
+#[derive(Debug)]
+pub struct SlowDisk {
+    folder: PathBuf,
+    name: String,
+}
+
+impl SlowDisk {
+    /// A disk of that size and speed.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[must_use]
+    pub fn new(megabytes: u32, megabytes_per_second: u32) -> Self {
+        sh("modprobe", &["null_blk", "nr_devices=0"]);
+        let configuration = Path::new("/sys/kernel/config");
+        if !configuration.join("nullb").exists() {
+            let folder = configuration.to_string_lossy();
+            sh("mount", &["-t", "configfs", "none", &folder]);
+        }
+        let folder = configuration.join("nullb/slow");
+        std::fs::create_dir(&folder).expect("a disk of null_blk");
+        let set = |key: &str, value: u32| {
+            std::fs::write(folder.join(key), value.to_string()).expect("a setting of null_blk");
+        };
+        set("size", megabytes);
+        set("memory_backed", 1);
+        set("mbps", megabytes_per_second);
+        set("power", 1);
+        sh("udevadm", &["settle"]);
+        let index = std::fs::read_to_string(folder.join("index")).expect("its number");
+        let name = ["slow".to_owned(), format!("nullb{}", index.trim())]
+            .into_iter()
+            .find(|name| Path::new("/sys/block").join(name).exists())
+            .expect("its name");
+        Self { folder, name }
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/dev/{}", self.name)
+    }
+}
+
+impl Drop for SlowDisk {
+    fn drop(&mut self) {
+        // In a test that fails it is still in use.
+        let _ = std::fs::write(self.folder.join("power"), "0");
+        let _ = std::fs::remove_dir(&self.folder);
+    }
+}

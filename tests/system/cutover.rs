@@ -1,0 +1,162 @@
+//! Sessions that track a volume which is written faster than its target can take.
+
+use tests::{
+    host::{Host, Said},
+    load::Load,
+    lun::{self, Mapped, SlowDisk},
+    wait_until,
+};
+
+/// What the target takes in a second, in megabytes.
+const TARGET_MEGABYTES: u32 = 4;
+
+/// Twice as much as that, all over the volume.
+const FASTER: &[&str] = &[
+    "--rw=randwrite",
+    "--bs=64k",
+    "--iodepth=8",
+    "--rate=,8m",
+    "--size=64M",
+    "--io_size=48M",
+    "--verify=crc32c",
+    "--verify_fatal=1",
+    "--do_verify=1",
+    "--randrepeat=0",
+];
+
+const MAX_PAUSE_SECONDS: &str = "2";
+
+/// The mapping has a name of its own to be known by; `null_blk` gives its disks none.
+fn slow_target(source: &str) -> (SlowDisk, Mapped) {
+    let megabytes = u32::try_from(lun::size(source) >> 20).unwrap();
+    let disk = SlowDisk::new(megabytes, TARGET_MEGABYTES);
+    let mapped = Mapped::linear("shunt-test-slow", &disk.path());
+    (disk, mapped)
+}
+
+fn track(host: &Host, source: &str, target: &Mapped, options: &[&str]) {
+    host.ok(&["attach", "db", source]);
+    let pair = format!("db:{}", target.path());
+    let mut create = vec!["create", "move", &pair, "--mode", "track"];
+    create.extend(options);
+    host.ok(&create);
+    host.ok(&["start", "move"]);
+    wait_until("it tracks", || host.pair("move")["state"] == "tracking");
+}
+
+fn wait_for_target(host: &Host) -> Said {
+    host.shunt(&[
+        "wait",
+        "move",
+        "--for",
+        "target-selected",
+        "--timeout",
+        "300",
+    ])
+}
+
+fn history(host: &Host) -> String {
+    host.ok(&["history", "move"]).out
+}
+
+#[test]
+fn writes_that_are_faster_than_the_target_are_slowed_until_what_is_left_fits_the_pause() {
+    let host = Host::new();
+    let source = lun::disk(0);
+    let (_disk, target) = slow_target(&source);
+    lun::scribble(&source);
+    track(&host, &source, &target, &["--throttle-floor", "256KiB"]);
+    let load = Load::start(&Host::device("db"), FASTER);
+    load.go_on();
+    host.ok(&["switch", "move", "--max-pause", MAX_PAUSE_SECONDS]);
+    let mut slowed = false;
+    wait_until("writes are slowed, or it is over", || {
+        let status = host.connect("db").status();
+        slowed |= status.throttle_bytes_per_second > 0;
+        slowed || host.pair("move")["state"] == "target-selected"
+    });
+    assert!(slowed, "{}", history(&host));
+    let said = wait_for_target(&host);
+    let told = history(&host);
+    assert_eq!(said.code, 0, "{said:?}: {told}");
+    println!("{told}");
+    let pause_us = host.pair("move")["last_pause_us"].as_u64().unwrap();
+    println!("requests were held for {} ms", pause_us / 1000);
+    assert!(told.contains("the cutover slows writes"), "{told}");
+    assert!(told.contains("the cutover holds requests"), "{told}");
+    assert_eq!(host.connect("db").status().throttle_bytes_per_second, 0);
+    // Both legs are written now: going back copies nothing.
+    load.go_on();
+    host.wait_for("move", "target-selected");
+    let before = host.connect("db").status().copied_bytes;
+    host.ok(&["undo", "move"]);
+    assert_eq!(host.connect("db").status().copied_bytes, before);
+    assert_eq!(host.pair("move")["authoritative"], "source");
+    load.finish();
+    host.ok(&["switch", "move"]);
+    let said = wait_for_target(&host);
+    assert_eq!(said.code, 0, "{said:?}: {}", history(&host));
+    host.assert_legs_equal("db", &source, &target.path());
+    host.ok(&["commit", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn an_impossible_window_falls_back_the_application_sees_nothing_and_the_state_says_why() {
+    let host = Host::new();
+    let source = lun::disk(0);
+    let (_disk, target) = slow_target(&source);
+    lun::scribble(&source);
+    let options = ["--cutover-action", "abort", "--throttle-floor", "64MiB"];
+    track(&host, &source, &target, &options);
+    let load = Load::start(&Host::device("db"), FASTER);
+    load.go_on();
+    host.ok(&["switch", "move", "--max-pause", "0.05"]);
+    let said = wait_for_target(&host);
+    assert_eq!(said.code, 1, "{said:?}: {}", history(&host));
+    assert!(said.error.contains("the floor of 64"), "{said:?}");
+    let status = host.ok(&["status", "move"]).out;
+    assert!(status.contains("cutover: over"), "{status}");
+    assert_eq!(host.pair("move")["state"], "tracking");
+    assert_eq!(host.pair("move")["authoritative"], "source");
+    assert_eq!(host.connect("db").status().throttle_bytes_per_second, 0);
+    // A slow target does no harm: it can be mirrored live, or left.
+    load.go_on();
+    host.ok(&["cancel", "move", "--yes"]);
+    load.finish();
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn a_shuntd_that_dies_in_a_cutover_leaves_no_write_slowed() {
+    let mut host = Host::new();
+    let source = lun::disk(0);
+    let (_disk, target) = slow_target(&source);
+    let options = ["--throttle-floor", "64KiB"];
+    track(&host, &source, &target, &options);
+    let load = Load::start(&Host::device("db"), FASTER);
+    load.go_on();
+    host.ok(&["switch", "move", "--max-pause", "0.05"]);
+    wait_until("writes are slowed", || {
+        host.connect("db").status().throttle_bytes_per_second > 0
+    });
+    host.kill_shuntd();
+    wait_until("they are not slowed any more", || {
+        host.connect("db").status().throttle_bytes_per_second == 0
+    });
+    load.go_on();
+    host.start_shuntd();
+    wait_until("it tracks", || host.pair("move")["state"] == "tracking");
+    // A ublk-target that was started again is told what writes do.
+    host.kill_target("db");
+    wait_until("it tracks again", || {
+        host.pair("move")["state"] == "tracking"
+    });
+    load.go_on();
+    host.ok(&["set", "move", "--mode", "mirror"]);
+    load.finish();
+    host.wait_for("move", "source-selected");
+    host.assert_legs_equal("db", &source, &target.path());
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
