@@ -352,6 +352,11 @@ pub struct Status {
     pub target: Option<Leg>,
     /// What has been counted since this process started.
     pub counters: Counters,
+    /// How long reads took since this process started, from their arrival to their answer: the counts of
+    /// [`migration_core::latency::Histogram`].
+    pub read_latency: Vec<u64>,
+    /// The same of writes.
+    pub write_latency: Vec<u64>,
     /// What the driver offers, by name.
     pub driver_features: Vec<String>,
     /// Whether this process took over a device whose process had died.

@@ -391,6 +391,8 @@ impl Server {
                 map_writes: counters.map_writes,
                 last_pause_us: counters.last_pause / 1000,
             },
+            read_latency: snapshot.latencies.reads.counts().to_vec(),
+            write_latency: snapshot.latencies.writes.counts().to_vec(),
             driver_features: self.facts.driver_features.clone(),
             recovered: self.facts.recovered,
         }))

@@ -380,6 +380,8 @@ impl Conversation {
             source: map.descriptor.source.clone(),
             target: map.descriptor.target.clone(),
             counters: Counters::default(),
+            read_latency: Vec::new(),
+            write_latency: Vec::new(),
             driver_features: Vec::new(),
             recovered: false,
         }

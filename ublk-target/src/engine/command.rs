@@ -11,6 +11,7 @@ use std::{
 };
 
 use migration_core::{
+    latency::Latencies,
     map::RoleRecord,
     volume::{CopierId, CopyMode, Counters, Errno, OnAuthoritativeFailure},
 };
@@ -55,6 +56,8 @@ pub struct Snapshot {
     pub copier: bool,
     /// What has been counted.
     pub counters: Counters,
+    /// How long requests took.
+    pub latencies: Box<Latencies>,
     /// The leg that the role record names as authoritative.
     pub authoritative: Arc<OpenLeg>,
     /// The mirror leg, if there is one.

@@ -97,6 +97,12 @@ impl Engine {
         // The driver reads from the buffer that a commit names for a read only, so that of a write may change.
         self.mirror.answered(tag);
         let transfer = &self.transfers[usize::from(tag.0)];
+        let took = self.now().since(self.arrivals[usize::from(tag.0)]);
+        match transfer.op {
+            Op::Read => self.latencies.reads.note(took),
+            Op::Write { .. } => self.latencies.writes.note(took),
+            Op::Flush | Op::Discard => {}
+        }
         let result = match (result, transfer.op) {
             // The driver's own code for a tag that it takes back: a leg's must not look like it.
             (Err(Errno(libc::ENODEV)), _) => -libc::EIO,

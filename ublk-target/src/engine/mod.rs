@@ -28,6 +28,7 @@ use std::{
 
 use io_uring::{opcode, types};
 use migration_core::{
+    latency::Latencies,
     map::SECTOR_BYTES,
     route::Side,
     units::{Range, Tag, Time},
@@ -161,6 +162,9 @@ pub struct Engine {
     legs: [Option<LegFiles>; 2],
     /// For each tag, its request on its leg.
     transfers: Vec<Transfer>,
+    /// For each tag, when its request came.
+    arrivals: Vec<Time>,
+    latencies: Latencies,
     mirror: Mirror,
     /// Why the mirror leg is not open, if it is not.
     mirror_problem: Option<String>,
@@ -248,6 +252,8 @@ impl Engine {
             effects: Vec::with_capacity(tags * 4),
             legs,
             transfers: vec![idle; tags],
+            arrivals: vec![Time(0); tags],
+            latencies: Latencies::default(),
             mirror: Mirror::new(tags, MIRROR_PLACES),
             mirror_problem,
             flushes: Vec::with_capacity(8),
@@ -418,6 +424,7 @@ impl Engine {
 
     /// The application asks for something.
     fn request(&mut self, tag: Tag) {
+        self.arrivals[usize::from(tag.0)] = self.now();
         let slot = self.io_slot(tag);
         let request = self.requests[usize::from(slot.queue)].get(slot.tag);
         let (start, length) = (
@@ -544,6 +551,7 @@ impl Engine {
             changing: self.volume.is_changing(),
             copier: self.volume.copier().is_some(),
             counters: *self.volume.counters(),
+            latencies: Box::new(self.latencies.clone()),
             authoritative: leg(record.route.authoritative())?,
             mirror: record.route.mirror().and_then(leg),
         })

@@ -311,6 +311,8 @@ pub(super) fn status(volume: &Volume) -> Status {
         source: volume.from.clone(),
         target: Some(volume.to.clone()),
         counters: Counters::default(),
+        read_latency: Vec::new(),
+        write_latency: Vec::new(),
         driver_features: Vec::new(),
         recovered: false,
     }
