@@ -119,6 +119,11 @@ pub enum Request {
         /// Only this session.
         session: Option<String>,
     },
+    /// How the pairs of a session went on. Answer: [`Response::Records`] of [`Record::Sample`], in the order of time.
+    Samples {
+        /// The session.
+        session: String,
+    },
     /// What is so now, and then what happens. Answer: [`Response::Events`], after [`EVENTS_WAIT_MS`] at the latest.
     Events {
         /// Only this session.
@@ -400,6 +405,8 @@ pub enum Record {
     Pair(PairRecord),
     /// Something that happened.
     Event(EventRecord),
+    /// How a pair went on.
+    Sample(SampleRecord),
 }
 
 /// This host.
@@ -525,8 +532,44 @@ pub struct PairRecord {
     pub verification: Option<Verification>,
     /// The last pause that a change of the route caused, in microseconds.
     pub last_pause_us: Option<u64>,
+    /// What applications do, while ublk-target answers.
+    pub application: Option<ApplicationRecord>,
     /// What is wrong, if something is.
     pub problem: Option<String>,
+}
+
+/// What applications do with a volume: in the last second or two.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplicationRecord {
+    /// Read, in bytes a second.
+    pub read_bytes_per_second: u64,
+    /// Written, in bytes a second.
+    pub write_bytes_per_second: u64,
+    /// Half of the reads and writes took no longer, in microseconds; absent without any.
+    pub median_us: Option<u64>,
+    /// 99 of a hundred took no longer, in microseconds.
+    pub p99_us: Option<u64>,
+}
+
+/// How a pair went on in the seconds before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SampleRecord {
+    /// [`JSON_SCHEMA`].
+    pub schema: u32,
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// The volume.
+    pub volume: String,
+    /// What was still to be copied, in bytes.
+    pub dirty_bytes: u64,
+    /// Copied, in bytes a second.
+    pub copy_bytes_per_second: u64,
+    /// What applications did.
+    pub application: ApplicationRecord,
+    /// To what writes were slowed, in bytes a second; 0: they were not.
+    pub throttle_bytes_per_second: u64,
 }
 
 /// Something that happened.

@@ -554,6 +554,20 @@ FILE:
         /// Only this session
         session: Option<String>,
     },
+    /// Make a page of what happened to a session
+    ///
+    /// One HTML file that needs nothing else: what was still to be copied, rates, how long requests of
+    /// applications took, every pause, and the history. With --json the same as records.
+    #[command(after_help = "EXAMPLES:
+  shunt report s1 -o s1.html
+  shunt report s1 --json")]
+    Report {
+        /// The session
+        session: String,
+        /// The file to write; standard output without it
+        #[arg(short, long, value_name = "FILE", value_parser = absolute_path, value_hint = ValueHint::FilePath)]
+        output: Option<PathBuf>,
+    },
     /// Print completions for a shell
     ///
     /// Writes a script for the shell to standard output. Needs no shuntd.

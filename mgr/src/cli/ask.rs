@@ -276,7 +276,10 @@ pub fn wrong_answer() -> Problem {
 const fn is_question(request: &Request) -> bool {
     matches!(
         request,
-        Request::Status { .. } | Request::History { .. } | Request::Events { .. }
+        Request::Status { .. }
+            | Request::History { .. }
+            | Request::Samples { .. }
+            | Request::Events { .. }
     )
 }
 
@@ -311,6 +314,7 @@ fn subject(request: &Request) -> Subject<'_> {
         | Request::Undo { session, .. }
         | Request::Commit { session }
         | Request::Cancel { session } => Subject::Session(session),
+        Request::Samples { session } => Subject::Session(session),
         Request::SetHost { .. } | Request::Signal { .. } => Subject::Everything,
         Request::Status { session }
         | Request::History { session }

@@ -180,7 +180,9 @@ impl Limits {
     #[must_use]
     pub fn for_request(&self, request: &Request) -> Duration {
         match request {
-            Request::Status { .. } | Request::History { .. } => self.question,
+            Request::Status { .. } | Request::History { .. } | Request::Samples { .. } => {
+                self.question
+            }
             Request::Events { .. } => self
                 .question
                 .saturating_add(Duration::from_millis(EVENTS_WAIT_MS)),

@@ -17,6 +17,7 @@ pub mod documents;
 pub mod exit;
 pub mod problem;
 pub mod render;
+pub mod report;
 pub mod session_file;
 pub mod state;
 mod verify;
@@ -208,6 +209,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
         Command::Signal { event } => change(&global, &Request::Signal { event }),
         Command::Events { session } => events(&global, session),
         Command::History { session } => history(&global, session),
+        Command::Report { session, output } => report(&global, &session, output.as_deref()),
         Command::Completions { shell } => print(&documents::completions(shell)),
         Command::Man { directory } => man(&global, &directory),
     }
@@ -340,6 +342,38 @@ fn history(global: &Global, session: Option<String>) -> Result<(), Stop> {
         say(global, "nothing has happened yet");
     }
     print_records(global, &records, render::history)
+}
+
+/// What happened to a session, as one page.
+fn report(global: &Global, session: &str, output: Option<&Path>) -> Result<(), Stop> {
+    let mut shuntd = shuntd(global);
+    let named = Some(session.to_owned());
+    let status = shuntd.records(&Request::Status {
+        session: named.clone(),
+    })?;
+    let history = shuntd.records(&Request::History { session: named })?;
+    let samples = shuntd.records(&Request::Samples {
+        session: session.to_owned(),
+    })?;
+    if global.json {
+        let all: Vec<Record> = [status, history, samples].concat();
+        return print(render::json_lines(&all).as_bytes());
+    }
+    let page = report::Report::new(&status, &history, &samples)
+        .ok_or_else(ask::wrong_answer)?
+        .page();
+    let Some(path) = output else {
+        return print(page.as_bytes());
+    };
+    std::fs::write(path, page).map_err(|error| {
+        Problem::failed(
+            path.display().to_string(),
+            format!("the report cannot be written: {error}"),
+            format!("shunt report {session} -o FILE with a file that can be written"),
+        )
+    })?;
+    say(global, &format!("the report is in {}", path.display()));
+    Ok(())
 }
 
 /// Until Ctrl-C, or until shuntd is gone for too long.

@@ -50,7 +50,8 @@ pub fn status(records: &[Record]) -> String {
         | Record::Volume(_)
         | Record::Session(_)
         | Record::Pair(_)
-        | Record::Event(_) => None,
+        | Record::Event(_)
+        | Record::Sample(_) => None,
     }));
     parts.join("\n")
 }
@@ -88,7 +89,11 @@ pub fn history(records: &[Record]) -> String {
         .iter()
         .filter_map(|record| match record {
             Record::Event(event) => Some(event_row(event)),
-            Record::Host(_) | Record::Volume(_) | Record::Session(_) | Record::Pair(_) => None,
+            Record::Host(_)
+            | Record::Volume(_)
+            | Record::Session(_)
+            | Record::Pair(_)
+            | Record::Sample(_) => None,
         })
         .collect();
     units::table(&rows, 0)
@@ -111,7 +116,8 @@ pub fn pairs<'a>(records: &'a [Record], session: &str) -> Vec<&'a PairRecord> {
             | Record::Pair(_)
             | Record::Volume(_)
             | Record::Session(_)
-            | Record::Event(_) => None,
+            | Record::Event(_)
+            | Record::Sample(_) => None,
         })
         .collect()
 }
@@ -119,14 +125,22 @@ pub fn pairs<'a>(records: &'a [Record], session: &str) -> Vec<&'a PairRecord> {
 fn volumes(records: &[Record]) -> impl Iterator<Item = &VolumeRecord> {
     records.iter().filter_map(|record| match record {
         Record::Volume(volume) => Some(volume),
-        Record::Host(_) | Record::Session(_) | Record::Pair(_) | Record::Event(_) => None,
+        Record::Host(_)
+        | Record::Session(_)
+        | Record::Pair(_)
+        | Record::Event(_)
+        | Record::Sample(_) => None,
     })
 }
 
 fn sessions(records: &[Record]) -> impl Iterator<Item = &SessionRecord> {
     records.iter().filter_map(|record| match record {
         Record::Session(session) => Some(session),
-        Record::Host(_) | Record::Volume(_) | Record::Pair(_) | Record::Event(_) => None,
+        Record::Host(_)
+        | Record::Volume(_)
+        | Record::Pair(_)
+        | Record::Event(_)
+        | Record::Sample(_) => None,
     })
 }
 
@@ -391,6 +405,7 @@ mod tests {
                     repaired: false,
                 }),
                 last_pause_us: Some(1500),
+                application: None,
                 problem: Some("a \u{1b}[31mred\n problem".into()),
             }),
         ]

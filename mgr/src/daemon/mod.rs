@@ -24,6 +24,7 @@
 //! | `volume`, `supervisor`, `link`, `process` | one ublk-target: talking to it, keeping it running |
 //! | `checks` | whether a LUN may become a leg |
 //! | `copies` | the copiers that run |
+//! | `gauge` | what applications do, and how the copies go on |
 //! | `records`, `failure` | what the operator reads |
 //! | `socket`, `paths`, `context` | the control socket, where things are, what operations need |
 //!
@@ -42,6 +43,7 @@ mod create;
 mod cutover;
 mod failure;
 mod feed;
+mod gauge;
 mod link;
 mod paths;
 mod process;
@@ -81,6 +83,7 @@ use copies::Copies;
 use cutover::Cutovers;
 use failure::Answer;
 use feed::Feed;
+use gauge::Gauges;
 pub use paths::{Config, HostChecks};
 use schedule::Attempts;
 use socket::Call;
@@ -296,6 +299,8 @@ struct Owner {
     attempts: Attempts,
     /// The cutovers of sessions that track.
     cutovers: Cutovers,
+    /// What applications do.
+    gauges: Gauges,
     /// What those who watch are told.
     feed: Feed,
     /// The states that they know.
@@ -318,6 +323,7 @@ impl Owner {
             starting: BTreeSet::new(),
             attempts: Attempts::default(),
             cutovers: Cutovers::new(),
+            gauges: Gauges::default(),
             feed: Feed::new(),
             states: BTreeMap::new(),
         }
@@ -401,6 +407,11 @@ impl Owner {
     fn changed(&mut self, change: Change) {
         if let Change::Note(note) = &change {
             self.noted(note);
+        }
+        if let Change::SetPair(key, PairField::Phase(phase)) = &change
+            && phase.is_ended()
+        {
+            self.gauges.forget(key);
         }
         let limits_of = match &change {
             Change::SetOptions(session, _) => Some(session.clone()),

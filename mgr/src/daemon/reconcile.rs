@@ -160,6 +160,7 @@ impl Owner {
 
     fn pair_reported(&mut self, key: &PairKey, view: &View) {
         let now = Instant::now();
+        self.read_gauge(key, view);
         if let Some(copied_bytes) = self.copies.sample(key, now) {
             self.record_aside(vec![Change::SetPair(
                 key.clone(),

@@ -3,8 +3,8 @@
 use migration_core::pair::{Facts, PairState, Position, Seen};
 use migration_core::session;
 use migration_proto::manager::{
-    CutoverRecord, EventRecord, HostRecord, JSON_SCHEMA, PairRecord, Record, SessionRecord,
-    VolumeRecord,
+    ApplicationRecord, CutoverRecord, EventRecord, HostRecord, JSON_SCHEMA, PairRecord, Record,
+    SessionRecord, VolumeRecord,
 };
 use migration_proto::route::Side;
 use migration_proto::target::{CopyMode, Status};
@@ -151,6 +151,7 @@ pub(super) fn pair(
     view: Option<&View>,
     copied: Option<Copied>,
     comparing: Option<&Comparison>,
+    application: Option<ApplicationRecord>,
 ) -> Record {
     let status = view
         .and_then(|view| view.status.as_deref())
@@ -207,6 +208,7 @@ pub(super) fn pair(
         compared_bytes,
         verification: row.verification.clone(),
         last_pause_us: row.last_pause_us,
+        application: application.filter(|_| !ended),
         problem,
     })
 }

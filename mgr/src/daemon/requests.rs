@@ -58,6 +58,7 @@ impl Owner {
             Request::Status { session } => self.look(session, false, reply),
             Request::Events { session, after } => self.events(session, after, reply),
             Request::History { session } => self.history(session, reply),
+            Request::Samples { session } => self.samples(session, reply),
             Request::Verify { session, repair } => self.verify(&session, repair, reply),
             Request::Recover {
                 volume,
@@ -618,6 +619,7 @@ impl Owner {
                     view.as_ref(),
                     self.copies.copied(&key),
                     self.to_compare.get(&key),
+                    self.gauges.application(&key),
                 ));
             }
         }

@@ -11,6 +11,7 @@
 mod handle;
 mod model;
 mod read;
+mod samples;
 mod schema;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ pub use model::{
     Change, Lock, LunRow, Model, Note, OpenMapRow, PairField, PairKey, PairRow, SessionRow,
     VolumeRow, VolumeState,
 };
+pub use samples::Sample;
 
 /// How long a call waits for another process that has the database locked, in milliseconds.
 const BUSY_TIMEOUT_MS: u64 = 5_000;
@@ -172,6 +174,14 @@ impl Store {
     pub fn history(&self, session: Option<&str>, lines_max: u32) -> Result<Vec<Note>, StoreError> {
         read::history(&self.connection, session, lines_max)
     }
+
+    /// How the pairs of a session went on, in the order of time; no more than so many lines.
+    ///
+    /// # Errors
+    /// [`StoreError`]
+    pub fn samples(&self, session: &str, lines_max: u32) -> Result<Vec<Sample>, StoreError> {
+        samples::read(&self.connection, session, lines_max)
+    }
 }
 
 /// What identifies a LUN for its lock: the strongest name that it has; its path where it has none.
@@ -267,6 +277,7 @@ fn apply_one(transaction: &Transaction<'_>, change: &Change) -> Result<(), Store
             Ok(())
         }
         Change::Note(note) => add_note(transaction, note),
+        Change::Sample(sample) => samples::add(transaction, sample),
     }
 }
 

@@ -212,6 +212,8 @@ pub enum Change {
     Unlock(String),
     /// A line of the history. Not kept in the model.
     Note(Note),
+    /// How a pair goes on. Not kept in the model.
+    Sample(super::samples::Sample),
 }
 
 /// Everything that is recorded, except locks and history.
@@ -287,7 +289,11 @@ impl Model {
                     }
                 }
             }
-            Change::Lock(_) | Change::MoveLock(_) | Change::Unlock(_) | Change::Note(_) => {}
+            Change::Lock(_)
+            | Change::MoveLock(_)
+            | Change::Unlock(_)
+            | Change::Note(_)
+            | Change::Sample(_) => {}
         }
     }
 

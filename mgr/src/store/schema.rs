@@ -80,6 +80,21 @@ CREATE TABLE history (
 
 CREATE INDEX history_session ON history (session, id);
 
+CREATE TABLE samples (
+    session TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    at_ms INTEGER NOT NULL,
+    dirty_bytes INTEGER NOT NULL,
+    copy_rate INTEGER NOT NULL,
+    read_rate INTEGER NOT NULL,
+    write_rate INTEGER NOT NULL,
+    median_us INTEGER,
+    p99_us INTEGER,
+    throttle INTEGER NOT NULL,
+    PRIMARY KEY (session, position, at_ms),
+    FOREIGN KEY (session, position) REFERENCES pairs (session, position) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE host (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     pairs_max INTEGER NOT NULL

@@ -89,7 +89,16 @@ fn key(session: &str) -> PairKey {
     }
 }
 
-fn opened() -> (tempfile::TempDir, Store) {
+/// A session with one pair.
+pub(super) fn with_session(store: &mut Store, name: &str) {
+    let changes = [
+        Change::AddVolume(volume("db", 1)),
+        Change::AddSession(session(name, vec![pair("db", 2)])),
+    ];
+    store.apply(&changes).unwrap();
+}
+
+pub(super) fn opened() -> (tempfile::TempDir, Store) {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(&directory.path().join("shunt.db")).unwrap();
     (directory, store)

@@ -354,6 +354,7 @@ fn pair(state: &str, dirty_bytes: u64) -> Record {
         compared_bytes: None,
         verification: None,
         last_pause_us: Some(1234),
+        application: None,
         problem: None,
     })
 }
@@ -374,7 +375,7 @@ fn failure(kind: FailureKind) -> Response {
 }
 
 /// A command line for every subcommand that asks shuntd.
-const ASKING: [&[&str]; 21] = [
+const ASKING: [&[&str]; 22] = [
     &["attach", "db", "/dev/a"],
     &["detach", "db"],
     &["create", "s1", "db:/dev/b"],
@@ -394,6 +395,7 @@ const ASKING: [&[&str]; 21] = [
     &["show", "s1"],
     &["signal", "backup-done"],
     &["history"],
+    &["report", "s1"],
     &["verify", "s1"],
     &["recover", "db", "--authoritative", "source", "--yes"],
 ];

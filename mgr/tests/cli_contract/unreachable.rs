@@ -90,7 +90,7 @@ fn nonsense_as_an_answer_is_an_error_for_every_command() {
             assert_eq!(ended.stdout, "", "{name} {arguments:?}");
             // `verify` asks for the status first.
             let questions = [
-                "status", "list", "wait", "events", "show", "history", "verify",
+                "status", "list", "wait", "events", "show", "history", "report", "verify",
             ];
             let question = questions.contains(&arguments[0]);
             let unknown = ended.stderr.contains("it is not known whether");
