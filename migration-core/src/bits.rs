@@ -104,6 +104,29 @@ impl Bits {
         }
     }
 
+    /// How many members are from `from` on and below `to`.
+    #[must_use]
+    pub fn count_within(&self, from: usize, to: usize) -> usize {
+        let to = to.min(self.length);
+        if from >= to {
+            return 0;
+        }
+        let (first, last) = (from / 64, (to - 1) / 64);
+        let words = self.words[first..=last].iter().enumerate();
+        words
+            .map(|(index, word)| {
+                let mut word = *word;
+                if index == 0 {
+                    word &= u64::MAX << (from % 64);
+                }
+                if first + index == last {
+                    word &= u64::MAX >> (63 - (to - 1) % 64);
+                }
+                word.count_ones() as usize
+            })
+            .sum()
+    }
+
     /// The members, ascending.
     pub fn iter(&self) -> impl Iterator<Item = RegionIndex> + '_ {
         core::iter::successors(self.next_from(0), |last| self.next_from(last.0 + 1))
@@ -134,6 +157,10 @@ mod tests {
             prop_assert_eq!(bits.count(), model.len());
             let members: Vec<usize> = bits.iter().map(|r| r.0).collect();
             prop_assert_eq!(members, model.iter().copied().collect::<Vec<_>>());
+            for (from, to) in [(0, length), (length / 3, length / 2), (length / 2, length / 2 + 64), (1, 2)] {
+                let within = model.range(from.min(to)..to).count();
+                prop_assert_eq!(bits.count_within(from, to), within);
+            }
             bits.fill();
             prop_assert_eq!(bits.count(), length);
             prop_assert_eq!(bits.iter().count(), length);

@@ -168,6 +168,22 @@ impl RegionMap {
         self.claimed
     }
 
+    /// How much of each of so many equal parts is not clean, in percent, rounded up; fewer parts if there are fewer
+    /// regions.
+    #[must_use]
+    pub fn dirty_percent(&self, parts: usize) -> Vec<u8> {
+        let regions = self.geometry.regions();
+        let parts = parts.clamp(1, regions);
+        let begin = |part: usize| part * regions / parts;
+        (0..parts)
+            .map(|part| {
+                let (from, to) = (begin(part), begin(part + 1));
+                let dirty = self.not_clean.count_within(from, to);
+                (dirty * 100).div_ceil(to - from) as u8
+            })
+            .collect()
+    }
+
     /// The size of the regions that are not clean, in bytes.
     #[must_use]
     pub fn dirty_bytes(&self) -> u64 {

@@ -520,6 +520,9 @@ pub struct PairRecord {
     pub total_bytes: u64,
     /// What is still to be copied, in bytes.
     pub dirty_bytes: u64,
+    /// How much of each part of the volume is still to be copied, in percent, rounded up: at most [`MAP_PARTS`](crate::target::MAP_PARTS) equal parts.
+    /// Absent while ublk-target does not answer, and before the start.
+    pub dirty_percent: Option<Vec<u8>>,
     /// What has been copied since the start of the session, in bytes.
     pub copied_bytes: u64,
     /// The present rate of the copy or of the comparison; absent while there is none.

@@ -191,6 +191,9 @@ impl From<migration_core::volume::CopyMode> for CopyMode {
     }
 }
 
+/// Into how many parts [`Status::dirty_percent`] divides a volume.
+pub const MAP_PARTS: usize = 120;
+
 /// The most regions one claim may ask for.
 pub const CLAIM_REGIONS_MAX: u32 = 256;
 
@@ -324,6 +327,9 @@ pub struct Status {
     pub region_bytes: u64,
     /// Bytes of the regions in which the mirror leg may differ; 0 in `Single`.
     pub dirty_bytes: u64,
+    /// How much of each of [`MAP_PARTS`] equal parts of the volume may differ, in percent, rounded up; fewer parts if there
+    /// are fewer regions, none in `Single`.
+    pub dirty_percent: Vec<u8>,
     /// Bytes of the regions that the copier has claimed.
     pub claimed_bytes: u64,
     /// Regions copied since this process started (a region copied twice counts twice), in bytes.

@@ -18,6 +18,7 @@ pub mod exit;
 pub mod problem;
 pub mod render;
 pub mod report;
+mod screen;
 pub mod session_file;
 pub mod state;
 mod verify;
@@ -308,7 +309,7 @@ fn recover(
 fn status(global: &Global, session: Option<String>, watch: bool) -> Result<(), Stop> {
     if watch {
         let mut poll = Poll::new(shuntd(global), session, ABSENCE_MAX);
-        return Err(wait::watch(&mut poll, global.json));
+        return wait::watch(&mut poll, global.json);
     }
     let records = shuntd(global).records(&Request::Status { session })?;
     show(global, &records, render::status)

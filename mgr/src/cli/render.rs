@@ -223,7 +223,7 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
 }
 
 /// How a cutover goes.
-fn cutover(cutover: &CutoverRecord) -> String {
+pub(super) fn cutover(cutover: &CutoverRecord) -> String {
     let mut text = format!(
         "  cutover: {}, {} written, {} can be copied",
         printable(&cutover.phase),
@@ -315,7 +315,7 @@ pub fn verification(found: &Verification, total_bytes: u64) -> String {
     text
 }
 
-fn allowed(session: &SessionRecord) -> String {
+pub(super) fn allowed(session: &SessionRecord) -> String {
     if session.allowed.is_empty() {
         return "nothing more with this session".to_owned();
     }
@@ -393,6 +393,7 @@ mod tests {
                 total_bytes: 4 << 30,
                 dirty_bytes: 1 << 30,
                 copied_bytes: 3 << 30,
+                dirty_percent: None,
                 rate_bytes_per_second: Some(64 << 20),
                 eta_seconds: Some(16),
                 compared_bytes: None,

@@ -417,6 +417,7 @@ mod tests {
             total_bytes: 8 << 30,
             dirty_bytes: 0,
             copied_bytes: 8 << 30,
+            dirty_percent: None,
             rate_bytes_per_second: None,
             eta_seconds: None,
             compared_bytes: None,

@@ -10,8 +10,8 @@ use migration_proto::manager::{CUTOVER_OVER, Record};
 use super::ask::{Poll, wrong_answer};
 use super::exit::Exit;
 use super::problem::{Problem, Stop};
-use super::render;
 use super::state::{Goal, Outlook, state_from_name};
+use super::{render, screen};
 use crate::units::{self, printable};
 
 /// The time between two looks of `wait`.
@@ -94,35 +94,26 @@ pub fn until_compared(poll: &mut Poll, session: &str, quiet: bool) -> Result<Vec
     }
 }
 
-/// Shows the status again and again until Ctrl-C, or until the reason that is given back.
-pub fn watch(poll: &mut Poll, json: bool) -> Stop {
-    let redraw = io::stdout().is_terminal() && !json;
+/// Shows the status again and again: on a terminal until `q` or Ctrl-C, otherwise until Ctrl-C.
+///
+/// # Errors
+/// Why it ended otherwise.
+pub fn watch(poll: &mut Poll, json: bool) -> Result<(), Stop> {
+    if io::stdout().is_terminal() && !json {
+        return screen::watch(poll).map_or(Ok(()), Err);
+    }
     loop {
-        match show_once(poll, json, redraw) {
-            Ok(()) => thread::sleep(WATCH_INTERVAL),
-            Err(stop) => return stop,
-        }
-    }
-}
-
-fn show_once(poll: &mut Poll, json: bool, redraw: bool) -> Result<(), Stop> {
-    let text = match poll.look(Duration::MAX)? {
-        Some(records) if json => render::json_lines(&records),
-        Some(records) => render::status(&records),
-        None if json => String::new(),
-        None => "shuntd does not answer; waiting for it\n".to_owned(),
-    };
-    let mut stdout = io::stdout().lock();
-    if redraw {
-        // Home, each line cleared to its end, then everything below: no flicker.
-        let lines = text.replace('\n', "\x1b[K\n");
-        write!(stdout, "\x1b[H{lines}\x1b[J")?;
-    } else if json {
+        let text = match poll.look(Duration::MAX)? {
+            Some(records) if json => render::json_lines(&records),
+            Some(records) => render::status(&records) + "\n",
+            None if json => String::new(),
+            None => "shuntd does not answer; waiting for it\n\n".to_owned(),
+        };
+        let mut stdout = io::stdout().lock();
         stdout.write_all(text.as_bytes())?;
-    } else {
-        writeln!(stdout, "{text}")?;
+        stdout.flush()?;
+        thread::sleep(WATCH_INTERVAL);
     }
-    Ok(stdout.flush()?)
 }
 
 fn never(wish: &Wish, progress: &Progress) -> Problem {

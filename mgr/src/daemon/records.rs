@@ -200,6 +200,9 @@ pub(super) fn pair(
         authoritative: position.authoritative.into(),
         total_bytes: row.size_bytes,
         dirty_bytes,
+        dirty_percent: status
+            .filter(|_| !ended)
+            .map(|status| status.dirty_percent.clone()),
         copied_bytes: copied.map_or(row.copied_bytes, |copied| copied.bytes),
         rate_bytes_per_second: rate,
         eta_seconds: rate

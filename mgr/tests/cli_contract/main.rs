@@ -118,7 +118,8 @@ impl FakeShuntd {
 
     /// The same on a terminal, which script(1) of bsdutils makes; its output is all in `stdout`.
     fn command_on_a_terminal(&self, arguments: &str) -> Command {
-        let line = format!("{} {arguments}", env!("CARGO_BIN_EXE_shunt"));
+        let shunt = env!("CARGO_BIN_EXE_shunt");
+        let line = format!("stty rows 24 cols 100; {shunt} {arguments}");
         let mut command = Command::new("script");
         command
             .args(["-q", "-e", "-c", &line, "/dev/null"])
@@ -349,6 +350,7 @@ fn pair(state: &str, dirty_bytes: u64) -> Record {
         total_bytes: 1 << 30,
         dirty_bytes,
         copied_bytes: (1 << 30) - dirty_bytes,
+        dirty_percent: None,
         rate_bytes_per_second: Some(100 << 20),
         eta_seconds: Some(5),
         compared_bytes: None,

@@ -250,6 +250,12 @@ fn on_a_terminal_watch_draws_over_what_was_there() {
     });
     let ended = run(fake.command_on_a_terminal("status s1 --watch"));
     ended.expect(Exit::NotFound);
-    assert!(ended.stdout.contains("\u{1b}[H"), "{}", ended.stdout);
-    assert!(ended.stdout.contains("75%"), "{}", ended.stdout);
+    // The screen of before comes back.
+    for part in ["\u{1b}[?1049h", "75 %", "\u{1b}[?1049l"] {
+        assert!(
+            ended.stdout.contains(part),
+            "no {part:?} in {}",
+            ended.stdout
+        );
+    }
 }

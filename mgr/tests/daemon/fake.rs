@@ -364,6 +364,7 @@ impl Conversation {
             size_bytes: map.descriptor.size_bytes,
             region_bytes: REGION_BYTES,
             dirty_bytes: map.dirty.len() as u64 * REGION_BYTES,
+            dirty_percent: Vec::new(),
             claimed_bytes: 0,
             copied_bytes: *self.server.copied_bytes.lock().unwrap(),
             degraded: Whim::Degraded

@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub record: RoleRecord,
     /// Bytes of the regions that may differ.
     pub dirty_bytes: u64,
+    /// How much of each part of the volume may differ, in percent.
+    pub dirty_percent: Vec<u8>,
     /// Bytes of the regions that the copier has.
     pub claimed_bytes: u64,
     /// Why the mirror leg is not written.

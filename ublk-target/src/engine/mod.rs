@@ -34,7 +34,7 @@ use migration_core::{
     units::{Range, Tag, Time},
     volume::{self, Config, Effect, Errno, FlushId, IoResult, Op, Place, Request, Volume},
 };
-use migration_proto::route::Descriptor;
+use migration_proto::{route::Descriptor, target::MAP_PARTS};
 
 pub use self::command::{Ask, Command, Inbox, Said, Snapshot, refused};
 use self::{
@@ -537,6 +537,9 @@ impl Engine {
             descriptor: Arc::clone(&self.descriptor),
             record,
             dirty_bytes: regions.map_or(0, |regions| regions.dirty_bytes()),
+            dirty_percent: regions
+                .map(|regions| regions.dirty_percent(MAP_PARTS))
+                .unwrap_or_default(),
             claimed_bytes: regions.map_or(0, |regions| {
                 regions.claimed_regions() as u64 * geometry.region_bytes()
             }),

@@ -297,6 +297,7 @@ pub(super) fn status(volume: &Volume) -> Status {
         size_bytes: volume.size_bytes,
         region_bytes: volume.region_bytes,
         dirty_bytes: 0,
+        dirty_percent: Vec::new(),
         claimed_bytes: 0,
         copied_bytes: 0,
         degraded: None,
