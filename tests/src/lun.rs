@@ -469,6 +469,8 @@ impl SlowDisk {
         set("size", megabytes);
         set("memory_backed", 1);
         set("mbps", megabytes_per_second);
+        // A request of more than a fiftieth of that would never be done.
+        set("max_sectors", megabytes_per_second * 2048 / 64);
         set("power", 1);
         sh("udevadm", &["settle"]);
         let index = std::fs::read_to_string(folder.join("index")).expect("its number");
