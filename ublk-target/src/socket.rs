@@ -365,7 +365,7 @@ impl Server {
             size_bytes: record.geometry.size_bytes(),
             region_bytes: record.geometry.region_bytes(),
             dirty_bytes: snapshot.dirty_bytes,
-            dirty_percent: snapshot.dirty_percent,
+            dirty_percent: snapshot.dirty_percent.clone(),
             claimed_bytes: snapshot.claimed_bytes,
             copied_bytes: counters.copied_bytes,
             degraded: mirror,
