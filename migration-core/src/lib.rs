@@ -17,6 +17,7 @@ extern crate alloc;
 
 pub mod bits;
 pub mod cutover;
+pub mod impact;
 pub mod latency;
 pub mod layout;
 pub mod map;

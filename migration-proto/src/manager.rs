@@ -158,6 +158,8 @@ pub struct SessionLimits {
     pub on_authoritative_failure: Option<OnAuthoritativeFailure>,
     /// As [`SessionOptions::switch`].
     pub switch: Option<SwitchPolicy>,
+    /// As [`SessionOptions::max_latency_impact_percent`].
+    pub max_latency_impact_percent: Option<u32>,
     /// As [`SessionOptions::mode`].
     pub mode: Option<CopyMode>,
     /// As [`CutoverOptions::action`].
@@ -259,6 +261,9 @@ pub struct SessionOptions {
     pub priority: u8,
     /// When it is switched. A switch that was done, and an undo, make it [`SwitchPolicy::Manual`].
     pub switch: SwitchPolicy,
+    /// By how much the copy may make the 99th percentile of the applications' latency grow, in percent of what it is without
+    /// the copy; 0 = as much as it does.
+    pub max_latency_impact_percent: u32,
     /// What writes do to the target.
     pub mode: CopyMode,
     /// How it is switched while it tracks.
@@ -275,6 +280,7 @@ impl Default for SessionOptions {
             rate_bytes_per_second: 0,
             priority: PRIORITY_DEFAULT,
             switch: SwitchPolicy::Manual,
+            max_latency_impact_percent: 0,
             mode: CopyMode::Mirror,
             cutover: CutoverOptions::default(),
         }
@@ -553,6 +559,8 @@ pub struct ApplicationRecord {
     pub median_us: Option<u64>,
     /// 99 of a hundred took no longer, in microseconds.
     pub p99_us: Option<u64>,
+    /// The same while nothing is copied, if that was measured ([`SessionOptions::max_latency_impact_percent`]).
+    pub undisturbed_p99_us: Option<u64>,
 }
 
 /// How a pair went on in the seconds before.

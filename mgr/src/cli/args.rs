@@ -13,7 +13,7 @@ use migration_proto::route::Side;
 use migration_proto::target::{CopyMode, OnAuthoritativeFailure};
 
 use super::exit;
-use super::session_file::{Format, UNLIMITED};
+use super::session_file::{Format, NO_IMPACT_LIMIT, UNLIMITED};
 use super::state::Goal;
 use crate::moments;
 
@@ -264,7 +264,7 @@ FILE:
         #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
               conflicts_with_all = ["session", "pairs", "overwrite", "detect_zeroes", "verify",
                                     "on_authoritative_failure", "rate", "priority", "switch", "mode",
-                                    "cutover_action", "attempts", "cutover_duration", "throttle_floor"])]
+                                    "max_latency_impact", "cutover_action", "attempts", "cutover_duration", "throttle_floor"])]
         file: Option<PathBuf>,
         /// Accept targets that hold a file system or a partition table: what they hold is lost
         #[arg(long)]
@@ -287,6 +287,9 @@ FILE:
         /// When it is switched: manual, when-synced, at:TIME or event:NAME; not before it is in sync [default: manual]
         #[arg(long, value_name = "WHEN", value_parser = switch_policy)]
         switch: Option<SwitchPolicy>,
+        /// By how much the copy may make the latency of applications (99th percentile) grow, such as 20%, or none
+        #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
+        max_latency_impact: Option<u32>,
         /// How it is written and switched
         #[command(flatten)]
         cutover: CutoverChoice,
@@ -311,11 +314,12 @@ FILE:
   shunt set s1 --rate 100MiB
   shunt set s1 --rate unlimited --priority 90
   shunt set s1 --switch at:22:00
+  shunt set s1 --max-latency-impact 20%
   shunt set s1 --mode track --cutover-action abort
   shunt set --max-pairs 8")]
     #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
         .args(["rate", "priority", "on_authoritative_failure", "switch", "max_pairs", "mode",
-                "cutover_action", "attempts", "cutover_duration", "throttle_floor"]))]
+                "max_latency_impact", "cutover_action", "attempts", "cutover_duration", "throttle_floor"]))]
     Set {
         /// The session
         #[arg(required_unless_present = "max_pairs")]
@@ -332,6 +336,9 @@ FILE:
         /// When it is switched: manual, when-synced, at:TIME or event:NAME; not before it is in sync
         #[arg(long, value_name = "WHEN", requires = "session", value_parser = switch_policy)]
         switch: Option<SwitchPolicy>,
+        /// By how much the copy may make the latency of applications (99th percentile) grow, such as 20%, or none
+        #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
+        max_latency_impact: Option<u32>,
         /// How it is written and switched
         #[command(flatten)]
         cutover: CutoverChoice,
@@ -712,6 +719,19 @@ pub(super) fn floor(text: &str) -> Result<u64, String> {
         Ok(0) | Err(_) => Err("not a number of bytes such as 4MiB, at least 1KiB".to_owned()),
         floor => floor,
     }
+}
+
+/// A share such as `20%`; 0 stands for none.
+pub(super) fn percent(text: &str) -> Result<u32, String> {
+    if text == NO_IMPACT_LIMIT {
+        return Ok(0);
+    }
+    let number = text.trim_end_matches('%').trim_end().parse();
+    let wrong = "not a share such as 20%, from 1% to 1000%, or none";
+    number
+        .ok()
+        .filter(|percent| (1..=1000).contains(percent))
+        .ok_or_else(|| wrong.to_owned())
 }
 
 /// When a session is switched.

@@ -103,6 +103,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             rate,
             priority,
             switch,
+            max_latency_impact,
             cutover,
         } => {
             if let Some(file) = file {
@@ -119,6 +120,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                     rate_bytes_per_second: rate.unwrap_or(0),
                     priority: priority.unwrap_or(PRIORITY_DEFAULT),
                     switch: switch.unwrap_or_default(),
+                    max_latency_impact_percent: max_latency_impact.unwrap_or(0),
                     mode: cutover.mode(),
                     cutover: cutover.options(),
                 },
@@ -190,6 +192,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             priority,
             on_authoritative_failure,
             switch,
+            max_latency_impact,
             cutover,
             max_pairs,
         } => {
@@ -198,6 +201,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                 priority,
                 on_authoritative_failure: on_authoritative_failure.map(Into::into),
                 switch,
+                max_latency_impact_percent: max_latency_impact,
                 ..cutover.limits()
             };
             let request = match (session, max_pairs) {

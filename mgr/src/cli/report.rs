@@ -451,6 +451,7 @@ mod tests {
                 write_bytes_per_second: 20 << 20,
                 median_us: Some(300),
                 p99_us: None,
+                undisturbed_p99_us: None,
             },
             throttle_bytes_per_second: throttle,
         })

@@ -319,6 +319,10 @@ fn application(pair: &PairRecord) -> Line<'static> {
             units::pause(p99)
         ));
     }
+    if let Some(undisturbed) = application.undisturbed_p99_us {
+        let undisturbed = units::pause(undisturbed);
+        text.push_str(&format!(" ({undisturbed} without the copy)"));
+    }
     if let Some(pause) = pair.last_pause_us {
         text.push_str(&format!("; last pause {}", units::pause(pause)));
     }
@@ -369,6 +373,7 @@ mod tests {
                 write_bytes_per_second: 6 << 20,
                 median_us: Some(300),
                 p99_us: Some(4100),
+                undisturbed_p99_us: None,
             }),
             problem: problem.map(str::to_owned),
         })

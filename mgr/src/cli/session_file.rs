@@ -29,6 +29,9 @@ const STANDARD_INPUT: &str = "-";
 /// The word for a rate without a limit.
 pub(super) const UNLIMITED: &str = "unlimited";
 
+/// The word for no bound of what the copy does to applications.
+pub(super) const NO_IMPACT_LIMIT: &str = "none";
+
 /// A session. `S` and `P` are the status of it and of a pair.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -52,6 +55,12 @@ struct SessionFile<S, P> {
         deserialize_with = "read_policy"
     )]
     switch: SwitchPolicy,
+    #[serde(
+        default,
+        serialize_with = "write_percent",
+        deserialize_with = "read_percent"
+    )]
+    max_latency_impact: u32,
     #[serde(default)]
     mode: CopyMode,
     #[serde(default)]
@@ -111,6 +120,19 @@ struct PairStatus {
     problem: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     verification: Option<Verification>,
+}
+
+fn read_percent<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u32, D::Error> {
+    args::percent(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+// The form that serde asks for.
+#[expect(clippy::trivially_copy_pass_by_ref)]
+fn write_percent<S: Serializer>(percent: &u32, serializer: S) -> Result<S::Ok, S::Error> {
+    match percent {
+        0 => serializer.serialize_str(NO_IMPACT_LIMIT),
+        percent => serializer.serialize_str(&format!("{percent}%")),
+    }
 }
 
 fn attempts_default() -> u32 {
@@ -228,6 +250,7 @@ fn parse(text: &str) -> Result<Request, String> {
             rate_bytes_per_second: file.rate,
             priority: file.priority,
             switch: file.switch,
+            max_latency_impact_percent: file.max_latency_impact,
             mode: file.mode,
             cutover: CutoverOptions {
                 action: file.cutover_action,
@@ -276,6 +299,7 @@ pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) 
         rate: session.options.rate_bytes_per_second,
         priority: session.options.priority,
         switch: session.options.switch.clone(),
+        max_latency_impact: session.options.max_latency_impact_percent,
         mode: session.options.mode,
         cutover_action: session.options.cutover.action,
         attempts: session.options.cutover.attempts,

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use migration_proto::target::Refusal;
+use migration_core::impact::{Impact, WINDOW_NANOSECONDS};
+use migration_core::latency::Histogram;
+use migration_core::units::Time;
+use migration_proto::target::{Refusal, Status};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -14,6 +17,8 @@ use crate::copier::compare::Found;
 use crate::copier::{Config, Copier, Limits, Outcome, Task};
 use crate::store::PairKey;
 
+/// Over how long is measured what applications feel.
+const WINDOW: Duration = Duration::from_nanos(WINDOW_NANOSECONDS);
 /// Over how long the rate is measured.
 const RATE_WINDOW: Duration = Duration::from_secs(5);
 /// A rate over less time says nothing.
@@ -49,9 +54,33 @@ struct Running {
     /// What earlier copiers copied, in bytes.
     base_bytes: u64,
     rate: Rate,
+    /// Its share of what the session may copy in a second, in bytes; 0 = unlimited.
+    share: u64,
+    /// What it does to applications, while that is limited.
+    felt: Option<Felt>,
+}
+
+/// What applications feel of a copier.
+#[derive(Debug)]
+struct Felt {
+    impact: Impact,
+    /// The beginning of the window.
+    since: Instant,
+    pid: u32,
+    latency: Histogram,
 }
 
 impl Running {
+    /// The lower one of both limits.
+    fn limit(&self) {
+        let felt = self.felt.as_ref().map_or(0, |felt| felt.impact.rate());
+        let limit = match (self.share, felt) {
+            (0, other) | (other, 0) => other,
+            (share, felt) => share.min(felt),
+        };
+        self.limits.bytes_per_second.store(limit, Ordering::Relaxed);
+    }
+
     fn copied_bytes(&self) -> u64 {
         self.base_bytes
             .saturating_add(self.copier.progress().copied_bytes.load(Ordering::Relaxed))
@@ -129,22 +158,77 @@ impl Copies {
     }
 
     /// What the copiers of a session may do together in a second, in bytes (0 = unlimited), is shared by those that run.
-    pub(super) fn share_rate(&self, session: &str, bytes_per_second: u64) {
-        let of_session = || {
-            let running = self.running.iter();
-            running.filter(|(key, _)| key.session == session)
-        };
-        let copiers = (of_session().count() as u64).max(1);
+    pub(super) fn share_rate(&mut self, session: &str, bytes_per_second: u64) {
+        let is_of = |key: &PairKey| key.session == session;
+        let copiers = self.running.keys().filter(|key| is_of(key)).count() as u64;
         let share = match bytes_per_second {
             0 => 0,
-            all => (all / copiers).max(1),
+            all => (all / copiers.max(1)).max(1),
         };
-        for (_, running) in of_session() {
-            running
-                .limits
-                .bytes_per_second
-                .store(share, Ordering::Relaxed);
+        for (_, running) in self.running.iter_mut().filter(|(key, _)| is_of(key)) {
+            running.share = share;
+            running.limit();
         }
+    }
+
+    /// The copiers of a session are to be done as soon as they can.
+    pub(super) fn hurry(&mut self, session: &str) {
+        for (_, running) in self
+            .running
+            .iter_mut()
+            .filter(|(key, _)| key.session == session)
+        {
+            running.felt = None;
+            running.share = 0;
+            running.limit();
+        }
+    }
+
+    /// What requests of applications took, while a copier may make that grow by so much only (0 = as it does).
+    pub(super) fn feel(&mut self, key: &PairKey, percent: u32, status: &Status, now: Instant) {
+        let Some(running) = self.running.get_mut(key) else {
+            return;
+        };
+        let copies = matches!(running.task, Task::Copy { .. });
+        if percent == 0 || !copies {
+            if running.felt.take().is_some() {
+                running.limit();
+            }
+            return;
+        }
+        let time =
+            Time(u64::try_from(now.duration_since(running.started).as_nanos()).unwrap_or(u64::MAX));
+        let reads = Histogram::from_counts(&status.read_latency);
+        let latency = reads.with(&Histogram::from_counts(&status.write_latency));
+        let known = running
+            .felt
+            .take()
+            .filter(|felt| felt.impact.allowed_percent() == percent && felt.pid == status.pid);
+        let felt = match known {
+            None => Felt {
+                impact: Impact::new(time, percent),
+                since: now,
+                pid: status.pid,
+                latency,
+            },
+            Some(felt) if now.duration_since(felt.since) < WINDOW => felt,
+            Some(mut felt) => {
+                felt.impact.observe(time, &latency.since(&felt.latency));
+                Felt {
+                    since: now,
+                    latency,
+                    ..felt
+                }
+            }
+        };
+        running.felt = Some(felt);
+        running.limit();
+    }
+
+    /// What 99 of a hundred requests take without the copy, if that was measured, in microseconds.
+    pub(super) fn undisturbed_p99_us(&self, key: &PairKey) -> Option<u64> {
+        let felt = self.running.get(key)?.felt.as_ref()?;
+        felt.impact.baseline().map(|time| time / 1000)
     }
 
     /// Whether the copier that runs has copied anything.
@@ -196,6 +280,8 @@ impl Copies {
                         persisted: now,
                         base_bytes,
                         rate,
+                        share: 0,
+                        felt: None,
                     },
                 );
             }

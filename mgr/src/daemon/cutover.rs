@@ -337,7 +337,7 @@ impl Owner {
             return;
         };
         self.record_aside(vec![note(Some(name), None, what)]);
-        self.copies.share_rate(name, 0);
+        self.copies.hurry(name);
         let (context, session) = (self.context.clone(), name.to_owned());
         let busy = vec![Busy::Session(name.to_owned())];
         self.launch(busy, "switch", None, async move {

@@ -78,6 +78,7 @@ impl Reading {
             write_bytes_per_second: rate(self.written_bytes, before.written_bytes),
             median_us: quantile(500),
             p99_us: quantile(990),
+            undisturbed_p99_us: None,
         };
         Some((application, rate(self.copied_bytes, before.copied_bytes)))
     }
@@ -187,6 +188,7 @@ fn record(sample: Sample, volumes: &[String]) -> Option<Record> {
             write_bytes_per_second: sample.write_rate,
             median_us: sample.median_us,
             p99_us: sample.p99_us,
+            undisturbed_p99_us: None,
         },
         throttle_bytes_per_second: sample.throttle,
     }))

@@ -181,10 +181,17 @@ impl Owner {
         if self.settle_pair(key, view) {
             return;
         }
+        let Some((session, _)) = self.session_and_pair(key) else {
+            return;
+        };
+        let percent = session.options.max_latency_impact_percent;
+        self.tell_policy(session, view);
+        if let Some(status) = view.status.as_deref() {
+            self.copies.feel(key, percent, status, now);
+        }
         let Some((session, pair)) = self.session_and_pair(key) else {
             return;
         };
-        self.tell_policy(session, view);
         let (verify, detect_zeroes) = (session.options.verify, session.options.detect_zeroes);
         let comparing = self.comparing(session, pair, key);
         let facts = records::facts(session, pair, Some(view), comparing.is_some());

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use migration_core::pair::{Facts, Phase, Position, Reason, Verb};
 use migration_core::route::Side;
 use migration_core::session::{self, SessionDecision};
-use migration_proto::manager::{Failure, PairSpec, Record, Request, Response, SessionOptions};
+use migration_proto::manager::{
+    ApplicationRecord, Failure, PairSpec, Record, Request, Response, SessionOptions,
+};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
@@ -619,7 +621,12 @@ impl Owner {
                     view.as_ref(),
                     self.copies.copied(&key),
                     self.to_compare.get(&key),
-                    self.gauges.application(&key),
+                    self.gauges
+                        .application(&key)
+                        .map(|application| ApplicationRecord {
+                            undisturbed_p99_us: self.copies.undisturbed_p99_us(&key),
+                            ..application
+                        }),
                 ));
             }
         }

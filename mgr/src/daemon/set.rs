@@ -89,10 +89,10 @@ impl Owner {
     }
 
     /// What was chosen for a session counts for the copiers that run.
-    pub(super) fn limits_changed(&self, session: &str) {
+    pub(super) fn limits_changed(&mut self, session: &str) {
         if let Some(row) = self.model.sessions.get(session) {
-            self.copies
-                .share_rate(session, row.options.rate_bytes_per_second);
+            let rate = row.options.rate_bytes_per_second;
+            self.copies.share_rate(session, rate);
         }
     }
 }
@@ -142,6 +142,16 @@ fn changed(
     {
         options.switch = policy.clone();
         said.push(schedule::text(policy));
+    }
+    if let Some(percent) = limits
+        .max_latency_impact_percent
+        .filter(|percent| *percent != options.max_latency_impact_percent)
+    {
+        options.max_latency_impact_percent = percent;
+        said.push(match percent {
+            0 => "what the copy does to applications is not limited".to_owned(),
+            percent => format!("the copy may make the latency of applications grow by {percent} %"),
+        });
     }
     if let Some(mode) = limits.mode.filter(|mode| *mode != options.mode) {
         options.mode = mode;
