@@ -8,8 +8,8 @@
 //!                                     over <--done-- cutover <---------------------+
 //! ```
 //!
-//! *Baseline* and *update* only measure. In *administrative* the writes of each pair whose rest does not fit are slowed
-//! step by step, never below the floor. In *cutover* requests are held while the rest is copied, and the roles are
+//! *Baseline* and *update* only measure. In *administrative* the writes of each pair whose rest does not fit, and does not
+//! shrink fast enough to fit in time, are slowed step by step, never below the floor. In *cutover* requests are held while the rest is copied, and the roles are
 //! exchanged. An attempt that fails falls back to *update*: writes are as fast as they can be, and the [`Action`] says
 //! what follows.
 //!
@@ -21,8 +21,12 @@ use crate::units::Time;
 
 /// How often is measured and decided, in nanoseconds.
 pub const STEP_NANOSECONDS: u64 = 1_000_000_000;
-/// How long writes stay at the floor before it is said that this does not help.
+/// How long the rest may fail to shrink with writes at the floor, before it is said that this does not help.
 const FLOOR_STEPS: u32 = 5;
+/// The rest shrinks fast enough if it fits after this share of the time that is left.
+const TIME_SHARE: u64 = 2;
+/// What is left of the highest rate of writes after each step: an application that pauses for a moment is not idle.
+const PEAK_SHARE: (u64, u64) = (7, 8);
 /// The rest is to fit into this share of the pause: the drain and the flushes take some of it too.
 const PAUSE_SHARE: (u128, u128) = (3, 4);
 /// What a step leaves of the rate of writes.
@@ -136,6 +140,10 @@ struct Pace {
     /// What is copied in a second in which there is enough to copy.
     copy_rate: u64,
     write_rate: u64,
+    /// The highest rate of writes lately.
+    write_peak: u64,
+    /// By how much less is dirty than at the last measurement.
+    shrunk: u64,
     /// 0: writes are not slowed.
     throttle: u64,
     /// Of the baseline.
@@ -147,6 +155,8 @@ impl Pace {
         last: None,
         copy_rate: 0,
         write_rate: 0,
+        write_peak: 0,
+        shrunk: 0,
         throttle: 0,
         left: None,
     };
@@ -157,6 +167,7 @@ impl Pace {
         let Some((then, before)) = last else {
             return;
         };
+        self.shrunk = before.dirty_bytes.saturating_sub(sample.dirty_bytes);
         let copied = sample.copied_bytes.checked_sub(before.copied_bytes);
         let copying = sample
             .copying_nanoseconds
@@ -174,6 +185,8 @@ impl Pace {
             now.since(then),
         ) {
             self.write_rate = per_second(written, elapsed);
+            let lately = self.write_peak / PEAK_SHARE.1 * PEAK_SHARE.0;
+            self.write_peak = self.write_rate.max(lately);
         }
     }
 
@@ -200,11 +213,19 @@ impl Pace {
             .is_some_and(|pause| u128::from(pause) <= allowed)
     }
 
+    /// Whether the rest fits soon enough if it goes on shrinking like this.
+    fn will_fit(&self, max_pause: u64, steps_left: u64) -> bool {
+        let allowed = u128::from(max_pause) * PAUSE_SHARE.0 / PAUSE_SHARE.1;
+        let fits = allowed * u128::from(self.copy_rate) / 1_000_000_000;
+        let too_much = u128::from(self.dirty_bytes()).saturating_sub(fits);
+        u128::from(self.shrunk) * u128::from(steps_left / TIME_SHARE) >= too_much
+    }
+
     /// Writes are slowed more. Says whether they could be.
     fn slow(&mut self, floor: u64) -> bool {
         let rate = match self.throttle {
-            0 => self.write_rate,
-            throttle => throttle.min(self.write_rate.max(floor)),
+            0 => self.write_peak,
+            throttle => throttle,
         };
         let slower = (rate / STEP_SHARE.1 * STEP_SHARE.0).max(floor);
         let changed = self.throttle == 0 || slower < self.throttle;
@@ -369,13 +390,16 @@ impl Cutover {
         let Policy {
             max_pause, floor, ..
         } = self.policy;
-        let mut slowed = false;
+        let slowed_for = now.since(self.slowed_since);
+        let steps_left = self.policy.duration.saturating_sub(slowed_for) / STEP_NANOSECONDS;
+        let mut stuck = true;
         for pace in &mut self.paces {
             if !pace.fits(max_pause) {
-                slowed |= pace.slow(floor);
+                let gets_there = pace.will_fit(max_pause, steps_left) || pace.slow(floor);
+                stuck &= !gets_there && pace.shrunk == 0;
             }
         }
-        self.steps_at_floor = if slowed { 0 } else { self.steps_at_floor + 1 };
+        self.steps_at_floor = if stuck { self.steps_at_floor + 1 } else { 0 };
         if self.steps_at_floor > FLOOR_STEPS {
             return self.fall_back(now, Misfit::Floor);
         }
@@ -516,6 +540,22 @@ mod tests {
         assert!(world.throttle() >= POLICY.floor);
         assert!(world.throttle() < 10 * MEGABYTE, "{}", world.throttle());
         assert!(world.cutover.predicted_pause().unwrap() <= SECOND);
+    }
+
+    #[test]
+    fn writes_are_not_slowed_more_than_the_time_that_is_left_needs() {
+        let mut world = World::new(POLICY, 100 * MEGABYTE, 10 * MEGABYTE, 15 * MEGABYTE);
+        while world.throttle() == 0 {
+            assert_eq!(world.second(), Step::Watch);
+        }
+        // The application pauses for a moment: it is not slowed for ever because of that.
+        world.write_rate = 0;
+        world.second();
+        world.write_rate = 15 * MEGABYTE;
+        let (step, seconds) = world.until_step(100);
+        assert_eq!(step, CUT_OVER);
+        assert!(seconds > 10, "{seconds}");
+        assert!(world.throttle() > 3 * MEGABYTE, "{}", world.throttle());
     }
 
     #[test]

@@ -3,9 +3,11 @@
 use tests::{
     host::{Host, Said},
     load::Load,
-    lun::{self, Mapped, SlowDisk},
+    lun::{self, LoopDevice, Mapped, SlowDisk},
     wait_until,
 };
+
+const SIZE_BYTES: u64 = 16 << 20;
 
 /// What the target takes in a second, in megabytes.
 const TARGET_MEGABYTES: u32 = 4;
@@ -16,8 +18,8 @@ const FASTER: &[&str] = &[
     "--bs=64k",
     "--iodepth=8",
     "--rate=,8m",
-    "--size=64M",
-    "--io_size=48M",
+    "--size=12M",
+    "--io_size=24M",
     "--verify=crc32c",
     "--verify_fatal=1",
     "--do_verify=1",
@@ -62,7 +64,8 @@ fn history(host: &Host) -> String {
 #[test]
 fn writes_that_are_faster_than_the_target_are_slowed_until_what_is_left_fits_the_pause() {
     let host = Host::new();
-    let source = lun::disk(0);
+    let disk = LoopDevice::new(SIZE_BYTES, 512);
+    let source = disk.path.clone();
     let (_disk, target) = slow_target(&source);
     lun::scribble(&source);
     track(&host, &source, &target, &["--throttle-floor", "256KiB"]);
@@ -104,7 +107,8 @@ fn writes_that_are_faster_than_the_target_are_slowed_until_what_is_left_fits_the
 #[test]
 fn an_impossible_window_falls_back_the_application_sees_nothing_and_the_state_says_why() {
     let host = Host::new();
-    let source = lun::disk(0);
+    let disk = LoopDevice::new(SIZE_BYTES, 512);
+    let source = disk.path.clone();
     let (_disk, target) = slow_target(&source);
     lun::scribble(&source);
     let options = ["--cutover-action", "abort", "--throttle-floor", "64MiB"];
@@ -130,7 +134,8 @@ fn an_impossible_window_falls_back_the_application_sees_nothing_and_the_state_sa
 #[test]
 fn a_shuntd_that_dies_in_a_cutover_leaves_no_write_slowed() {
     let mut host = Host::new();
-    let source = lun::disk(0);
+    let disk = LoopDevice::new(SIZE_BYTES, 512);
+    let source = disk.path.clone();
     let (_disk, target) = slow_target(&source);
     let options = ["--throttle-floor", "64KiB"];
     track(&host, &source, &target, &options);
