@@ -11,6 +11,7 @@
 //! | `fio` | one measurement |
 //! | `copy` | the copy rates |
 //! | `redirect` | the pauses of a switch and an undo |
+//! | `impact` | what a copy does to an application |
 //! | `report` | medians, tables, JSON |
 //! | `process` | programs that run, and the end of this one |
 
@@ -18,6 +19,7 @@ mod contestant;
 mod copy;
 mod disks;
 mod fio;
+mod impact;
 mod process;
 mod redirect;
 mod report;
@@ -46,6 +48,10 @@ REDIRECTS:
   The pause that the application sees is its longest request that was under way during the command;
   beside it stands the longest one in as long a time without a redirect.
 
+IMPACT:
+  With --impact: an application reads and writes 4 KiB at a fixed rate, in each round without a copy,
+  with one at full speed, and with one of `--max-latency-impact`. The copy must outlast --seconds.
+
 RUBLK:
   rublk's loop target is measured too if the program `rublk` is on PATH, in cargo/bin of the folder
   $SHUNT_CACHE, or named with --rublk. To build it (needs libclang: apt-get install libclang-dev):
@@ -57,6 +63,7 @@ EXAMPLES:
   shunt-bench --source /dev/sdb --target /dev/sdc --overwrite --seconds 10 --rounds 5 --json
   shunt-bench --source /dev/sdb --target /dev/sdc --contestants raw,single --no-copy
   shunt-bench --source /dev/sdb --target /dev/sdc --redirects 100
+  shunt-bench --source /dev/sdb --target /dev/sdc --impact 20 --seconds 10
 
 EXIT STATUS:
   0  measured
@@ -93,6 +100,10 @@ struct Arguments {
     #[arg(long, value_name = "N", conflicts_with_all = ["rounds", "seconds", "contestants", "no_copy"],
           value_parser = clap::value_parser!(u32).range(2..=100_000))]
     redirects: Option<u32>,
+    /// Measure only the latency of an application without a copy, with one, and with one bounded to so many percent
+    #[arg(long, value_name = "PERCENT", conflicts_with_all = ["contestants", "no_copy", "redirects"],
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    impact: Option<u32>,
     /// The program rublk [default: see below]
     #[arg(long, value_name = "PATH")]
     rublk: Option<PathBuf>,
@@ -137,6 +148,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let contestants = chosen(arguments);
     let uses_shunt = !arguments.no_copy
         || arguments.redirects.is_some()
+        || arguments.impact.is_some()
         || contestants.iter().any(Contestant::is_shunt);
     let daemon = match uses_shunt {
         true => Some(Daemon::start(arguments.programs.as_deref(), work.path())?),
@@ -156,6 +168,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
             report.add_pauses(pauses);
         }
         return tools::print(&report.finish()).context("standard output");
+    }
+    if let (Some(percent), Some(daemon)) = (arguments.impact, &daemon) {
+        let length = (arguments.rounds, arguments.seconds);
+        let found = impact::measure(&disks, daemon, work.path(), percent, length, arguments.json)?;
+        return tools::print(&found).context("standard output");
     }
     for round in 1..=arguments.rounds {
         measure_round(arguments, &place, &contestants, round, &mut report)?;

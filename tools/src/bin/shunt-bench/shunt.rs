@@ -170,6 +170,45 @@ impl Volume<'_> {
         Ok(Duration::from_millis(ended.saturating_sub(started).max(1)))
     }
 
+    /// Begins to copy the volume onto a LUN.
+    pub(crate) fn begin_copy(&mut self, target: &Path, options: &[&str]) -> anyhow::Result<()> {
+        let pair = format!("{VOLUME}:{}", target.display());
+        let create = ["create", "--overwrite", SESSION, &pair];
+        // Noted first: also a create that was interrupted has to be taken back.
+        self.mirrored = true;
+        self.daemon.shunt(&[&create[..], options].concat())?;
+        self.daemon.shunt(&["start", SESSION]).map(drop)
+    }
+
+    /// What was copied so far, in bytes, if there is a copy.
+    pub(crate) fn copied_bytes(&self, copied: bool) -> anyhow::Result<f64> {
+        if !copied {
+            return Ok(0.0);
+        }
+        let is_pair = |record: &Value| record["type"] == "pair";
+        let record = self
+            .daemon
+            .record(&["status", SESSION, "--json"], is_pair)?;
+        record["copied_bytes"]
+            .as_f64()
+            .context("a pair without what was copied")
+    }
+
+    /// Takes back a copy that is not done yet.
+    pub(crate) fn end_copy(&mut self) -> anyhow::Result<()> {
+        let is_pair = |record: &Value| record["type"] == "pair";
+        let record = self
+            .daemon
+            .record(&["status", SESSION, "--json"], is_pair)?;
+        let state = record["state"].as_str().unwrap_or_default().to_owned();
+        self.daemon.shunt(&["cancel", "--yes", SESSION])?;
+        self.mirrored = false;
+        match state.as_str() {
+            "syncing" => Ok(()),
+            other => bail!("the session is {other} already"),
+        }
+    }
+
     /// Writes until the target is given up.
     pub(crate) fn write_until_degraded(&self) -> anyhow::Result<()> {
         let to = format!("of={}", self.device.display());
