@@ -10,14 +10,14 @@ use tests::{
 const SIZE_BYTES: u64 = 16 << 20;
 
 /// What the target takes in a second, in megabytes.
-const TARGET_MEGABYTES: u32 = 4;
+const TARGET_MEGABYTES: u32 = 8;
 
 /// Twice as much as that, all over the volume.
 const FASTER: &[&str] = &[
     "--rw=randwrite",
     "--bs=64k",
     "--iodepth=8",
-    "--rate=,8m",
+    "--rate=,16m",
     "--size=12M",
     "--io_size=24M",
     "--verify=crc32c",
