@@ -559,6 +559,25 @@ mod tests {
     }
 
     #[test]
+    fn a_rest_that_shrinks_slowly_at_the_floor_is_waited_for() {
+        let policy = Policy {
+            max_pause: 2 * SECOND,
+            duration: 120 * SECOND,
+            floor: 9 * MEGABYTE,
+            action: Action::Abort,
+            ..POLICY
+        };
+        let mut world = World::new(policy, 80 * MEGABYTE, 10 * MEGABYTE, 12 * MEGABYTE);
+        let (step, seconds) = world.until_step(200);
+        assert!(
+            matches!(step, Step::CutOver { .. }),
+            "{step:?} after {seconds} s"
+        );
+        assert_eq!(world.throttle(), policy.floor);
+        assert!(seconds > 60, "{seconds}");
+    }
+
+    #[test]
     fn an_impossible_window_ends_as_the_action_says_and_slows_no_write_any_more() {
         let floor = 20 * MEGABYTE;
         let outcome = |action| {

@@ -176,7 +176,16 @@ mod tests {
         run(&mut impact, 1, 20, 1000);
         let baseline = impact.baseline().unwrap();
         assert!((1_000_000..1_050_000).contains(&baseline), "{baseline}");
-        let mean = run(&mut impact, 21, 80, 1000);
+        let mut last = impact.rate();
+        for second in 21..30 {
+            run(&mut impact, second, 1, 1000);
+            assert!(
+                impact.rate() <= last + last / 10,
+                "it is found, not doubled"
+            );
+            last = impact.rate();
+        }
+        let mean = run(&mut impact, 30, 71, 1000);
         assert!((12 << 20..26 << 20).contains(&mean), "{mean}");
         // Twice as much may be disturbed, and twice as much is copied.
         let mut impact = Impact::new(Time(0), 40);
