@@ -225,14 +225,17 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
 /// How a cutover goes.
 pub(super) fn cutover(cutover: &CutoverRecord) -> String {
     let mut text = format!(
-        "  cutover: {}, {} written, {} can be copied",
+        "  cutover: {}, {} written",
         printable(&cutover.phase),
         units::rate(cutover.write_bytes_per_second),
-        units::rate(cutover.copy_bytes_per_second),
     );
     if let Some(rate) = cutover.throttle_bytes_per_second {
         text.push_str(&format!(", writes are slowed to {}", units::rate(rate)));
     }
+    text.push_str(&format!(
+        "\n  cutover: {} can be copied",
+        units::rate(cutover.copy_bytes_per_second)
+    ));
     let allowed = units::pause(cutover.max_pause_ms.saturating_mul(1000));
     if let Some(pause) = cutover.predicted_pause_ms {
         let pause = units::pause(pause.saturating_mul(1000));

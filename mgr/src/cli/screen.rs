@@ -201,10 +201,8 @@ fn volume_line(volume: &VolumeRecord) -> Line<'_> {
 }
 
 fn session_head(session: &SessionRecord) -> Vec<Line<'_>> {
-    let mode = match session.options.mode {
-        CopyMode::Mirror => "",
-        CopyMode::Track => ", tracks",
-    };
+    let tracks = session.options.mode == CopyMode::Track && session.state != "tracking";
+    let mode = if tracks { ", tracks" } else { "" };
     let mut lines = vec![
         Line::default(),
         Line::from(vec![
@@ -240,11 +238,14 @@ fn state_style(state: &str) -> Style {
 }
 
 fn draw_pair(frame: &mut Frame<'_>, pair: &PairRecord, area: Rect) {
-    let rows = Layout::vertical([Constraint::Length(1); 5]).split(area);
-    let inner = |row: Rect| Rect {
-        x: row.x + 2,
-        width: row.width.saturating_sub(2),
-        ..row
+    let row = |index: u16| {
+        let line = Rect {
+            x: area.x + 2,
+            y: area.y + index,
+            width: area.width.saturating_sub(2),
+            height: 1,
+        };
+        line.intersection(area)
     };
     let [source, target] =
         [&pair.source, &pair.target].map(|path| printable(&path.to_string_lossy()));
@@ -258,7 +259,7 @@ fn draw_pair(frame: &mut Frame<'_>, pair: &PairRecord, area: Rect) {
         ))
         .dark_gray(),
     ]);
-    frame.render_widget(names, inner(rows[0]));
+    frame.render_widget(names, row(0));
     let left_bytes = pair.compared_bytes.map_or(pair.dirty_bytes, |compared| {
         pair.total_bytes.saturating_sub(compared)
     });
@@ -266,14 +267,18 @@ fn draw_pair(frame: &mut Frame<'_>, pair: &PairRecord, area: Rect) {
     let gauge = Gauge::default()
         .gauge_style(Style::new().fg(Color::Blue).bg(Color::DarkGray))
         .percent(u16::from(percent))
-        .label(progress(pair, percent, left_bytes));
-    frame.render_widget(gauge, inner(rows[1]));
-    let width = usize::from(inner(rows[2]).width);
-    frame.render_widget(map(pair.dirty_percent.as_deref(), width), inner(rows[2]));
-    frame.render_widget(application(pair), inner(rows[3]));
+        .label(
+            Span::from(progress(pair, percent, left_bytes))
+                .white()
+                .bold(),
+        );
+    frame.render_widget(gauge, row(1));
+    let width = usize::from(row(2).width);
+    frame.render_widget(map(pair.dirty_percent.as_deref(), width), row(2));
+    frame.render_widget(application(pair), row(3));
     if let Some(problem) = &pair.problem {
         let text = format!("problem: {}", printable(problem));
-        frame.render_widget(Line::from(text).red(), inner(rows[4]));
+        frame.render_widget(Line::from(text).red(), row(4));
     }
 }
 
@@ -410,6 +415,16 @@ mod tests {
         ] {
             assert!(screen.contains(part), "no {part:?} in\n{screen}");
         }
+    }
+
+    #[test]
+    fn a_pair_without_a_problem_has_its_map_too() {
+        let records = [session("night"), pair("night", None)];
+        let (screen, _) = drawn(Some(&records), 24, 0);
+        assert!(
+            screen.contains("█▓▒·") && screen.contains("p99 4.1 ms"),
+            "{screen}"
+        );
     }
 
     #[test]
