@@ -9,7 +9,7 @@ use migration_proto::manager::{
 use plotters::coord::Shift;
 use plotters::prelude::{
     AreaSeries, ChartBuilder, Color, DrawingArea, IntoDrawingArea, LineSeries, PathElement,
-    RGBColor, SVGBackend, SeriesLabelPosition, ShapeStyle, WHITE,
+    RGBColor, SVGBackend, ShapeStyle, WHITE,
 };
 
 use super::args;
@@ -30,7 +30,7 @@ const STYLE: &str = "body{font:15px/1.45 sans-serif;margin:2em auto;max-width:96
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em}table{border-collapse:collapse}\
 td,th{padding:.2em .8em .2em 0;text-align:left;vertical-align:top}th{border-bottom:1px solid #999}\
 .num{text-align:right;white-space:nowrap}.when{white-space:nowrap;color:#555}.note{color:#555}\
-svg{width:100%;height:auto}figure{margin:.8em 0}figcaption{color:#555}";
+svg{width:100%;height:auto}.key{font-weight:bold;margin-left:.8em}figure{margin:.8em 0}figcaption{color:#555}";
 
 /// What a page is made of.
 #[derive(Debug)]
@@ -159,16 +159,23 @@ impl<'a> Report<'a> {
             seconds: (last.at_ms.saturating_sub(begin_ms)).max(1000) as f64 / 1000.0,
             moves: self.moves(&pair.volume),
         };
-        let of = |value: fn(&SampleRecord) -> Option<u64>| -> Vec<(f64, f64)> {
-            let points = samples.iter();
-            points
-                .filter_map(|sample| {
-                    let seconds = sample.at_ms.saturating_sub(begin_ms) as f64 / 1000.0;
-                    Some((seconds, value(sample)? as f64))
-                })
+        let of = |value: fn(&SampleRecord) -> Option<u64>| -> Vec<Vec<(f64, f64)>> {
+            let point = |sample: &&SampleRecord| {
+                let seconds = sample.at_ms.saturating_sub(begin_ms) as f64 / 1000.0;
+                Some((seconds, value(sample)? as f64))
+            };
+            let points: Vec<_> = samples.iter().map(point).collect();
+            // A gap is nothing that was measured, and no slope.
+            let stretches = points.split(Option::is_none);
+            stretches
+                .map(|stretch| stretch.iter().copied().flatten().collect::<Vec<_>>())
+                .filter(|stretch| !stretch.is_empty())
                 .collect()
         };
-        let dirty = Line::area("to be copied", BLUE, of(|sample| Some(sample.dirty_bytes)));
+        let dirty = Line {
+            filled: true,
+            ..Line::new("to be copied", BLUE, of(|sample| Some(sample.dirty_bytes)))
+        };
         let throttle = of(|sample| Some(sample.throttle_bytes_per_second).filter(|rate| *rate > 0));
         let mut rates = vec![
             Line::new(
@@ -198,15 +205,12 @@ impl<'a> Report<'a> {
                 of(|sample| sample.application.p99_us),
             ),
         ];
-        let bytes = |value: &f64| units::bytes(*value as u64);
-        let rate = |value: &f64| units::rate(*value as u64);
-        let time = |value: &f64| units::pause(*value as u64);
         html! {
             h2 { "Volume " (pair.volume) }
             p.note { "From " (moments::text(begin_ms / 1000)) " on. A grey line is a change of the authoritative leg." }
-            (figure("Bytes that are still to be copied", &span, &[dirty], &bytes))
-            (figure("Rates", &span, &rates, &rate))
-            (figure("How long requests of applications took", &span, &latency, &time))
+            (figure("Still to be copied", &span, &[dirty], &BYTES))
+            (figure("Rates", &span, &rates, &RATES))
+            (figure("How long requests of applications took", &span, &latency, &TIMES))
         }
     }
 
@@ -277,42 +281,57 @@ struct Span {
 struct Line {
     label: &'static str,
     colour: RGBColor,
-    points: Vec<(f64, f64)>,
+    stretches: Vec<Vec<(f64, f64)>>,
     filled: bool,
 }
 
 impl Line {
-    const fn new(label: &'static str, colour: RGBColor, points: Vec<(f64, f64)>) -> Self {
+    const fn new(label: &'static str, colour: RGBColor, stretches: Vec<Vec<(f64, f64)>>) -> Self {
         Self {
             label,
             colour,
-            points,
+            stretches,
             filled: false,
-        }
-    }
-
-    fn area(label: &'static str, colour: RGBColor, points: Vec<(f64, f64)>) -> Self {
-        Self {
-            filled: true,
-            ..Self::new(label, colour, points)
         }
     }
 }
 
-fn figure(
-    caption: &str,
-    span: &Span,
-    lines: &[Line],
-    value_text: &dyn Fn(&f64) -> String,
-) -> Markup {
+/// Units of the vertical axis, the smallest first: how much one is, and its name.
+type Units = [(f64, &'static str)];
+
+const BYTES: [(f64, &str); 5] = [
+    (1.0, "B"),
+    (1024.0, "KiB"),
+    (1_048_576.0, "MiB"),
+    (1_073_741_824.0, "GiB"),
+    (1_099_511_627_776.0, "TiB"),
+];
+const RATES: [(f64, &str); 4] = [
+    (1.0, "B/s"),
+    (1024.0, "KiB/s"),
+    (1_048_576.0, "MiB/s"),
+    (1_073_741_824.0, "GiB/s"),
+];
+/// What is measured is in microseconds.
+const TIMES: [(f64, &str); 3] = [(1.0, "µs"), (1000.0, "ms"), (1_000_000.0, "s")];
+
+fn figure(caption: &str, span: &Span, lines: &[Line], units: &Units) -> Markup {
     let mut picture = String::new();
     let drawn = {
         let area = SVGBackend::with_string(&mut picture, (WIDTH, HEIGHT)).into_drawing_area();
-        draw(&area, span, lines, value_text)
+        draw(&area, span, lines, units)
     };
     html! {
         figure {
-            figcaption { (caption) }
+            figcaption {
+                (caption)
+                @if lines.len() > 1 {
+                    @for line in lines {
+                        span.key style=(format!("color:rgb({},{},{})", line.colour.0, line.colour.1, line.colour.2)) { " ━ " }
+                        (line.label)
+                    }
+                }
+            }
             @match drawn {
                 Ok(()) => (PreEscaped(picture)),
                 Err(cause) => p { "It cannot be drawn: " (cause) },
@@ -325,12 +344,25 @@ fn draw(
     area: &DrawingArea<SVGBackend<'_>, Shift>,
     span: &Span,
     lines: &[Line],
-    value_text: &dyn Fn(&f64) -> String,
+    units: &Units,
 ) -> Result<(), String> {
     let problem = |error: &dyn std::fmt::Display| error.to_string();
     area.fill(&WHITE).map_err(|error| problem(&error))?;
-    let points = lines.iter().flat_map(|line| &line.points);
-    let top = points.map(|(_, value)| *value).fold(1.0, f64::max) * 1.08;
+    let points = lines
+        .iter()
+        .flat_map(|line| line.stretches.iter().flatten());
+    let most = points.map(|(_, value)| *value).fold(1.0, f64::max);
+    let (unit, name) = units
+        .iter()
+        .rev()
+        .find(|(unit, _)| most >= *unit)
+        .copied()
+        .unwrap_or((1.0, ""));
+    let top = most / unit * 1.08;
+    let scaled = |stretch: &Vec<(f64, f64)>| -> Vec<(f64, f64)> {
+        let points = stretch.iter();
+        points.map(|(at, value)| (*at, value / unit)).collect()
+    };
     let mut chart = ChartBuilder::on(area)
         .margin(8)
         .margin_right(20)
@@ -345,7 +377,7 @@ fn draw(
         .y_labels(5)
         .x_labels(8)
         .x_label_formatter(&|seconds| units::duration(Duration::from_secs_f64(seconds.max(0.0))))
-        .y_label_formatter(value_text)
+        .y_label_formatter(&|value| format!("{value} {name}"))
         .draw()
         .map_err(|error| problem(&error))?;
     for at_ms in &span.moves {
@@ -361,27 +393,17 @@ fn draw(
     for line in lines {
         let colour = line.colour;
         let style = ShapeStyle::from(colour).stroke_width(2);
-        if line.filled {
-            let series = AreaSeries::new(line.points.iter().copied(), 0.0, colour.mix(0.2));
-            chart
-                .draw_series(series.border_style(style))
-                .map_err(|error| problem(&error))?;
-            continue;
+        for stretch in &line.stretches {
+            let points = scaled(stretch);
+            if line.filled {
+                let series = AreaSeries::new(points, 0.0, colour.mix(0.2)).border_style(style);
+                chart.draw_series(series).map_err(|error| problem(&error))?;
+            } else {
+                chart
+                    .draw_series(LineSeries::new(points, style))
+                    .map_err(|error| problem(&error))?;
+            }
         }
-        chart
-            .draw_series(LineSeries::new(line.points.iter().copied(), style))
-            .map_err(|error| problem(&error))?
-            .label(line.label)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
-    }
-    if lines.len() > 1 {
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .background_style(WHITE.mix(0.85))
-            .border_style(GREY.mix(0.4))
-            .draw()
-            .map_err(|error| problem(&error))?;
     }
     area.present().map_err(|error| problem(&error))
 }
