@@ -31,7 +31,7 @@
 //! Invariants:
 //! 1. The [`Model`] is what the database holds: it changes when a change is durable ([`Event::Changed`]).
 //! 2. At most one operation works on a session and on a volume at a time (`busy`).
-//! 3. At most one copier a pair, and none while an operation works on its session.
+//! 3. At most one copier a pair, and none while an operation works on its session, but for a cutover.
 //! 4. A start gives places to at most as many pairs as may be copied at once; no more copiers than that run.
 //! 5. The loop never waits for a disk, a process or a device.
 
