@@ -28,6 +28,9 @@ const RATE_FIRST: u64 = 8 << 20;
 const RATE_MIN: u64 = 1 << 20;
 /// A rate beyond which there is no need for a limit.
 const RATE_MAX: u64 = 1 << 40;
+/// So much is copied with one request at a time. Many at once are a burst, and a burst is what the slowest requests of
+/// applications meet.
+const RATE_OF_ONE: u64 = 128 << 20;
 /// While it is measured: so little that nothing is copied.
 const RATE_NOTHING: u64 = 1;
 
@@ -129,6 +132,15 @@ impl Impact {
         }
     }
 
+    /// How many requests the copy may have under way; 0: as many as it likes.
+    #[must_use]
+    pub fn depth(&self) -> u32 {
+        match self.rate() {
+            0 => 0,
+            rate => u32::try_from(rate.div_ceil(RATE_OF_ONE)).unwrap_or(0),
+        }
+    }
+
     /// What requests take without the copy, if it is known: 99 of a hundred take no longer, in nanoseconds.
     #[must_use]
     pub const fn baseline(&self) -> Option<u64> {
@@ -176,6 +188,7 @@ mod tests {
         run(&mut impact, 1, 20, 1000);
         let baseline = impact.baseline().unwrap();
         assert!((1_000_000..1_050_000).contains(&baseline), "{baseline}");
+        assert_eq!(impact.depth(), 1);
         let mut last = impact.rate();
         for second in 21..30 {
             run(&mut impact, second, 1, 1000);
@@ -198,7 +211,10 @@ mod tests {
     fn without_applications_there_is_no_limit_and_with_slow_ones_there_is_an_end() {
         let mut impact = Impact::new(Time(0), 20);
         run(&mut impact, 1, 60, 3);
-        assert_eq!((impact.rate(), impact.baseline()), (0, None));
+        assert_eq!(
+            (impact.rate(), impact.depth(), impact.baseline()),
+            (0, 0, None)
+        );
         let mut impact = Impact::new(Time(0), 0);
         run(&mut impact, 1, 4, 1000);
         for second in 5..60 {

@@ -254,7 +254,7 @@ fn draw_pair(frame: &mut Frame<'_>, pair: &PairRecord, area: Rect) {
         Span::from("  "),
         Span::styled(printable(&pair.state), state_style(&pair.state)),
         Span::from(format!(
-            "  {source} -> {target}, the {} is authoritative",
+            "  the {} is authoritative, {source} -> {target}",
             migration_core::route::Side::from(pair.authoritative)
         ))
         .dark_gray(),
@@ -299,13 +299,13 @@ fn map(dirty_percent: Option<&[u8]>, width: usize) -> Line<'static> {
     let Some(parts) = dirty_percent.filter(|parts| !parts.is_empty()) else {
         return Line::from("");
     };
-    let cells = width.clamp(1, parts.len());
+    let part = |cell: usize| cell * parts.len() / width.max(1);
     let shade = |cell: usize| {
-        let (from, to) = (cell * parts.len() / cells, (cell + 1) * parts.len() / cells);
+        let (from, to) = (part(cell), part(cell + 1).max(part(cell) + 1));
         let most = parts[from..to].iter().copied().max().unwrap_or(0);
         SHADES[usize::from(most).div_ceil(25).min(4)]
     };
-    Line::from((0..cells).map(shade).collect::<String>()).blue()
+    Line::from((0..width).map(shade).collect::<String>()).blue()
 }
 
 fn application(pair: &PairRecord) -> Line<'static> {
@@ -406,9 +406,11 @@ mod tests {
         for part in [
             "1 of at most 4 pairs are copied, 2 wait",
             "session night  syncing",
-            "/dev/a -> /dev/b, the source is authoritative",
+            "the source is authoritative, /dev/a -> /dev/b",
             "75 %, 1.00 GiB left, 100.00 MiB/s, 11s",
-            "█▓▒·",
+            "█▓",
+            "▓▒",
+            "▒·",
             "5.00 MiB/s read, 6.00 MiB/s written, median 0.3 ms, p99 4.1 ms; last pause 3.0 ms",
             "problem: it is slow",
             "you may now: shunt pause night, shunt cancel night",
@@ -422,7 +424,7 @@ mod tests {
         let records = [session("night"), pair("night", None)];
         let (screen, _) = drawn(Some(&records), 24, 0);
         assert!(
-            screen.contains("█▓▒·") && screen.contains("p99 4.1 ms"),
+            screen.contains("█▓") && screen.contains("p99 4.1 ms"),
             "{screen}"
         );
     }

@@ -52,7 +52,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use migration_proto::route::Side;
@@ -138,6 +138,8 @@ impl Config {
 pub struct Limits {
     /// The most to copy in a second, in bytes; 0 = unlimited. A change works within 100 ms.
     pub bytes_per_second: AtomicU64,
+    /// The most transfers under way; 0 = as many as there are buffers.
+    pub depth: AtomicU32,
 }
 
 /// How far the copier is. All in bytes unless the name says otherwise.

@@ -204,7 +204,12 @@ impl Copying<'_> {
     }
 
     fn begin_pieces(&mut self) -> io::Result<()> {
+        let depth = self.shared.limits.depth.load(Ordering::Relaxed) as usize;
         while let Some(&slot) = self.free.last() {
+            let in_flight = self.transfers.len() - self.free.len();
+            if depth > 0 && in_flight >= depth {
+                break;
+            }
             let Some(piece) = self.plan.next_piece() else {
                 break;
             };

@@ -79,6 +79,8 @@ impl Running {
             (share, felt) => share.min(felt),
         };
         self.limits.bytes_per_second.store(limit, Ordering::Relaxed);
+        let depth = self.felt.as_ref().map_or(0, |felt| felt.impact.depth());
+        self.limits.depth.store(depth, Ordering::Relaxed);
     }
 
     fn copied_bytes(&self) -> u64 {

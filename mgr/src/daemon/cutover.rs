@@ -75,6 +75,13 @@ impl Cutovers {
         running.is_some_and(|running| running.over.is_none())
     }
 
+    /// The one that ended without success is of no interest any more.
+    pub(super) fn forget_last(&mut self, session: &str) {
+        if !self.is_running(session) {
+            self.running.remove(session);
+        }
+    }
+
     /// What the operator reads.
     pub(super) fn record(&self, session: &str) -> Option<CutoverRecord> {
         let running = self.running.get(session)?;

@@ -70,6 +70,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use migration_core::route::Side;
 use migration_proto::manager::{Failure, FailureKind, Response};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::{mpsc, oneshot};
@@ -408,10 +409,15 @@ impl Owner {
         if let Change::Note(note) = &change {
             self.noted(note);
         }
-        if let Change::SetPair(key, PairField::Phase(phase)) = &change
-            && phase.is_ended()
-        {
-            self.gauges.forget(key);
+        match &change {
+            Change::SetPair(key, PairField::Phase(phase)) if phase.is_ended() => {
+                self.gauges.forget(key);
+            }
+            Change::SetPair(key, PairField::Authoritative(Side::Target)) => {
+                self.cutovers.forget_last(&key.session);
+            }
+            Change::AddSession(row) => self.cutovers.forget_last(&row.name),
+            _ => {}
         }
         let limits_of = match &change {
             Change::SetOptions(session, _) => Some(session.clone()),

@@ -195,8 +195,16 @@ impl Volume {
             call: Some(call),
             deadline,
         });
+        self.note_waiting_held(now);
         self.drained_if_quiet(now, effects);
         Ok(())
+    }
+
+    /// What waits for its turn when the gate closes is held too.
+    fn note_waiting_held(&mut self, now: Time) {
+        if !self.waiting.is_empty() {
+            self.gate.note_held(now);
+        }
     }
 
     /// Ends a suspension. Says whether there was one.
@@ -394,6 +402,7 @@ impl Volume {
             change.step = Step::Drain;
             change.deadline = now.plus(change.hold_nanoseconds_max);
             self.gate.changing = true;
+            self.note_waiting_held(now);
             self.drained_if_quiet(now, effects);
         }
     }

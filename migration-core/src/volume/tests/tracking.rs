@@ -234,3 +234,23 @@ fn slowed_writes_keep_their_rate_and_go_on_when_nobody_renews_it() {
     assert_eq!(started(&bench.after(10 * SECOND)), 1);
     assert_eq!(bench.volume.throttle(), None);
 }
+
+#[test]
+fn the_pause_counts_what_waited_when_requests_began_to_be_held() {
+    let mut bench = tracking();
+    let (now, until) = (bench.now, bench.now.plus(100 * SECOND));
+    let effects = &mut bench.effects;
+    bench.volume.set_throttle(now, BLOCK, until, effects);
+    write(&mut bench, 0);
+    assert_eq!(bench.request(1, WRITE, 1), [], "it is slowed");
+    assert_eq!(claim(&mut bench, 5), []);
+    let effects = switch_with_rest(&mut bench).unwrap();
+    bench.flush(&effects, Ok(()));
+    bench.now = bench.now.plus(SECOND / 2);
+    let effects = report(&mut bench, &[0]);
+    let effects = bench.flush(&effects, Ok(()));
+    let effects = bench.role(&effects);
+    let changed = answer_of_change(&effects).unwrap();
+    let expected = SECOND / 2;
+    assert!(matches!(changed, Reply::RouteChanged { pause, .. } if pause == expected));
+}
