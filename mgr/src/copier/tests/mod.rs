@@ -314,6 +314,7 @@ fn a_stop_reports_what_is_finished_and_unlocks() {
     // One region, and the next one in more than a day.
     let limits = Arc::new(Limits {
         bytes_per_second: AtomicU64::new(1),
+        ..Limits::default()
     });
     let (copier, ended) = start(config(&target.socket), &limits);
     let progress = Arc::clone(copier.progress());
@@ -355,6 +356,7 @@ fn a_changed_limit_works_at_once() {
     let target = Target::start(volume, (0..64).collect(), grant(64));
     let limits = Arc::new(Limits {
         bytes_per_second: AtomicU64::new(1),
+        ..Limits::default()
     });
     let (copier, ended) = start(config(&target.socket), &limits);
     wait_until("one region is copied", || {
