@@ -52,6 +52,8 @@ struct Running {
     told_at: Option<Instant>,
     /// What was written in a second before writes were slowed, in bytes.
     write_rate_before: Option<u64>,
+    /// What is to be done as soon as the session is free.
+    next: Option<Step>,
     /// Why it ended without success.
     over: Option<String>,
 }
@@ -200,6 +202,7 @@ impl Owner {
                     told_at: None,
                     pairs,
                     write_rate_before: None,
+                    next: None,
                     over: None,
                 };
                 self.cutovers.running.insert(name.clone(), running);
@@ -288,7 +291,12 @@ impl Owner {
             return;
         };
         let before = running.decisions.phase();
-        let step = running.decisions.observe(now, &samples);
+        let step = match running.next.take() {
+            Some(step) => step,
+            // The operation has ended without a word.
+            None if before == Phase::Cutover => running.decisions.not_cut_over(now),
+            None => running.decisions.observe(now, &samples),
+        };
         let write_rate = running.decisions.write_rate();
         if before != Phase::Administrative && running.decisions.phase() == Phase::Administrative {
             running.write_rate_before = Some(write_rate);
@@ -366,8 +374,8 @@ impl Owner {
             let Some(running) = self.cutovers.running.get_mut(name) else {
                 return;
             };
-            let step = running.decisions.not_cut_over(now);
-            self.cutover_step(name, step);
+            // The operation has still to end.
+            running.next = Some(running.decisions.not_cut_over(now));
         } else if let Some(mut running) = self.cutovers.running.remove(name) {
             self.tell(name, &mut running, &[]);
         }

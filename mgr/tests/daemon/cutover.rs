@@ -101,6 +101,30 @@ fn what_cannot_be_cut_over_falls_back_and_says_why() {
 }
 
 #[test]
+fn what_is_forced_is_tried_once_more_when_the_last_attempt_has_ended() {
+    let world = World::new();
+    let force = CutoverOptions {
+        action: CutoverAction::Force,
+        attempts: 1,
+        ..CutoverOptions::default()
+    };
+    tracking(&world, &["one"], force);
+    world.set("one", Whim::RefuseRole);
+    world.changes(&switch("s1"));
+    world.wait("the cutover is over", |world| {
+        (phase(world).as_deref() == Some("over")).then_some(())
+    });
+    let history = world.history();
+    let held: Vec<_> = history
+        .iter()
+        .filter(|line| line.contains("the cutover holds requests"))
+        .collect();
+    assert_eq!(held.len(), 2, "{history:?}");
+    assert!(held[1].contains("110000.0 ms"), "{held:?}");
+    world.changes(&pause("s1"));
+}
+
+#[test]
 fn a_cutover_is_ended_by_a_pause_and_by_a_cancel() {
     let world = World::new();
     let wait = CutoverOptions {
