@@ -12,7 +12,10 @@ use serde_json::Value;
 use crate::{run, sh, volume::Connection, wait_until};
 
 /// What a status says that changes without a command.
-const CHANGES_BY_ITSELF: [&str; 5] = [
+const CHANGES_BY_ITSELF: [&str; 8] = [
+    "application",
+    "cutover",
+    "dirty_percent",
     "rate_bytes_per_second",
     "eta_seconds",
     "restarts",
