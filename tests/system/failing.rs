@@ -35,7 +35,7 @@ fn a_mirror_leg_that_stalls_is_given_up_and_copied_again_when_it_is_back() {
     host.bring_into_sync("db", &source, &target.path(), "move");
     let load = Steady::start(&Host::device("db"), SPAN);
     load.go_on();
-    target.slow_down(5000);
+    target.slow_down(3000);
     wait_until("the pair is degraded", || is_in(&host, "degraded"));
     let problem = host.pair("move")["problem"].to_string();
     assert!(problem.contains("timed out"), "{problem}");
