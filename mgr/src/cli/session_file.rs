@@ -355,6 +355,10 @@ verify = "read-back"
 rate = "10MiB"
 priority = 70
 switch = "event:backup-done"
+mode = "track"
+cutover-action = "abort"
+throttle-floor = "2MiB"
+max-latency-impact = "20%"
 
 [status]
 anything = "is left out of account"
@@ -384,6 +388,13 @@ state = "syncing"
                 rate_bytes_per_second: 10 << 20,
                 priority: 70,
                 switch: SwitchPolicy::OnEvent("backup-done".to_owned()),
+                mode: CopyMode::Track,
+                cutover: CutoverOptions {
+                    action: CutoverAction::Abort,
+                    floor_bytes_per_second: 2 << 20,
+                    ..CutoverOptions::default()
+                },
+                max_latency_impact_percent: 20,
                 ..SessionOptions::default()
             },
         };
@@ -398,14 +409,16 @@ state = "syncing"
             ("priority = 70", "priorty = 70", ["line 5", "priorty"]),
             ("10MiB", "fast", ["line 4, rate", "100MiB"]),
             ("read-back", "perhaps", ["line 3, verify", "perhaps"]),
-            ("/dev/c", "c", ["line 17, target", "not absolute"]),
-            ("volume = \"db\"", "", ["line 11", "volume"]),
-            ("[[pair]]", "[[pair]", ["line 11", ""]),
+            ("/dev/c", "c", ["line 21, target", "not absolute"]),
+            ("volume = \"db\"", "", ["line 15", "volume"]),
+            ("[[pair]]", "[[pair]", ["line 15", ""]),
             (
                 "event:backup-done",
                 "soon",
                 ["line 6, switch", "when-synced"],
             ),
+            ("20%", "much", ["line 10, max-latency-impact", "20%"]),
+            ("2MiB", "unlimited", ["line 9, throttle-floor", "4MiB"]),
             ("session = \"night\"", "", ["session", "missing"]),
             ("priority = 70", "rate = \"1MiB\"", ["line 5", "duplicate"]),
         ] {

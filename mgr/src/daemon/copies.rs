@@ -452,12 +452,12 @@ fn problem_of(outcome: &Outcome, task: Task) -> Option<String> {
         Outcome::InSync
         | Outcome::Compared(_)
         | Outcome::Stopped
-        | Outcome::Disconnected { .. }
+        | Outcome::Disconnected { .. } => None,
         // The roles have changed: there is another copy to be made, or none.
-        | Outcome::Refused {
+        Outcome::Refused {
             reason: Refusal::StaleEpoch,
             ..
-        } => None,
+        } if matches!(task, Task::Copy { .. }) => None,
         Outcome::Refused { cause, .. } => Some(format!("{what} is held up, and {then}: {cause}")),
         Outcome::Failed { side, cause } => {
             let side = migration_core::route::Side::from(*side);
@@ -522,6 +522,17 @@ mod tests {
         }
         assert_eq!(rate.bytes_per_second(), Some(0));
         assert!(rate.samples.len() <= RATE_SAMPLES_MAX);
+    }
+
+    #[test]
+    fn after_a_change_of_the_roles_a_copy_is_begun_again_and_a_comparison_is_over() {
+        let outcome = Outcome::Refused {
+            reason: Refusal::StaleEpoch,
+            cause: "the epoch is 4".to_owned(),
+        };
+        assert_eq!(problem_of(&outcome, Task::Copy { read_back: false }), None);
+        let problem = problem_of(&outcome, Task::Compare { repair: false }).unwrap();
+        assert!(problem.contains("is over"), "{problem}");
     }
 
     #[test]

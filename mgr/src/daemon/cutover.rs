@@ -262,7 +262,7 @@ impl Owner {
                 | PairState::Cancelled) => {
                     let volume = &row.pairs[*pair].volume;
                     let cause = format!("the pair of volume {volume} is {state}");
-                    return self.end_cutover(name, cause);
+                    return self.end_cutover(name, cause, &format!("`shunt status {name}`"));
                 }
                 PairState::Failed
                 | PairState::NeedsRecovery
@@ -326,7 +326,9 @@ impl Owner {
                     let (_, misfit) = running.decisions.failures();
                     misfit.map(|misfit| misfit_text(&running.decisions, misfit))
                 });
-                self.end_cutover(name, cause.unwrap_or_default());
+                let next =
+                    format!("`shunt switch {name}` with another --max-pause, or at a quieter time");
+                self.end_cutover(name, cause.unwrap_or_default(), &next);
             }
         }
         self.tell_throttles(name);
@@ -381,14 +383,12 @@ impl Owner {
         }
     }
 
-    fn end_cutover(&mut self, name: &str, cause: String) {
+    fn end_cutover(&mut self, name: &str, cause: String, next: &str) {
         let Some(mut running) = self.cutovers.running.remove(name) else {
             return;
         };
-        let what = format!(
-            "the cutover is over, the source stays authoritative: {cause}; next: `shunt switch {name}` with another \
-             --max-pause, or at a quieter time"
-        );
+        let what =
+            format!("the cutover is over, the source stays authoritative: {cause}; next: {next}");
         self.record_aside(vec![note(Some(name), None, what)]);
         self.tell(name, &mut running, &[]);
         running.over = Some(cause);

@@ -211,7 +211,7 @@ pub(super) fn pair(
         compared_bytes,
         verification: row.verification.clone(),
         last_pause_us: row.last_pause_us,
-        application: application.filter(|_| !ended),
+        application: application.filter(|_| !ended && view.is_some_and(|view| view.connected)),
         problem,
     })
 }

@@ -100,7 +100,7 @@ fn completions_know_every_subcommand() {
 #[test]
 fn a_wrong_command_line_is_usage_and_sends_nothing() {
     let fake = FakeShuntd::answering(done(true, &[]));
-    let wrong: [&[&str]; 25] = [
+    let wrong: [&[&str]; 26] = [
         &[],
         &["--no-such-option"],
         &["no-such-command"],
@@ -125,6 +125,7 @@ fn a_wrong_command_line_is_usage_and_sends_nothing() {
         &["create", "-f", "s1.toml", "--mode", "track"],
         &["set", "--mode", "track"],
         &["set", "s1", "--attempts", "0"],
+        &["set", "s1", "--max-latency-impact", "0%"],
         &["set", "s1", "--throttle-floor", "unlimited"],
     ];
     for arguments in wrong {
@@ -296,6 +297,8 @@ fn each_verb_sends_its_request() {
                 "9",
                 "--cutover-duration",
                 "60",
+                "--max-latency-impact",
+                "20%",
             ],
             Request::SetSession {
                 session: session(),
@@ -303,6 +306,7 @@ fn each_verb_sends_its_request() {
                     mode: Some(CopyMode::Mirror),
                     attempts: Some(9),
                     cutover_duration_seconds: Some(60),
+                    max_latency_impact_percent: Some(20),
                     ..SessionLimits::default()
                 },
             },
