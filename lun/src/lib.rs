@@ -15,10 +15,11 @@
 //! | `stack` | which devices lie beneath a path or a device |
 //! | `openers` | which processes have a LUN open |
 //! | `signature` | what libblkid recognises on a LUN |
+//! | `retire` | making a LUN inaccessible, when that is asked for by name |
 //! | `sysfs`, `proc_text`, `vpd` | reading the kernel's texts and the SCSI pages |
 //! | `kernel` | the system calls: the only unsafe code |
 //!
-//! Absent: any decision. Whether a finding refuses a command is for the caller to say. Nothing here writes to a LUN.
+//! Absent: any decision. Whether a finding refuses a command is for the caller to say. Nothing but `retire` writes to a LUN.
 //!
 //! All calls block (they read devices, `/sys`, `/proc` and run `wipefs`): an asynchronous caller gives them a thread.
 
@@ -31,6 +32,7 @@ mod kernel;
 mod open;
 mod openers;
 mod proc_text;
+mod retire;
 mod signature;
 mod stack;
 mod sysfs;
@@ -42,6 +44,7 @@ pub use identity::{Difference, FileId, Identity, Kind, Mismatch};
 pub use inspect::{Inspection, inspect, overwrite_word};
 pub use open::{Lun, OpenError, OpenOptions};
 pub use openers::{Opener, openers};
+pub use retire::{Saved, bring_online};
 pub use signature::{Signature, SignatureError, SignatureUsage, signatures};
 pub use usage::in_use;
 

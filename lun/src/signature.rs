@@ -5,13 +5,14 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use crate::open::{Lun, OpenError};
+use crate::open::{Lun, OpenError, other};
 
 const PROGRAM_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
 const OPENED_LUN: &str = "/proc/self/fd/0";
@@ -97,6 +98,28 @@ pub fn signatures(lun: &Lun) -> Result<Vec<Signature>, OpenError> {
         path: lun.path.clone(),
         source,
     })
+}
+
+/// Runs a program of util-linux on the opened LUN.
+pub(crate) fn run_on(
+    lun: &Lun,
+    program: &'static str,
+    arguments: &[&str],
+) -> Result<(), OpenError> {
+    let problem = |source: io::Error| other(&lun.path, "run a program of util-linux on", source);
+    let path = find_program(program, &PROGRAM_FOLDERS).ok_or_else(|| {
+        let searched = PROGRAM_FOLDERS.join(", ");
+        problem(io::Error::other(format!(
+            "{program} is not in {searched}: install util-linux"
+        )))
+    })?;
+    let arguments = [arguments, &[OPENED_LUN]].concat();
+    let output = run(&path, &arguments, lun.duplicate()?)
+        .map_err(|error| problem(io::Error::other(error)))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(problem(io::Error::other(failed(&path, &output)))),
+    }
 }
 
 /// `PARTUUID` of an open partition, for kernels that do not tell it in sysfs. `Ok(None)`: it has none.

@@ -39,7 +39,7 @@
 //! | committing | otherwise | needs-recovery |
 //! | cancelling | ours or `Single(source)` | paused |
 //! | cancelling | otherwise | needs-recovery |
-//! | committed | any | committed |
+//! | committed | any | retired if the source is, else committed |
 //! | cancelled | any | cancelled |
 //!
 //! What a verb does: `D` it is done, `=` it is so already, `.` it is refused. Two letters: with the
@@ -92,7 +92,7 @@ pub enum PairState {
     Committing,
     /// The target alone is used.
     Committed,
-    /// The source was made inaccessible. No facts lead here yet.
+    /// The target alone is used, and the source was made inaccessible.
     Retired,
     /// The migration ended on the source.
     Cancelled,
@@ -326,6 +326,8 @@ pub struct Facts {
     pub seen: Option<Seen>,
     /// Whether the legs are being compared.
     pub comparing: bool,
+    /// Whether the leg that is not used any more was made inaccessible.
+    pub retired: bool,
 }
 
 /// The state together with the side that rules.
@@ -363,6 +365,7 @@ impl Facts {
             // A shuntd that died has left it behind.
             _ if changing && !self.phase.is_ended() => PairState::Switching,
             Phase::Setup => PairState::Setup,
+            Phase::Committed if self.retired => PairState::Retired,
             Phase::Committed => PairState::Committed,
             Phase::Cancelled => PairState::Cancelled,
             Phase::Queued => self.while_mirrored().unwrap_or(if self.paused {

@@ -109,6 +109,18 @@ pub enum Request {
         /// Change nothing; only say what would be done.
         dry_run: bool,
     },
+    /// Make the legs that an ended session left behind inaccessible.
+    Retire {
+        /// The session.
+        session: String,
+        /// How.
+        how: RetireHow,
+    },
+    /// Make them accessible again, as far as that is possible.
+    TakeBack {
+        /// The session.
+        session: String,
+    },
     /// The records of all volumes, sessions and pairs, or of one session. Answer: [`Response::Records`].
     Status {
         /// Only this session.
@@ -212,6 +224,36 @@ impl Default for CutoverOptions {
     }
 }
 
+/// How a leg that is no longer used is made inaccessible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RetireHow {
+    /// The kernel refuses writes to it. Until the next boot.
+    ReadOnly,
+    /// The kernel refuses every request to it. SCSI disks only; until the next boot.
+    Offline,
+    /// shuntd keeps it open for itself alone: it cannot be mounted. While shuntd runs.
+    Hold,
+    /// What a program would recognise on it is taken away, and kept, so that it can be put back.
+    WipeSignatures,
+    /// All of its blocks are given back. Cannot be taken back.
+    Discard,
+}
+
+impl RetireHow {
+    /// The name that the operator types.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "read-only",
+            Self::Offline => "offline",
+            Self::Hold => "hold",
+            Self::WipeSignatures => "wipe-signatures",
+            Self::Discard => "discard",
+        }
+    }
+}
+
 /// What follows when an attempt to cut over fails.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -268,6 +310,8 @@ pub struct SessionOptions {
     pub mode: CopyMode,
     /// How it is switched while it tracks.
     pub cutover: CutoverOptions,
+    /// How the source is made inaccessible as soon as the session is committed; `None`: not by itself.
+    pub retire: Option<RetireHow>,
 }
 
 impl Default for SessionOptions {
@@ -283,6 +327,7 @@ impl Default for SessionOptions {
             max_latency_impact_percent: 0,
             mode: CopyMode::Mirror,
             cutover: CutoverOptions::default(),
+            retire: None,
         }
     }
 }
@@ -539,6 +584,8 @@ pub struct PairRecord {
     pub compared_bytes: Option<u64>,
     /// What came of the last whole comparison.
     pub verification: Option<Verification>,
+    /// How the leg that is no longer used was made inaccessible, if it was.
+    pub retired: Option<RetireHow>,
     /// The last pause that a change of the route caused, in microseconds.
     pub last_pause_us: Option<u64>,
     /// What applications do, while ublk-target answers.

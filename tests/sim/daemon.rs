@@ -282,6 +282,7 @@ impl Daemon {
             last_authoritative: row.authoritative,
             seen,
             comparing: false,
+            retired: false,
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use migration_proto::manager::{
-    CutoverAction, CutoverOptions, PairSpec, SessionLimits, SwitchPolicy, VerifyPolicy,
+    CutoverAction, CutoverOptions, PairSpec, RetireHow, SessionLimits, SwitchPolicy, VerifyPolicy,
 };
 use migration_proto::route::Side;
 use migration_proto::target::{CopyMode, OnAuthoritativeFailure};
@@ -177,6 +177,34 @@ impl CutoverChoice {
     }
 }
 
+/// How a leg is made inaccessible.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum How {
+    /// the kernel refuses writes to it
+    ReadOnly,
+    /// the kernel refuses every request to it; SCSI disks only
+    Offline,
+    /// shuntd keeps it open, so that it cannot be mounted
+    #[default]
+    Hold,
+    /// what programs recognise on it is taken away, and kept
+    WipeSignatures,
+    /// all of its blocks are given back; cannot be taken back
+    Discard,
+}
+
+impl From<How> for RetireHow {
+    fn from(how: How) -> Self {
+        match how {
+            How::ReadOnly => Self::ReadOnly,
+            How::Offline => Self::Offline,
+            How::Hold => Self::Hold,
+            How::WipeSignatures => Self::WipeSignatures,
+            How::Discard => Self::Discard,
+        }
+    }
+}
+
 /// What a copy has to prove before it counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Proof {
@@ -264,7 +292,7 @@ FILE:
         #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
               conflicts_with_all = ["session", "pairs", "overwrite", "detect_zeroes", "verify",
                                     "on_authoritative_failure", "rate", "priority", "switch", "mode",
-                                    "max_latency_impact", "cutover_action", "attempts", "cutover_duration", "throttle_floor"])]
+                                    "max_latency_impact", "retire", "cutover_action", "attempts", "cutover_duration", "throttle_floor"])]
         file: Option<PathBuf>,
         /// Accept targets that hold a file system or a partition table: what they hold is lost
         #[arg(long)]
@@ -287,6 +315,9 @@ FILE:
         /// When it is switched: manual, when-synced, at:TIME or event:NAME; not before it is in sync [default: manual]
         #[arg(long, value_name = "WHEN", value_parser = switch_policy)]
         switch: Option<SwitchPolicy>,
+        /// How the source is made inaccessible as soon as the session is committed [default: not at all]
+        #[arg(long, value_enum, value_name = "HOW", requires = "session")]
+        retire: Option<How>,
         /// By how much the copy may make the latency of applications (99th percentile) grow, such as 20%, or none
         #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
         max_latency_impact: Option<u32>,
@@ -512,6 +543,28 @@ FILE:
     Cancel {
         /// The session
         session: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Make what an ended session left behind inaccessible
+    ///
+    /// After a commit that is the source, after a cancel the target. It still holds the same file
+    /// system as the volume, with the same UUID: until it is retired, it can be mounted by mistake.
+    /// All but discard can be taken back; read-only, offline and hold are done again whenever shuntd starts.
+    #[command(after_help = "EXAMPLES:
+  shunt retire s1 --how wipe-signatures
+  shunt retire s1 --take-back
+  shunt retire s1 --how discard --yes")]
+    Retire {
+        /// The session
+        session: String,
+        /// How
+        #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+        how: How,
+        /// Make it accessible again
+        #[arg(long, conflicts_with_all = ["how", "yes"])]
+        take_back: bool,
         /// Do not ask
         #[arg(long)]
         yes: bool,

@@ -306,6 +306,8 @@ fn subject(request: &Request) -> Subject<'_> {
         | Request::Recover { volume, .. } => Subject::Volume(volume),
         Request::Create { session, .. }
         | Request::Start { session }
+        | Request::Retire { session, .. }
+        | Request::TakeBack { session }
         | Request::Pause { session }
         | Request::Resume { session }
         | Request::Verify { session, .. }

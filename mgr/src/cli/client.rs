@@ -194,6 +194,8 @@ impl Limits {
             | Request::Recover { .. }
             | Request::Create { .. }
             | Request::Start { .. }
+            | Request::Retire { .. }
+            | Request::TakeBack { .. }
             | Request::Pause { .. }
             | Request::Resume { .. }
             | Request::Verify { .. }

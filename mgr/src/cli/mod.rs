@@ -103,6 +103,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             rate,
             priority,
             switch,
+            retire,
             max_latency_impact,
             cutover,
         } => {
@@ -123,6 +124,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                     max_latency_impact_percent: max_latency_impact.unwrap_or(0),
                     mode: cutover.mode(),
                     cutover: cutover.options(),
+                    retire: retire.map(Into::into),
                 },
             };
             change(&global, &request)
@@ -179,6 +181,15 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             let loss = "What was copied to the target is dropped.";
             confirm(&Asked::of_session("cancel", &session, loss), yes)?;
             change(&global, &Request::Cancel { session })
+        }
+        Command::Retire {
+            session,
+            how,
+            take_back,
+            yes,
+        } => {
+            let how = (!take_back).then_some(how);
+            retire(&global, session, how, yes)
         }
         Command::Recover {
             volume,
@@ -334,6 +345,23 @@ fn show_session(
         false => format,
     };
     print(session_file::show(found, &records, format).as_bytes())
+}
+
+/// Without `how`, what was retired is taken back.
+fn retire(global: &Global, session: String, how: Option<args::How>, yes: bool) -> Result<(), Stop> {
+    let Some(how) = how else {
+        return change(global, &Request::TakeBack { session });
+    };
+    if how == args::How::Discard {
+        let loss = "What is on the LUN that it left behind is lost.";
+        let asked = Asked {
+            sure: format!("shunt retire {session} --how discard --yes"),
+            ..Asked::of_session("retire", &session, loss)
+        };
+        confirm(&asked, yes)?;
+    }
+    let how = how.into();
+    change(global, &Request::Retire { session, how })
 }
 
 fn list(global: &Global) -> Result<(), Stop> {

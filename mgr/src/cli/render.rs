@@ -400,6 +400,7 @@ mod tests {
                 rate_bytes_per_second: Some(64 << 20),
                 eta_seconds: Some(16),
                 compared_bytes: None,
+                retired: None,
                 verification: Some(Verification {
                     at_ms: 60_000,
                     compared_bytes: 4 << 30,

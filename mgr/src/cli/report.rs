@@ -444,6 +444,7 @@ mod tests {
             eta_seconds: None,
             compared_bytes: None,
             verification: None,
+            retired: None,
             last_pause_us: Some(3034),
             application: None,
             problem: None,

@@ -372,6 +372,7 @@ mod tests {
             eta_seconds: Some(11),
             compared_bytes: None,
             verification: None,
+            retired: None,
             last_pause_us: Some(3034),
             application: Some(ApplicationRecord {
                 read_bytes_per_second: 5 << 20,

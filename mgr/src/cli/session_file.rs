@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use migration_proto::manager::{
     CutoverAction, CutoverOptions, JSON_SCHEMA, PRIORITY_DEFAULT, PRIORITY_MAX, PairRecord,
-    PairSpec, Record, Request, SessionOptions, SessionRecord, SwitchPolicy, Verification,
-    VerifyPolicy,
+    PairSpec, Record, Request, RetireHow, SessionOptions, SessionRecord, SwitchPolicy,
+    Verification, VerifyPolicy,
 };
 use migration_proto::route::Side;
 use migration_proto::target::{CopyMode, OnAuthoritativeFailure};
@@ -75,6 +75,8 @@ struct SessionFile<S, P> {
         deserialize_with = "read_floor"
     )]
     throttle_floor: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retire: Option<RetireHow>,
     // An own `default`: without it `S` would have to have one.
     #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
     status: Option<S>,
@@ -258,6 +260,7 @@ fn parse(text: &str) -> Result<Request, String> {
                 duration_seconds: file.cutover_duration,
                 floor_bytes_per_second: file.throttle_floor,
             },
+            retire: file.retire,
         },
     })
 }
@@ -305,6 +308,7 @@ pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) 
         attempts: session.options.cutover.attempts,
         cutover_duration: session.options.cutover.duration_seconds,
         throttle_floor: session.options.cutover.floor_bytes_per_second,
+        retire: session.options.retire,
         status: Some(SessionStatus {
             schema: JSON_SCHEMA,
             state: session.state.clone(),

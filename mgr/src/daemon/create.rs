@@ -196,6 +196,7 @@ fn pair_of(volume: &VolumeRow, candidate: &Candidate) -> PairRow {
         last_pause_us: None,
         problem: None,
         verification: None,
+        retired: None,
     }
 }
 

@@ -17,6 +17,7 @@
 //! | `queue`, `set` | how many pairs are copied at once, and other limits that are changed live |
 //! | `schedule` | sessions that are switched by themselves |
 //! | `cutover` | the switch of sessions that track |
+//! | `retire` | the legs that an ended session has left behind |
 //! | `feed` | what happens, for those who watch |
 //! | `rebuild` | another database when that of before is damaged or missing |
 //! | `recover` | another map file when that of before is damaged or missing |
@@ -53,6 +54,7 @@ mod reconcile;
 mod records;
 mod recover;
 mod requests;
+mod retire;
 mod route_change;
 mod schedule;
 mod set;
@@ -157,6 +159,8 @@ enum Event {
     },
     /// What came of comparing the legs of a pair is recorded, or could not be.
     ComparisonSettled(PairKey),
+    /// A leg that was left behind is kept open from now on, or no longer.
+    Held { key: PairKey, lun: Option<lun::Lun> },
     /// The roles of a session that tracks were exchanged, or not.
     CutOver { session: String, failed: bool },
     /// A copier has ended.
@@ -300,6 +304,8 @@ struct Owner {
     attempts: Attempts,
     /// The cutovers of sessions that track.
     cutovers: Cutovers,
+    /// The legs that are kept open.
+    held: retire::Held,
     /// What applications do.
     gauges: Gauges,
     /// What those who watch are told.
@@ -324,6 +330,7 @@ impl Owner {
             starting: BTreeSet::new(),
             attempts: Attempts::default(),
             cutovers: Cutovers::new(),
+            held: retire::Held::default(),
             gauges: Gauges::default(),
             feed: Feed::new(),
             states: BTreeMap::new(),
@@ -344,6 +351,7 @@ impl Owner {
             }
         }
         self.forget_what_never_was();
+        self.retire_again();
     }
 
     async fn work(
@@ -391,6 +399,7 @@ impl Owner {
                 events,
                 reply,
             } => self.show(session.as_deref(), events, reply),
+            Event::Held { key, lun } => self.held(key, lun),
             Event::CutOver { session, failed } => self.cut_over_ended(&session, failed),
             Event::CopierEnded { key, run, outcome } => self.copier_ended(&key, run, &outcome),
             Event::Finished {
@@ -551,6 +560,7 @@ impl Owner {
                     | Event::Refreshed { .. }
                     | Event::ComparisonSettled(_)
                     | Event::CutOver { .. }
+                    | Event::Held { .. }
                     | Event::CopierEnded { .. },
                 )) => {}
                 Ok(None) | Err(_) => {

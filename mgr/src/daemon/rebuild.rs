@@ -211,6 +211,7 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
             last_pause_us: None,
             problem: Some(FOUND.to_owned()),
             verification: None,
+            retired: None,
         }],
     }));
     Ok((changes, line))

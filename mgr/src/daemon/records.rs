@@ -58,6 +58,7 @@ pub(super) fn facts(
         last_authoritative: pair.authoritative,
         seen,
         comparing,
+        retired: pair.retired.is_some(),
     }
 }
 
@@ -130,6 +131,9 @@ pub(super) fn session(
         .collect();
     if super::verify::may_be_compared(positions).is_ok() {
         names.push("verify".to_owned());
+    }
+    if session::state(positions).is_some_and(PairState::is_ended) {
+        names.push("retire".to_owned());
     }
     Record::Session(SessionRecord {
         schema: JSON_SCHEMA,
@@ -210,6 +214,7 @@ pub(super) fn pair(
             .map(|rate| left_bytes.div_ceil(rate)),
         compared_bytes,
         verification: row.verification.clone(),
+        retired: row.retired.as_ref().map(|retired| retired.how),
         last_pause_us: row.last_pause_us,
         application: application.filter(|_| !ended && view.is_some_and(|view| view.connected)),
         problem,

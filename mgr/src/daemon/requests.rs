@@ -41,6 +41,8 @@ impl Owner {
                 pairs,
                 options,
             } => self.create(session, pairs, options, reply),
+            Request::Retire { session, how } => self.retire(&session, Some(how), reply),
+            Request::TakeBack { session } => self.retire(&session, None, reply),
             Request::Start { session } => self.verb(&session, Verb::Start, 0, reply),
             Request::Pause { session } => self.verb(&session, Verb::Pause, 0, reply),
             Request::Resume { session } => self.verb(&session, Verb::Resume, 0, reply),
@@ -192,6 +194,7 @@ impl Owner {
     ) -> Result<(Vec<Busy>, Wanted), Failure> {
         let volumes: Vec<&str> = specs.iter().map(|spec| spec.volume.as_str()).collect();
         create::check_request(&session, &volumes, &options)?;
+        self.require_nothing_retired(&session)?;
         let object = failure::session(&session);
         if self
             .model

@@ -18,6 +18,7 @@ use super::checks::Used;
 use super::context::{Context, blocking, note};
 use super::create::check_target;
 use super::failure::{self, Answer, Done};
+use super::retire::retire_source;
 use super::route_change::{
     Changed, DEADLINE_MS, NotChanged, add_mirror, is_mirrored_on, mirrored, set_route,
 };
@@ -549,6 +550,12 @@ impl Operation {
             }
         }
         if problems.is_empty() {
+            if let (Side::Target, Some(how)) = (side, self.session.options.retire) {
+                for position in &self.pairs {
+                    let (context, session) = (&self.context, &self.session);
+                    messages.push(retire_source(context, session, *position, how).await);
+                }
+            }
             return Ok(Done::changed(messages));
         }
         problems.extend(messages);

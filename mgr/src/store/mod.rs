@@ -22,8 +22,8 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 
 pub use handle::StoreHandle;
 pub use model::{
-    Change, Lock, LunRow, Model, Note, OpenMapRow, PairField, PairKey, PairRow, SessionRow,
-    VolumeRow, VolumeState,
+    Change, Lock, LunRow, Model, Note, OpenMapRow, PairField, PairKey, PairRow, Retired,
+    SessionRow, VolumeRow, VolumeState,
 };
 pub use samples::Sample;
 
@@ -330,8 +330,9 @@ fn add_pair(
 ) -> Result<(), StoreError> {
     transaction.execute(
         "INSERT INTO pairs (session, position, volume, source_path, source_identity, target_path, target_identity,
-            target_contents, size_bytes, phase, authoritative, copied_bytes, last_pause_us, problem, verification)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+            target_contents, size_bytes, phase, authoritative, copied_bytes, last_pause_us, problem, verification,
+            retired)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
         params![
             session,
             position as i64,
@@ -348,6 +349,7 @@ fn add_pair(
             pair.last_pause_us.map(integer),
             pair.problem,
             pair.verification.as_ref().map(verification_text),
+            pair.retired.as_ref().map(retired_text),
         ],
     )?;
     Ok(())
@@ -374,6 +376,7 @@ fn set_pair(
         PairField::LastPause(pause_us) => set("last_pause_us", &integer(*pause_us)),
         PairField::Problem(problem) => set("problem", problem),
         PairField::Verification(found) => set("verification", &verification_text(found)),
+        PairField::Retired(retired) => set("retired", &retired.as_ref().map(retired_text)),
     }
 }
 
@@ -435,6 +438,10 @@ fn options_text(options: &SessionOptions) -> String {
 
 fn verification_text(found: &Verification) -> String {
     serde_json::to_string(found).expect("a verification has only numbers and truth values")
+}
+
+fn retired_text(retired: &Retired) -> String {
+    serde_json::to_string(retired).expect("it has only names, numbers and digits")
 }
 
 fn identity_text(identity: &lun::Identity) -> String {

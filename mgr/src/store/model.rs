@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use lun::Identity;
 use migration_core::pair::Phase;
 use migration_core::route::Side;
-use migration_proto::manager::{PAIRS_MAX_DEFAULT, SessionOptions, Verification};
+use migration_proto::manager::{PAIRS_MAX_DEFAULT, RetireHow, SessionOptions, Verification};
+use serde::{Deserialize, Serialize};
 
 /// A LUN that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,6 +130,18 @@ pub struct PairRow {
     pub problem: Option<String>,
     /// What came of the last whole comparison of the legs.
     pub verification: Option<Verification>,
+    /// What was done to the leg that is not used any more.
+    pub retired: Option<Retired>,
+}
+
+/// What was done to a leg to make it inaccessible.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Retired {
+    /// How.
+    pub how: RetireHow,
+    /// What was taken away, to be put back.
+    pub saved: Vec<lun::Saved>,
 }
 
 /// Which pair of which session.
@@ -179,6 +192,8 @@ pub enum PairField {
     Problem(Option<String>),
     /// What came of a comparison of the legs.
     Verification(Verification),
+    /// What was done to the leg that is not used any more.
+    Retired(Option<Retired>),
 }
 
 /// One change of the rows.
@@ -286,6 +301,7 @@ impl Model {
                         PairField::LastPause(pause_us) => row.last_pause_us = Some(pause_us),
                         PairField::Problem(problem) => row.problem = problem,
                         PairField::Verification(found) => row.verification = Some(found),
+                        PairField::Retired(retired) => row.retired = retired,
                     }
                 }
             }

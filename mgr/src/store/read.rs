@@ -9,7 +9,8 @@ use migration_proto::manager::{SessionOptions, Verification};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{
-    Lock, LunRow, Model, Note, OpenMapRow, PairRow, SessionRow, StoreError, VolumeRow, VolumeState,
+    Lock, LunRow, Model, Note, OpenMapRow, PairRow, Retired, SessionRow, StoreError, VolumeRow,
+    VolumeState,
 };
 
 pub(super) fn model(connection: &Connection) -> Result<Model, StoreError> {
@@ -120,7 +121,7 @@ fn open_map(connection: &Connection, volume: &str) -> Result<Option<OpenMapRow>,
 fn pairs(connection: &Connection, session: &str) -> Result<Vec<PairRow>, StoreError> {
     let mut query = connection.prepare(
         "SELECT volume, source_path, source_identity, target_path, target_identity, target_contents, size_bytes,
-            phase, authoritative, copied_bytes, last_pause_us, problem, verification
+            phase, authoritative, copied_bytes, last_pause_us, problem, verification, retired
          FROM pairs WHERE session = ?1 ORDER BY position",
     )?;
     let mut rows = query.query(params![session])?;
@@ -161,6 +162,7 @@ fn pair(row: &Row<'_>) -> Result<PairRow, StoreError> {
             .transpose()?,
         problem: row.get(11)?,
         verification: verification(row.get(12)?)?,
+        retired: retired(row.get(13)?)?,
     })
 }
 
@@ -170,6 +172,17 @@ fn verification(text: Option<String>) -> Result<Option<Verification>, StoreError
     };
     let found = serde_json::from_str(&text).map_err(|_| StoreError::Unreadable {
         column: "pairs.verification",
+        value: text,
+    })?;
+    Ok(Some(found))
+}
+
+fn retired(text: Option<String>) -> Result<Option<Retired>, StoreError> {
+    let Some(text) = text else {
+        return Ok(None);
+    };
+    let found = serde_json::from_str(&text).map_err(|_| StoreError::Unreadable {
+        column: "pairs.retired",
         value: text,
     })?;
     Ok(Some(found))

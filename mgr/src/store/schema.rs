@@ -58,6 +58,7 @@ CREATE TABLE pairs (
     last_pause_us INTEGER,
     problem TEXT,
     verification TEXT,
+    retired TEXT,
     PRIMARY KEY (session, position)
 ) STRICT;
 

@@ -2,6 +2,7 @@ use std::path::PathBuf;
 
 use lun::{FileId, Identity, Kind};
 use migration_core::pair::Phase;
+use migration_proto::manager::RetireHow;
 use migration_proto::target::OnAuthoritativeFailure;
 
 use super::*;
@@ -57,6 +58,13 @@ fn pair(volume: &str, target: u64) -> PairRow {
         copied_bytes: 0,
         last_pause_us: None,
         problem: None,
+        retired: Some(Retired {
+            how: RetireHow::WipeSignatures,
+            saved: vec![lun::Saved {
+                offset_bytes: 4096,
+                contents: "00ff".into(),
+            }],
+        }),
         verification: Some(Verification {
             at_ms: 1_700_000_000_001,
             compared_bytes: 1 << 20,
@@ -136,6 +144,7 @@ fn changes() -> Vec<Change> {
         Change::SetPair(key("s1"), PairField::Phase(Phase::Active)),
         Change::SetPair(key("s1"), PairField::Authoritative(Side::Target)),
         Change::SetPair(key("s1"), PairField::CopiedBytes(77)),
+        Change::SetPair(key("s1"), PairField::Retired(None)),
         Change::SetPair(key("s1"), PairField::LastPause(88)),
         Change::SetPair(key("s1"), PairField::Problem(Some("slow".into()))),
         Change::MoveLock(lock(1, "the source of db")),

@@ -355,6 +355,7 @@ fn pair(state: &str, dirty_bytes: u64) -> Record {
         eta_seconds: Some(5),
         compared_bytes: None,
         verification: None,
+        retired: None,
         last_pause_us: Some(1234),
         application: None,
         problem: None,

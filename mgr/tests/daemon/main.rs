@@ -9,6 +9,7 @@ mod lost;
 mod queue;
 mod refusals;
 mod restarts;
+mod retire;
 mod schedule;
 mod socket;
 mod verify;

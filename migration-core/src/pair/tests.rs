@@ -93,6 +93,7 @@ fn state(phase: Phase, seen: Option<Seen>) -> PairState {
         last_authoritative: Side::Source,
         seen,
         comparing: false,
+        retired: false,
     }
     .position()
     .state
@@ -212,6 +213,7 @@ fn degraded_comes_before_paused_and_paused_before_dirty() {
         last_authoritative: Side::Source,
         seen: Some(dirty),
         comparing: false,
+        retired: false,
     };
     assert_eq!(facts.position().state, PairState::Syncing);
     assert!(facts.wants_copier());
@@ -245,6 +247,7 @@ fn a_queued_pair_wants_a_place_and_one_that_is_copied_has_it() {
         last_authoritative: Side::Source,
         seen,
         comparing: false,
+        retired: false,
     };
     for (phase, seen, paused, wants, holds) in [
         (Phase::Setup, single, false, false, false),
@@ -280,6 +283,7 @@ fn a_silent_volume_keeps_the_authoritative_side_that_was_last_seen() {
         last_authoritative: Side::Target,
         seen: None,
         comparing: false,
+        retired: false,
     };
     assert_eq!(facts.position().authoritative, Side::Target);
     assert_eq!(facts.position().state, PairState::NeedsRecovery);
@@ -361,6 +365,7 @@ fn nothing_is_asked_of_a_pair_while_its_volume_is_changing_its_route() {
             last_authoritative: Side::Source,
             seen: changing,
             comparing: false,
+            retired: false,
         };
         let allowed = allowed(facts.position());
         assert!(allowed.is_empty(), "{phase:?}: {allowed:?}");

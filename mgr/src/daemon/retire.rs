@@ -1,0 +1,478 @@
+//! Making the legs that an ended session has left behind inaccessible, and accessible again.
+//!
+//! After a commit that is the source, after a cancel the target: two disks with one file system on them are a trap, because
+//! programs look for file systems by their UUID. What is done to a leg is durable before it is done, together with whatever
+//! has to be put back.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use lun::{Lun, OpenOptions, Saved, bring_online};
+use migration_core::pair::Phase;
+use migration_core::route::Side;
+use migration_proto::manager::{Failure, Response, RetireHow};
+use tokio::sync::oneshot;
+use tracing::warn;
+
+use super::context::{Context, blocking, note};
+use super::failure::{self, Answer, Done};
+use super::verbs::lun_of;
+use super::{Busy, Event, Owner};
+use crate::store::{
+    Change, Lock, LunRow, PairField, PairKey, PairRow, Retired, SessionRow, lock_key,
+};
+
+type Reply = oneshot::Sender<Response>;
+
+/// How long ublk-target may take to let go of a leg, and how often is looked.
+const LET_GO_MAX: Duration = Duration::from_secs(3);
+const LET_GO_LOOK: Duration = Duration::from_millis(100);
+/// How often is looked for more signatures: behind one that is gone another one can come to light.
+const WIPE_ROUNDS_MAX: usize = 16;
+
+/// The legs that shuntd keeps open so that nobody else can.
+#[derive(Debug, Default)]
+pub(super) struct Held(BTreeMap<PairKey, Lun>);
+
+/// The side that is not used any more.
+const fn left_behind(phase: Phase) -> Option<Side> {
+    match phase {
+        Phase::Committed => Some(Side::Source),
+        Phase::Cancelled => Some(Side::Target),
+        Phase::Setup
+        | Phase::Queued
+        | Phase::Starting
+        | Phase::Active
+        | Phase::Switching
+        | Phase::Undoing
+        | Phase::Committing
+        | Phase::Cancelling => None,
+    }
+}
+
+fn holder(side: Side, volume: &str, session: &str) -> String {
+    format!("the retired {side} of {volume} in session {session}")
+}
+
+/// A pair whose leg is to be retired, or taken back.
+struct Leg {
+    key: PairKey,
+    volume: String,
+    side: Side,
+    lun: LunRow,
+    retired: Option<Retired>,
+}
+
+impl Leg {
+    fn of(session: &SessionRow, position: usize, pair: &PairRow) -> Option<Self> {
+        let side = left_behind(pair.phase)?;
+        Some(Self::on(&session.name, position, pair, side))
+    }
+
+    fn on(session: &str, position: usize, pair: &PairRow, side: Side) -> Self {
+        Self {
+            key: PairKey {
+                session: session.to_owned(),
+                position,
+            },
+            volume: pair.volume.clone(),
+            side,
+            lun: lun_of(pair, side).clone(),
+            retired: pair.retired.clone(),
+        }
+    }
+
+    fn object(&self) -> String {
+        failure::pair(&self.key.session, &self.volume)
+    }
+
+    /// Opens it for ourselves alone, if it is the LUN that was recorded.
+    async fn open(&self, write: bool) -> Result<Lun, String> {
+        let row = self.lun.clone();
+        let opened = blocking(move || {
+            let options = OpenOptions {
+                write,
+                exclusive: true,
+                ..OpenOptions::default()
+            };
+            let lun = Lun::open(&row.path, &options).map_err(|error| error.to_string())?;
+            row.identity
+                .matches(&lun.identity)
+                .map_err(|mismatch| mismatch.to_string())?;
+            match lun.try_lock_exclusive() {
+                Ok(true) => Ok(lun),
+                Ok(false) => Err(format!(
+                    "{} is locked by another program",
+                    row.path.display()
+                )),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+        opened.await.and_then(|opened| opened)
+    }
+
+    fn refused(&self, cause: String) -> Failure {
+        let next = format!(
+            "make sure that nothing uses {}, then give the command again",
+            self.lun.path.display()
+        );
+        failure::refused(self.object(), cause, next)
+    }
+
+    fn failed(&self, cause: String) -> Failure {
+        let next = format!("`shunt retire {} --take-back`", self.key.session);
+        failure::failed(self.object(), cause, next)
+    }
+
+    fn set(&self, retired: Option<Retired>) -> Change {
+        Change::SetPair(self.key.clone(), PairField::Retired(retired))
+    }
+
+    fn note(&self, what: String) -> Change {
+        note(Some(&self.key.session), Some(&self.volume), what)
+    }
+
+    /// Durable first: that it is not to be used, and what is taken from it.
+    async fn intend(&self, context: &Context, retired: &Retired) -> Result<(), Failure> {
+        let changes = vec![
+            self.set(Some(retired.clone())),
+            Change::MoveLock(Lock {
+                key: lock_key(&self.lun),
+                path: self.lun.path.clone(),
+                holder: holder(self.side, &self.volume, &self.key.session),
+            }),
+        ];
+        context.record(&self.object(), changes).await
+    }
+
+    async fn retire(self, context: &Context, how: RetireHow) -> Result<String, Failure> {
+        let lun = self.open(true).await.map_err(|cause| self.refused(cause))?;
+        let mut retired = Retired {
+            how,
+            saved: Vec::new(),
+        };
+        if how == RetireHow::WipeSignatures {
+            self.wipe(context, lun, &mut retired).await?;
+        } else {
+            self.intend(context, &retired).await?;
+            let done = blocking(move || {
+                let done = match how {
+                    RetireHow::ReadOnly => lun.set_read_only(true),
+                    RetireHow::Offline => lun.take_offline(),
+                    RetireHow::Discard => lun.discard_all(),
+                    RetireHow::Hold | RetireHow::WipeSignatures => Ok(()),
+                };
+                done.map(|()| lun).map_err(|error| error.to_string())
+            });
+            match done.await.and_then(|done| done) {
+                Ok(lun) if how == RetireHow::Hold => {
+                    let key = self.key.clone();
+                    context
+                        .tell(Event::Held {
+                            key,
+                            lun: Some(lun),
+                        })
+                        .await;
+                }
+                Ok(lun) => close(lun).await,
+                Err(cause) => {
+                    // Nothing was done to it.
+                    let changes = vec![self.set(None), Change::Unlock(lock_key(&self.lun))];
+                    context.record(&self.object(), changes).await?;
+                    return Err(self.refused(cause));
+                }
+            }
+        }
+        let mut changes = Vec::new();
+        if how == RetireHow::Discard {
+            // There is nothing on it that could be mistaken for anything.
+            changes.push(Change::Unlock(lock_key(&self.lun)));
+        }
+        let path = self.lun.path.display();
+        let what = match how {
+            RetireHow::ReadOnly => format!("the {} {path} is read-only", self.side),
+            RetireHow::Offline => format!("the {} {path} is offline", self.side),
+            RetireHow::Hold => format!("the {} {path} is held by shuntd", self.side),
+            RetireHow::WipeSignatures => format!(
+                "what programs recognise on the {} {path} is taken away, {} blocks",
+                self.side,
+                retired.saved.len()
+            ),
+            RetireHow::Discard => format!("the {} {path} is discarded", self.side),
+        };
+        changes.push(self.note(what.clone()));
+        context.record(&self.object(), changes).await?;
+        Ok(format!("{}: {what}", self.volume))
+    }
+
+    async fn wipe(
+        &self,
+        context: &Context,
+        mut lun: Lun,
+        retired: &mut Retired,
+    ) -> Result<(), Failure> {
+        for _ in 0..WIPE_ROUNDS_MAX {
+            let (back, found): (Lun, Result<Vec<Saved>, String>) = blocking(move || {
+                let found = lun.blocks_with_signatures();
+                (lun, found.map_err(|error| error.to_string()))
+            })
+            .await
+            .map_err(|cause| self.failed(cause))?;
+            let blocks = found.map_err(|cause| self.failed(cause))?;
+            if blocks.is_empty() {
+                self.intend(context, retired).await?;
+                close(back).await;
+                return Ok(());
+            }
+            retired.saved.extend(blocks.clone());
+            self.intend(context, retired).await?;
+            let (back, wiped) = blocking(move || {
+                let wiped = back.wipe(&blocks);
+                (back, wiped.map_err(|error| error.to_string()))
+            })
+            .await
+            .map_err(|cause| self.failed(cause))?;
+            wiped.map_err(|cause| self.failed(cause))?;
+            lun = back;
+        }
+        Err(self.failed("there is always another signature".to_owned()))
+    }
+
+    async fn take_back(self, context: &Context) -> Result<Option<String>, Failure> {
+        let Some(retired) = self.retired.clone() else {
+            return Ok(None);
+        };
+        if retired.how == RetireHow::Discard {
+            let next = "copy it again with a new session, if it is needed";
+            let cause = "what was discarded cannot be taken back";
+            return Err(failure::refused(self.object(), cause, next));
+        }
+        if retired.how == RetireHow::Hold {
+            let key = self.key.clone();
+            context.tell(Event::Held { key, lun: None }).await;
+        } else if retired.how == RetireHow::Offline {
+            let path = self.lun.path.clone();
+            let done = blocking(move || bring_online(&path).map_err(|error| error.to_string()));
+            done.await
+                .and_then(|done| done)
+                .map_err(|cause| self.refused(cause))?;
+        } else {
+            let write = retired.how == RetireHow::WipeSignatures;
+            let lun = self
+                .open(write)
+                .await
+                .map_err(|cause| self.refused(cause))?;
+            let done = blocking(move || {
+                let done = match retired.how {
+                    RetireHow::ReadOnly => lun.set_read_only(false),
+                    _ => lun.restore(&retired.saved),
+                };
+                done.map_err(|error| error.to_string())
+            });
+            done.await
+                .and_then(|done| done)
+                .map_err(|cause| self.failed(cause))?;
+        }
+        let what = format!(
+            "the {} {} is taken back",
+            self.side,
+            self.lun.path.display()
+        );
+        let changes = vec![
+            self.set(None),
+            Change::Unlock(lock_key(&self.lun)),
+            self.note(what.clone()),
+        ];
+        context.record(&self.object(), changes).await?;
+        Ok(Some(format!("{}: {what}", self.volume)))
+    }
+
+    /// What a boot, or the end of shuntd, has undone is done again.
+    async fn again(self, context: &Context) -> Result<(), String> {
+        let how = self.retired.as_ref().map(|retired| retired.how);
+        match how {
+            None | Some(RetireHow::WipeSignatures | RetireHow::Discard) => Ok(()),
+            Some(RetireHow::Hold) => {
+                let (key, lun) = (self.key.clone(), Some(self.open(false).await?));
+                context.tell(Event::Held { key, lun }).await;
+                Ok(())
+            }
+            Some(how @ (RetireHow::ReadOnly | RetireHow::Offline)) => {
+                let lun = self.open(false).await?;
+                let done = blocking(move || match how {
+                    RetireHow::Offline => lun.take_offline(),
+                    _ => lun.set_read_only(true),
+                });
+                done.await?.map_err(|error| error.to_string())
+            }
+        }
+    }
+}
+
+/// Retires the source of a pair that has just been committed: in words what was done, or why not.
+pub(super) async fn retire_source(
+    context: &Context,
+    session: &SessionRow,
+    position: usize,
+    how: RetireHow,
+) -> String {
+    let begun = Instant::now();
+    loop {
+        let leg = Leg::on(
+            &session.name,
+            position,
+            &session.pairs[position],
+            Side::Source,
+        );
+        match leg.retire(context, how).await {
+            Ok(done) => return done,
+            // ublk-target lets go of it a moment after it has given it up.
+            Err(_) if begun.elapsed() < LET_GO_MAX => tokio::time::sleep(LET_GO_LOOK).await,
+            Err(Failure {
+                object,
+                cause,
+                next,
+                ..
+            }) => {
+                let name = &session.name;
+                let how = how.name();
+                return format!(
+                    "{object}: the source is not retired: {cause}; next: {next}, `shunt retire {name} --how {how}`"
+                );
+            }
+        }
+    }
+}
+
+/// Where blocking is allowed.
+async fn close(lun: Lun) {
+    let _ = blocking(move || drop(lun)).await;
+}
+
+impl Owner {
+    /// Retires the legs that a session has left behind, or takes them back (`how` is `None`).
+    pub(super) fn retire(&mut self, session: &str, how: Option<RetireHow>, reply: Reply) {
+        let Some(row) = self.model.sessions.get(session) else {
+            return Self::refuse(reply, failure::no_session(session));
+        };
+        let busy = vec![Busy::Session(session.to_owned())];
+        if let Err(failure) = self.require_free(&busy) {
+            return Self::refuse(reply, failure);
+        }
+        let legs = match how.map_or_else(|| Ok(self.legs(row)), |how| self.legs_to_retire(row, how))
+        {
+            Ok(legs) => legs,
+            Err(failure) => return Self::refuse(reply, failure),
+        };
+        let context = self.context.clone();
+        let name = session.to_owned();
+        self.launch(busy, "retire", Some(reply), async move {
+            let mut messages = Vec::new();
+            for leg in legs {
+                match how {
+                    Some(how) => messages.push(leg.retire(&context, how).await?),
+                    None => messages.extend(leg.take_back(&context).await?),
+                }
+            }
+            finished(&name, how, messages)
+        });
+    }
+
+    fn legs(&self, row: &SessionRow) -> Vec<Leg> {
+        let pairs = row.pairs.iter().enumerate();
+        pairs
+            .filter_map(|(position, pair)| Leg::of(row, position, pair))
+            .collect()
+    }
+
+    /// The legs that are not retired in this way already, if all of them may be.
+    fn legs_to_retire(&self, row: &SessionRow, how: RetireHow) -> Result<Vec<Leg>, Failure> {
+        let name = &row.name;
+        if row.is_live() {
+            let state = migration_core::session::state(&self.positions(row));
+            let state = state.map_or("", migration_core::pair::PairState::name);
+            let cause = format!("it is {state}: both legs are used until it has ended");
+            let next = format!("`shunt commit {name}` or `shunt cancel {name}` first");
+            return Err(failure::refused(failure::session(name), cause, next));
+        }
+        let used = self.used_luns(None);
+        let mut legs = Vec::new();
+        for leg in self.legs(row) {
+            match &leg.retired {
+                Some(retired) if retired.how == how => continue,
+                Some(retired) => {
+                    let cause = format!("its {} is retired as {}", leg.side, retired.how.name());
+                    let next = format!("`shunt retire {name} --take-back` first");
+                    return Err(failure::refused(leg.object(), cause, next));
+                }
+                None => {}
+            }
+            let user = used
+                .iter()
+                .find(|used| lock_key(&used.lun) == lock_key(&leg.lun));
+            if let Some(user) = user {
+                let path = leg.lun.path.display();
+                let cause = format!("{path} is in use: {}", user.holder);
+                let next = "see `shunt status`";
+                return Err(failure::refused(leg.object(), cause, next));
+            }
+            legs.push(leg);
+        }
+        Ok(legs)
+    }
+
+    /// After a start: what does not last is done again.
+    pub(super) fn retire_again(&self) {
+        for row in self.model.sessions.values() {
+            for leg in self.legs(row) {
+                let context = self.context.clone();
+                tokio::spawn(async move {
+                    let (object, lun) = (leg.object(), leg.lun.path.clone());
+                    if let Err(cause) = leg.again(&context).await {
+                        warn!(object, cause, "{} is not retired as it was", lun.display());
+                    }
+                });
+            }
+        }
+    }
+
+    /// A leg is held from now on, or no longer.
+    pub(super) fn held(&mut self, key: PairKey, lun: Option<Lun>) {
+        let before = match lun {
+            Some(lun) => self.held.0.insert(key, lun),
+            None => self.held.0.remove(&key),
+        };
+        // Closing it may block.
+        tokio::task::spawn_blocking(move || drop(before));
+    }
+
+    /// A session of this name has legs that only it can take back.
+    pub(super) fn require_nothing_retired(&self, session: &str) -> Result<(), Failure> {
+        let Some(row) = self.model.sessions.get(session) else {
+            return Ok(());
+        };
+        let lasts = |pair: &PairRow| {
+            let retired = pair.retired.as_ref();
+            retired.is_some_and(|retired| retired.how != RetireHow::Discard)
+        };
+        if !row.pairs.iter().any(lasts) {
+            return Ok(());
+        }
+        let cause = "the session of that name has retired legs, which would be forgotten";
+        let next = format!("`shunt retire {session} --take-back` first, or choose another name");
+        Err(failure::refused(failure::session(session), cause, next))
+    }
+}
+
+fn finished(session: &str, how: Option<RetireHow>, messages: Vec<String>) -> Answer {
+    if !messages.is_empty() {
+        return Ok(Done::changed(messages));
+    }
+    Ok(Done::already(match how {
+        Some(how) => format!(
+            "what session {session} left behind is {} already",
+            how.name()
+        ),
+        None => format!("nothing of session {session} is retired"),
+    }))
+}
