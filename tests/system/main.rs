@@ -6,6 +6,7 @@ mod deaths;
 mod exclusion;
 mod failing;
 mod faults;
+mod figures;
 mod interrupted;
 mod legs;
 mod logged;

@@ -1,0 +1,244 @@
+//! The paths of the patent's figures, as an administrator walks them, with a file system in use: start, queue, pause, restart,
+//! cancel, the switch by itself with retirement, startup, and every loop of undo.
+
+use std::process::Command;
+
+use tests::{
+    host::Host,
+    lun::{self, LoopDevice, Mounted, ScsiDisk},
+    sh, wait_until,
+};
+
+/// A file system on a volume, in which every step leaves a file that is looked at in the end.
+struct InUse {
+    mounted: Mounted,
+    files: Vec<String>,
+}
+
+impl InUse {
+    fn new(volume: &str) -> Self {
+        let device = Host::device(volume);
+        sh("mkfs.ext4", &["-q", "-F", &device]);
+        let mounted = Mounted::new(&device);
+        let files = Vec::new();
+        Self { mounted, files }
+    }
+
+    /// The application goes on.
+    fn goes_on(&mut self, step: &str) {
+        let file = self.mounted.path().join(step);
+        let script = format!(
+            "cd {0} && head -c 1M /dev/urandom > {1} && sha256sum {1} > {1}.sum && sync {1} {1}.sum && sha256sum -c --quiet *.sum",
+            self.mounted.path().display(),
+            step
+        );
+        sh("bash", &["-c", &script]);
+        assert!(file.exists());
+        self.files.push(step.to_owned());
+    }
+
+    /// Unmounts it, and finds all of it on a LUN.
+    fn is_on(self, host: &Host, volume: &str, lun: &str) {
+        let Self { mounted, files } = self;
+        drop(mounted);
+        host.ok(&["detach", volume]);
+        sh("fsck.ext4", &["-f", "-n", lun]);
+        let mounted = Mounted::read_only(lun);
+        let script = format!(
+            "cd {} && sha256sum -c --quiet *.sum",
+            mounted.path().display()
+        );
+        sh("bash", &["-c", &script]);
+        for file in files {
+            assert!(mounted.path().join(&file).exists(), "{file}");
+        }
+    }
+}
+
+fn state(host: &Host, session: &str) -> String {
+    host.pair(session)["state"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// What `blkid` finds on a LUN, past its cache.
+fn kind(lun: &str) -> String {
+    let found = Command::new("blkid")
+        .args(["-p", "-o", "value", "-s", "TYPE", lun])
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&found.stdout).trim().to_owned()
+}
+
+fn can_be_mounted(lun: &str) -> bool {
+    let at = tempfile::tempdir_in("/var/tmp").unwrap();
+    let at = at.path().to_string_lossy().into_owned();
+    let mounted = Command::new("mount")
+        .args(["-o", "ro,noload", lun, &at])
+        .output()
+        .unwrap();
+    if mounted.status.success() {
+        sh("umount", &[&at]);
+    }
+    mounted.status.success()
+}
+
+#[test]
+fn start_queue_pause_restart_and_cancel() {
+    let mut host = Host::new();
+    let legs = [(); 4].map(|()| LoopDevice::new(24 << 20, 512));
+    host.ok(&["attach", "one", &legs[0].path]);
+    host.ok(&["attach", "two", &legs[2].path]);
+    let mut application = InUse::new("two");
+    application.goes_on("before");
+    host.ok(&["set", "--max-pairs", "1"]);
+    let pairs =
+        [(0, "one"), (2, "two")].map(|(leg, name)| format!("{name}:{}", legs[leg + 1].path));
+    host.ok(&["create", "first", &pairs[0], "--rate", "1MiB"]);
+    host.ok(&[
+        "create",
+        "second",
+        &pairs[1],
+        "--rate",
+        "1MiB",
+        "--overwrite",
+    ]);
+    host.ok(&["start", "first"]);
+    host.ok(&["start", "second"]);
+    assert_eq!(state(&host, "second"), "queued");
+    application.goes_on("queued");
+    // Paused while it waits, and while it is copied.
+    host.ok(&["pause", "second"]);
+    assert_eq!(state(&host, "second"), "paused");
+    host.ok(&["resume", "second"]);
+    assert_eq!(state(&host, "second"), "queued");
+    host.ok(&["pause", "first"]);
+    wait_until("its turn has come", || state(&host, "second") == "syncing");
+    application.goes_on("copied");
+    host.ok(&["pause", "second"]);
+    application.goes_on("paused");
+    // Startup: what was paused stays so, what was not goes on.
+    host.kill_shuntd();
+    application.goes_on("without-shuntd");
+    host.start_shuntd();
+    assert_eq!(state(&host, "second"), "paused");
+    host.ok(&["resume", "second"]);
+    wait_until("it is copied again", || state(&host, "second") == "syncing");
+    host.kill_shuntd();
+    host.start_shuntd();
+    wait_until("it goes on by itself", || {
+        state(&host, "second") == "syncing"
+    });
+    // Cancelled in the middle; and from the beginning again.
+    host.ok(&["cancel", "second", "--yes"]);
+    application.goes_on("cancelled");
+    host.ok(&["create", "third", &pairs[1], "--overwrite"]);
+    host.ok(&["start", "third"]);
+    host.wait_for("third", "source-selected");
+    application.goes_on("in-sync");
+    host.ok(&["cancel", "third", "--yes"]);
+    host.ok(&["cancel", "first", "--yes"]);
+    application.is_on(&host, "two", &legs[2].path);
+    host.ok(&["detach", "one"]);
+}
+
+#[test]
+fn every_loop_of_undo() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.ok(&["attach", "db", &source]);
+    let mut application = InUse::new("db");
+    let pair = format!("db:{target}");
+    for (round, ends) in [("abandoned", "cancel"), ("finalized", "commit")] {
+        let session = format!("s-{round}");
+        let session = session.as_str();
+        host.ok(&["create", session, &pair, "--overwrite"]);
+        host.ok(&["start", session]);
+        application.goes_on(&format!("{round}-copied"));
+        host.wait_for(session, "source-selected");
+        // Switched, not finalized, undone without abandoning, switched again; twice.
+        for time in 1..=2 {
+            host.ok(&["switch", session]);
+            application.goes_on(&format!("{round}-switched-{time}"));
+            host.ok(&["undo", session]);
+            application.goes_on(&format!("{round}-undone-{time}"));
+        }
+        if ends == "commit" {
+            host.ok(&["switch", session]);
+        }
+        host.ok(&[ends, session, "--yes"]);
+        application.goes_on(&format!("{round}-ended"));
+    }
+    application.is_on(&host, "db", &target);
+}
+
+#[test]
+fn a_session_that_is_switched_by_itself_and_whose_source_is_retired() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.ok(&["attach", "db", &source]);
+    let mut application = InUse::new("db");
+    let pair = format!("db:{target}");
+    let options = ["--switch", "when-synced", "--retire", "wipe-signatures"];
+    host.ok(&[&["create", "move", &pair][..], &options].concat());
+    host.ok(&["start", "move"]);
+    application.goes_on("copied");
+    wait_until("it is switched by itself", || {
+        state(&host, "move") == "target-selected"
+    });
+    application.goes_on("switched");
+    host.ok(&["commit", "move", "--yes"]);
+    assert_eq!(state(&host, "move"), "retired");
+    application.goes_on("committed");
+    assert_eq!(kind(&source), "");
+    assert!(!can_be_mounted(&source));
+    host.ok(&["retire", "move", "--take-back"]);
+    assert_eq!(kind(&source), "ext4");
+    assert!(can_be_mounted(&source));
+    // Held: what is on it is seen, but nobody gets it.
+    host.ok(&["retire", "move"]);
+    wait_until("it is held", || !can_be_mounted(&source));
+    host.ok(&["retire", "move", "--take-back"]);
+    wait_until("it is free", || can_be_mounted(&source));
+    host.ok(&["retire", "move", "--how", "discard", "--yes"]);
+    assert_eq!(kind(&source), "");
+    application.is_on(&host, "db", &target);
+}
+
+#[test]
+fn a_disk_is_retired_read_only_and_offline_and_is_so_again_after_a_start() {
+    let mut host = Host::new();
+    let disk = ScsiDisk::new(32);
+    let target = LoopDevice::new(32 << 20, 512);
+    host.ok(&["attach", "db", &disk.path()]);
+    let mut application = InUse::new("db");
+    application.goes_on("before");
+    host.ok(&["create", "move", &format!("db:{}", target.path)]);
+    host.ok(&["start", "move"]);
+    host.wait_for("move", "source-selected");
+    host.ok(&["switch", "move"]);
+    host.ok(&["commit", "move", "--yes"]);
+    let writable = || {
+        std::fs::File::options()
+            .write(true)
+            .open(disk.path())
+            .is_ok()
+    };
+    let readable = || std::fs::File::open(disk.path()).is_ok();
+    let read_only = || sh("blockdev", &["--getro", &disk.path()]).trim() == "1";
+    host.ok(&["retire", "move", "--how", "read-only"]);
+    assert!(read_only());
+    sh("blockdev", &["--setrw", &disk.path()]);
+    host.kill_shuntd();
+    host.start_shuntd();
+    wait_until("it is read-only again", read_only);
+    host.ok(&["retire", "move", "--take-back"]);
+    assert!(!read_only() && writable());
+    host.ok(&["retire", "move", "--how", "offline"]);
+    assert!(!readable());
+    host.ok(&["retire", "move", "--take-back"]);
+    assert!(readable());
+    application.goes_on("after");
+    application.is_on(&host, "db", &target.path);
+}
