@@ -109,6 +109,16 @@ pub enum Request {
         /// Change nothing; only say what would be done.
         dry_run: bool,
     },
+    /// Check all that a create would check, and estimate what the session would take. Changes nothing. Answer:
+    /// [`Response::Records`] of [`Record::Plan`].
+    Plan {
+        /// The name.
+        session: String,
+        /// Its pairs.
+        pairs: Vec<PairSpec>,
+        /// What is chosen for it.
+        options: SessionOptions,
+    },
     /// Make the legs that an ended session left behind inaccessible.
     Retire {
         /// The session.
@@ -458,6 +468,8 @@ pub enum Record {
     Event(EventRecord),
     /// How a pair went on.
     Sample(SampleRecord),
+    /// What a pair would be.
+    Plan(PlanRecord),
 }
 
 /// This host.
@@ -592,6 +604,36 @@ pub struct PairRecord {
     pub application: Option<ApplicationRecord>,
     /// What is wrong, if something is.
     pub problem: Option<String>,
+}
+
+/// What a pair would be, as far as a short look can tell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanRecord {
+    /// [`JSON_SCHEMA`].
+    pub schema: u32,
+    /// The volume.
+    pub volume: String,
+    /// The source LUN.
+    pub source: PathBuf,
+    /// The target LUN.
+    pub target: PathBuf,
+    /// The size, in bytes.
+    pub total_bytes: u64,
+    /// How fast the source was read, in bytes a second.
+    pub source_bytes_per_second: Option<u64>,
+    /// How fast the target was read; it is not written for this.
+    pub target_bytes_per_second: Option<u64>,
+    /// What applications write, in bytes a second.
+    pub write_bytes_per_second: Option<u64>,
+    /// How long the copy may take.
+    pub copy_seconds: Option<u64>,
+    /// How long a switch may hold requests, in microseconds.
+    pub pause_us: Option<u64>,
+    /// What speaks against it: none of them, and `create` accepts the pair.
+    pub problems: Vec<String>,
+    /// What else is to be known.
+    pub notes: Vec<String>,
 }
 
 /// What applications do with a volume: in the last second or two.

@@ -325,6 +325,28 @@ FILE:
         #[command(flatten)]
         cutover: CutoverChoice,
     },
+    /// Check everything that create would check, and estimate what the session would take
+    ///
+    /// Reads both LUNs for a second and measures what applications write. Changes nothing. Exits with 3
+    /// if create would refuse.
+    #[command(after_help = "EXAMPLES:
+  shunt plan s1 db:/dev/sdc
+  shunt plan -f s1.toml --json")]
+    Plan {
+        /// The name that the session is to have
+        #[arg(required_unless_present = "file")]
+        session: Option<String>,
+        /// A volume and its target, with a colon between them
+        #[arg(required_unless_present = "file", value_name = "VOLUME:TARGET", value_parser = pair)]
+        pairs: Vec<PairSpec>,
+        /// Everything from this file, in the form that show prints; - is standard input
+        #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
+              conflicts_with_all = ["session", "pairs", "overwrite"])]
+        file: Option<PathBuf>,
+        /// Accept targets that hold a file system or a partition table
+        #[arg(long)]
+        overwrite: bool,
+    },
     /// Begin to mirror and to copy
     ///
     /// From now on writes go to both legs where they are equal, and the rest is copied. The source

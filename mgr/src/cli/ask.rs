@@ -279,6 +279,7 @@ const fn is_question(request: &Request) -> bool {
         Request::Status { .. }
             | Request::History { .. }
             | Request::Samples { .. }
+            | Request::Plan { .. }
             | Request::Events { .. }
     )
 }
@@ -316,7 +317,7 @@ fn subject(request: &Request) -> Subject<'_> {
         | Request::Undo { session, .. }
         | Request::Commit { session }
         | Request::Cancel { session } => Subject::Session(session),
-        Request::Samples { session } => Subject::Session(session),
+        Request::Samples { session } | Request::Plan { session, .. } => Subject::Session(session),
         Request::SetHost { .. } | Request::Signal { .. } => Subject::Everything,
         Request::Status { session }
         | Request::History { session }

@@ -194,6 +194,7 @@ impl Limits {
             | Request::Recover { .. }
             | Request::Create { .. }
             | Request::Start { .. }
+            | Request::Plan { .. }
             | Request::Retire { .. }
             | Request::TakeBack { .. }
             | Request::Pause { .. }

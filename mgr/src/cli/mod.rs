@@ -32,7 +32,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use migration_proto::manager::{
-    JSON_SCHEMA, PRIORITY_DEFAULT, Record, Request, Response, SessionLimits, SessionOptions,
+    JSON_SCHEMA, PRIORITY_DEFAULT, PairSpec, Record, Request, Response, SessionLimits,
+    SessionOptions,
 };
 use serde::Serialize;
 
@@ -129,6 +130,12 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             };
             change(&global, &request)
         }
+        Command::Plan {
+            session,
+            pairs,
+            file,
+            overwrite,
+        } => plan(&global, session, pairs, file.as_deref(), overwrite),
         Command::Start { session } => change(&global, &Request::Start { session }),
         Command::Status { session, watch } => status(&global, session, watch),
         Command::Show { session, format } => show_session(&global, session, format),
@@ -345,6 +352,52 @@ fn show_session(
         false => format,
     };
     print(session_file::show(found, &records, format).as_bytes())
+}
+
+fn plan(
+    global: &Global,
+    session: Option<String>,
+    pairs: Vec<PairSpec>,
+    file: Option<&Path>,
+    overwrite: bool,
+) -> Result<(), Stop> {
+    let create = match file {
+        Some(file) => session_file::request(file)?,
+        None => Request::Create {
+            session: session.expect("clap asks for it if there is no file"),
+            pairs,
+            options: SessionOptions {
+                overwrite,
+                ..SessionOptions::default()
+            },
+        },
+    };
+    let Request::Create {
+        session,
+        pairs,
+        options,
+    } = create
+    else {
+        unreachable!("a session file asks for a session");
+    };
+    let request = Request::Plan {
+        session: session.clone(),
+        pairs,
+        options,
+    };
+    let records = shuntd(global).records(&request)?;
+    print_records(global, &records, render::plan)?;
+    let refused =
+        |record: &Record| matches!(record, Record::Plan(plan) if !plan.problems.is_empty());
+    if !records.iter().any(refused) {
+        return Ok(());
+    }
+    let problem = Problem::failed(
+        format!("session {session}"),
+        "it would be refused: see the problems above",
+        "correct them, then shunt plan again",
+    );
+    Err(problem.with_exit(Exit::Refused).into())
 }
 
 /// Without `how`, what was retired is taken back.

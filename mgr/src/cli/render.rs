@@ -1,8 +1,8 @@
 //! Records as people read them, and as programs do.
 
 use migration_proto::manager::{
-    CutoverRecord, EventRecord, HostRecord, PairRecord, Record, SessionRecord, SwitchPolicy,
-    Verification, VolumeRecord,
+    CutoverRecord, EventRecord, HostRecord, PairRecord, PlanRecord, Record, SessionRecord,
+    SwitchPolicy, Verification, VolumeRecord,
 };
 use migration_proto::route::Side;
 use migration_proto::target::CopyMode;
@@ -51,7 +51,8 @@ pub fn status(records: &[Record]) -> String {
         | Record::Session(_)
         | Record::Pair(_)
         | Record::Event(_)
-        | Record::Sample(_) => None,
+        | Record::Sample(_)
+        | Record::Plan(_) => None,
     }));
     parts.join("\n")
 }
@@ -93,10 +94,49 @@ pub fn history(records: &[Record]) -> String {
             | Record::Volume(_)
             | Record::Session(_)
             | Record::Pair(_)
-            | Record::Sample(_) => None,
+            | Record::Sample(_)
+            | Record::Plan(_) => None,
         })
         .collect();
     units::table(&rows, 0)
+}
+
+/// What pairs would be.
+#[must_use]
+pub fn plan(records: &[Record]) -> String {
+    let plans = records.iter().filter_map(|record| match record {
+        Record::Plan(plan) => Some(plan),
+        _ => None,
+    });
+    plans.map(plan_part).collect::<Vec<_>>().join("\n")
+}
+
+fn plan_part(plan: &PlanRecord) -> String {
+    let known = |rate: Option<u64>| rate.map_or_else(|| "unknown".to_owned(), units::rate);
+    let mut text = format!(
+        "{}: {} -> {}, {}\n  read: source {}, target {}; written by applications: {}\n",
+        printable(&plan.volume),
+        path(&plan.source),
+        path(&plan.target),
+        units::bytes(plan.total_bytes),
+        known(plan.source_bytes_per_second),
+        known(plan.target_bytes_per_second),
+        known(plan.write_bytes_per_second),
+    );
+    if let (Some(seconds), Some(pause)) = (plan.copy_seconds, plan.pause_us) {
+        text.push_str(&format!(
+            "  estimate: the copy takes {}, a switch holds requests for {}\n",
+            units::duration(std::time::Duration::from_secs(seconds)),
+            units::pause(pause)
+        ));
+    }
+    for note in &plan.notes {
+        text.push_str(&format!("  note: {}\n", printable(note)));
+    }
+    for problem in &plan.problems {
+        text.push_str(&format!("  problem: {}\n", printable(problem)));
+    }
+    text
 }
 
 /// The record of a session.
@@ -117,7 +157,8 @@ pub fn pairs<'a>(records: &'a [Record], session: &str) -> Vec<&'a PairRecord> {
             | Record::Volume(_)
             | Record::Session(_)
             | Record::Event(_)
-            | Record::Sample(_) => None,
+            | Record::Sample(_)
+            | Record::Plan(_) => None,
         })
         .collect()
 }
@@ -129,7 +170,8 @@ fn volumes(records: &[Record]) -> impl Iterator<Item = &VolumeRecord> {
         | Record::Session(_)
         | Record::Pair(_)
         | Record::Event(_)
-        | Record::Sample(_) => None,
+        | Record::Sample(_)
+        | Record::Plan(_) => None,
     })
 }
 
@@ -140,7 +182,8 @@ fn sessions(records: &[Record]) -> impl Iterator<Item = &SessionRecord> {
         | Record::Volume(_)
         | Record::Pair(_)
         | Record::Event(_)
-        | Record::Sample(_) => None,
+        | Record::Sample(_)
+        | Record::Plan(_) => None,
     })
 }
 

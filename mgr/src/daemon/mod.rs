@@ -13,6 +13,7 @@
 //! | `requests` | what a request leads to |
 //! | `reconcile` | what follows when a volume says how it is: settling, copiers, stable names |
 //! | `attach`, `create`, `verbs` | the operations |
+//! | `plan` | what a session would be, before it is created |
 //! | `verify` | comparing the legs, and what it forbids |
 //! | `queue`, `set` | how many pairs are copied at once, and other limits that are changed live |
 //! | `schedule` | sessions that are switched by themselves |
@@ -47,6 +48,7 @@ mod feed;
 mod gauge;
 mod link;
 mod paths;
+mod plan;
 mod process;
 mod queue;
 mod rebuild;

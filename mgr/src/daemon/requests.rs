@@ -41,6 +41,11 @@ impl Owner {
                 pairs,
                 options,
             } => self.create(session, pairs, options, reply),
+            Request::Plan {
+                session,
+                pairs,
+                options,
+            } => self.plan(session, pairs, options, reply),
             Request::Retire { session, how } => self.retire(&session, Some(how), reply),
             Request::TakeBack { session } => self.retire(&session, None, reply),
             Request::Start { session } => self.verb(&session, Verb::Start, 0, reply),
@@ -184,6 +189,23 @@ impl Owner {
             }
             Err(failure) => Self::refuse(reply, failure),
         }
+    }
+
+    fn plan(&self, session: String, specs: Vec<PairSpec>, options: SessionOptions, reply: Reply) {
+        let (_, wanted) = match self.wanted(session, specs, options) {
+            Ok(wanted) => wanted,
+            Err(failure) => return Self::refuse(reply, failure),
+        };
+        let volumes = wanted.pairs.iter().map(|(volume, _)| &volume.name);
+        let handles = volumes
+            .map(|name| self.handles.get(name).cloned())
+            .collect();
+        let context = self.context.clone();
+        tokio::spawn(async move {
+            let planned = super::plan::plan(context, wanted, handles).await;
+            // Whoever asked may have left.
+            let _ = reply.send(planned);
+        });
     }
 
     fn wanted(

@@ -6,6 +6,7 @@
 mod cutover;
 mod fake;
 mod lost;
+mod plan;
 mod queue;
 mod refusals;
 mod restarts;

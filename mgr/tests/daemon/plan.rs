@@ -1,0 +1,82 @@
+//! What a session would be.
+
+use std::path::Path;
+
+use migration_proto::manager::{PlanRecord, Record, Request};
+
+use super::world::*;
+
+fn plan(world: &World, pairs: &[(&str, &Path)]) -> Vec<PlanRecord> {
+    let Request::Create {
+        session,
+        pairs,
+        options,
+    } = create("s1", pairs)
+    else {
+        unreachable!()
+    };
+    let request = Request::Plan {
+        session,
+        pairs,
+        options,
+    };
+    let records = world.records(&request).into_iter();
+    records
+        .map(|record| match record {
+            Record::Plan(plan) => plan,
+            other => panic!("{other:?}"),
+        })
+        .collect()
+}
+
+#[test]
+fn a_plan_has_rates_and_an_estimate_and_changes_nothing() {
+    let world = World::new();
+    let (source, target) = (world.lun("a", MIB, 1), world.lun("b", MIB, 0));
+    world.changes(&attach("db", &source));
+    let before = [&source, &target].map(|lun| std::fs::read(lun).unwrap());
+    let history = world.history();
+    let planned = plan(&world, &[("db", &target)]);
+    let [pair] = planned.as_slice() else {
+        panic!("{planned:?}");
+    };
+    assert_eq!(pair.problems, [""; 0]);
+    assert!(pair.source_bytes_per_second.is_some() && pair.target_bytes_per_second.is_some());
+    assert_eq!(pair.write_bytes_per_second, Some(0));
+    assert!(pair.copy_seconds.is_some() && pair.pause_us.is_some());
+    assert_eq!(
+        [&source, &target].map(|lun| std::fs::read(lun).unwrap()),
+        before
+    );
+    assert_eq!(world.history(), history);
+    world.changes(&create("s1", &[("db", &target)]));
+}
+
+#[test]
+fn all_that_speaks_against_it_is_told_for_every_pair() {
+    let world = World::new();
+    let small = world.lun("small", MIB / 2, 0);
+    for name in ["one", "two"] {
+        world.changes(&attach(name, &world.lun(name, MIB, 1)));
+    }
+    let target = world.lun("b", MIB, 0);
+    let same = target.parent().unwrap().join("./b");
+    let planned = plan(&world, &[("one", &small), ("two", &target)]);
+    assert!(planned[0].problems[0].contains("small"), "{planned:?}");
+    assert_eq!(planned[1].problems, [""; 0]);
+    // The same LUN in two spellings.
+    let planned = plan(&world, &[("one", &target), ("two", &same)]);
+    assert_eq!(planned[0].problems, [""; 0]);
+    assert!(
+        planned[1].problems[0].contains("target of one"),
+        "{planned:?}"
+    );
+    let gone = target.with_file_name("gone");
+    let planned = plan(&world, &[("one", &gone)]);
+    assert!(
+        planned[0]
+            .problems
+            .iter()
+            .any(|problem| problem.contains("gone"))
+    );
+}
