@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::identity::{FileId, Identity, Kind};
 use crate::kernel;
@@ -213,6 +214,25 @@ impl Lun {
     /// What `flock(2)` says, except that it would have to wait.
     pub fn try_lock_exclusive(&self) -> Result<bool, io::Error> {
         kernel::try_lock_exclusive(self.fd.as_fd())
+    }
+
+    /// As [`Lun::try_lock_exclusive`], but waits for up to `limit`: udev holds a lock of its own while it looks at a disk, which it
+    /// does after each change of its state.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn lock_exclusive_within(&self, limit: Duration) -> Result<bool, io::Error> {
+        const RETRY: Duration = Duration::from_millis(20);
+        let started = Instant::now();
+        loop {
+            if self.try_lock_exclusive()? {
+                return Ok(true);
+            }
+            if started.elapsed() >= limit {
+                return Ok(false);
+            }
+            std::thread::sleep(RETRY);
+        }
     }
 
     /// Lets go of the lock, if there is one.
@@ -743,6 +763,17 @@ mod tests {
         assert!(first.try_lock_exclusive().unwrap());
         assert!(first.try_lock_exclusive().unwrap(), "repeating it is safe");
         assert!(!second.try_lock_exclusive().unwrap());
+        assert!(!second.lock_exclusive_within(Duration::ZERO).unwrap());
+        first.unlock();
+        assert!(second.lock_exclusive_within(Duration::ZERO).unwrap());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                second.unlock();
+            });
+            let patient = first.lock_exclusive_within(Duration::from_secs(60));
+            assert!(patient.unwrap(), "it was let go meanwhile");
+        });
         first.unlock();
         assert!(second.try_lock_exclusive().unwrap());
         drop(second);

@@ -27,6 +27,8 @@ type Reply = oneshot::Sender<Response>;
 /// How long ublk-target may take to let go of a leg, and how often is looked.
 const LET_GO_MAX: Duration = Duration::from_secs(3);
 const LET_GO_LOOK: Duration = Duration::from_millis(100);
+/// How long another program may hold a lock on a leg: udev does for a moment after each change.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How often is looked for more signatures: behind one that is gone another one can come to light.
 const WIPE_ROUNDS_MAX: usize = 16;
 
@@ -99,7 +101,7 @@ impl Leg {
             row.identity
                 .matches(&lun.identity)
                 .map_err(|mismatch| mismatch.to_string())?;
-            match lun.try_lock_exclusive() {
+            match lun.lock_exclusive_within(LOCK_WAIT_MAX) {
                 Ok(true) => Ok(lun),
                 Ok(false) => Err(format!(
                     "{} is locked by another program",
