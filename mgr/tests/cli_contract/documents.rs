@@ -1,7 +1,7 @@
 //! Help, usage, man pages, completions, requests and what is printed.
 
 use migration_proto::manager::{
-    CutoverAction, CutoverOptions, HostRecord, SessionLimits, SwitchPolicy,
+    CutoverAction, CutoverOptions, HostRecord, PlanRecord, RetireHow, SessionLimits, SwitchPolicy,
 };
 use migration_proto::target::{CopyMode, OnAuthoritativeFailure};
 
@@ -100,7 +100,7 @@ fn completions_know_every_subcommand() {
 #[test]
 fn a_wrong_command_line_is_usage_and_sends_nothing() {
     let fake = FakeShuntd::answering(done(true, &[]));
-    let wrong: [&[&str]; 26] = [
+    let wrong: [&[&str]; 30] = [
         &[],
         &["--no-such-option"],
         &["no-such-command"],
@@ -120,6 +120,10 @@ fn a_wrong_command_line_is_usage_and_sends_nothing() {
         &["set", "s1", "--priority", "101"],
         &["set", "s1", "--max-pairs", "3"],
         &["create", "s1", "-f", "s1.toml"],
+        &["plan", "s1"],
+        &["plan", "s1", "db:/dev/b", "-f", "s1.toml"],
+        &["retire", "s1", "--how", "burn"],
+        &["retire", "s1", "--how", "hold", "--take-back"],
         &["set", "s1", "--switch", "soon"],
         &["create", "-f", "s1.toml", "--rate", "1MiB"],
         &["create", "-f", "s1.toml", "--mode", "track"],
@@ -257,6 +261,24 @@ fn each_verb_sends_its_request() {
             Request::Commit { session: session() },
         ),
         (
+            &["retire", "s1"],
+            Request::Retire {
+                session: session(),
+                how: RetireHow::Hold,
+            },
+        ),
+        (
+            &["retire", "s1", "--how", "discard", "--yes"],
+            Request::Retire {
+                session: session(),
+                how: RetireHow::Discard,
+            },
+        ),
+        (
+            &["retire", "s1", "--take-back"],
+            Request::TakeBack { session: session() },
+        ),
+        (
             &["set", "s1", "--rate", "10MiB", "--priority", "90"],
             Request::SetSession {
                 session: session(),
@@ -353,6 +375,59 @@ fn each_verb_sends_its_request() {
         fake.run(arguments).expect(Exit::Done);
         assert_eq!(&fake.requests()[index], request);
     }
+}
+
+#[test]
+fn a_plan_is_asked_for_like_a_session_and_what_speaks_against_it_is_a_refusal() {
+    let plan = |problems: &[&str]| PlanRecord {
+        schema: JSON_SCHEMA,
+        volume: "db".into(),
+        source: "/dev/a".into(),
+        target: "/dev/b".into(),
+        total_bytes: 1 << 30,
+        source_bytes_per_second: Some(100 << 20),
+        target_bytes_per_second: None,
+        write_bytes_per_second: Some(1 << 20),
+        copy_seconds: Some(600),
+        pause_us: Some(4_000),
+        problems: problems.iter().map(|&problem| problem.into()).collect(),
+        notes: vec!["the target holds nothing".into()],
+    };
+    let arguments = ["plan", "s1", "db:/dev/b", "--overwrite"];
+    let answer = |problems| Response::Records {
+        records: vec![Record::Plan(plan(problems))],
+    };
+    let fake = FakeShuntd::answering(answer(&[]));
+    let ended = fake.run(&arguments);
+    ended.expect(Exit::Done);
+    assert_eq!(
+        ended.stdout,
+        "db: /dev/a -> /dev/b, 1.00 GiB\n  \
+         read: source 100.00 MiB/s, target unknown; written by applications: 1.00 MiB/s\n  \
+         estimate: the copy takes 10m 00s, a switch holds requests for 4.0 ms\n  \
+         note: the target holds nothing\n"
+    );
+    let pairs = vec![PairSpec {
+        volume: "db".into(),
+        target: "/dev/b".into(),
+    }];
+    let options = SessionOptions {
+        overwrite: true,
+        ..SessionOptions::default()
+    };
+    let session = "s1".to_owned();
+    let request = Request::Plan {
+        session,
+        pairs,
+        options,
+    };
+    assert_eq!(fake.requests(), [request]);
+
+    let fake = FakeShuntd::answering(answer(&["/dev/b is mounted"]));
+    let ended = fake.run(&arguments);
+    ended.expect(Exit::Refused);
+    assert!(ended.stdout.ends_with("  problem: /dev/b is mounted\n"));
+    assert!(ended.stderr.contains("session s1: it would be refused"));
 }
 
 #[test]

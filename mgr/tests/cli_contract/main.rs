@@ -378,10 +378,11 @@ fn failure(kind: FailureKind) -> Response {
 }
 
 /// A command line for every subcommand that asks shuntd.
-const ASKING: [&[&str]; 22] = [
+const ASKING: [&[&str]; 25] = [
     &["attach", "db", "/dev/a"],
     &["detach", "db"],
     &["create", "s1", "db:/dev/b"],
+    &["plan", "s1", "db:/dev/b"],
     &["start", "s1"],
     &["status"],
     &["list"],
@@ -392,6 +393,8 @@ const ASKING: [&[&str]; 22] = [
     &["undo", "s1"],
     &["commit", "s1", "--yes"],
     &["cancel", "s1", "--yes"],
+    &["retire", "s1"],
+    &["retire", "s1", "--take-back"],
     &["set", "s1", "--rate", "10MiB"],
     &["set", "--max-pairs", "3"],
     &["events"],

@@ -88,9 +88,9 @@ fn nonsense_as_an_answer_is_an_error_for_every_command() {
             let ended = fake.run(arguments);
             ended.expect_error(Exit::Failed, &["shuntd"]);
             assert_eq!(ended.stdout, "", "{name} {arguments:?}");
-            // `verify` asks for the status first.
+            // `verify` asks for the status first, `plan` changes nothing.
             let questions = [
-                "status", "list", "wait", "events", "show", "history", "report", "verify",
+                "status", "list", "wait", "events", "show", "history", "report", "verify", "plan",
             ];
             let question = questions.contains(&arguments[0]);
             let unknown = ended.stderr.contains("it is not known whether");
