@@ -145,7 +145,9 @@ fn set_state(path: &Path, state: Option<PathBuf>, word: &str) -> Result<(), Open
         let cause = io::Error::other("only a SCSI disk can be taken offline");
         other(path, "change the state of", cause)
     })?;
-    fs::write(&state, word).map_err(|source| other(path, "change the state of", source))
+    // Without the end of the line the kernel takes no word.
+    fs::write(&state, format!("{word}\n"))
+        .map_err(|source| other(path, "change the state of", source))
 }
 
 fn to_hexadecimal(bytes: &[u8]) -> String {
