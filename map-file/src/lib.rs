@@ -277,7 +277,7 @@ pub fn read(file: &impl FileExt, path: &Path) -> Result<Contents, MapFileError> 
     let record = &chosen.record;
     let read_area = |area| -> Result<Vec<u64>, MapFileError> {
         let mut words = Vec::new();
-        if record.route.mirror().is_some() {
+        if record.route.has_map() {
             for index in 0..map::bitmap_sectors(record.geometry) {
                 let which = BitmapSector { area, index };
                 let sector = sector_at(file, path, which.offset(record.geometry))?;
@@ -434,7 +434,7 @@ fn check_descriptor(
         ));
     }
     for side in [Side::Source, Side::Target] {
-        let used = side == record.route.authoritative() || Some(side) == record.route.mirror();
+        let used = side == record.route.authoritative() || record.route.has_map();
         match descriptor.leg(side.into()) {
             Some(leg) if leg.length_bytes() < size => {
                 return unusable(format!(

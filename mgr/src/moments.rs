@@ -2,7 +2,7 @@
 
 use jiff::civil::{DateTime, Time};
 use jiff::tz::TimeZone;
-use jiff::{Timestamp, Zoned};
+use jiff::{SignedDuration, Timestamp, Zoned};
 
 /// A moment in UTC, such as `2026-11-21 01:17:05Z`.
 #[must_use]
@@ -12,6 +12,13 @@ pub fn text(seconds_since_1970: u64) -> String {
         |_| format!("{seconds_since_1970} s after 1970"),
         |moment| moment.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
     )
+}
+
+/// A time such as `30m` or `1h 30m`, in seconds.
+#[must_use]
+pub fn seconds(text: &str) -> Option<u64> {
+    let time: SignedDuration = text.parse().ok()?;
+    u64::try_from(time.as_secs()).ok()
 }
 
 /// A moment in milliseconds since 1970: with a zone (`2026-11-21T22:00:00Z`), in local time (`2026-11-21 22:00`), or the

@@ -231,6 +231,7 @@ impl RoleRecord {
             Route::Mirrored {
                 authoritative: Side::Target,
             } => 3,
+            Route::Split => 4,
         };
         sector[25] = self.descriptor_slot;
         sector[28..32].copy_from_slice(&self.descriptor_bytes.to_le_bytes());
@@ -266,6 +267,7 @@ impl RoleRecord {
             3 => Route::Mirrored {
                 authoritative: Side::Target,
             },
+            4 => Route::Split,
             _ => return Err(MapError::Field("route")),
         };
         if sector[25] > 1 {
@@ -411,6 +413,7 @@ mod tests {
         for route in [
             Route::Single(Side::Source),
             Route::Single(Side::Target),
+            Route::Split,
             SOURCE,
             TARGET,
         ] {

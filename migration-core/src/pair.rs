@@ -21,6 +21,10 @@
 //! and ends the comparison. `needs-recovery` says that the volume does not answer, or that its
 //! route contradicts the phase.
 //!
+//! From `source-selected` a `split` leads over `splitting` to `split`: the target is a copy of the source as it was at an instant, and
+//! is left alone. A `resume` mirrors onto it again. The route alone does not say that a copy counts: the volumes of a session are
+//! split one by one, and only when all of them were held at the same time the phase says so.
+//!
 //! What follows from the facts (`ours` = mirrored onto the LUN that this pair recorded):
 //!
 //! | phase | volume | state |
@@ -32,12 +36,17 @@
 //! | starting | ours | as active |
 //! | starting | otherwise | queued |
 //! | active | ours | degraded, else paused, else tracking if it tracks, else syncing if dirty, else source- or target-selected |
+//! | active | split from ours | paused |
 //! | active | otherwise | needs-recovery |
+//! | splitting | ours, or split from it | splitting |
+//! | splitting | otherwise | needs-recovery |
+//! | split | split from ours | split |
+//! | split | otherwise | as active |
 //! | switching, undoing | ours | switching |
 //! | switching, undoing | otherwise | needs-recovery |
 //! | committing | ours or `Single(target)` | committing |
 //! | committing | otherwise | needs-recovery |
-//! | cancelling | ours or `Single(source)` | paused |
+//! | cancelling | ours, split from it, or `Single(source)` | paused |
 //! | cancelling | otherwise | needs-recovery |
 //! | committed | any | retired if the source is, else committed |
 //! | cancelled | any | cancelled |
@@ -45,24 +54,26 @@
 //! What a verb does: `D` it is done, `=` it is so already, `.` it is refused. Two letters: with the
 //! source / the target authoritative.
 //!
-//! | state | start | pause | resume | switch | undo | commit | cancel |
-//! |---|---|---|---|---|---|---|---|
-//! | setup | D | . | . | . | . | . | D |
-//! | queued | = | D | = | . | . | . | D |
-//! | syncing | = | D | = | . | . | ./D | D/. |
-//! | tracking | = | D | = | D | = | . | D |
-//! | paused | = | = | D | . | . | ./D | D/. |
-//! | degraded | = | D | D | . | . | ./D | D/. |
-//! | source-selected | = | D | = | D | = | . | D |
-//! | target-selected | = | D | = | = | D | D | . |
-//! | switching | . | . | . | . | . | . | . |
-//! | verifying | = | D | = | D/= | =/D | ./D | D/. |
-//! | committing | . | . | . | . | . | D | . |
-//! | committed | . | . | . | . | . | = | . |
-//! | retired | . | . | . | . | . | = | . |
-//! | cancelled | . | . | . | . | . | . | = |
-//! | failed | . | . | . | . | . | ./D | D/. |
-//! | needs-recovery | . | . | . | . | . | ./D | D/. |
+//! | state | start | pause | resume | switch | undo | split | commit | cancel |
+//! |---|---|---|---|---|---|---|---|---|
+//! | setup | D | . | . | . | . | . | . | D |
+//! | queued | = | D | = | . | . | . | . | D |
+//! | syncing | = | D | = | . | . | . | ./D | D/. |
+//! | tracking | = | D | = | D | = | . | . | D |
+//! | paused | = | = | D | . | . | . | ./D | D/. |
+//! | degraded | = | D | D | . | . | . | ./D | D/. |
+//! | source-selected | = | D | = | D | = | D | . | D |
+//! | splitting | . | . | . | . | . | . | . | . |
+//! | split | = | D | D | . | . | = | . | D |
+//! | target-selected | = | D | = | = | D | . | D | . |
+//! | switching | . | . | . | . | . | . | . | . |
+//! | verifying | = | D | = | D/= | =/D | D/. | ./D | D/. |
+//! | committing | . | . | . | . | . | . | D | . |
+//! | committed | . | . | . | . | . | . | = | . |
+//! | retired | . | . | . | . | . | . | = | . |
+//! | cancelled | . | . | . | . | . | . | . | = |
+//! | failed | . | . | . | . | . | . | ./D | D/. |
+//! | needs-recovery | . | . | . | . | . | . | ./D | D/. |
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -84,6 +95,10 @@ pub enum PairState {
     Paused,
     /// In sync, both legs are written, reads come from the source.
     SourceSelected,
+    /// The target is being left alone.
+    Splitting,
+    /// The target is a copy of the source as it was at an instant; what is written since is dirty.
+    Split,
     /// The role is moving.
     Switching,
     /// In sync, both legs are written, reads come from the target.
@@ -108,13 +123,15 @@ pub enum PairState {
 
 impl PairState {
     /// Every state.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Setup,
         Self::Queued,
         Self::Syncing,
         Self::Tracking,
         Self::Paused,
         Self::SourceSelected,
+        Self::Splitting,
+        Self::Split,
         Self::Switching,
         Self::TargetSelected,
         Self::Committing,
@@ -137,6 +154,8 @@ impl PairState {
             Self::Tracking => "tracking",
             Self::Paused => "paused",
             Self::SourceSelected => "source-selected",
+            Self::Splitting => "splitting",
+            Self::Split => "split",
             Self::Switching => "switching",
             Self::TargetSelected => "target-selected",
             Self::Committing => "committing",
@@ -176,6 +195,8 @@ pub enum Verb {
     Switch,
     /// Make the source authoritative again.
     Undo,
+    /// Leave the target alone, as a copy of the source at an instant.
+    Split,
     /// End on the target.
     Commit,
     /// End on the source.
@@ -184,12 +205,13 @@ pub enum Verb {
 
 impl Verb {
     /// Every verb, in the order in which a migration uses them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Start,
         Self::Pause,
         Self::Resume,
         Self::Switch,
         Self::Undo,
+        Self::Split,
         Self::Commit,
         Self::Cancel,
     ];
@@ -203,6 +225,7 @@ impl Verb {
             Self::Resume => "resume",
             Self::Switch => "switch",
             Self::Undo => "undo",
+            Self::Split => "split",
             Self::Commit => "commit",
             Self::Cancel => "cancel",
         }
@@ -226,6 +249,10 @@ pub enum Phase {
     Starting,
     /// Mirrored; no change is under way.
     Active,
+    /// The targets of the session are being left alone.
+    Splitting,
+    /// All of them were left alone at one instant.
+    Split,
     /// The role is moving to the target.
     Switching,
     /// The role is moving back to the source.
@@ -242,11 +269,13 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Setup,
         Self::Queued,
         Self::Starting,
         Self::Active,
+        Self::Splitting,
+        Self::Split,
         Self::Switching,
         Self::Undoing,
         Self::Committing,
@@ -263,6 +292,8 @@ impl Phase {
             Self::Queued => "queued",
             Self::Starting => "starting",
             Self::Active => "active",
+            Self::Splitting => "splitting",
+            Self::Split => "split",
             Self::Switching => "switching",
             Self::Undoing => "undoing",
             Self::Committing => "committing",
@@ -308,8 +339,14 @@ impl Seen {
     pub const fn mirrored(&self) -> Option<Side> {
         match self.route {
             Route::Mirrored { authoritative } if self.ours => Some(authoritative),
-            Route::Mirrored { .. } | Route::Single(_) => None,
+            Route::Mirrored { .. } | Route::Split | Route::Single(_) => None,
         }
+    }
+
+    /// Whether the volume's target is the one that this pair recorded, and is left alone.
+    #[must_use]
+    pub const fn is_split(&self) -> bool {
+        self.ours && matches!(self.route, Route::Split)
     }
 }
 
@@ -344,9 +381,11 @@ impl Facts {
     #[must_use]
     pub fn position(&self) -> Position {
         let mirrored = self.seen.and_then(|seen| seen.mirrored());
+        let split = self.seen.is_some_and(|seen| seen.is_split());
         let single = match self.seen.map(|seen| seen.route) {
             Some(Route::Single(side)) => Some(side),
-            Some(Route::Mirrored { .. }) | None => None,
+            Some(Route::Split) if split => Some(Side::Source),
+            Some(Route::Mirrored { .. } | Route::Split) | None => None,
         };
         let authoritative = match self.phase {
             Phase::Setup | Phase::Cancelled => Side::Source,
@@ -355,6 +394,8 @@ impl Facts {
             // it was in an earlier one.
             Phase::Queued | Phase::Starting => mirrored.unwrap_or(Side::Source),
             Phase::Active
+            | Phase::Splitting
+            | Phase::Split
             | Phase::Switching
             | Phase::Undoing
             | Phase::Committing
@@ -362,6 +403,7 @@ impl Facts {
         };
         let changing = self.seen.is_some_and(|seen| seen.changing);
         let state = match self.phase {
+            Phase::Splitting if mirrored.is_some() || split => PairState::Splitting,
             // A shuntd that died has left it behind.
             _ if changing && !self.phase.is_ended() => PairState::Switching,
             Phase::Setup => PairState::Setup,
@@ -374,7 +416,10 @@ impl Facts {
                 PairState::Queued
             }),
             Phase::Starting => self.while_mirrored().unwrap_or(PairState::Queued),
-            Phase::Active => self.while_mirrored().unwrap_or(PairState::NeedsRecovery),
+            Phase::Split if split => PairState::Split,
+            Phase::Active | Phase::Split => {
+                self.while_mirrored().unwrap_or(PairState::NeedsRecovery)
+            }
             Phase::Switching | Phase::Undoing if mirrored.is_some() => PairState::Switching,
             Phase::Committing if mirrored.is_some() || single == Some(Side::Target) => {
                 PairState::Committing
@@ -382,9 +427,11 @@ impl Facts {
             Phase::Cancelling if mirrored.is_some() || single == Some(Side::Source) => {
                 PairState::Paused
             }
-            Phase::Switching | Phase::Undoing | Phase::Committing | Phase::Cancelling => {
-                PairState::NeedsRecovery
-            }
+            Phase::Splitting
+            | Phase::Switching
+            | Phase::Undoing
+            | Phase::Committing
+            | Phase::Cancelling => PairState::NeedsRecovery,
         };
         Position {
             state,
@@ -394,6 +441,9 @@ impl Facts {
 
     fn while_mirrored(&self) -> Option<PairState> {
         let seen = self.seen?;
+        if seen.is_split() {
+            return Some(PairState::Paused);
+        }
         let authoritative = seen.mirrored()?;
         Some(if seen.degraded {
             PairState::Degraded
@@ -458,7 +508,8 @@ pub enum Settlement {
 /// was given up, and happened all the same, is one.
 ///
 /// A start and a change of role that did not happen are taken back: the operator can ask again. A
-/// commit and a cancel are finished, because other pairs of the session may have ended already.
+/// commit and a cancel are finished, because other pairs of the session may have ended already; but not if the role has moved by
+/// itself meanwhile: what would be dropped is authoritative then.
 #[must_use]
 pub fn settle(phase: Phase, seen: &Seen) -> Settlement {
     let mirrored = seen.mirrored();
@@ -470,12 +521,24 @@ pub fn settle(phase: Phase, seen: &Seen) -> Settlement {
             Some(_) => Settlement::Becomes(Phase::Active),
             None => Settlement::Nothing,
         },
+        // A copy does not count before all volumes of the session have been held at the same time.
+        Phase::Splitting => match mirrored {
+            Some(_) => Settlement::Becomes(Phase::Active),
+            None if seen.is_split() => Settlement::Becomes(Phase::Active),
+            None => Settlement::Contradiction,
+        },
+        Phase::Split => match mirrored {
+            Some(_) => Settlement::Becomes(Phase::Active),
+            None if seen.is_split() => Settlement::Nothing,
+            None => Settlement::Contradiction,
+        },
         Phase::Starting => match mirrored {
             Some(_) => Settlement::Becomes(Phase::Active),
             None => Settlement::Becomes(Phase::Setup),
         },
         Phase::Active => match mirrored {
             Some(_) => Settlement::Nothing,
+            None if seen.is_split() => Settlement::Nothing,
             None => Settlement::Contradiction,
         },
         Phase::Switching | Phase::Undoing => match mirrored {
@@ -484,17 +547,18 @@ pub fn settle(phase: Phase, seen: &Seen) -> Settlement {
         },
         Phase::Committing => match (mirrored, seen.route) {
             (Some(Side::Target), _) => Settlement::Finish(Verb::Commit),
+            (Some(Side::Source), _) => Settlement::Becomes(Phase::Active),
             (None, Route::Single(Side::Target)) => Settlement::Becomes(Phase::Committed),
-            (Some(Side::Source), _)
-            | (None, Route::Single(Side::Source) | Route::Mirrored { .. }) => {
+            (None, Route::Single(Side::Source) | Route::Mirrored { .. } | Route::Split) => {
                 Settlement::Contradiction
             }
         },
         Phase::Cancelling => match (mirrored, seen.route) {
             (Some(Side::Source), _) => Settlement::Finish(Verb::Cancel),
+            (Some(Side::Target), _) => Settlement::Becomes(Phase::Active),
+            (None, Route::Split) if seen.is_split() => Settlement::Finish(Verb::Cancel),
             (None, Route::Single(Side::Source)) => Settlement::Becomes(Phase::Cancelled),
-            (Some(Side::Target), _)
-            | (None, Route::Single(Side::Target) | Route::Mirrored { .. }) => {
+            (None, Route::Single(Side::Target) | Route::Mirrored { .. } | Route::Split) => {
                 Settlement::Contradiction
             }
         },
@@ -522,6 +586,8 @@ pub enum Reason {
     NotStarted,
     /// Other pairs are being copied first.
     Queued,
+    /// The target is left alone.
+    Split,
     /// Regions are dirty, or may become so while the copy is stopped.
     NotInSync,
     /// The mirror leg has failed.
@@ -543,6 +609,7 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Self::NotStarted => "it has not been started",
             Self::Queued => "other pairs are being copied first",
+            Self::Split => "the target is a copy that is left alone",
             Self::NotInSync => "the two legs are not in sync",
             Self::MirrorFailed => "the leg that is not authoritative has failed",
             Self::SourceRules => "the source is authoritative",
@@ -566,74 +633,94 @@ pub fn decide(verb: Verb, position: Position) -> Decision {
     match position.state {
         PairState::Setup => match verb {
             Verb::Start | Verb::Cancel => Do,
-            Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Commit => {
+            Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Split | Verb::Commit => {
                 refuse(Reason::NotStarted)
             }
         },
         PairState::Queued => match verb {
             Verb::Start | Verb::Resume => Already,
             Verb::Pause | Verb::Cancel => Do,
-            Verb::Switch | Verb::Undo | Verb::Commit => refuse(Reason::Queued),
+            Verb::Switch | Verb::Undo | Verb::Split | Verb::Commit => refuse(Reason::Queued),
         },
         PairState::Syncing => match verb {
             Verb::Start | Verb::Resume => Already,
             Verb::Pause => Do,
-            Verb::Switch | Verb::Undo => refuse(Reason::NotInSync),
+            Verb::Switch | Verb::Undo | Verb::Split => refuse(Reason::NotInSync),
             Verb::Commit | Verb::Cancel => decide_end(verb, position.authoritative),
         },
         PairState::Tracking => match verb {
             Verb::Start | Verb::Resume | Verb::Undo => Already,
             Verb::Pause | Verb::Switch => Do,
+            Verb::Split => refuse(Reason::NotInSync),
             Verb::Commit | Verb::Cancel => decide_end(verb, Side::Source),
         },
         PairState::Paused => match verb {
             Verb::Start | Verb::Pause => Already,
             Verb::Resume => Do,
-            Verb::Switch | Verb::Undo => refuse(Reason::NotInSync),
+            Verb::Switch | Verb::Undo | Verb::Split => refuse(Reason::NotInSync),
             Verb::Commit | Verb::Cancel => decide_end(verb, position.authoritative),
         },
         PairState::Degraded => match verb {
             Verb::Start => Already,
             Verb::Pause | Verb::Resume => Do,
-            Verb::Switch | Verb::Undo => refuse(Reason::MirrorFailed),
+            Verb::Switch | Verb::Undo | Verb::Split => refuse(Reason::MirrorFailed),
             Verb::Commit | Verb::Cancel => decide_end(verb, position.authoritative),
         },
         PairState::SourceSelected => match verb {
             Verb::Start | Verb::Resume | Verb::Undo => Already,
-            Verb::Pause | Verb::Switch => Do,
+            Verb::Pause | Verb::Switch | Verb::Split => Do,
+            Verb::Commit | Verb::Cancel => decide_end(verb, Side::Source),
+        },
+        PairState::Split => match verb {
+            Verb::Start | Verb::Split => Already,
+            Verb::Pause | Verb::Resume => Do,
+            Verb::Switch | Verb::Undo => refuse(Reason::Split),
             Verb::Commit | Verb::Cancel => decide_end(verb, Side::Source),
         },
         PairState::TargetSelected => match verb {
             Verb::Start | Verb::Resume | Verb::Switch => Already,
             Verb::Pause | Verb::Undo => Do,
+            Verb::Split => refuse(Reason::TargetRules),
             Verb::Commit | Verb::Cancel => decide_end(verb, Side::Target),
         },
-        PairState::Switching => refuse(Reason::UnderWay),
+        PairState::Switching | PairState::Splitting => refuse(Reason::UnderWay),
         PairState::Verifying => {
             let state = selected(position.authoritative);
             decide(verb, Position { state, ..position })
         }
         PairState::Committing => match verb {
             Verb::Commit => Do,
-            Verb::Start | Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Cancel => {
-                refuse(Reason::UnderWay)
-            }
+            Verb::Start
+            | Verb::Pause
+            | Verb::Resume
+            | Verb::Switch
+            | Verb::Undo
+            | Verb::Split
+            | Verb::Cancel => refuse(Reason::UnderWay),
         },
         PairState::Committed | PairState::Retired => match verb {
             Verb::Commit => Already,
-            Verb::Start | Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Cancel => {
-                refuse(Reason::Ended)
-            }
+            Verb::Start
+            | Verb::Pause
+            | Verb::Resume
+            | Verb::Switch
+            | Verb::Undo
+            | Verb::Split
+            | Verb::Cancel => refuse(Reason::Ended),
         },
         PairState::Cancelled => match verb {
             Verb::Cancel => Already,
-            Verb::Start | Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Commit => {
-                refuse(Reason::Ended)
-            }
+            Verb::Start
+            | Verb::Pause
+            | Verb::Resume
+            | Verb::Switch
+            | Verb::Undo
+            | Verb::Split
+            | Verb::Commit => refuse(Reason::Ended),
         },
         PairState::Failed | PairState::NeedsRecovery => match verb {
             Verb::Commit | Verb::Cancel => decide_end(verb, position.authoritative),
-            Verb::Start | Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo => {
+            Verb::Start | Verb::Pause | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Split => {
                 refuse(Reason::NeedsRecovery)
             }
         },
@@ -655,6 +742,7 @@ const fn decide_end(verb: Verb, authoritative: Side) -> Decision {
             | Verb::Resume
             | Verb::Switch
             | Verb::Undo
+            | Verb::Split
             | Verb::Commit
             | Verb::Cancel,
             Side::Source | Side::Target,

@@ -39,6 +39,9 @@ pub enum Route {
         /// The leg that answers reads and decides whether a write succeeded.
         authoritative: Side,
     },
+    /// The source alone, and a region map: the target is a copy of it as it was at an instant, and is left alone. What is
+    /// written since is dirty.
+    Split,
 }
 
 impl Route {
@@ -48,6 +51,16 @@ impl Route {
         match self {
             Self::Single(side) => side,
             Self::Mirrored { authoritative } => authoritative,
+            Self::Split => Side::Source,
+        }
+    }
+
+    /// Whether a region map says where the other leg differs.
+    #[must_use]
+    pub const fn has_map(self) -> bool {
+        match self {
+            Self::Single(_) => false,
+            Self::Mirrored { .. } | Self::Split => true,
         }
     }
 
@@ -55,7 +68,7 @@ impl Route {
     #[must_use]
     pub const fn mirror(self) -> Option<Side> {
         match self {
-            Self::Single(_) => None,
+            Self::Single(_) | Self::Split => None,
             Self::Mirrored { authoritative } => Some(authoritative.other()),
         }
     }
@@ -63,19 +76,25 @@ impl Route {
     /// Whether `self` may be followed by `next`, as far as the route alone decides.
     ///
     /// start: `Single` -> `Mirrored{source}` (the leg in use becomes the source); switch and undo
-    /// exchange the roles; commit and cancel drop the mirror leg. Everything else is refused.
+    /// exchange the roles; commit and cancel drop the mirror leg; a split leaves the target alone, and what was split is
+    /// mirrored again or dropped. Everything else is refused.
     #[must_use]
     pub fn may_become(self, next: Self) -> bool {
         match (self, next) {
-            (Self::Single(_), Self::Mirrored { authoritative }) => authoritative == Side::Source,
+            (Self::Single(_) | Self::Split, Self::Mirrored { authoritative }) => {
+                authoritative == Side::Source
+            }
             (
                 Self::Mirrored { authoritative: now },
                 Self::Mirrored {
                     authoritative: then,
                 },
             ) => now != then,
-            (Self::Mirrored { authoritative }, Self::Single(side)) => authoritative == side,
-            (Self::Single(_), Self::Single(_)) => false,
+            (Self::Mirrored { authoritative }, Self::Split) => authoritative == Side::Source,
+            (Self::Mirrored { .. } | Self::Split, Self::Single(side)) => {
+                self.authoritative() == side
+            }
+            (Self::Single(_), Self::Single(_) | Self::Split) | (Self::Split, Self::Split) => false,
         }
     }
 }
@@ -97,6 +116,11 @@ mod tests {
             }));
             assert!(!mirrored.may_become(mirrored));
             assert!(!Route::Single(side).may_become(Route::Single(side.other())));
+            let is_source = side == Side::Source;
+            assert_eq!(mirrored.may_become(Route::Split), is_source);
+            assert_eq!(Route::Split.may_become(mirrored), is_source);
+            assert_eq!(Route::Split.may_become(Route::Single(side)), is_source);
+            assert!(!Route::Single(side).may_become(Route::Split));
         }
     }
 }

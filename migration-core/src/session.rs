@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! needs-recovery  failed  degraded  setup  queued  paused  syncing  tracking  verifying  source-selected
-//! switching  target-selected  committing  committed  retired  cancelled
+//! splitting  split  switching  target-selected  committing  committed  retired  cancelled
 //! ```
 //!
 //! So trouble in one pair is the session's state, and `source-selected` means that every pair is at
@@ -39,12 +39,14 @@ const fn rank(state: PairState) -> u8 {
         PairState::Tracking => 7,
         PairState::Verifying => 8,
         PairState::SourceSelected => 9,
-        PairState::Switching => 10,
-        PairState::TargetSelected => 11,
-        PairState::Committing => 12,
-        PairState::Committed => 13,
-        PairState::Retired => 14,
-        PairState::Cancelled => 15,
+        PairState::Splitting => 10,
+        PairState::Split => 11,
+        PairState::Switching => 12,
+        PairState::TargetSelected => 13,
+        PairState::Committing => 14,
+        PairState::Committed => 15,
+        PairState::Retired => 16,
+        PairState::Cancelled => 17,
     }
 }
 
@@ -117,7 +119,7 @@ fn follows(verb: Verb, pairs: &[Position], ended: usize, to_do: &[usize]) -> boo
             Verb::Resume => true,
             Verb::Switch => authoritative == Side::Target,
             Verb::Commit | Verb::Cancel => to_do.iter().all(differs),
-            Verb::Start | Verb::Pause | Verb::Undo => false,
+            Verb::Start | Verb::Pause | Verb::Undo | Verb::Split => false,
         }
 }
 

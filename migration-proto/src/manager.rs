@@ -64,6 +64,13 @@ pub enum Request {
         /// How long requests may be held, in milliseconds.
         max_pause_ms: u64,
     },
+    /// Leave the targets of all pairs alone, as copies of their sources at one instant.
+    Split {
+        /// The session.
+        session: String,
+        /// How long requests may be held, in milliseconds.
+        max_pause_ms: u64,
+    },
     /// End the migration on the target. Cannot be taken back.
     Commit {
         /// The session.
@@ -183,7 +190,9 @@ pub struct SessionLimits {
     /// As [`SessionOptions::max_latency_impact_percent`].
     pub max_latency_impact_percent: Option<u32>,
     /// As [`SessionOptions::mode`].
-    pub mode: Option<CopyMode>,
+    pub mode: Option<SessionMode>,
+    /// As [`SessionOptions::every_seconds`].
+    pub every_seconds: Option<u64>,
     /// As [`CutoverOptions::action`].
     pub cutover_action: Option<CutoverAction>,
     /// As [`CutoverOptions::attempts`].
@@ -264,6 +273,43 @@ impl RetireHow {
     }
 }
 
+/// The longest time from a split to the next one, in seconds: a year.
+pub const EVERY_SECONDS_MAX: u64 = 366 * 24 * 3600;
+
+/// What the targets of a session are for, and what writes of applications do to them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SessionMode {
+    /// To move there: writes are done there too, where the legs are equal.
+    #[default]
+    Mirror,
+    /// To move there: before the switch what was written is copied in passes.
+    Track,
+    /// To be copies at an instant: it is split, and never switched. Writes as in `Mirror`.
+    Copy,
+}
+
+impl SessionMode {
+    /// The name that the operator types.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Mirror => "mirror",
+            Self::Track => "track",
+            Self::Copy => "copy",
+        }
+    }
+
+    /// What a write does to the mirror leg.
+    #[must_use]
+    pub const fn copy_mode(self) -> CopyMode {
+        match self {
+            Self::Mirror | Self::Copy => CopyMode::Mirror,
+            Self::Track => CopyMode::Track,
+        }
+    }
+}
+
 /// What follows when an attempt to cut over fails.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -311,13 +357,16 @@ pub struct SessionOptions {
     pub rate_bytes_per_second: u64,
     /// Pairs that wait for their turn start in the order of this, the highest first; at most [`PRIORITY_MAX`].
     pub priority: u8,
-    /// When it is switched. A switch that was done, and an undo, make it [`SwitchPolicy::Manual`].
+    /// When it is switched, or split in [`SessionMode::Copy`]. A switch that was done, and an undo, make it
+    /// [`SwitchPolicy::Manual`]; so does a split, unless another one follows.
     pub switch: SwitchPolicy,
     /// By how much the copy may make the 99th percentile of the applications' latency grow, in percent of what it is without
     /// the copy; 0 = as much as it does.
     pub max_latency_impact_percent: u32,
-    /// What writes do to the target.
-    pub mode: CopyMode,
+    /// What its targets are for.
+    pub mode: SessionMode,
+    /// In [`SessionMode::Copy`]: so long after a split another one is made, in seconds; 0: none. At most [`EVERY_SECONDS_MAX`].
+    pub every_seconds: u64,
     /// How it is switched while it tracks.
     pub cutover: CutoverOptions,
     /// How the source is made inaccessible as soon as the session is committed; `None`: not by itself.
@@ -335,7 +384,8 @@ impl Default for SessionOptions {
             priority: PRIORITY_DEFAULT,
             switch: SwitchPolicy::Manual,
             max_latency_impact_percent: 0,
-            mode: CopyMode::Mirror,
+            mode: SessionMode::Mirror,
+            every_seconds: 0,
             cutover: CutoverOptions::default(),
             retire: None,
         }
@@ -602,6 +652,8 @@ pub struct PairRecord {
     pub last_pause_us: Option<u64>,
     /// What applications do, while ublk-target answers.
     pub application: Option<ApplicationRecord>,
+    /// While it is split: of when the target is a copy, in milliseconds since 1970.
+    pub copy_of_ms: Option<u64>,
     /// What is wrong, if something is.
     pub problem: Option<String>,
 }

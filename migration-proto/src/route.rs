@@ -28,6 +28,8 @@ pub enum Route {
         /// The leg that answers reads and decides whether a write succeeded.
         authoritative: Side,
     },
+    /// The source alone; the target is a copy of it as it was at an instant, and is left alone.
+    Split,
 }
 
 impl Route {
@@ -37,6 +39,7 @@ impl Route {
         match self {
             Self::Single { leg } => leg,
             Self::Mirrored { authoritative } => authoritative,
+            Self::Split => Side::Source,
         }
     }
 
@@ -148,6 +151,7 @@ impl From<Route> for migration_core::route::Route {
             Route::Mirrored { authoritative } => Self::Mirrored {
                 authoritative: authoritative.into(),
             },
+            Route::Split => Self::Split,
         }
     }
 }
@@ -156,6 +160,7 @@ impl From<migration_core::route::Route> for Route {
     fn from(route: migration_core::route::Route) -> Self {
         match route {
             migration_core::route::Route::Single(leg) => Self::Single { leg: leg.into() },
+            migration_core::route::Route::Split => Self::Split,
             migration_core::route::Route::Mirrored { authoritative } => Self::Mirrored {
                 authoritative: authoritative.into(),
             },

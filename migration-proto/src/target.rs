@@ -151,6 +151,25 @@ impl From<migration_core::volume::OnAuthoritativeFailure> for OnAuthoritativeFai
     }
 }
 
+/// Why requests are held until somebody resumes the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Suspended {
+    /// Somebody asked for it.
+    Asked,
+    /// The volume was split; they have been held ever since.
+    SinceSplit,
+}
+
+impl From<migration_core::volume::Suspended> for Suspended {
+    fn from(why: migration_core::volume::Suspended) -> Self {
+        match why {
+            migration_core::volume::Suspended::Asked => Self::Asked,
+            migration_core::volume::Suspended::SinceSplit => Self::SinceSplit,
+        }
+    }
+}
+
 /// What a write of the application does to the mirror leg.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -229,8 +248,8 @@ pub enum Response {
     Suspended,
     /// Requests flow.
     Resumed {
-        /// False if the suspension had already ended (by its deadline), or there was none.
-        was_suspended: bool,
+        /// Absent if the suspension had already ended (by its deadline), or there was none.
+        ended: Option<Suspended>,
     },
     /// This connection is the copier's.
     CopierOpened {

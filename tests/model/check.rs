@@ -1,6 +1,10 @@
 //! What must hold in every state.
 
-use seeded_core::{region::RegionState, route::Route, units::RegionIndex};
+use seeded_core::{
+    region::RegionState,
+    route::{Route, Side},
+    units::RegionIndex,
+};
 
 use crate::{
     disk::{Values, only},
@@ -27,6 +31,8 @@ pub(crate) enum Checker {
     Answer,
     /// 5: a suspended volume has nothing of the application in flight.
     Drained,
+    /// 12: a copy at an instant stays what it was.
+    CopyStays,
     /// 9, 10: stale actors are refused, the present one is not.
     StaleActor,
     /// [`seeded_core::volume::Volume::check_invariants`], or a transition that the core itself refuses.
@@ -66,7 +72,25 @@ pub(crate) fn state(setup: &Setup, world: &World) -> Result<(), Violation> {
     acknowledged(setup, world)?;
     clean_is_equal(setup, world)?;
     power_loss(setup, world)?;
+    copy_stays(setup, world)?;
     drained(setup, world)
+}
+
+/// The target that was split holds what the source held then, whatever happens, also after a power loss.
+fn copy_stays(setup: &Setup, world: &World) -> Result<(), Violation> {
+    let Some(copy) = &world.copy else {
+        return Ok(());
+    };
+    let lun = world.lun_of(world.volume.record(), Side::Target);
+    for (block, value) in copy.iter().enumerate().take(setup.blocks()) {
+        let may_be = world.luns[lun].0[block].after_power_loss()
+            | world.landing(setup, lun, block)
+            | world.copying(setup, lun, block);
+        require(may_be == only(*value), Checker::CopyStays, || {
+            format!("block {block} of the copy is {value}, and may become one of {may_be:#b}")
+        })?;
+    }
+    Ok(())
 }
 
 /// The application's data are on the authoritative leg.

@@ -17,6 +17,10 @@ use crate::{
 pub(crate) enum Change {
     Start,
     Exchange,
+    /// The target is left alone, as a copy.
+    Split,
+    /// It is mirrored onto again.
+    Join,
     /// Commit or cancel.
     End,
 }
@@ -175,7 +179,8 @@ fn copier(world: &World, events: &mut Vec<Event>) {
 
 /// The lock of the mirror leg: a dead copier's writes are done before the next one opens.
 fn may_open_copier(world: &World) -> bool {
-    world.copier.is_none() && world.ghosts.is_empty() && is_dirty(world)
+    let has_mirror = world.volume.record().route.mirror().is_some();
+    world.copier.is_none() && world.ghosts.is_empty() && has_mirror && is_dirty(world)
 }
 
 fn is_dirty(world: &World) -> bool {
@@ -187,6 +192,9 @@ fn operator(world: &World, events: &mut Vec<Event>) {
     let budget = world.budget;
     if let Some(change) = next_change(world, budget.starts > 0, budget.exchanges > 0) {
         events.push(Event::Changes(change));
+    }
+    if budget.splits > 0 && authoritative_is_source(world) {
+        events.push(Event::Changes(Change::Split));
     }
     if budget.ends > 0 && world.volume.regions().is_some() {
         events.push(Event::Changes(Change::End));
@@ -205,11 +213,18 @@ fn operator(world: &World, events: &mut Vec<Event>) {
     }
 }
 
+fn authoritative_is_source(world: &World) -> bool {
+    let authoritative = Side::Source;
+    world.volume.record().route == Route::Mirrored { authoritative }
+}
+
 fn next_change(world: &World, start: bool, exchange: bool) -> Option<Change> {
     match world.volume.record().route {
         // The new mirror leg is locked before it is used.
         Route::Single(_) => (start && world.ghosts.is_empty()).then_some(Change::Start),
         Route::Mirrored { .. } => exchange.then_some(Change::Exchange),
+        // A dead copier's writes are done by then: it had the lock of the leg.
+        Route::Split => world.ghosts.is_empty().then_some(Change::Join),
     }
 }
 
@@ -470,6 +485,7 @@ fn io_done(
 fn change_route(world: &mut World, change: Change, effects: &mut Vec<Effect>) {
     let record = *world.volume.record();
     let authoritative = record.route.authoritative();
+    let mut unlimited = 1;
     let (target, budget) = match change {
         Change::Start => {
             world.name_new_mirror();
@@ -488,6 +504,13 @@ fn change_route(world: &mut World, change: Change, effects: &mut Vec<Effect>) {
             };
             (target, &mut world.budget.exchanges)
         }
+        Change::Split => (Target::Route(Route::Split), &mut world.budget.splits),
+        Change::Join => (
+            Target::Route(Route::Mirrored {
+                authoritative: Side::Source,
+            }),
+            &mut unlimited,
+        ),
         Change::End => (
             Target::Route(Route::Single(authoritative)),
             &mut world.budget.ends,
@@ -498,6 +521,8 @@ fn change_route(world: &mut World, change: Change, effects: &mut Vec<Effect>) {
         .change_route(NOW, CHANGE, record.epoch, target, HOLD, effects);
     if begun.is_ok() {
         *budget -= 1;
+        // Whoever asks for another route gives the copy up first.
+        world.copy = None;
     }
 }
 
@@ -612,6 +637,9 @@ pub(crate) fn progress(setup: &Setup, world: &World) -> Option<Event> {
     }
     if world.volume.next_deadline().is_some() {
         return Some(Event::Tick(Timer::Deadlines));
+    }
+    if world.volume.record().route == Route::Split && !world.volume.is_changing() {
+        return Some(Event::Changes(Change::Join));
     }
     if !answered {
         return Some(Event::Tick(Timer::Patience));

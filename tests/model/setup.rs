@@ -71,6 +71,8 @@ pub(crate) struct Budget {
     pub(crate) map_faults: u8,
     /// Exchanges of the roles that the operator asks for.
     pub(crate) exchanges: u8,
+    /// Splits. What is split can always be mirrored again.
+    pub(crate) splits: u8,
     /// Starts of a migration.
     pub(crate) starts: u8,
     /// Commits and cancels.
@@ -130,6 +132,7 @@ pub(crate) const PLAIN: Setup = Setup {
         authoritative_faults: 0,
         map_faults: 0,
         exchanges: 0,
+        splits: 0,
         starts: 0,
         ends: 0,
         suspensions: 0,

@@ -144,6 +144,8 @@ pub(crate) struct World {
     misread: u8,
     /// [`Reply::Suspended`] was said.
     pub(crate) drained: bool,
+    /// What the target is a copy of, from the end of a split on.
+    pub(crate) copy: Option<[Value; BLOCKS_MAX]>,
     /// [`Effect::Die`]
     pub(crate) must_die: bool,
 }
@@ -189,7 +191,7 @@ impl World {
         };
         let map = MapFile {
             slots: [Some(record); 2],
-            dirty: if route.mirror().is_some() { dirty } else { 0 },
+            dirty: if route.has_map() { dirty } else { 0 },
             intent: 0,
             map_write: None,
             role_write: None,
@@ -216,6 +218,7 @@ impl World {
             failed: 0,
             misread: 0,
             drained: false,
+            copy: None,
             must_die: false,
         };
         world.forget_history();
@@ -443,6 +446,17 @@ impl World {
                         Checker::OneAuthoritative,
                         || format!("the answer says {route:?}, a successor may find {found:?}"),
                     )?;
+                }
+                self.copy = None;
+                if route == Route::Split {
+                    let held = self.volume.is_suspended();
+                    require(held, Checker::Drained, || {
+                        "split, and does not hold".to_owned()
+                    })?;
+                    self.drained = true;
+                    let source = self.lun_now(Side::Source);
+                    let cells = &self.luns[source].0;
+                    self.copy = Some(core::array::from_fn(|block| cells[block].newest()));
                 }
             }
             Reply::ChangeFailed(_) | Reply::SuspendDeadline => {}
@@ -748,7 +762,7 @@ fn load(setup: &Setup, map: &MapFile) -> Result<Volume, seeded_core::map::MapErr
         places: setup.places,
         patience: LONG,
     };
-    let mirrored = chosen.record.route.mirror().is_some();
+    let mirrored = chosen.record.route.has_map();
     let words = |word: u8| {
         let mut words = vec![
             0;

@@ -44,6 +44,9 @@ pub(crate) const EXHAUSTIVE: &[&Setup] = &[
     &TRACK_KILL,
     &TRACK_POWER,
     &TRACK_MODES,
+    &SPLIT,
+    &SPLIT_KILL,
+    &SPLIT_POWER,
 ];
 
 /// Explored by hand.
@@ -107,6 +110,13 @@ pub(crate) const BROKEN: &[(SeededBug, &Setup, Checker)] = &[
         SeededBug::TrackedWriteIsDirty,
         &TRACK,
         Checker::CleanIsEqual,
+    ),
+    (SeededBug::SplitIsLeftAlone, &SPLIT, Checker::CopyStays),
+    (SeededBug::SplitHolds, &SPLIT, Checker::Drained),
+    (
+        SeededBug::FlushBeforeRoles,
+        &SPLIT_POWER,
+        Checker::CopyStays,
     ),
     (SeededBug::ClaimsDieWithCopier, &COPY, Checker::CleanIsEqual),
     (SeededBug::ReportsFromCopierOnly, &COPY, Checker::StaleActor),
@@ -479,5 +489,41 @@ const TRACK_MODES: Setup = Setup {
         ..NOTHING
     },
     mode: CopyMode::Mirror,
+    ..PLAIN
+};
+
+/// The target becomes a copy at an instant, and is mirrored onto again.
+const SPLIT: Setup = Setup {
+    name: "split",
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    budget: Budget {
+        splits: 1,
+        ..NOTHING
+    },
+    ..PLAIN
+};
+
+const SPLIT_KILL: Setup = Setup {
+    name: "split-kill",
+    regions: 1,
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    budget: Budget {
+        splits: 1,
+        ends: 1,
+        ..KILL
+    },
+    ..PLAIN
+};
+
+const SPLIT_POWER: Setup = Setup {
+    name: "split-power",
+    regions: 1,
+    requests: &[one(Ask::Write, 0), FLUSH],
+    budget: Budget {
+        splits: 1,
+        mirror_faults: 1,
+        ..POWER
+    },
+    sweeps: true,
     ..PLAIN
 };

@@ -41,7 +41,7 @@ impl PairRow {
     }
 
     pub(crate) fn is_mirrored(&self, status: &Status) -> bool {
-        status.route.mirror().is_some() && status.target == Some(self.target)
+        status.route.has_map() && status.target == Some(self.target)
     }
 }
 
@@ -97,6 +97,12 @@ pub(crate) enum Stage {
         failed: usize,
         result: Result<(), Unchanged>,
     },
+    /// Volumes that were split let go what they hold.
+    LetGo {
+        spoiled: bool,
+    },
+    /// Targets that were left alone are mirrored onto again.
+    Join,
 }
 
 /// Why a route is not as it was asked for.
@@ -143,7 +149,7 @@ impl Operation {
     pub(crate) fn new(verb: Verb, pairs: Vec<usize>, degraded: Vec<usize>) -> Self {
         let stage = match verb {
             Verb::Start | Verb::Resume => Stage::Intend,
-            Verb::Pause | Verb::Switch | Verb::Undo | Verb::Commit | Verb::Cancel => {
+            Verb::Pause | Verb::Switch | Verb::Undo | Verb::Split | Verb::Commit | Verb::Cancel => {
                 Stage::StopCopiers
             }
         };
@@ -166,6 +172,7 @@ impl Operation {
             Verb::Undo => Side::Source,
             Verb::Commit => return Some(Route::Single(Side::Target)),
             Verb::Cancel => return Some(Route::Single(Side::Source)),
+            Verb::Split => return Some(Route::Split),
             Verb::Start | Verb::Pause | Verb::Resume => return None,
         };
         Some(Route::Mirrored { authoritative })
@@ -191,6 +198,7 @@ impl Operation {
             }
             Verb::Switch => Phase::Switching,
             Verb::Undo => Phase::Undoing,
+            Verb::Split => Phase::Splitting,
             Verb::Commit => Phase::Committing,
             Verb::Cancel => Phase::Cancelling,
         };
@@ -221,6 +229,8 @@ impl Operation {
             (Verb::Commit, Ok(())) => store.ended(pair, Side::Target),
             (Verb::Cancel, Ok(())) => store.ended(pair, Side::Source),
             (Verb::Commit | Verb::Cancel, Err(_)) => row.phase = Phase::Active,
+            // It counts only when all have been split.
+            (Verb::Split, result) => return result.is_ok(),
             (Verb::Pause | Verb::Resume, _) => {}
         }
         true
@@ -309,7 +319,12 @@ impl Daemon {
                     let phase = self.store.pairs[*pair].phase;
                     !matches!(phase, Phase::Setup | Phase::Queued)
                 }
-                Verb::Start | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Commit => true,
+                Verb::Start
+                | Verb::Resume
+                | Verb::Switch
+                | Verb::Undo
+                | Verb::Split
+                | Verb::Commit => true,
             };
             if needs_volume && self.views[*pair].failures > 0 {
                 return "verbs refused";

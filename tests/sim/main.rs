@@ -4,6 +4,7 @@
 
 mod application;
 mod copier;
+mod copies;
 mod daemon;
 mod dice;
 mod disk;
@@ -34,7 +35,9 @@ const OLD_SEEDS: &str = include_str!("../seeds");
 const MUST_HAPPEN: &[(&str, u64)] = &[
     ("changes past their deadline", 10),
     ("changes that failed", 40),
+    ("copies at an instant", 40),
     ("copies in sync", 3),
+    ("copies that were spoiled", 40),
     ("deaths between two effects", 1),
     ("deaths in recovery", 1),
     ("deaths of a copier", 1),

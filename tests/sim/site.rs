@@ -10,8 +10,8 @@ use migration_core::{
     units::{Epoch, Geometry, RegionIndex, Tag, Time},
     volume::{
         COPIED_SWEEP_NANOSECONDS, Call, ChangeError, CopyMode, Effect, Errno,
-        IDLE_SWEEP_NANOSECONDS, IoResult, NewMirror, OnAuthoritativeFailure, Op, Reply, Target,
-        Volume,
+        IDLE_SWEEP_NANOSECONDS, IoResult, NewMirror, OnAuthoritativeFailure, Op, Reply, Suspended,
+        Target, Volume,
     },
 };
 use migration_proto::route::{Descriptor, Extent, Leg};
@@ -360,6 +360,7 @@ impl Site {
         match reply {
             Reply::RouteChanged { route, .. } => self.note(match route {
                 Route::Mirrored { .. } => "roles changed, mirrors added",
+                Route::Split => "targets left alone",
                 Route::Single(_) => "mirrors dropped",
             }),
             Reply::ChangeFailed(error) => self.note(match error {
@@ -612,10 +613,9 @@ impl Site {
         });
     }
 
-    pub(crate) fn end_suspension(&mut self, now: Time) {
-        if let Some(serving) = self.serving() {
-            serving.volume.resume(now, &mut serving.effects);
-        }
+    pub(crate) fn end_suspension(&mut self, now: Time) -> Option<Suspended> {
+        let serving = self.serving()?;
+        serving.volume.resume(now, &mut serving.effects)
     }
 
     /// Calls the volume; if it refuses, nothing may have changed.
@@ -690,7 +690,7 @@ impl Site {
         let serving = self.serving().ok_or(ChangeError::Busy)?;
         let side = match serving.volume.record().route {
             Route::Single(side) => side,
-            Route::Mirrored { .. } => return Err(ChangeError::WrongRoute),
+            Route::Mirrored { .. } | Route::Split => return Err(ChangeError::WrongRoute),
         };
         if serving.new_mirror.is_some() {
             return Err(ChangeError::Busy);
@@ -772,7 +772,7 @@ impl Site {
             Err(error) => return self.refused(&error),
         };
         assert!(
-            contents.chosen.record.route.mirror().is_none() || !self.is_bitmap_torn(),
+            !contents.chosen.record.route.has_map() || !self.is_bitmap_torn(),
             "a torn sector was read as if it were whole"
         );
         if may_die && self.dice.one_in(6) {

@@ -11,6 +11,7 @@ use migration_core::{
 };
 
 use crate::{
+    copies::Moment,
     daemon::{ATTEMPTS_MAX, Asked, Daemon, PairRow, Stage, Store, Unchanged, active, outcome},
     dice::Dice,
     settings::{Counts, MILLISECOND, Settings},
@@ -24,9 +25,11 @@ pub(crate) struct World {
     dice: Dice,
     settings: Settings,
     origin: Instant,
-    now: Time,
-    sites: Vec<Site>,
-    daemon: Daemon,
+    pub(crate) now: Time,
+    pub(crate) sites: Vec<Site>,
+    pub(crate) daemon: Daemon,
+    /// What the volumes held when they were split last.
+    pub(crate) moments: Vec<Moment>,
     /// Epochs that somebody who was frozen still believes in.
     old_epochs: Vec<(usize, Epoch)>,
     counts: Counts,
@@ -45,6 +48,7 @@ impl World {
             origin: Instant::now(),
             now: Time(1),
             sites,
+            moments: Vec::new(),
             old_epochs: Vec::new(),
             counts: Counts::new(),
             settings,
@@ -71,7 +75,7 @@ impl World {
         self.counts
     }
 
-    fn note(&mut self, what: &'static str) {
+    pub(crate) fn note(&mut self, what: &'static str) {
         if crate::is_traced() {
             eprintln!("{:>16} session: {what}", self.now.0);
         }
@@ -98,7 +102,7 @@ impl World {
             166..172 => site.land_ghost(),
             172..184 => self.let_time_pass(index),
             184 if self.dice.one_in(2) => site.suspend(now),
-            185 => site.end_suspension(now),
+            185 => drop(site.end_suspension(now)),
             186 => self.ask_with_an_old_epoch(index),
             188..190 if self.settings.hangs => {
                 let lun = self.dice.below(2);
@@ -110,6 +114,7 @@ impl World {
         self.perform();
         self.die_at_a_bad_moment(index);
         self.check_ended_pairs();
+        self.check_copies();
     }
 
     /// While the map file is being written.
@@ -285,6 +290,8 @@ impl World {
                 }
             }
             Stage::BackRecord { failed, result } => self.record_back(failed, result),
+            Stage::LetGo { spoiled } => self.let_go(spoiled),
+            Stage::Join => self.join(),
         }
     }
 
@@ -294,7 +301,7 @@ impl World {
         }
     }
 
-    fn finish(&mut self, what: &'static str) {
+    pub(crate) fn finish(&mut self, what: &'static str) {
         self.daemon.operation = None;
         self.note(what);
     }
@@ -359,7 +366,7 @@ impl World {
             return;
         };
         let Some(pair) = operation.degraded.pop() else {
-            return self.finish("verbs done");
+            return self.begin_to_join();
         };
         if !self.daemon.views[pair].connected {
             return self.finish("verbs that failed");
@@ -372,7 +379,11 @@ impl World {
     }
 
     /// As `route_change`: asks until it is known whether the route is as wanted. `None`: not yet known.
-    fn ask_route(&mut self, pair: usize, wanted: Option<Route>) -> Option<Result<(), Unchanged>> {
+    pub(crate) fn ask_route(
+        &mut self,
+        pair: usize,
+        wanted: Option<Route>,
+    ) -> Option<Result<(), Unchanged>> {
         let patient = !self.dice.one_in(300);
         let operation = self.daemon.operation.as_mut()?;
         let (site, view) = (&mut self.sites[pair], &self.daemon.views[pair]);
@@ -444,6 +455,9 @@ impl World {
         };
         let pair = operation.pairs[operation.at];
         if !operation.record(store, pair, result) {
+            if operation.verb == Verb::Split {
+                return self.begin_to_let_go(true);
+            }
             let failed = operation.at;
             operation.at = 0;
             operation.ask_anew();
@@ -465,9 +479,12 @@ impl World {
             (Verb::Undo, Ok(())) => "pairs undone",
             (Verb::Commit, Ok(())) => "pairs committed",
             (Verb::Cancel, Ok(())) => "pairs cancelled",
+            (Verb::Split, Ok(())) => "pairs split",
             (Verb::Pause | Verb::Resume, Ok(())) => "other pairs",
         });
-        if ended {
+        if ended && verb == Verb::Split {
+            self.begin_to_let_go(false);
+        } else if ended {
             self.finish("verbs done");
         }
     }
@@ -526,7 +543,10 @@ impl World {
             self.dice.pick(&Verb::ALL)
         } else {
             // What brings the migration on, rather than a pause.
-            let further = [Verb::Start, Verb::Resume, Verb::Switch, Verb::Undo];
+            let further = match self.dice.one_in(4) {
+                true => [Verb::Start, Verb::Resume, Verb::Split, Verb::Undo],
+                false => [Verb::Start, Verb::Resume, Verb::Switch, Verb::Undo],
+            };
             let further = further.into_iter().find(|verb| allowed.contains(verb));
             let any = self.dice.pick(&allowed);
             further.filter(|_| !self.dice.one_in(3)).unwrap_or(any)
@@ -635,6 +655,7 @@ impl World {
         self.step_daemon();
         self.perform();
         self.check_ended_pairs();
+        self.check_copies();
         if self.dice.one_in(20) {
             self.ask_for_rest();
         }
@@ -650,7 +671,12 @@ impl World {
         let positions = daemon.positions();
         let allowed = session::allowed(&positions);
         let is = |state: PairState| positions.iter().any(|position| position.state == state);
-        let under_way = is(PairState::Switching) || is(PairState::Committing);
+        let under_way = [
+            PairState::Switching,
+            PairState::Splitting,
+            PairState::Committing,
+        ];
+        let under_way = under_way.into_iter().any(is);
         assert!(
             !allowed.is_empty() || under_way,
             "there is no next command: {positions:?} {:?}",
@@ -661,7 +687,7 @@ impl World {
             vec![Verb::Cancel, Verb::Commit]
         } else if is(PairState::Setup) {
             vec![self.dice.pick(&[Verb::Start, Verb::Cancel]), Verb::Cancel]
-        } else if is(PairState::Degraded) || is(PairState::Paused) {
+        } else if is(PairState::Degraded) || is(PairState::Paused) || is(PairState::Split) {
             vec![Verb::Resume]
         } else {
             match ended.map(|position| position.authoritative) {

@@ -65,7 +65,7 @@ impl Connection {
         );
         let result = action();
         let resumed = Response::Resumed {
-            was_suspended: true,
+            ended: Some(migration_proto::target::Suspended::Asked),
         };
         assert_eq!(
             self.ask(&Request::Resume),

@@ -88,9 +88,7 @@ fn a_suspension_that_nobody_ends_ends_by_its_deadline() {
     assert!(status.counters.last_pause_us > 0, "{status:?}");
     assert_eq!(
         connection.ask(&Request::Resume),
-        Response::Resumed {
-            was_suspended: false
-        }
+        Response::Resumed { ended: None }
     );
 }
 

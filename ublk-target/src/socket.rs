@@ -24,13 +24,13 @@ use migration_proto::{
     Hello, Welcome,
     frame::{self, FrameError},
     places::{Admitted, ConnectionId, Places},
-    route::{Descriptor, Leg},
+    route::{Descriptor, Leg, Route},
     target::{CLAIM_REGIONS_MAX, Counters, Refusal, Request, Response, Status, WATCH_REGIONS_MAX},
 };
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use crate::{
-    engine::{Ask, Command, Inbox, Said, Snapshot, refused},
+    engine::{Ask, Command, Inbox, NewDescriptor, Said, Snapshot, refused},
     legs::OpenLeg,
 };
 
@@ -301,6 +301,15 @@ impl Server {
             },
             Request::SetRoute {
                 epoch,
+                route: Route::Mirrored { .. },
+                deadline_ms,
+                ..
+            } if self.is_split() => match self.open_split_leg(epoch, deadline_ms) {
+                Ok(ask) => ask,
+                Err(refused) => return *refused,
+            },
+            Request::SetRoute {
+                epoch,
                 route,
                 deadline_ms,
                 copies_rest,
@@ -418,7 +427,7 @@ impl Server {
             .inbox
             .snapshot()
             .ok_or_else(|| Box::new(refused(Refusal::Failed, "the volume is ending")))?;
-        if snapshot.record.route.mirror().is_some() {
+        if snapshot.record.route.has_map() {
             let cause = "the volume has a mirror leg already";
             return Err(Box::new(refused(Refusal::WrongRoute, cause)));
         }
@@ -439,8 +448,37 @@ impl Server {
         Ok(Ask::AddMirror {
             epoch,
             leg,
-            descriptor: Box::new(descriptor),
-            descriptor_bytes: bytes,
+            descriptor: Some(NewDescriptor {
+                descriptor: Box::new(descriptor),
+                bytes,
+            }),
+            deadline_ms,
+        })
+    }
+
+    fn is_split(&self) -> bool {
+        let snapshot = self.inbox.snapshot();
+        snapshot.is_some_and(|snapshot| Route::from(snapshot.record.route) == Route::Split)
+    }
+
+    /// Opens the leg that was left alone.
+    fn open_split_leg(&self, epoch: u64, deadline_ms: u64) -> Result<Ask, Box<Response>> {
+        let bad = |cause: String| Box::new(refused(Refusal::BadLeg, cause));
+        let snapshot = self
+            .inbox
+            .snapshot()
+            .ok_or_else(|| Box::new(refused(Refusal::Failed, "the volume is ending")))?;
+        let leg = snapshot
+            .descriptor
+            .target
+            .as_ref()
+            .ok_or_else(|| bad("no target leg".to_owned()))?;
+        let leg = OpenLeg::open(leg, LEG_BUSY_LIMIT).map_err(|error| bad(error.to_string()))?;
+        check_mirror(&snapshot, &leg).map_err(bad)?;
+        Ok(Ask::AddMirror {
+            epoch,
+            leg,
+            descriptor: None,
             deadline_ms,
         })
     }

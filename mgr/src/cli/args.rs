@@ -7,10 +7,11 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use migration_proto::manager::{
-    CutoverAction, CutoverOptions, PairSpec, RetireHow, SessionLimits, SwitchPolicy, VerifyPolicy,
+    CutoverAction, CutoverOptions, EVERY_SECONDS_MAX, PairSpec, RetireHow, SessionLimits,
+    SessionMode, SwitchPolicy, VerifyPolicy,
 };
 use migration_proto::route::Side;
-use migration_proto::target::{CopyMode, OnAuthoritativeFailure};
+use migration_proto::target::OnAuthoritativeFailure;
 
 use super::exit;
 use super::session_file::{Format, NO_IMPACT_LIMIT, UNLIMITED};
@@ -102,6 +103,8 @@ pub enum Mode {
     Mirror,
     /// nothing before the switch: what was written is copied in passes; for slow or distant targets
     Track,
+    /// as mirror, but the target is never switched to: it becomes a copy of one instant (shunt split)
+    Copy,
 }
 
 /// What follows when an attempt to cut over fails.
@@ -125,6 +128,9 @@ pub struct CutoverChoice {
     /// What writes do to the target [default: mirror]
     #[arg(long, requires = "session", value_enum, value_name = "HOW")]
     mode: Option<Mode>,
+    /// With --mode copy: so long after a copy the next one is made, such as 1h, or never [default: never]
+    #[arg(long, requires = "session", value_name = "TIME", value_parser = every)]
+    every: Option<u64>,
     /// With --mode track: what follows when what is left does not fit the pause of a switch [default: retry]
     #[arg(long, requires = "session", value_enum, value_name = "WHAT")]
     cutover_action: Option<OnMisfit>,
@@ -143,9 +149,11 @@ impl CutoverChoice {
     pub(super) fn limits(&self) -> SessionLimits {
         SessionLimits {
             mode: self.mode.map(|mode| match mode {
-                Mode::Mirror => CopyMode::Mirror,
-                Mode::Track => CopyMode::Track,
+                Mode::Mirror => SessionMode::Mirror,
+                Mode::Track => SessionMode::Track,
+                Mode::Copy => SessionMode::Copy,
             }),
+            every_seconds: self.every,
             cutover_action: self.cutover_action.map(|action| match action {
                 OnMisfit::Retry => CutoverAction::Retry,
                 OnMisfit::Defer => CutoverAction::Defer,
@@ -160,7 +168,7 @@ impl CutoverChoice {
         }
     }
 
-    pub(super) fn mode(&self) -> CopyMode {
+    pub(super) fn mode(&self) -> SessionMode {
         self.limits().mode.unwrap_or_default()
     }
 
@@ -371,7 +379,7 @@ FILE:
   shunt set s1 --mode track --cutover-action abort
   shunt set --max-pairs 8")]
     #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
-        .args(["rate", "priority", "on_authoritative_failure", "switch", "max_pairs", "mode",
+        .args(["rate", "priority", "on_authoritative_failure", "switch", "max_pairs", "mode", "every",
                 "max_latency_impact", "cutover_action", "attempts", "cutover_duration", "throttle_floor"]))]
     Set {
         /// The session
@@ -532,6 +540,25 @@ FILE:
   shunt undo s1 --max-pause 0.5"
     )]
     Undo {
+        /// The session
+        session: String,
+        /// The limit of the pause
+        #[command(flatten)]
+        pause: PauseLimit,
+    },
+    /// Make the targets copies of their sources at one instant
+    ///
+    /// All volumes of the session hold requests for a moment, until none is under way anywhere; from
+    /// then on the targets are left alone, read-only, while applications go on with the sources. A
+    /// database over several volumes starts from such copies as after a power failure. resume mirrors
+    /// onto the targets again, and copies only what was written since; cancel ends the session and
+    /// leaves the copies to you.
+    #[command(after_help = "EXAMPLES:
+  shunt create backup db:/dev/b log:/dev/c --mode copy
+  shunt split backup
+  shunt resume backup
+  shunt set backup --every 1h --switch at:22:00")]
+    Split {
         /// The session
         session: String,
         /// The limit of the pause
@@ -830,6 +857,16 @@ pub(super) fn switch_policy_text(policy: &SwitchPolicy) -> String {
     }
 }
 
+/// A number of seconds; 0: never.
+pub(super) fn every(text: &str) -> Result<u64, String> {
+    match text {
+        "never" => Ok(0),
+        _ => moments::seconds(text)
+            .filter(|seconds| (1..=EVERY_SECONDS_MAX).contains(seconds))
+            .ok_or_else(|| "not never, or a time such as 30m or 1h, up to a year".to_owned()),
+    }
+}
+
 fn timeout(text: &str) -> Result<Duration, String> {
     seconds(text).ok_or_else(|| format!("not a number of seconds from 0 to {SECONDS_MAX}"))
 }
@@ -896,6 +933,16 @@ mod tests {
         }
         for wrong in ["", "at", "at:", "at:soon", "event:", "later", "manual:x"] {
             switch_policy(wrong).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn times_between_copies_are_written_as_people_do() {
+        for (text, seconds) in [("never", 0), ("90s", 90), ("1h", 3600), ("1h 30m", 5400)] {
+            assert_eq!(every(text), Ok(seconds), "{text}");
+        }
+        for wrong in ["", "0s", "-1h", "1h ago", "soon", "400d", "1.5"] {
+            every(wrong).unwrap_err();
         }
     }
 

@@ -315,6 +315,7 @@ fn subject(request: &Request) -> Subject<'_> {
         | Request::SetSession { session, .. }
         | Request::Switch { session, .. }
         | Request::Undo { session, .. }
+        | Request::Split { session, .. }
         | Request::Commit { session }
         | Request::Cancel { session } => Subject::Session(session),
         Request::Samples { session } | Request::Plan { session, .. } => Subject::Session(session),

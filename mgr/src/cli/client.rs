@@ -186,7 +186,9 @@ impl Limits {
             Request::Events { .. } => self
                 .question
                 .saturating_add(Duration::from_millis(EVENTS_WAIT_MS)),
-            Request::Switch { max_pause_ms, .. } | Request::Undo { max_pause_ms, .. } => self
+            Request::Switch { max_pause_ms, .. }
+            | Request::Undo { max_pause_ms, .. }
+            | Request::Split { max_pause_ms, .. } => self
                 .change
                 .saturating_add(Duration::from_millis(*max_pause_ms)),
             Request::Attach { .. }

@@ -124,6 +124,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                     switch: switch.unwrap_or_default(),
                     max_latency_impact_percent: max_latency_impact.unwrap_or(0),
                     mode: cutover.mode(),
+                    every_seconds: cutover.limits().every_seconds.unwrap_or(0),
                     cutover: cutover.options(),
                     retire: retire.map(Into::into),
                 },
@@ -174,6 +175,16 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             change(
                 &global,
                 &Request::Undo {
+                    session,
+                    max_pause_ms,
+                },
+            )
+        }
+        Command::Split { session, pause } => {
+            let max_pause_ms = pause.milliseconds();
+            change(
+                &global,
+                &Request::Split {
                     session,
                     max_pause_ms,
                 },

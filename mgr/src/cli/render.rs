@@ -1,11 +1,10 @@
 //! Records as people read them, and as programs do.
 
 use migration_proto::manager::{
-    CutoverRecord, EventRecord, HostRecord, PairRecord, PlanRecord, Record, SessionRecord,
-    SwitchPolicy, Verification, VolumeRecord,
+    CutoverRecord, EventRecord, HostRecord, PairRecord, PlanRecord, Record, SessionMode,
+    SessionRecord, SwitchPolicy, Verification, VolumeRecord,
 };
 use migration_proto::route::Side;
-use migration_proto::target::CopyMode;
 
 use super::args;
 use crate::moments;
@@ -250,8 +249,15 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
         policy => format!(", switch {}", printable(&args::switch_policy_text(policy))),
     };
     let mode = match session.options.mode {
-        CopyMode::Mirror => "",
-        CopyMode::Track => ", tracks",
+        SessionMode::Mirror => String::new(),
+        SessionMode::Track => ", tracks".to_owned(),
+        SessionMode::Copy => match session.options.every_seconds {
+            0 => ", copies".to_owned(),
+            every => format!(
+                ", a copy every {}",
+                units::duration(std::time::Duration::from_secs(every))
+            ),
+        },
     };
     notes.push_str(&session.cutover.as_ref().map_or_else(String::new, cutover));
     format!(
@@ -324,6 +330,10 @@ fn pair_notes(pair: &PairRecord) -> String {
         let what = verification(found, pair.total_bytes);
         let when = moments::text(found.at_ms / 1000);
         text.push_str(&format!("  {name}: {what} ({when})\n"));
+    }
+    if let Some(at_ms) = pair.copy_of_ms {
+        let when = moments::text(at_ms / 1000);
+        text.push_str(&format!("  {name}: the target is a copy as of {when}\n"));
     }
     if let Some(pause) = pair.last_pause_us {
         text.push_str(&format!("  {name}: last pause {}\n", units::pause(pause)));
@@ -454,6 +464,7 @@ mod tests {
                 }),
                 last_pause_us: Some(1500),
                 application: None,
+                copy_of_ms: None,
                 problem: Some("a \u{1b}[31mred\n problem".into()),
             }),
         ]

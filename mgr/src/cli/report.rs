@@ -447,6 +447,7 @@ mod tests {
             retired: None,
             last_pause_us: Some(3034),
             application: None,
+            copy_of_ms: None,
             problem: None,
         })
     }

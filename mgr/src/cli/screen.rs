@@ -3,8 +3,9 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use migration_proto::manager::{HostRecord, PairRecord, Record, SessionRecord, VolumeRecord};
-use migration_proto::target::CopyMode;
+use migration_proto::manager::{
+    HostRecord, PairRecord, Record, SessionMode, SessionRecord, VolumeRecord,
+};
 use ratatui::Frame;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -201,7 +202,7 @@ fn volume_line(volume: &VolumeRecord) -> Line<'_> {
 }
 
 fn session_head(session: &SessionRecord) -> Vec<Line<'_>> {
-    let tracks = session.options.mode == CopyMode::Track && session.state != "tracking";
+    let tracks = session.options.mode == SessionMode::Track && session.state != "tracking";
     let mode = if tracks { ", tracks" } else { "" };
     let mut lines = vec![
         Line::default(),
@@ -381,6 +382,7 @@ mod tests {
                 p99_us: Some(4100),
                 undisturbed_p99_us: None,
             }),
+            copy_of_ms: None,
             problem: problem.map(str::to_owned),
         })
     }

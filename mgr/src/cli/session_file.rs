@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 
 use migration_proto::manager::{
     CutoverAction, CutoverOptions, JSON_SCHEMA, PRIORITY_DEFAULT, PRIORITY_MAX, PairRecord,
-    PairSpec, Record, Request, RetireHow, SessionOptions, SessionRecord, SwitchPolicy,
+    PairSpec, Record, Request, RetireHow, SessionMode, SessionOptions, SessionRecord, SwitchPolicy,
     Verification, VerifyPolicy,
 };
 use migration_proto::route::Side;
-use migration_proto::target::{CopyMode, OnAuthoritativeFailure};
+use migration_proto::target::OnAuthoritativeFailure;
 use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -62,7 +62,14 @@ struct SessionFile<S, P> {
     )]
     max_latency_impact: u32,
     #[serde(default)]
-    mode: CopyMode,
+    mode: SessionMode,
+    #[serde(
+        default,
+        skip_serializing_if = "is_never",
+        serialize_with = "write_every",
+        deserialize_with = "read_every"
+    )]
+    every: u64,
     #[serde(default)]
     cutover_action: CutoverAction,
     #[serde(default = "attempts_default", deserialize_with = "read_attempts")]
@@ -135,6 +142,20 @@ fn write_percent<S: Serializer>(percent: &u32, serializer: S) -> Result<S::Ok, S
         0 => serializer.serialize_str(NO_IMPACT_LIMIT),
         percent => serializer.serialize_str(&format!("{percent}%")),
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref)]
+fn is_never(seconds: &u64) -> bool {
+    *seconds == 0
+}
+
+fn read_every<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
+    args::every(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref)]
+fn write_every<S: Serializer>(seconds: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&format!("{seconds}s"))
 }
 
 fn attempts_default() -> u32 {
@@ -254,6 +275,7 @@ fn parse(text: &str) -> Result<Request, String> {
             switch: file.switch,
             max_latency_impact_percent: file.max_latency_impact,
             mode: file.mode,
+            every_seconds: file.every,
             cutover: CutoverOptions {
                 action: file.cutover_action,
                 attempts: file.attempts,
@@ -304,6 +326,7 @@ pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) 
         switch: session.options.switch.clone(),
         max_latency_impact: session.options.max_latency_impact_percent,
         mode: session.options.mode,
+        every: session.options.every_seconds,
         cutover_action: session.options.cutover.action,
         attempts: session.options.cutover.attempts,
         cutover_duration: session.options.cutover.duration_seconds,
@@ -359,7 +382,8 @@ verify = "read-back"
 rate = "10MiB"
 priority = 70
 switch = "event:backup-done"
-mode = "track"
+mode = "copy"
+every = "1h 30m"
 cutover-action = "abort"
 throttle-floor = "2MiB"
 max-latency-impact = "20%"
@@ -392,7 +416,8 @@ state = "syncing"
                 rate_bytes_per_second: 10 << 20,
                 priority: 70,
                 switch: SwitchPolicy::OnEvent("backup-done".to_owned()),
-                mode: CopyMode::Track,
+                mode: SessionMode::Copy,
+                every_seconds: 5400,
                 cutover: CutoverOptions {
                     action: CutoverAction::Abort,
                     floor_bytes_per_second: 2 << 20,
@@ -413,16 +438,17 @@ state = "syncing"
             ("priority = 70", "priorty = 70", ["line 5", "priorty"]),
             ("10MiB", "fast", ["line 4, rate", "100MiB"]),
             ("read-back", "perhaps", ["line 3, verify", "perhaps"]),
-            ("/dev/c", "c", ["line 21, target", "not absolute"]),
-            ("volume = \"db\"", "", ["line 15", "volume"]),
-            ("[[pair]]", "[[pair]", ["line 15", ""]),
+            ("/dev/c", "c", ["line 22, target", "not absolute"]),
+            ("volume = \"db\"", "", ["line 16", "volume"]),
+            ("[[pair]]", "[[pair]", ["line 16", ""]),
             (
                 "event:backup-done",
                 "soon",
                 ["line 6, switch", "when-synced"],
             ),
-            ("20%", "much", ["line 10, max-latency-impact", "20%"]),
-            ("2MiB", "unlimited", ["line 9, throttle-floor", "4MiB"]),
+            ("1h 30m", "soon", ["line 8, every", "30m"]),
+            ("20%", "much", ["line 11, max-latency-impact", "20%"]),
+            ("2MiB", "unlimited", ["line 10, throttle-floor", "4MiB"]),
             ("session = \"night\"", "", ["session", "missing"]),
             ("priority = 70", "rate = \"1MiB\"", ["line 5", "duplicate"]),
         ] {

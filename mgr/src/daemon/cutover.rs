@@ -11,10 +11,10 @@ use migration_core::cutover::{Action, Cutover, Misfit, Phase, Policy, Sample, St
 use migration_core::pair::PairState;
 use migration_core::units::Time;
 use migration_proto::manager::{
-    CUTOVER_OVER, CutoverAction, CutoverOptions, CutoverRecord, Response, SessionOptions,
-    VerifyPolicy,
+    CUTOVER_OVER, CutoverAction, CutoverOptions, CutoverRecord, Response, SessionMode,
+    SessionOptions, VerifyPolicy,
 };
-use migration_proto::target::{CopyMode, Request};
+use migration_proto::target::Request;
 use tokio::sync::oneshot;
 
 use super::context::note;
@@ -114,7 +114,7 @@ impl Cutovers {
 /// What speaks against what is chosen.
 pub(super) fn check(session: &SessionOptions) -> Result<(), String> {
     let options = session.cutover;
-    if session.mode == CopyMode::Track && session.verify == VerifyPolicy::Full {
+    if session.mode == SessionMode::Track && session.verify == VerifyPolicy::Full {
         return Err("legs that track are never equal for long enough to be compared before a switch: choose --verify read-back with --mode track".to_owned());
     }
     if !(1..=ATTEMPTS_MAX).contains(&options.attempts) {
@@ -255,6 +255,8 @@ impl Owner {
                 | PairState::Queued
                 | PairState::Syncing
                 | PairState::Paused
+                | PairState::Splitting
+                | PairState::Split
                 | PairState::TargetSelected
                 | PairState::Committing
                 | PairState::Committed

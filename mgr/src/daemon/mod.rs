@@ -61,6 +61,7 @@ mod route_change;
 mod schedule;
 mod set;
 mod socket;
+mod split;
 mod supervisor;
 mod verbs;
 mod verify;
@@ -354,6 +355,7 @@ impl Owner {
         }
         self.forget_what_never_was();
         self.retire_again();
+        self.copies_read_only_again();
     }
 
     async fn work(

@@ -169,7 +169,7 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
     let route = Route::from(found.route);
     let first = match route {
         Route::Single(side) => lun(side)?,
-        Route::Mirrored { .. } => lun(Side::Source)?,
+        Route::Mirrored { .. } | Route::Split => lun(Side::Source)?,
     };
     let row = VolumeRow {
         name: name.to_owned(),
@@ -181,10 +181,11 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
         open_map: None,
     };
     let mut changes = vec![lock(&first, failure::volume(name)), Change::AddVolume(row)];
-    let Route::Mirrored { authoritative } = route else {
+    let authoritative = route.authoritative();
+    if !route.has_map() {
         let line = format!("restored: it uses {} alone", first.path.display());
         return Ok((changes, line));
-    };
+    }
     let target = lun(Side::Target)?;
     let session = session_name(name, &descriptor.volume_id);
     let line = format!(
@@ -212,6 +213,7 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
             problem: Some(FOUND.to_owned()),
             verification: None,
             retired: None,
+            copy_of_ms: None,
         }],
     }));
     Ok((changes, line))

@@ -227,7 +227,7 @@ impl Owner {
     fn tell_policy(&self, session: &SessionRow, view: &View) {
         let (policy, mode) = (
             session.options.on_authoritative_failure,
-            session.options.mode,
+            session.options.mode.copy_mode(),
         );
         let Some(status) = &view.status else {
             return;
@@ -456,6 +456,7 @@ fn route_text(seen: &Seen) -> String {
         Route::Mirrored { authoritative } if seen.ours => {
             format!("is mirrored, and the {authoritative} is authoritative")
         }
-        Route::Mirrored { .. } => "is mirrored onto another lun".to_owned(),
+        Route::Split if seen.ours => "is split from its target".to_owned(),
+        Route::Mirrored { .. } | Route::Split => "is mirrored onto another lun".to_owned(),
     }
 }

@@ -1,10 +1,10 @@
 //! What `shunt status` shows.
 
-use migration_core::pair::{Facts, PairState, Position, Seen};
+use migration_core::pair::{Facts, PairState, Position, Seen, Verb};
 use migration_core::session;
 use migration_proto::manager::{
     ApplicationRecord, CutoverRecord, EventRecord, HostRecord, JSON_SCHEMA, PairRecord, Record,
-    SessionRecord, VolumeRecord,
+    SessionMode, SessionRecord, VolumeRecord,
 };
 use migration_proto::route::Side;
 use migration_proto::target::{CopyMode, Status};
@@ -12,7 +12,7 @@ use migration_proto::target::{CopyMode, Status};
 use super::copies::Copied;
 use super::paths::Config;
 use super::queue::Occupancy;
-use super::route_change::is_mirrored_on;
+use super::route_change::is_paired_with;
 use super::verbs::lun_of;
 use super::verify::Comparison;
 use super::volume::View;
@@ -22,7 +22,7 @@ use crate::store::{Model, Note, PairRow, SessionRow, VolumeRow, VolumeState};
 pub(super) fn seen(status: &Status, pair: &PairRow) -> Seen {
     Seen {
         route: status.route.into(),
-        ours: is_mirrored_on(status, pair),
+        ours: is_paired_with(status, pair),
         dirty: status.dirty_bytes > 0,
         tracks: status.copy_mode == CopyMode::Track
             && status.route.is_mirrored()
@@ -127,6 +127,7 @@ pub(super) fn session(
     let state = session::state(positions).unwrap_or(PairState::Setup);
     let mut names: Vec<String> = session::allowed(positions)
         .into_iter()
+        .filter(|verb| *verb != Verb::Switch || row.options.mode != SessionMode::Copy)
         .map(|verb| verb.name().to_owned())
         .collect();
     if super::verify::may_be_compared(positions).is_ok() {
@@ -159,7 +160,7 @@ pub(super) fn pair(
 ) -> Record {
     let status = view
         .and_then(|view| view.status.as_deref())
-        .filter(|status| is_mirrored_on(status, row));
+        .filter(|status| is_paired_with(status, row));
     let dirty_bytes = match position.state {
         PairState::Setup | PairState::Queued => row.size_bytes,
         PairState::Committed | PairState::Retired | PairState::Cancelled => 0,
@@ -167,6 +168,8 @@ pub(super) fn pair(
         | PairState::Tracking
         | PairState::Paused
         | PairState::SourceSelected
+        | PairState::Splitting
+        | PairState::Split
         | PairState::Switching
         | PairState::TargetSelected
         | PairState::Committing
@@ -217,6 +220,9 @@ pub(super) fn pair(
         retired: row.retired.as_ref().map(|retired| retired.how),
         last_pause_us: row.last_pause_us,
         application: application.filter(|_| !ended && view.is_some_and(|view| view.connected)),
+        copy_of_ms: row
+            .copy_of_ms
+            .filter(|_| position.state == PairState::Split),
         problem,
     })
 }

@@ -148,6 +148,7 @@ impl Recovery {
         };
         let mirrored = summary.and_then(|summary| match Route::from(summary.route) {
             Route::Mirrored { authoritative } => Some(authoritative),
+            Route::Split => Some(Side::Source),
             Route::Single(_) => None,
         });
         let recorded = match pair.phase {
@@ -156,6 +157,8 @@ impl Recovery {
             | Phase::Queued
             | Phase::Starting
             | Phase::Active
+            | Phase::Splitting
+            | Phase::Split
             | Phase::Committing
             | Phase::Committed
             | Phase::Cancelling

@@ -7,7 +7,7 @@ use migration_core::pair::{Facts, Phase, Position, Reason, Verb};
 use migration_core::route::Side;
 use migration_core::session::{self, SessionDecision};
 use migration_proto::manager::{
-    ApplicationRecord, Failure, PairSpec, Record, Request, Response, SessionOptions,
+    ApplicationRecord, Failure, PairSpec, Record, Request, Response, SessionMode, SessionOptions,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -17,6 +17,7 @@ use super::create::{self, Wanted};
 use super::failure::{self, Done};
 use super::records;
 use super::recover::{Recovery, Wish};
+use super::split;
 use super::verbs::Operation;
 use super::volume::{View, VolumeHandle};
 use super::{Busy, Event, Owner};
@@ -59,6 +60,10 @@ impl Owner {
                 session,
                 max_pause_ms,
             } => self.verb(&session, Verb::Undo, max_pause_ms, reply),
+            Request::Split {
+                session,
+                max_pause_ms,
+            } => self.verb(&session, Verb::Split, max_pause_ms, reply),
             Request::Commit { session } => self.verb(&session, Verb::Commit, 0, reply),
             Request::Cancel { session } => self.verb(&session, Verb::Cancel, 0, reply),
             Request::SetSession { session, limits } => self.set_session(&session, &limits, reply),
@@ -305,7 +310,7 @@ impl Owner {
             return Self::refuse(reply, failure::no_session(session));
         };
         let object = failure::session(session);
-        let takes_pause = matches!(verb, Verb::Switch | Verb::Undo);
+        let takes_pause = matches!(verb, Verb::Switch | Verb::Undo | Verb::Split);
         if takes_pause && !(1..=PAUSE_MS_MAX).contains(&max_pause_ms) {
             let cause =
                 format!("a pause of {max_pause_ms} ms is not within 1 to {PAUSE_MS_MAX} ms");
@@ -316,6 +321,9 @@ impl Owner {
         }
         if let Err(failure) = self.require_free(&[Busy::Session(session.to_owned())]) {
             return Self::refuse(reply, failure);
+        }
+        if let (Verb::Switch, SessionMode::Copy) = (verb, row.options.mode) {
+            return Self::refuse(reply, split::never_switched(session));
         }
         let positions = self.positions(row);
         match session::decide_session(verb, &positions) {
@@ -355,7 +363,12 @@ impl Owner {
             let needs_volume = match verb {
                 Verb::Pause => false,
                 Verb::Cancel => !matches!(pair.phase, Phase::Setup | Phase::Queued),
-                Verb::Start | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Commit => true,
+                Verb::Start
+                | Verb::Resume
+                | Verb::Switch
+                | Verb::Undo
+                | Verb::Split
+                | Verb::Commit => true,
             };
             let view = self.view(&pair.volume).unwrap_or_default();
             if needs_volume && view.failures > 0 {
@@ -395,7 +408,7 @@ impl Owner {
         };
         let stops = matches!(
             verb,
-            Verb::Pause | Verb::Switch | Verb::Undo | Verb::Commit | Verb::Cancel
+            Verb::Pause | Verb::Switch | Verb::Undo | Verb::Split | Verb::Commit | Verb::Cancel
         );
         let mut copiers = Vec::new();
         for position in 0..session.pairs.len() {
@@ -447,6 +460,7 @@ impl Owner {
                 reply,
                 operation.move_role(Side::Source, max_pause_ms),
             ),
+            Verb::Split => self.launch(busy, "split", reply, operation.split(max_pause_ms)),
             Verb::Commit => self.launch(busy, "commit", reply, operation.end(Side::Target)),
             Verb::Cancel => self.launch(busy, "cancel", reply, operation.end(Side::Source)),
         }
@@ -558,6 +572,7 @@ impl Owner {
                 "`shunt wait {name} --for source-selected`, or `shunt set --max-pairs` to copy more pairs at once"
             ),
             Reason::MirrorFailed => format!("repair the leg, then `shunt resume {name}`"),
+            Reason::Split => format!("`shunt resume {name}` mirrors onto it again"),
             Reason::SourceRules => format!("`shunt switch {name}` first, or `shunt cancel {name}`"),
             Reason::TargetRules => format!("`shunt undo {name}` first, or `shunt commit {name}`"),
             Reason::UnderWay | Reason::NeedsRecovery => format!("`shunt status {name}`"),

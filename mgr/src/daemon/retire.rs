@@ -45,6 +45,8 @@ const fn left_behind(phase: Phase) -> Option<Side> {
         | Phase::Queued
         | Phase::Starting
         | Phase::Active
+        | Phase::Splitting
+        | Phase::Split
         | Phase::Switching
         | Phase::Undoing
         | Phase::Committing

@@ -52,6 +52,12 @@ pub(super) fn is_mirrored_on(status: &Status, pair: &PairRow) -> bool {
     status.route.is_mirrored() && is_leg(status.target.as_ref(), pair)
 }
 
+/// Whether the target of a pair is the other leg of a volume, be it written or left alone.
+pub(super) fn is_paired_with(status: &Status, pair: &PairRow) -> bool {
+    let has_other = matches!(status.route, Route::Mirrored { .. } | Route::Split);
+    has_other && is_leg(status.target.as_ref(), pair)
+}
+
 fn is_leg(leg: Option<&Leg>, pair: &PairRow) -> bool {
     leg.is_some_and(|leg| {
         matches!(leg.extents.as_slice(), [extent] if extent.identity == pair.target.identity && extent.path == pair.target.path)
@@ -73,7 +79,7 @@ pub(super) async fn add_mirror(
     change(handle, DEADLINE_MS, done, request).await
 }
 
-/// Changes the route of a pair that is mirrored. `copies_rest`: as in [`Request::SetRoute`].
+/// Changes the route of a pair that is mirrored or split. `copies_rest`: as in [`Request::SetRoute`].
 pub(super) async fn set_route(
     handle: &VolumeHandle,
     pair: &PairRow,
@@ -82,7 +88,8 @@ pub(super) async fn set_route(
     copies_rest: bool,
 ) -> Result<Changed, NotChanged> {
     let status = handle.status(COME_BACK_MAX).await?;
-    if status.route.is_mirrored() && !is_mirrored_on(&status, pair) {
+    let has_other = !matches!(status.route, Route::Single { .. });
+    if has_other && !is_paired_with(&status, pair) {
         let cause = format!(
             "volume {} is mirrored onto another lun than {}",
             pair.volume,

@@ -1,15 +1,16 @@
-//! Sessions that are switched by themselves: as soon as all their pairs are in sync, from a time on, or after a signal.
+//! Sessions that are switched, or in `--mode copy` split, by themselves: as soon as all their pairs are in sync, from a time on, or after a signal.
 //!
 //! The policy is one of the session's options. A switch that does not come about is tried again, later and later. A switch that
 //! was done, and an undo, make the policy `manual`: what the operator, or a failure of the target, has taken back is not
-//! done again by itself.
+//! done again by itself. After a split the policy is `manual` too, or the time of the next one (`--every`): then the target is
+//! mirrored onto again, and split when it is in sync.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use migration_core::pair::Verb;
+use migration_core::pair::{PairState, Position, Verb};
 use migration_core::session::{self, SessionDecision};
-use migration_proto::manager::{Failure, Response, SessionOptions, SwitchPolicy};
+use migration_proto::manager::{Failure, Response, SessionMode, SessionOptions, SwitchPolicy};
 use tokio::sync::oneshot;
 
 use super::context::{note, now_ms};
@@ -24,23 +25,48 @@ const MAX_PAUSE_MS: u64 = 5_000;
 const AGAIN_FIRST: Duration = Duration::from_secs(5);
 const AGAIN_MAX: Duration = Duration::from_secs(300);
 
-/// When the switches that are due are tried again.
+/// What is due, and was tried: another verb, or another time, is another matter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Matter {
+    verb: Verb,
+    policy: SwitchPolicy,
+}
+
+/// When what is due is tried again.
 #[derive(Debug, Default)]
-pub(super) struct Attempts(BTreeMap<String, (Instant, Duration)>);
+pub(super) struct Attempts(BTreeMap<String, (Matter, Instant, Duration)>);
 
 impl Attempts {
-    fn may_begin(&self, session: &str, now: Instant) -> bool {
-        self.0
-            .get(session)
-            .is_none_or(|(not_before, _)| *not_before <= now)
+    fn last(&self, session: &str, matter: &Matter) -> Option<(Instant, Duration)> {
+        let (last, not_before, delay) = self.0.get(session)?;
+        (last == matter).then_some((*not_before, *delay))
     }
 
-    fn begin(&mut self, session: &str, now: Instant) {
-        let delay = self
-            .0
-            .get(session)
-            .map_or(AGAIN_FIRST, |(_, delay)| (*delay * 2).min(AGAIN_MAX));
-        self.0.insert(session.to_owned(), (now + delay, delay));
+    fn may_begin(&self, session: &str, matter: &Matter, now: Instant) -> bool {
+        let last = self.last(session, matter);
+        last.is_none_or(|(not_before, _)| not_before <= now)
+    }
+
+    fn begin(&mut self, session: &str, matter: Matter, now: Instant) {
+        let last = self.last(session, &matter);
+        let delay = last.map_or(AGAIN_FIRST, |(_, delay)| (delay * 2).min(AGAIN_MAX));
+        let attempt = (matter, now + delay, delay);
+        self.0.insert(session.to_owned(), attempt);
+    }
+}
+
+/// What is to be done next for a session whose time has come.
+fn verb_that_is_due(row: &SessionRow, positions: &[Position]) -> Option<Verb> {
+    let in_sync = session::may_switch_by_itself(positions);
+    match row.options.mode {
+        SessionMode::Mirror | SessionMode::Track => in_sync.then_some(Verb::Switch),
+        SessionMode::Copy if in_sync => Some(Verb::Split),
+        SessionMode::Copy => {
+            // Not paused by the operator: a split that did not come about has left targets alone.
+            let apart = [PairState::Split, PairState::Paused].map(Some);
+            let resumes = !row.paused && apart.contains(&session::state(positions));
+            resumes.then_some(Verb::Resume)
+        }
     }
 }
 
@@ -90,6 +116,26 @@ pub(super) fn by_hand_from_now_on(session: &SessionRow, why: &str) -> Vec<Change
     with_policy(session, SwitchPolicy::Manual, why)
 }
 
+/// The next split, if there is one.
+pub(super) fn after_split(session: &SessionRow, now_ms: u64) -> Vec<Change> {
+    let options = &session.options;
+    if options.every_seconds == 0 {
+        return by_hand_from_now_on(session, "split");
+    }
+    let every_ms = options.every_seconds.saturating_mul(1000);
+    let next_ms = match options.switch {
+        // The rhythm is kept, but what was missed is not made up for.
+        SwitchPolicy::At(at_ms) => {
+            let missed = now_ms.saturating_sub(at_ms) / every_ms;
+            at_ms.saturating_add(every_ms.saturating_mul(missed + 1))
+        }
+        SwitchPolicy::Manual | SwitchPolicy::WhenSynced | SwitchPolicy::OnEvent(_) => {
+            now_ms.saturating_add(every_ms)
+        }
+    };
+    with_policy(session, SwitchPolicy::At(next_ms), "split")
+}
+
 fn with_policy(session: &SessionRow, policy: SwitchPolicy, why: &str) -> Vec<Change> {
     let what = format!("{why}: {}", text(&policy));
     let options = SessionOptions {
@@ -112,32 +158,40 @@ impl Owner {
             .sessions
             .values()
             .filter(|row| is_due(&row.options.switch, now_ms))
-            .filter(|row| self.attempts.may_begin(&row.name, now))
             .filter(is_free)
             .filter(|row| !self.cutovers.is_running(&row.name))
-            .filter(|row| session::may_switch_by_itself(&self.positions(row)))
             .cloned()
             .collect();
         for row in due {
-            self.attempts.begin(&row.name, now);
-            if let Err(failure) = self.switch_by_itself(&row) {
-                let what = format!("the switch that is due is refused: {}", failure.cause);
+            let Some(verb) = verb_that_is_due(&row, &self.positions(&row)) else {
+                continue;
+            };
+            let matter = Matter {
+                verb,
+                policy: row.options.switch.clone(),
+            };
+            if !self.attempts.may_begin(&row.name, &matter, now) {
+                continue;
+            }
+            self.attempts.begin(&row.name, matter, now);
+            if let Err(failure) = self.do_by_itself(&row, verb) {
+                let what = format!("the {verb} that is due is refused: {}", failure.cause);
                 self.record_aside(vec![note(Some(&row.name), None, what)]);
             }
         }
     }
 
-    fn switch_by_itself(&mut self, row: &SessionRow) -> Result<(), Failure> {
-        let decision = session::decide_session(Verb::Switch, &self.positions(row));
+    fn do_by_itself(&mut self, row: &SessionRow, verb: Verb) -> Result<(), Failure> {
+        let decision = session::decide_session(verb, &self.positions(row));
         let SessionDecision::Do(pairs) = decision else {
             return Ok(());
         };
-        self.require_answering(row, Verb::Switch, &pairs)?;
-        self.require_compared(row, Verb::Switch, &pairs)?;
-        if self.needs_cutover(row, &pairs) {
+        self.require_answering(row, verb, &pairs)?;
+        self.require_compared(row, verb, &pairs)?;
+        if verb == Verb::Switch && self.needs_cutover(row, &pairs) {
             self.begin_cutover(row, pairs, MAX_PAUSE_MS, None);
         } else {
-            self.launch_verb(&row.name, Verb::Switch, MAX_PAUSE_MS, None);
+            self.launch_verb(&row.name, verb, MAX_PAUSE_MS, None);
         }
         Ok(())
     }
@@ -193,14 +247,20 @@ mod tests {
         assert!(!is_due(&SwitchPolicy::OnEvent("e".into()), 9));
         assert!(!is_due(&SwitchPolicy::At(10), 9));
         assert!(is_due(&SwitchPolicy::At(10), 10));
+        let matter = |verb| Matter {
+            verb,
+            policy: SwitchPolicy::WhenSynced,
+        };
         let mut attempts = Attempts::default();
         let mut now = Instant::now();
         let mut delays = Vec::new();
         for _ in 0..8 {
-            assert!(attempts.may_begin("s1", now) && attempts.may_begin("s2", now));
-            attempts.begin("s1", now);
-            assert!(!attempts.may_begin("s1", now));
-            let (next, delay) = attempts.0["s1"];
+            let may = |session, verb| attempts.may_begin(session, &matter(verb), now);
+            assert!(may("s1", Verb::Switch) && may("s2", Verb::Switch));
+            attempts.begin("s1", matter(Verb::Switch), now);
+            let may = |session, verb| attempts.may_begin(session, &matter(verb), now);
+            assert!(!may("s1", Verb::Switch) && may("s1", Verb::Resume));
+            let (_, next, delay) = attempts.0["s1"];
             delays.push(delay.as_secs());
             now = next;
         }

@@ -1,15 +1,14 @@
 //! Limits that are changed while the copy runs.
 
 use migration_proto::manager::{
-    CutoverOptions, PAIRS_MAX_MAX, PRIORITY_MAX, Response, SessionLimits,
+    CutoverOptions, PAIRS_MAX_MAX, PRIORITY_MAX, Response, SessionLimits, SessionMode,
 };
-use migration_proto::target::CopyMode;
 use tokio::sync::oneshot;
 
 use super::context::note;
 use super::failure::{self, Done};
 use super::{Busy, Owner};
-use super::{cutover, schedule};
+use super::{cutover, schedule, split};
 use crate::store::{Change, SessionRow};
 
 type Reply = oneshot::Sender<Response>;
@@ -38,7 +37,7 @@ impl Owner {
             );
         }
         let (options, said) = changed(row, limits);
-        if let Err(cause) = cutover::check(&options) {
+        if let Err(cause) = cutover::check(&options).and_then(|()| split::check(&options)) {
             let next = "give other limits";
             return Self::refuse(reply, failure::refused(object, cause, next));
         }
@@ -157,11 +156,22 @@ fn changed(
         options.mode = mode;
         said.push(
             match mode {
-                CopyMode::Mirror => "writes are done on both legs where they are equal",
-                CopyMode::Track => "writes are done on the source, and copied in passes",
+                SessionMode::Mirror => "writes are done on both legs where they are equal",
+                SessionMode::Track => "writes are done on the source, and copied in passes",
+                SessionMode::Copy => "its targets become copies at an instant",
             }
             .to_owned(),
         );
+    }
+    if let Some(seconds) = limits
+        .every_seconds
+        .filter(|seconds| *seconds != options.every_seconds)
+    {
+        options.every_seconds = seconds;
+        said.push(match seconds {
+            0 => "no other copy follows by itself".to_owned(),
+            seconds => format!("another copy is made {seconds} s after each"),
+        });
     }
     let cutover = CutoverOptions {
         action: limits.cutover_action.unwrap_or(options.cutover.action),

@@ -23,6 +23,7 @@ use super::route_change::{
     Changed, DEADLINE_MS, NotChanged, add_mirror, is_mirrored_on, mirrored, set_route,
 };
 use super::schedule;
+use super::split::{self, set_read_only};
 use super::volume::VolumeHandle;
 use crate::copier::Copier;
 use crate::store::{
@@ -48,15 +49,15 @@ pub(super) struct Operation {
 }
 
 /// One pair of an operation.
-struct Item<'a> {
-    key: PairKey,
-    row: &'a PairRow,
+pub(super) struct Item<'a> {
+    pub(super) key: PairKey,
+    pub(super) row: &'a PairRow,
     volume: &'a VolumeRow,
-    handle: &'a VolumeHandle,
+    pub(super) handle: &'a VolumeHandle,
 }
 
 impl Operation {
-    fn object(&self) -> String {
+    pub(super) fn object(&self) -> String {
         failure::session(&self.session.name)
     }
 
@@ -67,7 +68,7 @@ impl Operation {
         }
     }
 
-    fn items(&self) -> Result<Vec<Item<'_>>, Failure> {
+    pub(super) fn items(&self) -> Result<Vec<Item<'_>>, Failure> {
         self.pairs
             .iter()
             .map(|position| self.item(*position))
@@ -90,7 +91,7 @@ impl Operation {
     }
 
     /// Stops the copiers, and records an intention for all pairs, together with what was copied.
-    async fn intend(&mut self, phase: Phase, what: &str) -> Result<(), Failure> {
+    pub(super) async fn intend(&mut self, phase: Phase, what: &str) -> Result<(), Failure> {
         self.intend_with(phase, what, Vec::new()).await
     }
 
@@ -137,14 +138,14 @@ impl Operation {
     }
 
     /// What was done to a pair.
-    async fn record(&self, changes: Vec<Change>) -> Result<(), Failure> {
+    pub(super) async fn record(&self, changes: Vec<Change>) -> Result<(), Failure> {
         crash_point::here("done-before-recorded");
         self.context.record(&self.object(), changes).await?;
         crash_point::here("done-recorded");
         Ok(())
     }
 
-    fn note(&self, pair: &PairRow, what: impl Into<String>) -> Change {
+    pub(super) fn note(&self, pair: &PairRow, what: impl Into<String>) -> Change {
         note(Some(&self.session.name), Some(&pair.volume), what)
     }
 
@@ -343,6 +344,7 @@ impl Operation {
             note(Some(&self.session.name), None, "resumed"),
         ];
         self.record(changes).await?;
+        problems.extend(self.mirror_split_again().await?);
         for Item {
             key, row, handle, ..
         } in self.items()?
@@ -368,7 +370,9 @@ impl Operation {
         Err(failure::failed(
             self.object(),
             problems.join("; "),
-            format!("repair the leg, then `shunt resume {name}` again"),
+            format!(
+                "see that nothing uses the leg, or repair it, then `shunt resume {name}` again"
+            ),
         ))
     }
 
@@ -407,7 +411,7 @@ impl Operation {
                     let mut changes = self.now_active(key, row, to, changed);
                     changes.push(self.note(
                         row,
-                        format!("the {to} is authoritative{}", pause_text(changed)),
+                        format!("the {to} is authoritative{}", pause_text(changed.pause_us)),
                     ));
                     if to == Side::Target && done + 1 == items.len() {
                         changes.extend(schedule::by_hand_from_now_on(&self.session, what));
@@ -417,7 +421,7 @@ impl Operation {
                     messages.push(format!(
                         "{}: the {to} ({lun}) is authoritative{}",
                         row.volume,
-                        pause_text(changed)
+                        pause_text(changed.pause_us)
                     ));
                 }
                 Err(error) => {
@@ -453,7 +457,7 @@ impl Operation {
                         row,
                         format!(
                             "went back: the {back} is authoritative{}",
-                            pause_text(changed)
+                            pause_text(changed.pause_us)
                         ),
                     ));
                     self.record(changes).await?;
@@ -526,12 +530,16 @@ impl Operation {
         } in self.items()?
         {
             let route = Route::Single { leg: side.into() };
+            let was_split = split::is_split(handle);
             match set_route(handle, row, route, DEADLINE_MS, false).await {
                 Ok(changed) => {
                     let mut changes = ended_changes(&self.session.name, key.position, row, side);
                     changes.extend(self.open_map(row, side));
                     if let Some(pause_us) = changed.pause_us {
                         changes.push(Change::SetPair(key, PairField::LastPause(pause_us)));
+                    }
+                    if was_split && let Err(cause) = set_read_only(&row.target, false).await {
+                        messages.push(format!("{}: {cause}", row.volume));
                     }
                     self.record(changes).await?;
                     messages.push(ended_text(row, side));
@@ -608,6 +616,8 @@ impl Operation {
                 failure::failed(failure::pair(&self.session.name, &row.volume), cause, next)
             })?,
             Phase::Active
+            | Phase::Splitting
+            | Phase::Split
             | Phase::Switching
             | Phase::Undoing
             | Phase::Committing
@@ -697,8 +707,8 @@ pub(super) fn lun_of(row: &PairRow, side: Side) -> &crate::store::LunRow {
     }
 }
 
-fn pause_text(changed: Changed) -> String {
-    changed.pause_us.map_or_else(String::new, |pause_us| {
+pub(super) fn pause_text(pause_us: Option<u64>) -> String {
+    pause_us.map_or_else(String::new, |pause_us| {
         format!(
             ", requests were held for {}.{:03} ms",
             pause_us / 1000,

@@ -124,7 +124,9 @@ impl Owner {
         );
         let next = match position.state {
             PairState::Setup => format!("`shunt start {name}`"),
-            PairState::Paused | PairState::Degraded => format!("`shunt resume {name}`"),
+            PairState::Paused | PairState::Degraded | PairState::Split => {
+                format!("`shunt resume {name}`")
+            }
             PairState::Committed | PairState::Retired | PairState::Cancelled => {
                 "create another session".to_owned()
             }
@@ -132,6 +134,7 @@ impl Owner {
             PairState::Failed | PairState::NeedsRecovery => format!("`shunt status {name}`"),
             PairState::Queued
             | PairState::Syncing
+            | PairState::Splitting
             | PairState::Switching
             | PairState::Committing
             | PairState::Verifying

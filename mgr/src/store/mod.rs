@@ -331,8 +331,8 @@ fn add_pair(
     transaction.execute(
         "INSERT INTO pairs (session, position, volume, source_path, source_identity, target_path, target_identity,
             target_contents, size_bytes, phase, authoritative, copied_bytes, last_pause_us, problem, verification,
-            retired)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+            retired, copy_of_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
         params![
             session,
             position as i64,
@@ -350,6 +350,7 @@ fn add_pair(
             pair.problem,
             pair.verification.as_ref().map(verification_text),
             pair.retired.as_ref().map(retired_text),
+            pair.copy_of_ms.map(integer),
         ],
     )?;
     Ok(())
@@ -376,6 +377,7 @@ fn set_pair(
         PairField::LastPause(pause_us) => set("last_pause_us", &integer(*pause_us)),
         PairField::Problem(problem) => set("problem", problem),
         PairField::Verification(found) => set("verification", &verification_text(found)),
+        PairField::CopyOf(at_ms) => set("copy_of_ms", &at_ms.map(integer)),
         PairField::Retired(retired) => set("retired", &retired.as_ref().map(retired_text)),
     }
 }

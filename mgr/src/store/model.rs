@@ -132,6 +132,8 @@ pub struct PairRow {
     pub verification: Option<Verification>,
     /// What was done to the leg that is not used any more.
     pub retired: Option<Retired>,
+    /// Of when the target is a copy, in milliseconds since 1970; counts in [`Phase::Split`] only.
+    pub copy_of_ms: Option<u64>,
 }
 
 /// What was done to a leg to make it inaccessible.
@@ -194,6 +196,8 @@ pub enum PairField {
     Verification(Verification),
     /// What was done to the leg that is not used any more.
     Retired(Option<Retired>),
+    /// Of when the target is a copy.
+    CopyOf(Option<u64>),
 }
 
 /// One change of the rows.
@@ -302,6 +306,7 @@ impl Model {
                         PairField::Problem(problem) => row.problem = problem,
                         PairField::Verification(found) => row.verification = Some(found),
                         PairField::Retired(retired) => row.retired = retired,
+                        PairField::CopyOf(at_ms) => row.copy_of_ms = at_ms,
                     }
                 }
             }

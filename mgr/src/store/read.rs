@@ -121,7 +121,8 @@ fn open_map(connection: &Connection, volume: &str) -> Result<Option<OpenMapRow>,
 fn pairs(connection: &Connection, session: &str) -> Result<Vec<PairRow>, StoreError> {
     let mut query = connection.prepare(
         "SELECT volume, source_path, source_identity, target_path, target_identity, target_contents, size_bytes,
-            phase, authoritative, copied_bytes, last_pause_us, problem, verification, retired
+            phase, authoritative, copied_bytes, last_pause_us, problem, verification, retired,
+            copy_of_ms
          FROM pairs WHERE session = ?1 ORDER BY position",
     )?;
     let mut rows = query.query(params![session])?;
@@ -163,6 +164,10 @@ fn pair(row: &Row<'_>) -> Result<PairRow, StoreError> {
         problem: row.get(11)?,
         verification: verification(row.get(12)?)?,
         retired: retired(row.get(13)?)?,
+        copy_of_ms: row
+            .get::<_, Option<i64>>(14)?
+            .map(|at_ms| unsigned(at_ms, "pairs.copy_of_ms"))
+            .transpose()?,
     })
 }
 

@@ -59,6 +59,7 @@ CREATE TABLE pairs (
     problem TEXT,
     verification TEXT,
     retired TEXT,
+    copy_of_ms INTEGER,
     PRIMARY KEY (session, position)
 ) STRICT;
 

@@ -58,6 +58,7 @@ fn pair(volume: &str, target: u64) -> PairRow {
         copied_bytes: 0,
         last_pause_us: None,
         problem: None,
+        copy_of_ms: Some(99),
         retired: Some(Retired {
             how: RetireHow::WipeSignatures,
             saved: vec![lun::Saved {
@@ -145,6 +146,7 @@ fn changes() -> Vec<Change> {
         Change::SetPair(key("s1"), PairField::Authoritative(Side::Target)),
         Change::SetPair(key("s1"), PairField::CopiedBytes(77)),
         Change::SetPair(key("s1"), PairField::Retired(None)),
+        Change::SetPair(key("s1"), PairField::CopyOf(Some(66))),
         Change::SetPair(key("s1"), PairField::LastPause(88)),
         Change::SetPair(key("s1"), PairField::Problem(Some("slow".into()))),
         Change::MoveLock(lock(1, "the source of db")),

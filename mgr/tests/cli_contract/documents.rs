@@ -1,9 +1,10 @@
 //! Help, usage, man pages, completions, requests and what is printed.
 
 use migration_proto::manager::{
-    CutoverAction, CutoverOptions, HostRecord, PlanRecord, RetireHow, SessionLimits, SwitchPolicy,
+    CutoverAction, CutoverOptions, HostRecord, PlanRecord, RetireHow, SessionLimits, SessionMode,
+    SwitchPolicy,
 };
-use migration_proto::target::{CopyMode, OnAuthoritativeFailure};
+use migration_proto::target::OnAuthoritativeFailure;
 
 use super::*;
 
@@ -229,7 +230,7 @@ fn each_verb_sends_its_request() {
                     on_authoritative_failure: OnAuthoritativeFailure::Switch,
                     rate_bytes_per_second: 1 << 30,
                     priority: 7,
-                    mode: CopyMode::Track,
+                    mode: SessionMode::Track,
                     cutover: CutoverOptions {
                         action: CutoverAction::Force,
                         floor_bytes_per_second: 2 << 20,
@@ -325,7 +326,7 @@ fn each_verb_sends_its_request() {
             Request::SetSession {
                 session: session(),
                 limits: SessionLimits {
-                    mode: Some(CopyMode::Mirror),
+                    mode: Some(SessionMode::Mirror),
                     attempts: Some(9),
                     cutover_duration_seconds: Some(60),
                     max_latency_impact_percent: Some(20),

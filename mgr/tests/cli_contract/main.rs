@@ -358,6 +358,7 @@ fn pair(state: &str, dirty_bytes: u64) -> Record {
         retired: None,
         last_pause_us: Some(1234),
         application: None,
+        copy_of_ms: None,
         problem: None,
     })
 }

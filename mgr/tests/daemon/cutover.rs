@@ -1,10 +1,10 @@
 //! Sessions that track, and their cutover. That the rest is really copied while requests are held is seen on real devices
 //! (`tests/system`).
 
+use migration_proto::manager::SessionMode;
 use migration_proto::manager::{
     CutoverAction, CutoverOptions, Request, SessionLimits, SwitchPolicy, VerifyPolicy,
 };
-use migration_proto::target::CopyMode;
 
 use super::fake::Whim;
 use super::world::*;
@@ -22,7 +22,7 @@ fn tracking(world: &World, volumes: &[&str], cutover: CutoverOptions) {
         .collect();
     let mut request = create("s1", &pairs);
     if let Request::Create { options, .. } = &mut request {
-        options.mode = CopyMode::Track;
+        options.mode = SessionMode::Track;
         options.cutover = cutover;
     }
     world.changes(&request);
@@ -90,7 +90,7 @@ fn what_cannot_be_cut_over_falls_back_and_says_why() {
     // The operator may ask again, in another way too.
     world.unset("two", Whim::RefuseRole);
     let mirror = SessionLimits {
-        mode: Some(CopyMode::Mirror),
+        mode: Some(SessionMode::Mirror),
         ..SessionLimits::default()
     };
     world.changes(&set(mirror));
@@ -161,14 +161,14 @@ fn a_session_that_tracks_can_be_switched_by_itself_and_changes_its_mode_live() {
     let world = World::new();
     tracking(&world, &["one"], CutoverOptions::default());
     let mirror = SessionLimits {
-        mode: Some(CopyMode::Mirror),
+        mode: Some(SessionMode::Mirror),
         ..SessionLimits::default()
     };
     world.changes(&set(mirror.clone()));
     world.already(&set(mirror));
     world.wait_for_state("s1", "source-selected");
     let track = SessionLimits {
-        mode: Some(CopyMode::Track),
+        mode: Some(SessionMode::Track),
         switch: Some(SwitchPolicy::WhenSynced),
         ..SessionLimits::default()
     };
@@ -206,7 +206,7 @@ fn limits_that_cannot_be_are_refused() {
     world.changes(&attach("x", &world.lun("x-a", MIB, 1)));
     let mut request = proving(create("s2", &[("x", &target)]), VerifyPolicy::Full);
     if let Request::Create { options, .. } = &mut request {
-        options.mode = CopyMode::Track;
+        options.mode = SessionMode::Track;
     }
     let refused = world.refused(&request);
     assert!(refused.cause.contains("read-back"), "{refused:?}");

@@ -13,7 +13,7 @@ use migration_proto::frame;
 use migration_proto::route::{Descriptor, MapSummary, Route, Side};
 use migration_proto::target::{
     CopyMode, Counters, EXIT_MAP_DAMAGED, OnAuthoritativeFailure, Refusal, Request, Response,
-    Status,
+    Status, Suspended,
 };
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,8 @@ pub(crate) enum Whim {
     DieBeforeRole,
     /// Dies after it has changed the role, before it answers, once.
     DieAfterRole,
+    /// Has not held requests when it is resumed after a split, once.
+    LetGo,
 }
 
 impl Whim {
@@ -77,6 +79,7 @@ struct Server {
     on_authoritative_failure: Mutex<OnAuthoritativeFailure>,
     copy_mode: Mutex<CopyMode>,
     throttle: Mutex<u64>,
+    suspended: Mutex<bool>,
 }
 
 #[test]
@@ -181,6 +184,7 @@ fn serve(path: &Path, socket: &Path, volume_id: &str) {
         on_authoritative_failure: Mutex::default(),
         copy_mode: Mutex::default(),
         throttle: Mutex::default(),
+        suspended: Mutex::default(),
     });
     for stream in listener.incoming() {
         let server = Arc::clone(&server);
@@ -293,15 +297,22 @@ impl Conversation {
                 refused(Refusal::DeviceOpen, "the device is open")
             }
             Request::Stop => Response::Done,
-            Request::Suspend { .. } | Request::Resume => {
-                refused(Refusal::Malformed, "the fake cannot do that")
+            Request::Resume => {
+                // The application goes on writing.
+                self.map().dirty.push(0);
+                let held = std::mem::take(&mut *self.server.suspended.lock().unwrap());
+                let held = held && !Whim::LetGo.take(&self.server.path);
+                let ended = held.then_some(Suspended::SinceSplit);
+                Response::Resumed { ended }
             }
+            Request::Suspend { .. } => refused(Refusal::Malformed, "the fake cannot do that"),
         }
     }
 
     fn set_route(&self, epoch: u64, route: Route, copies_rest: bool) -> Response {
         let path = &self.server.path;
-        if route.is_mirrored() {
+        let changes_role = route.is_mirrored() || route == Route::Split;
+        if changes_role {
             if Whim::RefuseRole.is_set(path) {
                 return refused(Refusal::Deadline, "requests could not be drained in time");
             }
@@ -313,19 +324,20 @@ impl Conversation {
             if copies_rest {
                 map.dirty.clear();
             }
-            if route.is_mirrored() && !map.dirty.is_empty() {
+            if changes_role && map.route != Route::Split && !map.dirty.is_empty() {
                 return Err(refused(Refusal::NotInSync, "regions are dirty"));
             }
             if !migration_core::route::Route::from(map.route).may_become(route.into()) {
                 return Err(refused(Refusal::WrongRoute, "not from this route"));
             }
             map.route = route;
-            if !route.is_mirrored() {
+            if !changes_role {
                 map.dirty.clear();
             }
             Ok(())
         });
-        if route.is_mirrored() && Whim::DieAfterRole.take(path) {
+        *self.server.suspended.lock().unwrap() = route == Route::Split;
+        if changes_role && Whim::DieAfterRole.take(path) {
             std::process::exit(9);
         }
         response

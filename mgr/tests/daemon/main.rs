@@ -13,6 +13,7 @@ mod restarts;
 mod retire;
 mod schedule;
 mod socket;
+mod split;
 mod verify;
 mod world;
 

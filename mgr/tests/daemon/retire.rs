@@ -1,7 +1,7 @@
 //! What an ended session has left behind is made inaccessible, and accessible again. Files stand for LUNs here; what only a
 //! block device can do is refused.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lun::{Lun, OpenOptions, signatures};
@@ -45,13 +45,13 @@ fn committed(world: &World, by_itself: Option<RetireHow>) -> [PathBuf; 2] {
     [source, target]
 }
 
-fn kinds(path: &PathBuf) -> Vec<String> {
+fn kinds(path: &Path) -> Vec<String> {
     let lun = Lun::open(path, &OpenOptions::default()).unwrap();
     let found = signatures(&lun).unwrap();
     found.into_iter().map(|signature| signature.kind).collect()
 }
 
-fn is_locked(path: &PathBuf) -> bool {
+fn is_locked(path: &Path) -> bool {
     let lun = Lun::open(path, &OpenOptions::default()).unwrap();
     !lun.try_lock_exclusive().unwrap()
 }

@@ -2,42 +2,46 @@ use super::*;
 use alloc::string::String;
 
 /// The second table of the module, with one row for each authoritative side.
-const TABLE: [(PairState, Side, &str); 32] = {
+const TABLE: [(PairState, Side, &str); 36] = {
     use PairState as P;
     use Side::{Source, Target};
     [
-        (P::Setup, Source, "D.....D"),
-        (P::Setup, Target, "D.....D"),
-        (P::Queued, Source, "=D=...D"),
-        (P::Queued, Target, "=D=...D"),
-        (P::Syncing, Source, "=D=...D"),
-        (P::Syncing, Target, "=D=..D."),
-        (P::Tracking, Source, "=D=D=.D"),
-        (P::Tracking, Target, "=D=D=.D"),
-        (P::Paused, Source, "==D...D"),
-        (P::Paused, Target, "==D..D."),
-        (P::Degraded, Source, "=DD...D"),
-        (P::Degraded, Target, "=DD..D."),
-        (P::SourceSelected, Source, "=D=D=.D"),
-        (P::SourceSelected, Target, "=D=D=.D"),
-        (P::TargetSelected, Source, "=D==DD."),
-        (P::TargetSelected, Target, "=D==DD."),
-        (P::Switching, Source, "......."),
-        (P::Switching, Target, "......."),
-        (P::Verifying, Source, "=D=D=.D"),
-        (P::Verifying, Target, "=D==DD."),
-        (P::Committing, Source, ".....D."),
-        (P::Committing, Target, ".....D."),
-        (P::Committed, Source, ".....=."),
-        (P::Committed, Target, ".....=."),
-        (P::Retired, Source, ".....=."),
-        (P::Retired, Target, ".....=."),
-        (P::Cancelled, Source, "......="),
-        (P::Cancelled, Target, "......="),
-        (P::Failed, Source, "......D"),
-        (P::Failed, Target, ".....D."),
-        (P::NeedsRecovery, Source, "......D"),
-        (P::NeedsRecovery, Target, ".....D."),
+        (P::Setup, Source, "D......D"),
+        (P::Setup, Target, "D......D"),
+        (P::Queued, Source, "=D=....D"),
+        (P::Queued, Target, "=D=....D"),
+        (P::Syncing, Source, "=D=....D"),
+        (P::Syncing, Target, "=D=...D."),
+        (P::Tracking, Source, "=D=D=..D"),
+        (P::Tracking, Target, "=D=D=..D"),
+        (P::Paused, Source, "==D....D"),
+        (P::Paused, Target, "==D...D."),
+        (P::Degraded, Source, "=DD....D"),
+        (P::Degraded, Target, "=DD...D."),
+        (P::SourceSelected, Source, "=D=D=D.D"),
+        (P::SourceSelected, Target, "=D=D=D.D"),
+        (P::Splitting, Source, "........"),
+        (P::Splitting, Target, "........"),
+        (P::Split, Source, "=DD..=.D"),
+        (P::Split, Target, "=DD..=.D"),
+        (P::TargetSelected, Source, "=D==D.D."),
+        (P::TargetSelected, Target, "=D==D.D."),
+        (P::Switching, Source, "........"),
+        (P::Switching, Target, "........"),
+        (P::Verifying, Source, "=D=D=D.D"),
+        (P::Verifying, Target, "=D==D.D."),
+        (P::Committing, Source, "......D."),
+        (P::Committing, Target, "......D."),
+        (P::Committed, Source, "......=."),
+        (P::Committed, Target, "......=."),
+        (P::Retired, Source, "......=."),
+        (P::Retired, Target, "......=."),
+        (P::Cancelled, Source, ".......="),
+        (P::Cancelled, Target, ".......="),
+        (P::Failed, Source, ".......D"),
+        (P::Failed, Target, "......D."),
+        (P::NeedsRecovery, Source, ".......D"),
+        (P::NeedsRecovery, Target, "......D."),
     ]
 };
 
@@ -111,9 +115,18 @@ fn the_state_follows_from_phase_and_route() {
         ours: false,
         ..seen(MIRRORED_SOURCE)
     });
-    let columns = [none, source, target, both_source, both_target, foreign];
+    let split = Some(seen(Route::Split));
+    let columns = [
+        none,
+        source,
+        target,
+        both_source,
+        both_target,
+        foreign,
+        split,
+    ];
     let rows = [
-        (Phase::Setup, [P::Setup; 6]),
+        (Phase::Setup, [P::Setup; 7]),
         (
             Phase::Queued,
             [
@@ -123,6 +136,7 @@ fn the_state_follows_from_phase_and_route() {
                 P::SourceSelected,
                 P::TargetSelected,
                 P::Queued,
+                P::Paused,
             ],
         ),
         (
@@ -134,6 +148,7 @@ fn the_state_follows_from_phase_and_route() {
                 P::SourceSelected,
                 P::TargetSelected,
                 P::Queued,
+                P::Paused,
             ],
         ),
         (
@@ -145,6 +160,31 @@ fn the_state_follows_from_phase_and_route() {
                 P::SourceSelected,
                 P::TargetSelected,
                 P::NeedsRecovery,
+                P::Paused,
+            ],
+        ),
+        (
+            Phase::Splitting,
+            [
+                P::NeedsRecovery,
+                P::NeedsRecovery,
+                P::NeedsRecovery,
+                P::Splitting,
+                P::Splitting,
+                P::NeedsRecovery,
+                P::Splitting,
+            ],
+        ),
+        (
+            Phase::Split,
+            [
+                P::NeedsRecovery,
+                P::NeedsRecovery,
+                P::NeedsRecovery,
+                P::SourceSelected,
+                P::TargetSelected,
+                P::NeedsRecovery,
+                P::Split,
             ],
         ),
         (
@@ -155,6 +195,7 @@ fn the_state_follows_from_phase_and_route() {
                 P::NeedsRecovery,
                 P::Switching,
                 P::Switching,
+                P::NeedsRecovery,
                 P::NeedsRecovery,
             ],
         ),
@@ -167,6 +208,7 @@ fn the_state_follows_from_phase_and_route() {
                 P::Switching,
                 P::Switching,
                 P::NeedsRecovery,
+                P::NeedsRecovery,
             ],
         ),
         (
@@ -178,9 +220,10 @@ fn the_state_follows_from_phase_and_route() {
                 P::Committing,
                 P::Committing,
                 P::NeedsRecovery,
+                P::NeedsRecovery,
             ],
         ),
-        (Phase::Committed, [P::Committed; 6]),
+        (Phase::Committed, [P::Committed; 7]),
         (
             Phase::Cancelling,
             [
@@ -190,9 +233,10 @@ fn the_state_follows_from_phase_and_route() {
                 P::Paused,
                 P::Paused,
                 P::NeedsRecovery,
+                P::Paused,
             ],
         ),
-        (Phase::Cancelled, [P::Cancelled; 6]),
+        (Phase::Cancelled, [P::Cancelled; 7]),
     ];
     for (phase, expected) in rows {
         for (seen, expected) in columns.into_iter().zip(expected) {
@@ -300,45 +344,70 @@ fn a_change_that_a_crash_interrupted_is_settled_by_the_route() {
         ours: false,
         ..both_source
     };
-    let columns = [source, target, both_source, both_target, foreign];
+    let split = seen(Route::Split);
+    let columns = [source, target, both_source, both_target, foreign, split];
     let active = S::Becomes(Phase::Active);
     let setup = S::Becomes(Phase::Setup);
     let no = S::Contradiction;
     let rows = [
         (
             Phase::Setup,
-            [S::Nothing, S::Nothing, active, active, S::Nothing],
+            [
+                S::Nothing,
+                S::Nothing,
+                active,
+                active,
+                S::Nothing,
+                S::Nothing,
+            ],
         ),
         (
             Phase::Queued,
-            [S::Nothing, S::Nothing, active, active, S::Nothing],
+            [
+                S::Nothing,
+                S::Nothing,
+                active,
+                active,
+                S::Nothing,
+                S::Nothing,
+            ],
         ),
-        (Phase::Starting, [setup, setup, active, active, setup]),
-        (Phase::Active, [no, no, S::Nothing, S::Nothing, no]),
-        (Phase::Switching, [no, no, active, active, no]),
-        (Phase::Undoing, [no, no, active, active, no]),
+        (
+            Phase::Starting,
+            [setup, setup, active, active, setup, setup],
+        ),
+        (
+            Phase::Active,
+            [no, no, S::Nothing, S::Nothing, no, S::Nothing],
+        ),
+        (Phase::Splitting, [no, no, active, active, no, active]),
+        (Phase::Split, [no, no, active, active, no, S::Nothing]),
+        (Phase::Switching, [no, no, active, active, no, no]),
+        (Phase::Undoing, [no, no, active, active, no, no]),
         (
             Phase::Committing,
             [
                 no,
                 S::Becomes(Phase::Committed),
-                no,
+                active,
                 S::Finish(Verb::Commit),
+                no,
                 no,
             ],
         ),
-        (Phase::Committed, [S::Nothing; 5]),
+        (Phase::Committed, [S::Nothing; 6]),
         (
             Phase::Cancelling,
             [
                 S::Becomes(Phase::Cancelled),
                 no,
                 S::Finish(Verb::Cancel),
+                active,
                 no,
-                no,
+                S::Finish(Verb::Cancel),
             ],
         ),
-        (Phase::Cancelled, [S::Nothing; 5]),
+        (Phase::Cancelled, [S::Nothing; 6]),
     ];
     for (phase, expected) in rows {
         for (seen, expected) in columns.iter().zip(expected) {

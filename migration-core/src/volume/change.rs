@@ -3,10 +3,13 @@
 //! ```text
 //!   start:                Prepare -> Drain ----------> Role
 //!   switch, undo:        PreFlush -> Drain -> Flush -> Role     (in sync before and after the drain)
-//!   commit, cancel:                  Drain ----------> Role
+//!   split:               PreFlush -> Drain -> Flush -> Role     (in sync before and after the drain)
+//!   commit, cancel,
+//!   mirrored again:                  Drain ----------> Role
 //! ```
 //!
-//! Requests are held from `Drain` on. Until the role record is being written, the deadline or an error
+//! Requests are held from `Drain` on, and after a split until somebody resumes the volume or the deadline passes: so that
+//! several volumes are split at one instant. Until the role record is being written, the deadline or an error
 //! brings everything back to the old route. Once it is being written, only its outcome counts: durable
 //! means the new route; an error means that nobody knows, and the process ends so that its successor
 //! reads what is there.
@@ -83,6 +86,16 @@ struct Suspension {
     /// Who waits for the drain.
     call: Option<Call>,
     deadline: Time,
+    why: Suspended,
+}
+
+/// Why requests are held until somebody resumes the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Suspended {
+    /// Somebody asked for it.
+    Asked,
+    /// The volume was split; they have been held ever since.
+    SinceSplit,
 }
 
 impl Gate {
@@ -194,6 +207,7 @@ impl Volume {
         self.gate.suspension = Some(Suspension {
             call: Some(call),
             deadline,
+            why: Suspended::Asked,
         });
         self.note_waiting_held(now);
         self.drained_if_quiet(now, effects);
@@ -207,8 +221,8 @@ impl Volume {
         }
     }
 
-    /// Ends a suspension. Says whether there was one.
-    pub fn resume(&mut self, now: Time, effects: &mut Vec<Effect>) -> bool {
+    /// Ends a suspension. Says why there was one, if there was.
+    pub fn resume(&mut self, now: Time, effects: &mut Vec<Effect>) -> Option<Suspended> {
         self.end_suspension(now, effects)
     }
 
@@ -226,8 +240,8 @@ impl Volume {
         effects: &mut Vec<Effect>,
     ) -> Result<(), ChangeError> {
         let next = self.next_record(target);
+        self.may_change(epoch, target, next.route)?;
         let copies_rest = matches!(target, Target::CopyRest(_));
-        self.may_change(epoch, next.route, copies_rest)?;
         let step = match target {
             Target::AddMirror(_) => {
                 self.intent.fill_dirty();
@@ -238,7 +252,8 @@ impl Volume {
                     descriptor_written: false,
                 }
             }
-            Target::Route(Route::Mirrored { .. }) | Target::CopyRest(_) => {
+            Target::Route(Route::Mirrored { .. }) if self.is_split() => Step::RoleSlots,
+            Target::Route(Route::Mirrored { .. } | Route::Split) | Target::CopyRest(_) => {
                 Step::PreFlush(self.flush_both(effects))
             }
             Target::Route(Route::Single(_)) => Step::RoleSlots,
@@ -323,16 +338,23 @@ impl Volume {
         next
     }
 
-    fn may_change(&self, epoch: Epoch, next: Route, copies_rest: bool) -> Result<(), ChangeError> {
+    const fn is_split(&self) -> bool {
+        matches!(self.record.route, Route::Split)
+    }
+
+    fn may_change(&self, epoch: Epoch, target: Target, next: Route) -> Result<(), ChangeError> {
         if epoch != self.record.epoch {
             return Err(ChangeError::StaleEpoch);
         }
         if self.change.is_some() {
             return Err(ChangeError::Busy);
         }
-        if !self.record.route.may_become(next) {
+        let adds = matches!(target, Target::AddMirror(_));
+        let needs_new_leg = self.regions.is_none() && matches!(next, Route::Mirrored { .. });
+        if !self.record.route.may_become(next) || adds != needs_new_leg {
             return Err(ChangeError::WrongRoute);
         }
+        let copies_rest = matches!(target, Target::CopyRest(_)) && self.claims_copier();
         match (&self.regions, next) {
             // The former mirror leg still does what it was given; the new one would be taken for it.
             (None, Route::Mirrored { .. }) if !self.writes.is_empty() => Err(ChangeError::Busy),
@@ -341,8 +363,9 @@ impl Volume {
                 Err(ChangeError::CopierConnected)
             }
             (Some(_), Route::Single(_)) => Ok(()),
-            (Some(_), Route::Mirrored { .. }) => match self.may_exchange_roles() {
-                Err(ChangeError::NotInSync(_)) if copies_rest && self.claims_copier() => Ok(()),
+            (Some(_), Route::Mirrored { .. }) if self.is_split() => Ok(()),
+            (Some(_), Route::Mirrored { .. } | Route::Split) => match self.may_exchange_roles() {
+                Err(ChangeError::NotInSync(_)) if copies_rest => Ok(()),
                 outcome => outcome,
             },
         }
@@ -350,7 +373,7 @@ impl Volume {
 
     /// Invariant 6: the mirror leg is a full copy and can be written.
     pub(super) fn may_exchange_roles(&self) -> Result<(), ChangeError> {
-        if self.mirror_fault.is_some() {
+        if self.healthy_mirror().is_none() {
             return Err(ChangeError::MirrorFailed);
         }
         match self.regions.as_ref().map_or(0, RegionMap::dirty_bytes) {
@@ -445,9 +468,12 @@ impl Volume {
             return;
         }
         match change.next.route {
+            Route::Mirrored { .. } if self.is_split() => self.write_role(effects),
             // A sweep's flush that fails would make regions dirty while the role is being written.
-            Route::Mirrored { .. } if self.is_sweeping() => {}
-            Route::Mirrored { .. } if self.regions.is_some() => match self.may_exchange_roles() {
+            Route::Mirrored { .. } | Route::Split if self.is_sweeping() => {}
+            Route::Mirrored { .. } | Route::Split if self.regions.is_some() => match self
+                .may_exchange_roles()
+            {
                 Ok(()) if self.breaks(Rule::FlushBeforeRoles) => self.write_role(effects),
                 Ok(()) => {
                     let step = Step::Flush(if change.is_fail_over() {
@@ -462,7 +488,7 @@ impl Volume {
                 }
                 Err(error) => self.fail_change(now, error, effects),
             },
-            Route::Mirrored { .. } | Route::Single(_) => self.write_role(effects),
+            Route::Mirrored { .. } | Route::Split | Route::Single(_) => self.write_role(effects),
         }
     }
 
@@ -525,7 +551,7 @@ impl Volume {
         let Some(change) = self.change.take() else {
             return;
         };
-        let was_single = self.regions.is_none();
+        let before = self.record.route;
         self.record = change.next;
         if change.is_fail_over() {
             self.failed_over();
@@ -533,13 +559,24 @@ impl Volume {
         self.forget_faults();
         // A copier that is still connected would copy in the old direction.
         self.dismiss_copier(effects);
-        match (self.record.route, was_single) {
-            (Route::Mirrored { .. }, true) => {
+        match (self.record.route, before) {
+            (Route::Mirrored { .. }, Route::Single(_)) => {
                 self.regions = Some(RegionMap::all_dirty(self.record.geometry));
                 self.intent.cover_all();
                 self.last_flush_before_mirror = self.last_flush;
             }
-            (Route::Mirrored { .. }, false) => {}
+            (Route::Mirrored { .. }, Route::Split) => {
+                self.last_flush_before_mirror = self.last_flush;
+            }
+            (Route::Mirrored { .. }, Route::Mirrored { .. }) => {}
+            (Route::Split, _) if self.breaks(Rule::SplitHolds) => {}
+            (Route::Split, _) => {
+                self.gate.suspension = Some(Suspension {
+                    call: None,
+                    deadline: change.deadline,
+                    why: Suspended::SinceSplit,
+                });
+            }
             (Route::Single(_), _) => {
                 self.regions = None;
                 self.mirror_fault = None;
@@ -576,16 +613,14 @@ impl Volume {
         self.open_gate(now, effects);
     }
 
-    fn end_suspension(&mut self, now: Time, effects: &mut Vec<Effect>) -> bool {
-        let Some(suspension) = self.gate.suspension.take() else {
-            return false;
-        };
+    fn end_suspension(&mut self, now: Time, effects: &mut Vec<Effect>) -> Option<Suspended> {
+        let suspension = self.gate.suspension.take()?;
         if let Some(call) = suspension.call {
             let reply = Reply::SuspendDeadline;
             effects.push(Effect::Reply { call, reply });
         }
         self.open_gate(now, effects);
-        true
+        Some(suspension.why)
     }
 
     /// Lets go what was held, if nothing holds it any more.

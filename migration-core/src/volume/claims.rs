@@ -108,7 +108,7 @@ impl Volume {
     /// # Errors
     /// [`ClaimError`]
     pub fn open_copier(&mut self, copier: CopierId) -> Result<Epoch, ClaimError> {
-        if self.regions.is_none() {
+        if self.record.route.mirror().is_none() {
             return Err(ClaimError::NotMirrored);
         }
         if self.mirror_fault.is_some() {
@@ -228,7 +228,7 @@ impl Volume {
     /// # Errors
     /// [`ClaimError::NotMirrored`]
     pub fn retry_mirror(&mut self) -> Result<bool, ClaimError> {
-        if self.regions.is_none() {
+        if self.record.route.mirror().is_none() {
             return Err(ClaimError::NotMirrored);
         }
         Ok(self.mirror_fault.take().is_some())

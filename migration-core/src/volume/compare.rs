@@ -181,7 +181,7 @@ impl Volume {
     }
 
     fn check_comparing(&self, copier: CopierId, epoch: Epoch) -> Result<(), ClaimError> {
-        if self.regions.is_none() {
+        if self.record.route.mirror().is_none() {
             return Err(ClaimError::NotMirrored);
         }
         if self.copier() != Some(copier) {

@@ -55,7 +55,7 @@ impl Volume {
 
     /// The mirror leg is not written any more until the operator says so; what it misses is dirty.
     pub(super) fn fail_mirror(&mut self, error: Errno, effects: &mut Vec<Effect>) {
-        if self.mirror_fault.is_some() || self.regions.is_none() {
+        if self.healthy_mirror().is_none() {
             return;
         }
         self.mirror_fault = Some(error);
@@ -72,7 +72,7 @@ impl Volume {
 
     /// The mirror leg is not there. To be called before [`Self::begin`].
     pub fn mirror_missing(&mut self) {
-        if self.regions.is_some() {
+        if self.record.route.mirror().is_some() {
             self.mirror_fault = Some(ENODEV);
         }
     }
@@ -215,7 +215,7 @@ impl Volume {
     /// A change that needs the mirror leg ends.
     fn fail_exchange(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let waits = |change: &Change| {
-            matches!(change.next_route(), Route::Mirrored { .. }) && change.step() != Step::Role
+            !matches!(change.next_route(), Route::Single(_)) && change.step() != Step::Role
         };
         if self.change.as_ref().is_some_and(waits) {
             self.fail_change(now, super::ChangeError::MirrorFailed, effects);

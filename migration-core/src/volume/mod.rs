@@ -25,7 +25,7 @@ mod track;
 
 use alloc::{collections::VecDeque, vec, vec::Vec};
 
-pub use change::{ChangeError, NewMirror, PREPARE_NANOSECONDS_MAX, Target};
+pub use change::{ChangeError, NewMirror, PREPARE_NANOSECONDS_MAX, Suspended, Target};
 pub use claims::{CLAIMED_REGIONS_MAX, ClaimError, CopierId, RESERVED_REGIONS_MAX, Report};
 pub use compare::{Comparison, WATCHED_REGIONS_MAX, Watched};
 pub use failure::OnAuthoritativeFailure;
@@ -275,7 +275,7 @@ pub struct Volume {
     held: VecDeque<Tag>,
     /// Requests that wait for their turn, in order.
     waiting: VecDeque<Tag>,
-    /// Writes on the legs, in `Mirrored`.
+    /// Writes on the legs, in `Mirrored` and `Split`.
     writes: Vec<Write>,
     /// Places that are not used.
     free_places: Vec<Place>,
@@ -283,7 +283,7 @@ pub struct Volume {
     on_authoritative_failure: OnAuthoritativeFailure,
     copy_mode: CopyMode,
     throttle: Option<track::Throttle>,
-    /// The map, in `Mirrored`.
+    /// The map, in `Mirrored` and `Split`.
     regions: Option<RegionMap>,
     intent: intent::Intent,
     claims: claims::Claims,
@@ -321,8 +321,8 @@ impl Volume {
         let intent = intent::Intent::load(record.geometry, dirty, intent);
         let regions = record
             .route
-            .mirror()
-            .map(|_| RegionMap::from_dirty(record.geometry, intent.marked()));
+            .has_map()
+            .then(|| RegionMap::from_dirty(record.geometry, intent.marked()));
         Self {
             record,
             slots: vec![Slot::FREE; config.tags],
@@ -444,6 +444,9 @@ impl Volume {
 
     /// The mirror leg, if writes go to it.
     fn healthy_mirror(&self) -> Option<Side> {
+        if self.record.route == Route::Split && self.breaks(Rule::SplitIsLeftAlone) {
+            return Some(Side::Target);
+        }
         self.record
             .route
             .mirror()
@@ -459,7 +462,8 @@ impl Volume {
     /// # Panics
     /// See above.
     pub fn check_invariants(&self) {
-        assert_eq!(self.regions.is_some(), self.record.route.mirror().is_some());
+        assert_eq!(self.regions.is_some(), self.record.route.has_map());
+        assert!(self.mirror_fault.is_none() || self.record.route.mirror().is_some());
         let on_both = |a: &Write, b: &Write| {
             let both = |of: fn(&Write) -> bool| of(a) && of(b);
             both(|write| write.tag.is_some()) || both(|write| write.place.is_some())

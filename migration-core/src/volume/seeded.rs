@@ -20,6 +20,10 @@ pub enum Rule {
     WriteSpoilsCopy,
     /// What is written on the source alone, because the volume tracks, is dirty.
     TrackedWriteIsDirty,
+    /// A target that was split is not written.
+    SplitIsLeftAlone,
+    /// A volume that was split holds requests until it is resumed.
+    SplitHolds,
     /// What a dead copier had claimed is dirty.
     ClaimsDieWithCopier,
     /// Only the copier that is connected may report.

@@ -4,6 +4,7 @@ mod bench;
 mod cases;
 mod compare;
 mod failures;
+mod split;
 mod tracking;
 
 use super::*;

@@ -77,6 +77,15 @@ pub enum Command {
     ConnectionClosed(CopierId),
 }
 
+/// The descriptor with a new leg in it.
+#[derive(Debug)]
+pub struct NewDescriptor {
+    /// It.
+    pub descriptor: Box<Descriptor>,
+    /// The same, as it is to be written.
+    pub bytes: Vec<u8>,
+}
+
 /// Something that is answered with a [`Response`].
 #[derive(Debug)]
 pub enum Ask {
@@ -86,10 +95,8 @@ pub enum Ask {
         epoch: u64,
         /// The leg, open.
         leg: OpenLeg,
-        /// The descriptor with the new leg in it.
-        descriptor: Box<Descriptor>,
-        /// The same, as it is to be written.
-        descriptor_bytes: Vec<u8>,
+        /// Absent if it is the one that was left alone by a split.
+        descriptor: Option<NewDescriptor>,
         /// How long requests may be held, in milliseconds.
         deadline_ms: u64,
     },

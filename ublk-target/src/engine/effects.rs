@@ -164,17 +164,15 @@ impl Engine {
     }
 
     fn write_descriptor(&mut self, slot: u8) {
-        let Some(new) = &self.new_mirror else {
+        let new = self.new_mirror.as_ref();
+        let Some(new) = new.and_then(|new| new.descriptor.as_ref()) else {
             let now = self.now();
             let result = Err(Errno(libc::EINVAL));
             return self
                 .volume
                 .descriptor_written(now, result, &mut self.effects);
         };
-        let (data, length) = (
-            new.descriptor_bytes.as_ptr(),
-            new.descriptor_bytes.len() as u32,
-        );
+        let (data, length) = (new.bytes.as_ptr(), new.bytes.len() as u32);
         let offset = map::DESCRIPTOR_OFFSETS[usize::from(slot)];
         self.write_to_map(data, length, offset, Token::Descriptor(length));
     }
@@ -200,7 +198,19 @@ impl Engine {
         };
         let (record, dirty) = (self.volume.record(), self.dirty_bytes());
         let response = replies::response(&reply, record, dirty);
+        let splits = matches!(
+            reply,
+            Reply::RouteChanged {
+                route: Route::Split,
+                ..
+            }
+        );
         match dropped {
+            // Requests are held until others have split too: the end of the leg is not waited for.
+            Some(leg) if splits => {
+                self.release(leg, || ());
+                self.calls.answer(call, response);
+            }
             Some(leg) => {
                 let answer = self.calls.answer_later(call, response);
                 self.release(leg, answer);
@@ -222,13 +232,19 @@ impl Engine {
             let [source, target] = &mut self.legs;
             let current = source.take().or(target.take());
             self.legs = [current, Some(new.files)];
-            self.descriptor = new.descriptor.into();
+            if let Some(new) = new.descriptor {
+                self.descriptor = new.descriptor.into();
+            }
             return None;
         }
         match route {
             Route::Single(side) => {
                 self.mirror_problem = None;
                 self.legs[side_index(side.other())].take()
+            }
+            Route::Split => {
+                self.mirror_problem = None;
+                self.legs[side_index(Side::Target)].take()
             }
             Route::Mirrored { .. } => None,
         }

@@ -36,7 +36,7 @@ use migration_core::{
 };
 use migration_proto::{route::Descriptor, target::MAP_PARTS};
 
-pub use self::command::{Ask, Command, Inbox, Said, Snapshot, refused};
+pub use self::command::{Ask, Command, Inbox, NewDescriptor, Said, Snapshot, refused};
 use self::{
     memory::Buffers,
     mirror::Mirror,
@@ -141,8 +141,8 @@ struct LegFlush {
 struct NewMirrorLeg {
     call: volume::Call,
     files: LegFiles,
-    descriptor: Box<Descriptor>,
-    descriptor_bytes: Vec<u8>,
+    /// Absent for the leg that the descriptor names already.
+    descriptor: Option<NewDescriptor>,
 }
 
 /// See the module.

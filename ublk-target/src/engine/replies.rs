@@ -4,7 +4,7 @@ use std::sync::mpsc::SyncSender;
 
 use migration_core::{
     map::RoleRecord,
-    route::Route,
+    route::{Route, Side},
     units::{Epoch, Geometry, RegionIndex},
     volume::{
         Call, ChangeError, ClaimError, Comparison, CopierId, Errno, NewMirror, Reply, Report,
@@ -99,8 +99,8 @@ impl Engine {
                 result.err().map(change_refused)
             }
             Ask::Resume => {
-                let was_suspended = self.volume.resume(now, &mut self.effects);
-                Some(Response::Resumed { was_suspended })
+                let ended = self.volume.resume(now, &mut self.effects).map(Into::into);
+                Some(Response::Resumed { ended })
             }
             Ask::OnAuthoritativeFailure(policy) => {
                 self.volume.set_on_authoritative_failure(policy);
@@ -225,7 +225,6 @@ impl Engine {
             epoch,
             leg,
             descriptor,
-            descriptor_bytes,
             deadline_ms,
         } = ask
         else {
@@ -238,15 +237,19 @@ impl Engine {
             Ok(files) => files,
             Err(error) => return Some(refused(Refusal::BadLeg, error.to_string())),
         };
-        let target = Target::AddMirror(NewMirror {
-            descriptor_bytes: descriptor_bytes.len() as u32,
-            descriptor_crc: migration_core::map::checksum(&descriptor_bytes),
-        });
+        let target = match &descriptor {
+            Some(new) => Target::AddMirror(NewMirror {
+                descriptor_bytes: new.bytes.len() as u32,
+                descriptor_crc: migration_core::map::checksum(&new.bytes),
+            }),
+            None => Target::Route(Route::Mirrored {
+                authoritative: Side::Source,
+            }),
+        };
         self.new_mirror = Some(NewMirrorLeg {
             call,
             files,
             descriptor,
-            descriptor_bytes,
         });
         let response = self.change_route(call, epoch, target, deadline_ms);
         if response.is_some()

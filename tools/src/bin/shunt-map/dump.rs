@@ -19,6 +19,7 @@ const RANGES_SHOWN_MAX: usize = 32;
 pub(crate) fn route_text(route: Route) -> String {
     match route {
         Route::Single(side) => format!("single, {side} leg"),
+        Route::Split => "split, source leg authoritative".to_owned(),
         Route::Mirrored { authoritative } => format!("mirrored, {authoritative} leg authoritative"),
     }
 }

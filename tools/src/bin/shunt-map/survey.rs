@@ -164,7 +164,7 @@ impl Survey {
             self.problems
                 .push(format!("descriptor {slot} does not match its checksum"));
         }
-        if chosen.record.route.mirror().is_some() {
+        if chosen.record.route.has_map() {
             self.bitmaps = [Area::Dirty, Area::Intent]
                 .map(|area| bitmap(file, &chosen.record, area))
                 .into();

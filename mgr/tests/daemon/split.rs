@@ -1,0 +1,144 @@
+//! Targets that become copies at an instant, of all volumes of a session or of none.
+
+use migration_proto::manager::{Record, Request, SessionLimits, SessionMode, SwitchPolicy};
+
+use super::fake::Whim;
+use super::world::*;
+
+const SIZE: u64 = 2 * MIB;
+
+fn split() -> Request {
+    Request::Split {
+        session: "s1".to_owned(),
+        max_pause_ms: 1_000,
+    }
+}
+
+fn set(limits: SessionLimits) -> Request {
+    Request::SetSession {
+        session: "s1".to_owned(),
+        limits,
+    }
+}
+
+/// Two volumes whose targets are to be copies, in sync.
+fn in_sync(world: &World) {
+    let mut pairs = Vec::new();
+    for (volume, seed) in [("data", 1), ("log", 2)] {
+        let source = world.lun(&format!("{volume}-source"), SIZE, seed);
+        world.changes(&attach(volume, &source));
+        pairs.push((volume, world.lun(&format!("{volume}-target"), SIZE, 9)));
+    }
+    let pairs: Vec<_> = pairs
+        .iter()
+        .map(|(volume, target)| (*volume, target.as_path()))
+        .collect();
+    let mut request = create("s1", &pairs);
+    if let Request::Create { options, .. } = &mut request {
+        options.mode = SessionMode::Copy;
+    }
+    world.changes(&request);
+    world.changes(&start("s1"));
+    world.wait_for_state("s1", "source-selected");
+}
+
+fn copies_of(world: &World) -> Vec<Option<u64>> {
+    let pairs = world.pairs("s1");
+    pairs.into_iter().map(|pair| pair.copy_of_ms).collect()
+}
+
+#[test]
+fn all_targets_are_copies_of_one_moment_and_take_what_was_written_since() {
+    let mut world = World::new();
+    in_sync(&world);
+    let session = world.session("s1");
+    assert!(session.allowed.contains(&"split".to_owned()), "{session:?}");
+    assert!(
+        !session.allowed.contains(&"switch".to_owned()),
+        "{session:?}"
+    );
+    let refused = world.refused(&switch("s1"));
+    assert!(refused.next.contains("shunt split s1"), "{refused:?}");
+    let said = world.changes(&split());
+    assert!(said.contains("data-target is a copy of"), "{said}");
+    assert_eq!(world.session("s1").state, "split");
+    let copies = copies_of(&world);
+    assert!(copies[0].is_some() && copies[0] == copies[1], "{copies:?}");
+    world.already(&split());
+    // It outlives shuntd.
+    world.stop();
+    world.start();
+    world.wait_for_state("s1", "split");
+    assert_eq!(copies_of(&world), copies);
+    let pairs = world.pairs("s1");
+    assert!(pairs.iter().all(|pair| pair.dirty_bytes > 0), "{pairs:?}");
+    world.changes(&resume("s1"));
+    assert_eq!(copies_of(&world), [None, None]);
+    world.wait_for_state("s1", "source-selected");
+    world.changes(&split());
+    world.changes(&cancel("s1"));
+    assert_eq!(world.session("s1").state, "cancelled");
+}
+
+#[test]
+fn a_volume_that_did_not_hold_long_enough_spoils_the_copy_and_all_are_mirrored_again() {
+    let world = World::new();
+    in_sync(&world);
+    for whim in [Whim::LetGo, Whim::DieAfterRole] {
+        world.set("log", whim);
+        let failure = world.fails(migration_proto::manager::FailureKind::Failed, &split());
+        assert!(failure.cause.contains("pair log"), "{whim:?}: {failure:?}");
+        assert!(failure.next.contains("shunt split s1"), "{failure:?}");
+        assert_eq!(copies_of(&world), [None, None]);
+        world.wait_for_state("s1", "source-selected");
+    }
+    world.set("data", Whim::RefuseRole);
+    let failure = world.fails(migration_proto::manager::FailureKind::Failed, &split());
+    assert!(failure.cause.contains("pair data"), "{failure:?}");
+    world.unset("data", Whim::RefuseRole);
+    world.wait_for_state("s1", "source-selected");
+    // Its successor holds requests in its place.
+    world.set("log", Whim::DieBeforeRole);
+    world.changes(&split());
+    world.wait_for_state("s1", "split");
+}
+
+#[test]
+fn copies_follow_one_another_by_themselves() {
+    let world = World::new();
+    in_sync(&world);
+    let every = |seconds| SessionLimits {
+        every_seconds: Some(seconds),
+        ..SessionLimits::default()
+    };
+    world.changes(&set(SessionLimits {
+        switch: Some(SwitchPolicy::WhenSynced),
+        ..every(1)
+    }));
+    let first = world.wait("the first copy", |world| copies_of(world)[0]);
+    let second = world.wait("another copy", |world| {
+        copies_of(world)[0].filter(|at| *at > first)
+    });
+    world.wait("a third copy", |world| {
+        copies_of(world)[0].filter(|at| *at > second)
+    });
+    // A session that the operator has paused stays as it is.
+    world.wait("it is split", |world| copies_of(world)[0]);
+    world.changes(&set(every(0)));
+    world.wait("no time for another copy is left", |world| {
+        let records = world.records(&Request::Status {
+            session: Some("s1".to_owned()),
+        });
+        records.into_iter().find_map(|record| match record {
+            Record::Session(session) => {
+                (session.options.switch == SwitchPolicy::Manual).then_some(())
+            }
+            _ => None,
+        })
+    });
+    let refused = world.refused(&set(SessionLimits {
+        mode: Some(SessionMode::Mirror),
+        ..every(5)
+    }));
+    assert!(refused.cause.contains("--mode copy"), "{refused:?}");
+}
