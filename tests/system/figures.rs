@@ -38,7 +38,7 @@ impl InUse {
     }
 
     /// Unmounts it, and finds all of it on a LUN.
-    fn is_on(self, host: &Host, volume: &str, lun: &str) {
+    fn must_be_on(self, host: &Host, volume: &str, lun: &str) {
         let Self { mounted, files } = self;
         drop(mounted);
         host.ok(&["detach", volume]);
@@ -139,7 +139,7 @@ fn start_queue_pause_restart_and_cancel() {
     application.goes_on("in-sync");
     host.ok(&["cancel", "third", "--yes"]);
     host.ok(&["cancel", "first", "--yes"]);
-    application.is_on(&host, "two", &legs[2].path);
+    application.must_be_on(&host, "two", &legs[2].path);
     host.ok(&["detach", "one"]);
 }
 
@@ -170,7 +170,7 @@ fn every_loop_of_undo() {
         host.ok(&[ends, session, "--yes"]);
         application.goes_on(&format!("{round}-ended"));
     }
-    application.is_on(&host, "db", &target);
+    application.must_be_on(&host, "db", &target);
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn a_session_that_is_switched_by_itself_and_whose_source_is_retired() {
     wait_until("it is free", || can_be_mounted(&source));
     host.ok(&["retire", "move", "--how", "discard", "--yes"]);
     assert_eq!(kind(&source), "");
-    application.is_on(&host, "db", &target);
+    application.must_be_on(&host, "db", &target);
 }
 
 #[test]
@@ -240,5 +240,5 @@ fn a_disk_is_retired_read_only_and_offline_and_is_so_again_after_a_start() {
     host.ok(&["retire", "move", "--take-back"]);
     assert!(readable());
     application.goes_on("after");
-    application.is_on(&host, "db", &target.path);
+    application.must_be_on(&host, "db", &target.path);
 }

@@ -1,6 +1,7 @@
 //! Whole migrations on real ublk devices. Run by `scripts/test` in a machine, one test at a time.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+mod copies;
 mod cutover;
 mod deaths;
 mod exclusion;
