@@ -31,7 +31,7 @@ pub(crate) enum Checker {
     Answer,
     /// 5: a suspended volume has nothing of the application in flight.
     Drained,
-    /// 12: a copy at an instant stays what it was.
+    /// 23: a copy at an instant stays what it was.
     CopyStays,
     /// 9, 10: stale actors are refused, the present one is not.
     StaleActor,
