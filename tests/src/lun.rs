@@ -164,6 +164,8 @@ impl LoopDevice {
             "losetup",
             &["--find", "--show", "--sector-size", &sector, &name],
         );
+        // A loop device that was read-only when it was let go still is.
+        sh("blockdev", &["--setrw", path.trim()]);
         Self {
             path: path.trim().to_owned(),
             _file: file,

@@ -23,6 +23,8 @@ pub enum Goal {
     Paused,
     /// In sync, the source is authoritative: ready to switch
     SourceSelected,
+    /// The targets are copies at an instant
+    Split,
     /// In sync, the target is authoritative: ready to commit or undo
     TargetSelected,
     /// Ended on the target
@@ -68,6 +70,7 @@ impl Goal {
             Self::Syncing => (&[PairState::Syncing], &[COPIED, ENDED, FAILED]),
             Self::Paused => (&[PairState::Paused], &[ENDED, FAILED]),
             Self::SourceSelected => (&[PairState::SourceSelected], &[ENDED, FAILED]),
+            Self::Split => (&[PairState::Split], &[ENDED, FAILED]),
             Self::TargetSelected => (&[PairState::TargetSelected], &[ENDED, FAILED]),
             Self::Committed => (COMMITTED, &[CANCELLED]),
             Self::Cancelled => (CANCELLED, &[COMMITTED]),
