@@ -28,6 +28,8 @@ pub struct Inspection {
     pub findings: Vec<Finding>,
     /// What is on it.
     pub signatures: Vec<Signature>,
+    /// The label of a copy that was never finished ([`Lun::unfinished`]).
+    pub unfinished: Option<String>,
 }
 
 /// Examines the LUN at `path`. Reads only.
@@ -52,10 +54,12 @@ pub fn inspect(path: &Path, protected: &[&Path]) -> Result<Inspection, OpenError
     // libblkid takes a sector that it cannot read for one without a signature.
     probe(&lun)?;
     let signatures = signatures(&lun)?;
+    let unfinished = lun.unfinished()?;
     Ok(Inspection {
         lun,
         findings,
         signatures,
+        unfinished,
     })
 }
 

@@ -16,10 +16,11 @@
 //! | `openers` | which processes have a LUN open |
 //! | `signature` | what libblkid recognises on a LUN |
 //! | `retire` | making a LUN inaccessible, when that is asked for by name |
+//! | `unfinished` | the label of a LUN that is to become a copy |
 //! | `sysfs`, `proc_text`, `vpd` | reading the kernel's texts and the SCSI pages |
 //! | `kernel` | the system calls: the only unsafe code |
 //!
-//! Absent: any decision. Whether a finding refuses a command is for the caller to say. Nothing but `retire` writes to a LUN.
+//! Absent: any decision. Whether a finding refuses a command is for the caller to say. Nothing but `retire` and `unfinished` writes to a LUN.
 //!
 //! All calls block (they read devices, `/sys`, `/proc` and run `wipefs`): an asynchronous caller gives them a thread.
 
@@ -36,6 +37,7 @@ mod retire;
 mod signature;
 mod stack;
 mod sysfs;
+mod unfinished;
 mod usage;
 mod vpd;
 

@@ -1,5 +1,5 @@
-//! Making a LUN that is no longer used inaccessible, and accessible again. The only part of this crate that changes a LUN, and
-//! only when it is asked for by name.
+//! Making a LUN that is no longer used inaccessible, and accessible again. This changes a LUN, when it
+//! is asked for by name.
 //!
 //! The caller has opened the LUN, exclusively, and made sure that it is the right one and that nobody uses it.
 

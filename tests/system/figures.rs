@@ -242,3 +242,43 @@ fn a_disk_is_retired_read_only_and_offline_and_is_so_again_after_a_start() {
     application.goes_on("after");
     application.must_be_on(&host, "db", &target.path);
 }
+
+#[test]
+fn a_target_that_is_no_copy_yet_is_not_taken_for_one() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    sh("mkfs.ext4", &["-q", "-F", &source]);
+    sh("mkfs.ext4", &["-q", "-F", &target]);
+    host.ok(&["attach", "db", &source]);
+    let pair = format!("db:{target}");
+    host.ok(&["create", "move", &pair, "--overwrite", "--rate", "8MiB"]);
+    assert_eq!(
+        kind(&target),
+        "ext4",
+        "nothing is done to it before the start"
+    );
+    host.ok(&["start", "move"]);
+    wait_until("a part is copied", || {
+        lun::read_megabyte(&source, 20).unwrap() == lun::read_megabyte(&target, 20).unwrap()
+            && host.pair("move")["state"] == "syncing"
+    });
+    assert_eq!(kind(&target), "");
+    assert!(!can_be_mounted(&target));
+    host.ok(&["cancel", "move", "--yes"]);
+    assert!(!can_be_mounted(&target));
+    host.refused(
+        &["attach", "wrong", &target],
+        3,
+        &[&target, "never finished", "session move"],
+    );
+    host.ok(&["create", "again", &pair]);
+    host.ok(&["start", "again"]);
+    host.wait_for("again", "source-selected");
+    assert_eq!(kind(&target), "ext4");
+    host.assert_legs_equal("db", &source, &target);
+    // What it misses from here on makes it no copy again.
+    host.ok(&["pause", "again"]);
+    lun::write_megabyte(&Host::device("db"), 50, 7).unwrap();
+    host.ok(&["cancel", "again", "--yes"]);
+    assert_eq!(kind(&target), "ext4", "the legs were equal when it ended");
+}

@@ -17,6 +17,8 @@ pub(super) struct Candidate {
     pub(super) physical_block_bytes: u32,
     pub(super) findings: Vec<Finding>,
     pub(super) signatures: Vec<Signature>,
+    /// What it says of itself, if it is a copy that was never finished.
+    pub(super) unfinished: Option<String>,
 }
 
 /// A LUN that Shunt uses already.
@@ -49,6 +51,7 @@ pub(super) fn examine(path: &Path, protected: &[PathBuf]) -> Result<Candidate, S
         lun,
         findings,
         signatures,
+        unfinished,
     } = lun::inspect(path, &protected).map_err(|error| error.to_string())?;
     Ok(Candidate {
         lun: LunRow {
@@ -59,6 +62,7 @@ pub(super) fn examine(path: &Path, protected: &[PathBuf]) -> Result<Candidate, S
         physical_block_bytes: lun.physical_block_bytes,
         findings,
         signatures,
+        unfinished,
     })
 }
 
@@ -76,7 +80,14 @@ pub(super) fn identify(path: &Path) -> Result<LunRow, String> {
 pub(super) fn source_refusals(candidate: &Candidate, used: &[Used]) -> Vec<String> {
     match holder_of(candidate, used) {
         Some(holder) => vec![used_already(candidate, holder)],
-        None => common_refusals(candidate),
+        None => {
+            let mut refusals = common_refusals(candidate);
+            refusals.extend(candidate.unfinished.as_ref().map(|of| {
+                let path = candidate.lun.path.display();
+                format!("{path} is a copy that was never finished ({of}): name the LUN that it was to be a copy of")
+            }));
+            refusals
+        }
     }
 }
 
@@ -253,6 +264,7 @@ mod tests {
             physical_block_bytes: 4096,
             findings: Vec::new(),
             signatures: Vec::new(),
+            unfinished: None,
         }
     }
 
@@ -289,6 +301,15 @@ mod tests {
     fn a_fitting_empty_lun_is_accepted() {
         assert_eq!(refusals(&candidate(2), false), Vec::<String>::new());
         assert_eq!(source_refusals(&candidate(2), &[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_copy_that_was_never_finished_is_no_source_and_may_be_a_target() {
+        let mut beginning = candidate(2);
+        beginning.unfinished = Some("volume db, session move".to_owned());
+        assert_eq!(refusals(&beginning, false), Vec::<String>::new());
+        let refusals = source_refusals(&beginning, &[]).join("; ");
+        assert!(refusals.contains("volume db, session move"), "{refusals}");
     }
 
     #[test]

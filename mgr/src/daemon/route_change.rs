@@ -17,7 +17,7 @@ pub(super) const DEADLINE_MS: u64 = 5_000;
 /// (`migration_core::volume::PREPARE_NANOSECONDS_MAX`).
 const CHANGE_SLACK: Duration = Duration::from_secs(90);
 /// How long a volume may take to come back.
-const COME_BACK_MAX: Duration = Duration::from_secs(60);
+pub(super) const COME_BACK_MAX: Duration = Duration::from_secs(60);
 /// How often a change is asked for.
 const ATTEMPTS_MAX: u32 = 4;
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use lun::{Lun, OpenOptions};
 use migration_core::pair::{PairState, Phase};
 use migration_core::route::Side;
 use migration_proto::manager::Failure;
@@ -20,7 +21,8 @@ use super::create::check_target;
 use super::failure::{self, Answer, Done};
 use super::retire::retire_source;
 use super::route_change::{
-    Changed, DEADLINE_MS, NotChanged, add_mirror, is_mirrored_on, mirrored, set_route,
+    COME_BACK_MAX, Changed, DEADLINE_MS, NotChanged, add_mirror, is_mirrored_on, mirrored,
+    set_route,
 };
 use super::schedule;
 use super::split::{self, set_read_only};
@@ -222,7 +224,14 @@ impl Operation {
         } in self.items()?
         {
             let target = whole_leg(&row.target, row.size_bytes);
-            match add_mirror(handle, row, &target).await {
+            let begun = match mark_unfinished(&self.session.name, row).await {
+                Ok(()) => add_mirror(handle, row, &target).await,
+                Err(cause) => Err(NotChanged {
+                    refusal: Some(Refusal::BadLeg),
+                    cause,
+                }),
+            };
+            match begun {
                 Ok(changed) => {
                     let mut changes = self.now_active(&key, row, Side::Source, changed);
                     changes.push(
@@ -531,12 +540,18 @@ impl Operation {
         {
             let route = Route::Single { leg: side.into() };
             let was_split = split::is_split(handle);
+            let is_unfinished = side == Side::Source && !was_split && may_be_dirty(handle).await;
             match set_route(handle, row, route, DEADLINE_MS, false).await {
                 Ok(changed) => {
                     let mut changes = ended_changes(&self.session.name, key.position, row, side);
                     changes.extend(self.open_map(row, side));
                     if let Some(pause_us) = changed.pause_us {
                         changes.push(Change::SetPair(key, PairField::LastPause(pause_us)));
+                    }
+                    if is_unfinished
+                        && let Err(cause) = mark_unfinished(&self.session.name, row).await
+                    {
+                        messages.push(format!("{}: {cause}: it is no copy", row.volume));
                     }
                     if was_split && let Err(cause) = set_read_only(&row.target, false).await {
                         messages.push(format!("{}: {cause}", row.volume));
@@ -649,6 +664,33 @@ async fn retry_mirror(handle: &VolumeHandle) -> Result<(), String> {
         Ok(other) => Err(format!("ublk-target answers with {other:?}")),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// Also if it does not say.
+async fn may_be_dirty(handle: &VolumeHandle) -> bool {
+    let status = handle.status(COME_BACK_MAX).await;
+    status.map_or(true, |status| status.dirty_bytes > 0)
+}
+
+/// Says on the target itself that it is no copy. Nobody uses it.
+async fn mark_unfinished(session: &str, row: &PairRow) -> Result<(), String> {
+    let text = format!("volume {}, session {session}\n", row.volume);
+    let target = row.target.clone();
+    let marked = blocking(move || {
+        let options = OpenOptions {
+            write: true,
+            exclusive: true,
+            ..OpenOptions::default()
+        };
+        let lun = Lun::open(&target.path, &options).map_err(|error| error.to_string())?;
+        target
+            .identity
+            .matches(&lun.identity)
+            .map_err(|mismatch| mismatch.to_string())?;
+        lun.mark_unfinished(&text)
+            .map_err(|error| error.to_string())
+    });
+    marked.await.and_then(|marked| marked)
 }
 
 /// What is recorded when a pair has ended on `side`.

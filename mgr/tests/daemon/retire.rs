@@ -7,6 +7,7 @@ use std::process::Command;
 use lun::{Lun, OpenOptions, signatures};
 use migration_proto::manager::{Request, RetireHow};
 
+use super::fake::Whim;
 use super::world::*;
 
 const SIZE: u64 = 16 * MIB;
@@ -166,4 +167,37 @@ fn only_what_was_left_behind_is_retired() {
     world.changes(&create("s2", &[("db", &target)]));
     let refused = world.refused(&retire(RetireHow::Hold));
     assert!(refused.cause.contains("target of volume db"), "{refused:?}");
+}
+
+#[test]
+fn a_target_that_is_no_copy_says_so() {
+    let world = World::new();
+    let (source, target) = (world.lun("a", SIZE, 3), world.lun("b", SIZE, 0));
+    let said = || {
+        let lun = Lun::open(&target, &OpenOptions::default()).unwrap();
+        lun.unfinished().unwrap()
+    };
+    world.changes(&attach("db", &source));
+    world.changes(&create("s1", &[("db", &target)]));
+    assert_eq!(said(), None);
+    world.set("db", Whim::HoldClaims);
+    world.changes(&start("s1"));
+    assert_eq!(said().as_deref(), Some("volume db, session s1"));
+    world.changes(&cancel("s1"));
+    assert!(said().is_some());
+    let refused = world.refused(&attach("other", &target));
+    assert!(refused.cause.contains("session s1"), "{refused:?}");
+    world.unset("db", Whim::HoldClaims);
+    world.changes(&create("s2", &[("db", &target)]));
+    world.changes(&start("s2"));
+    world.wait_for_state("s2", "source-selected");
+    assert_eq!(said(), None);
+    // It was a copy, and then it missed something.
+    world.set("db", Whim::HoldClaims);
+    world.set("db", Whim::DirtyAtStart);
+    world.kill_ublk_target("db");
+    world.wait_for_state("s2", "syncing");
+    assert_eq!(said(), None);
+    let told = world.changes(&cancel("s2"));
+    assert_eq!(said().as_deref(), Some("volume db, session s2"), "{told}");
 }

@@ -359,7 +359,9 @@ impl Volume {
             while let (Some(region), true) = (next, granted.len() < wanted && seen < dirty) {
                 let state = regions.get(region);
                 let again = state == RegionState::DirtyAgain && !tracks;
-                let allowed = is_claimable(state) && (!again || exclusive < RESERVED_REGIONS_MAX);
+                let turn = tracks || !self.comes_last(region);
+                let allowed =
+                    is_claimable(state) && turn && (!again || exclusive < RESERVED_REGIONS_MAX);
                 if allowed && !self.is_written(region) {
                     granted.push(region);
                     exclusive += usize::from(again);
@@ -382,17 +384,35 @@ impl Volume {
 
     /// All dirty regions are being written: new writes to a few of them wait, so that the copier gets a turn.
     fn reserve(&mut self) {
-        let Some(regions) = &mut self.regions else {
-            return;
-        };
-        let mut next = regions.not_clean().next_from(0);
-        while let (Some(region), true) = (next, self.claims.reserved.len() < RESERVED_REGIONS_MAX) {
-            if is_claimable(regions.get(region)) {
+        let mut from = 0;
+        while let (Some(regions), true) = (
+            &self.regions,
+            self.claims.reserved.len() < RESERVED_REGIONS_MAX,
+        ) {
+            let Some(region) = regions.not_clean().next_from(from) else {
+                return;
+            };
+            let reserves = is_claimable(regions.get(region)) && !self.comes_last(region);
+            if let (true, Some(regions)) = (reserves, &mut self.regions) {
                 regions.set(region, RegionState::Reserved);
                 self.claims.reserved.push(region);
             }
-            next = regions.not_clean().next_from(region.0 + 1);
+            from = region.0 + 1;
         }
+    }
+
+    /// Whether others are copied first: at both ends of a disk programs look for what it holds, and a target that is not yet a copy is
+    /// not to be taken for one.
+    fn comes_last(&self, region: RegionIndex) -> bool {
+        let last = self.record.geometry.regions() - 1;
+        let is_end = |region: RegionIndex| region.0 == 0 || region.0 == last;
+        let Some(regions) = &self.regions else {
+            return false;
+        };
+        let not_clean = regions.not_clean();
+        let ends = [0, last].map(RegionIndex);
+        let ends_not_clean = ends.iter().filter(|end| not_clean.contains(**end)).count();
+        is_end(region) && last > 0 && not_clean.count() > ends_not_clean
     }
 
     fn exclusive_regions(&self) -> usize {

@@ -3,6 +3,7 @@
 mod bench;
 mod cases;
 mod compare;
+mod copying;
 mod failures;
 mod split;
 mod tracking;

@@ -6,6 +6,8 @@ use super::*;
 
 pub(super) const FAULT: Errno = Errno(5);
 
+pub(super) const COPIER: CopierId = CopierId(7);
+
 pub(super) const WRITE: Op = Op::Write {
     force_unit_access: false,
 };
@@ -145,4 +147,30 @@ pub(super) fn answer(tag: u16, result: IoResult) -> Effect {
 pub(super) fn leg(tag: u16, side: Side, op: Op) -> Effect {
     let tag = Tag(tag);
     Effect::Leg { tag, side, op }
+}
+
+pub(super) fn claim(bench: &mut Bench, call: u64) -> Vec<Effect> {
+    bench
+        .volume
+        .claim(COPIER, Call(call), 9, &mut bench.effects);
+    bench.take()
+}
+
+pub(super) fn claimed(call: u64, regions: &[usize]) -> Effect {
+    let regions = regions.iter().copied().map(RegionIndex).collect();
+    Effect::Reply {
+        call: Call(call),
+        reply: Reply::Claimed(regions),
+    }
+}
+
+pub(super) fn report(bench: &mut Bench, regions: &[usize]) -> Vec<Effect> {
+    let regions: Vec<RegionIndex> = regions.iter().copied().map(RegionIndex).collect();
+    let (epoch, now) = (bench.volume.record().epoch, bench.now);
+    let effects = &mut bench.effects;
+    bench
+        .volume
+        .report(now, COPIER, &Report::copied(epoch, &regions), effects)
+        .unwrap();
+    bench.take()
 }

@@ -5,7 +5,6 @@ use alloc::vec::Vec;
 use super::bench::*;
 use super::*;
 
-const COPIER: CopierId = CopierId(7);
 const SECOND: u64 = 1_000_000_000;
 const TO_TARGET: Route = Route::Mirrored {
     authoritative: Side::Target,
@@ -30,32 +29,6 @@ fn write(bench: &mut Bench, block: u64) {
         "the mirror leg is left alone"
     );
     bench.leg(0, Side::Source, Ok(()));
-}
-
-fn claim(bench: &mut Bench, call: u64) -> Vec<Effect> {
-    bench
-        .volume
-        .claim(COPIER, Call(call), 9, &mut bench.effects);
-    bench.take()
-}
-
-fn claimed(call: u64, regions: &[usize]) -> Effect {
-    let regions = regions.iter().copied().map(RegionIndex).collect();
-    Effect::Reply {
-        call: Call(call),
-        reply: Reply::Claimed(regions),
-    }
-}
-
-fn report(bench: &mut Bench, regions: &[usize]) -> Vec<Effect> {
-    let regions: Vec<RegionIndex> = regions.iter().copied().map(RegionIndex).collect();
-    let (epoch, now) = (bench.volume.record().epoch, bench.now);
-    let effects = &mut bench.effects;
-    bench
-        .volume
-        .report(now, COPIER, &Report::copied(epoch, &regions), effects)
-        .unwrap();
-    bench.take()
 }
 
 fn switch_with_rest(bench: &mut Bench) -> Result<Vec<Effect>, ChangeError> {
