@@ -12,7 +12,7 @@
 //! least in sync.
 //!
 //! A verb concerns every pair. It is refused if one pair refuses it, and nothing is then done; it is
-//! done for those pairs that are not there already. Two exceptions:
+//! done for those pairs that are not there already. Three exceptions:
 //!
 //! * An undo is not held up by a pair of which the source is authoritative already, whatever else is
 //!   wrong with that pair. A switch that a crash interrupted half-way can thus always be taken back.
@@ -20,6 +20,7 @@
 //!   after a commit a switch. While the other pairs are not in sync, it does not hold up their end
 //!   either, on whichever side. The role of a pair may have moved by itself while the session ended,
 //!   and there must be a next command.
+//! * A split concerns all pairs or none: copies of one instant are made at one instant.
 
 use crate::pair::{Decision, PairState, Position, Reason, Verb, decide};
 use crate::route::Side;
@@ -97,8 +98,12 @@ pub fn decide_session(verb: Verb, pairs: &[Position]) -> SessionDecision {
             }
         }
     }
+    let left_out = (0..pairs.len()).find(|index| !to_do.contains(index));
     if to_do.is_empty() {
         SessionDecision::Already
+    } else if let (Verb::Split, Some(pair)) = (verb, left_out) {
+        let reason = Reason::Split;
+        SessionDecision::Refuse { pair, reason }
     } else {
         SessionDecision::Do(to_do)
     }
@@ -180,6 +185,23 @@ mod tests {
             state,
             authoritative,
         }
+    }
+
+    #[test]
+    fn a_session_is_split_as_a_whole() {
+        use PairState as P;
+        let decided = |pairs: &[PairState]| {
+            let positions: Vec<Position> = pairs.iter().map(|state| at(*state)).collect();
+            decide_session(Verb::Split, &positions)
+        };
+        let whole = SessionDecision::Do(vec![0, 1]);
+        assert_eq!(decided(&[P::SourceSelected, P::SourceSelected]), whole);
+        assert_eq!(decided(&[P::Split, P::Split]), SessionDecision::Already);
+        let refused = SessionDecision::Refuse {
+            pair: 1,
+            reason: Reason::Split,
+        };
+        assert_eq!(decided(&[P::SourceSelected, P::Split]), refused);
     }
 
     #[test]

@@ -320,7 +320,7 @@ FILE:
         /// Pairs that wait for their turn begin in this order, 100 first [default: 50]
         #[arg(long, value_name = "0-100", value_parser = clap::value_parser!(u8).range(0..=100))]
         priority: Option<u8>,
-        /// When it is switched: manual, when-synced, at:TIME or event:NAME; not before it is in sync [default: manual]
+        /// When it is switched, or with --mode copy split: manual, when-synced, at:TIME or event:NAME; not before it is in sync [default: manual]
         #[arg(long, value_name = "WHEN", value_parser = switch_policy)]
         switch: Option<SwitchPolicy>,
         /// How the source is made inaccessible as soon as the session is committed [default: not at all]
@@ -394,7 +394,7 @@ FILE:
         /// What to do when the authoritative LUN fails to write while both are equal
         #[arg(long, value_enum, value_name = "WHAT", requires = "session")]
         on_authoritative_failure: Option<OnFailure>,
-        /// When it is switched: manual, when-synced, at:TIME or event:NAME; not before it is in sync
+        /// When it is switched, or with --mode copy split: manual, when-synced, at:TIME or event:NAME; not before it is in sync
         #[arg(long, value_name = "WHEN", requires = "session", value_parser = switch_policy)]
         switch: Option<SwitchPolicy>,
         /// By how much the copy may make the latency of applications (99th percentile) grow, such as 20%, or none

@@ -1,4 +1,5 @@
-//! Sessions that are switched, or in `--mode copy` split, by themselves: as soon as all their pairs are in sync, from a time on, or after a signal.
+//! Sessions that are switched, or in `--mode copy` split, by themselves: as soon as all their pairs are in sync, from a time on,
+//! or after a signal.
 //!
 //! The policy is one of the session's options. A switch that does not come about is tried again, later and later. A switch that
 //! was done, and an undo, make the policy `manual`: what the operator, or a failure of the target, has taken back is not
@@ -79,16 +80,20 @@ fn is_due(policy: &SwitchPolicy, now_ms: u64) -> bool {
 }
 
 /// The policy in words.
-pub(super) fn text(policy: &SwitchPolicy) -> String {
+pub(super) fn text(policy: &SwitchPolicy, mode: SessionMode) -> String {
+    let done = match mode {
+        SessionMode::Mirror | SessionMode::Track => "switched",
+        SessionMode::Copy => "split",
+    };
     match policy {
-        SwitchPolicy::Manual => "it is switched when the operator says so".to_owned(),
-        SwitchPolicy::WhenSynced => "it is switched as soon as it is in sync".to_owned(),
+        SwitchPolicy::Manual => format!("it is {done} when the operator says so"),
+        SwitchPolicy::WhenSynced => format!("it is {done} as soon as it is in sync"),
         SwitchPolicy::At(at_ms) => format!(
-            "it is switched as soon as it is in sync, not before {}",
+            "it is {done} as soon as it is in sync, not before {}",
             moments::text(at_ms / 1000)
         ),
         SwitchPolicy::OnEvent(event) => {
-            format!("it is switched as soon as it is in sync, after `shunt signal {event}`")
+            format!("it is {done} as soon as it is in sync, after `shunt signal {event}`")
         }
     }
 }
@@ -137,7 +142,7 @@ pub(super) fn after_split(session: &SessionRow, now_ms: u64) -> Vec<Change> {
 }
 
 fn with_policy(session: &SessionRow, policy: SwitchPolicy, why: &str) -> Vec<Change> {
-    let what = format!("{why}: {}", text(&policy));
+    let what = format!("{why}: {}", text(&policy, session.options.mode));
     let options = SessionOptions {
         switch: policy,
         ..session.options.clone()
@@ -227,7 +232,11 @@ impl Owner {
             let mut messages = Vec::new();
             for row in &rows {
                 let policy = SwitchPolicy::WhenSynced;
-                messages.push(format!("session {}: {}", row.name, text(&policy)));
+                messages.push(format!(
+                    "session {}: {}",
+                    row.name,
+                    text(&policy, row.options.mode)
+                ));
                 changes.extend(with_policy(row, policy, &why));
             }
             context.record(&object, changes).await?;

@@ -140,7 +140,7 @@ fn changed(
         .filter(|policy| **policy != options.switch)
     {
         options.switch = policy.clone();
-        said.push(schedule::text(policy));
+        said.push(schedule::text(policy, limits.mode.unwrap_or(options.mode)));
     }
     if let Some(percent) = limits
         .max_latency_impact_percent
