@@ -571,6 +571,8 @@ impl Volume {
             (Route::Mirrored { .. }, Route::Mirrored { .. }) => {}
             (Route::Split, _) if self.breaks(Rule::SplitHolds) => {}
             (Route::Split, _) => {
+                // Maybe nothing comes to be held.
+                self.counters.last_pause = 0;
                 self.gate.suspension = Some(Suspension {
                     call: None,
                     deadline: change.deadline,

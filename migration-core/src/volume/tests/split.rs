@@ -9,6 +9,7 @@ const TO_SOURCE: Route = Route::Mirrored {
 /// A volume that has just been split, and holds requests.
 fn split() -> Bench {
     let mut bench = Bench::new(Side::Source);
+    bench.volume.counters.last_pause = 9;
     let effects = bench.change(Route::Split);
     let effects = bench.flush(&effects, Ok(()));
     let effects = bench.flush(&effects, Ok(()));
@@ -46,6 +47,18 @@ fn requests_are_held_until_the_volume_is_resumed_and_the_target_is_not_written_a
     let opened = bench.volume.open_copier(CopierId(1));
     assert_eq!(opened, Err(ClaimError::NotMirrored));
     assert!(!resume(&mut bench).0);
+}
+
+#[test]
+fn the_pause_of_a_split_is_its_own() {
+    let mut bench = split();
+    resume(&mut bench);
+    assert_eq!(bench.volume.counters().last_pause, 0);
+    let mut bench = split();
+    bench.request(0, WRITE, 0);
+    bench.now = bench.now.plus(5);
+    resume(&mut bench);
+    assert_eq!(bench.volume.counters().last_pause, 5);
 }
 
 #[test]
