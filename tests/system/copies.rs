@@ -199,8 +199,18 @@ fn a_copy_can_be_read_by_others_survives_every_process_and_is_mirrored_onto_when
     let said = host.shunt(&["resume", "copy"]);
     assert!(REFUSED_OR_FAILED.contains(&said.code), "{said:?}");
     assert!(said.error.contains("next:"), "{said:?}");
+    host.wait_for("copy", "split");
     drop(read);
     assert_eq!(lun::checksum(&target.path), copy);
+    // Nobody knows what was written to it meanwhile.
+    sh("blockdev", &["--setrw", &target.path]);
+    host.refused(
+        &["resume", "copy"],
+        3,
+        &[&target.path, "writable", "shunt cancel copy"],
+    );
+    host.wait_for("copy", "split");
+    sh("blockdev", &["--setro", &target.path]);
     host.ok(&["resume", "copy"]);
     host.wait_until_in_sync("copy");
     drop(mounted);

@@ -159,6 +159,9 @@ impl Operation {
     pub(super) async fn mirror_split_again(&self) -> Result<Vec<String>, Failure> {
         let items = self.items()?;
         let split: Vec<&Item<'_>> = items.iter().filter(|item| is_split(item.handle)).collect();
+        for item in split.iter().filter(|item| item.row.phase == Phase::Split) {
+            self.require_unwritten(item.row).await?;
+        }
         let mut changes = Vec::new();
         // From here on they are copies no more.
         for item in &split {
@@ -181,13 +184,43 @@ impl Operation {
             if let Some(cause) = &problem {
                 problems.push(format!("pair {}: {cause}", item.row.volume));
             }
-            let changes = vec![
-                Change::SetPair(item.key.clone(), PairField::Problem(problem)),
-                self.note(item.row, what),
-            ];
+            let set = |field| Change::SetPair(item.key.clone(), field);
+            let mut changes = vec![self.note(item.row, what)];
+            if problem.is_some() && is_split(item.handle) {
+                // Nothing was written to it: it is what it was.
+                changes.push(set(PairField::Phase(item.row.phase)));
+                changes.push(set(PairField::CopyOf(item.row.copy_of_ms)));
+            }
+            changes.push(set(PairField::Problem(problem)));
             self.record(changes).await?;
         }
         Ok(problems)
+    }
+}
+
+impl Operation {
+    /// What somebody else wrote to a copy is not in the map: mirrored again it would count as equal.
+    async fn require_unwritten(&self, row: &PairRow) -> Result<(), Failure> {
+        let target = row.target.clone();
+        let read_only = blocking(move || {
+            let lun = Lun::open(&target.path, &OpenOptions::default());
+            lun.map(|lun| lun.read_only || target.identity.kind == Kind::RegularFile)
+                .map_err(|error| error.to_string())
+        });
+        let cause = match read_only.await.and_then(|read_only| read_only) {
+            Ok(true) => return Ok(()),
+            Ok(false) => format!(
+                "{} was made writable, and may hold what Shunt has not written",
+                row.target.path.display()
+            ),
+            Err(cause) => cause,
+        };
+        let object = failure::pair(&self.session.name, &row.volume);
+        let next = format!(
+            "`shunt cancel {}`, and a new session, which copies everything",
+            self.session.name
+        );
+        Err(failure::refused(object, cause, next))
     }
 }
 
@@ -239,7 +272,10 @@ async fn mirror_again(handle: &VolumeHandle, row: &PairRow) -> Result<(), String
     match set_route(handle, row, route, DEADLINE_MS, false).await {
         Ok(_) => Ok(()),
         Err(NotChanged { cause, .. }) => {
-            if let Err(cause) = set_read_only(&row.target, true).await {
+            // Otherwise it has come about after all.
+            if is_split(handle)
+                && let Err(cause) = set_read_only(&row.target, true).await
+            {
                 warn!("{cause}");
             }
             Err(cause)
