@@ -21,6 +21,26 @@ pub fn seconds(text: &str) -> Option<u64> {
     u64::try_from(time.as_secs()).ok()
 }
 
+/// A time of the day such as `22:00`, in minutes after midnight.
+#[must_use]
+pub fn minute(text: &str) -> Option<u16> {
+    // An offset from UTC would be read and left out of account.
+    let plain = |byte: u8| byte.is_ascii_digit() || byte == b':';
+    let time: Time = text.parse().ok().filter(|_| text.bytes().all(plain))?;
+    let whole = time.second() == 0 && time.subsec_nanosecond() == 0;
+    whole.then(|| minutes_of(time))
+}
+
+/// The minute of the day that clocks here show.
+#[must_use]
+pub fn minute_now() -> u16 {
+    minutes_of(Zoned::now().time())
+}
+
+fn minutes_of(time: Time) -> u16 {
+    u16::from(time.hour().unsigned_abs()) * 60 + u16::from(time.minute().unsigned_abs())
+}
+
 /// A moment in milliseconds since 1970: with a zone (`2026-11-21T22:00:00Z`), in local time (`2026-11-21 22:00`), or the
 /// next time that a clock here shows that (`22:00`).
 ///

@@ -35,7 +35,7 @@
 //! | queued | otherwise | paused if the session is, else queued |
 //! | starting | ours | as active |
 //! | starting | otherwise | queued |
-//! | active | ours | degraded, else paused, else tracking if it tracks, else syncing if dirty, else source- or target-selected |
+//! | active | ours | degraded, else paused (also outside its hours, if there is something to copy), else tracking if it tracks, else syncing if dirty, else source- or target-selected |
 //! | active | split from ours | paused |
 //! | active | otherwise | needs-recovery |
 //! | splitting | ours, or split from it | splitting |
@@ -365,6 +365,8 @@ pub struct Facts {
     pub comparing: bool,
     /// Whether the leg that is not used any more was made inaccessible.
     pub retired: bool,
+    /// Whether it is not to be copied at this time of the day.
+    pub outside_hours: bool,
 }
 
 /// The state together with the side that rules.
@@ -447,7 +449,7 @@ impl Facts {
         let authoritative = seen.mirrored()?;
         Some(if seen.degraded {
             PairState::Degraded
-        } else if self.paused {
+        } else if self.paused || (self.outside_hours && (seen.tracks || seen.dirty)) {
             PairState::Paused
         } else if seen.tracks {
             PairState::Tracking
@@ -463,7 +465,8 @@ impl Facts {
     /// Whether the pair is to be started when there is a place for it.
     #[must_use]
     pub fn wants_place(&self) -> bool {
-        matches!(self.phase, Phase::Queued) && matches!(self.position().state, PairState::Queued)
+        let queued = matches!(self.phase, Phase::Queued);
+        queued && !self.outside_hours && matches!(self.position().state, PairState::Queued)
     }
 
     /// Whether the pair has a place: it is being copied, or is about to be.
@@ -608,7 +611,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotStarted => "it has not been started",
-            Self::Queued => "other pairs are being copied first",
+            Self::Queued => "it waits for its turn",
             Self::Split => "the target is a copy that is left alone",
             Self::NotInSync => "the two legs are not in sync",
             Self::MirrorFailed => "the leg that is not authoritative has failed",

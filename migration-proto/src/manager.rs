@@ -193,6 +193,10 @@ pub struct SessionLimits {
     pub mode: Option<SessionMode>,
     /// As [`SessionOptions::every_seconds`].
     pub every_seconds: Option<u64>,
+    /// As [`SessionOptions::hours`].
+    pub hours: Option<Hours>,
+    /// As [`SessionOptions::start_at_ms`].
+    pub start_at_ms: Option<u64>,
     /// As [`CutoverOptions::action`].
     pub cutover_action: Option<CutoverAction>,
     /// As [`CutoverOptions::attempts`].
@@ -269,6 +273,39 @@ impl RetireHow {
             Self::Hold => "hold",
             Self::WipeSignatures => "wipe-signatures",
             Self::Discard => "discard",
+        }
+    }
+}
+
+/// Hours of the day, in local time: from one minute after midnight until another one, over midnight if that is earlier. Two equal
+/// ones are the whole day.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Hours {
+    /// The first minute.
+    pub from_minute: u16,
+    /// The first minute after.
+    pub to_minute: u16,
+}
+
+impl Hours {
+    /// Whether that is the whole day.
+    #[must_use]
+    pub const fn is_always(self) -> bool {
+        self.from_minute == self.to_minute
+    }
+
+    /// Whether a minute of the day is one of them.
+    #[must_use]
+    pub const fn contains(self, minute: u16) -> bool {
+        let Self {
+            from_minute: from,
+            to_minute: to,
+        } = self;
+        if from < to {
+            from <= minute && minute < to
+        } else {
+            from <= minute || minute < to || self.is_always()
         }
     }
 }
@@ -367,6 +404,10 @@ pub struct SessionOptions {
     pub mode: SessionMode,
     /// In [`SessionMode::Copy`]: so long after a split another one is made, in seconds; 0: none. At most [`EVERY_SECONDS_MAX`].
     pub every_seconds: u64,
+    /// When its pairs are copied.
+    pub hours: Hours,
+    /// When it is started by itself, in milliseconds since 1970; 0: not at all.
+    pub start_at_ms: u64,
     /// How it is switched while it tracks.
     pub cutover: CutoverOptions,
     /// How the source is made inaccessible as soon as the session is committed; `None`: not by itself.
@@ -386,6 +427,8 @@ impl Default for SessionOptions {
             max_latency_impact_percent: 0,
             mode: SessionMode::Mirror,
             every_seconds: 0,
+            hours: Hours::default(),
+            start_at_ms: 0,
             cutover: CutoverOptions::default(),
             retire: None,
         }

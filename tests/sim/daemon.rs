@@ -293,6 +293,7 @@ impl Daemon {
             seen,
             comparing: false,
             retired: false,
+            outside_hours: false,
         }
     }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
 use migration_proto::manager::{
-    CutoverAction, CutoverOptions, EVERY_SECONDS_MAX, PairSpec, RetireHow, SessionLimits,
-    SessionMode, SwitchPolicy, VerifyPolicy,
+    CutoverAction, CutoverOptions, PairSpec, RetireHow, SessionLimits, SessionMode, SwitchPolicy,
+    VerifyPolicy,
 };
 use migration_proto::route::Side;
 use migration_proto::target::OnAuthoritativeFailure;
@@ -16,6 +16,7 @@ use migration_proto::target::OnAuthoritativeFailure;
 use super::exit;
 use super::session_file::{Format, NO_IMPACT_LIMIT, UNLIMITED};
 use super::state::Goal;
+use super::when::When;
 use crate::moments;
 
 /// The variable that names the socket of shuntd.
@@ -128,9 +129,6 @@ pub struct CutoverChoice {
     /// What writes do to the target [default: mirror]
     #[arg(long, requires = "session", value_enum, value_name = "HOW")]
     mode: Option<Mode>,
-    /// With --mode copy: so long after a copy the next one is made, such as 1h, or never [default: never]
-    #[arg(long, requires = "session", value_name = "TIME", value_parser = every)]
-    every: Option<u64>,
     /// With --mode track: what follows when what is left does not fit the pause of a switch [default: retry]
     #[arg(long, requires = "session", value_enum, value_name = "WHAT")]
     cutover_action: Option<OnMisfit>,
@@ -153,7 +151,6 @@ impl CutoverChoice {
                 Mode::Track => SessionMode::Track,
                 Mode::Copy => SessionMode::Copy,
             }),
-            every_seconds: self.every,
             cutover_action: self.cutover_action.map(|action| match action {
                 OnMisfit::Retry => CutoverAction::Retry,
                 OnMisfit::Defer => CutoverAction::Defer,
@@ -299,7 +296,7 @@ FILE:
         /// Everything from this file, in the form that show prints; - is standard input
         #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
               conflicts_with_all = ["session", "pairs", "overwrite", "detect_zeroes", "verify",
-                                    "on_authoritative_failure", "rate", "priority", "switch", "mode",
+                                    "on_authoritative_failure", "rate", "priority", "switch", "mode", "every", "window_hours", "start_at",
                                     "max_latency_impact", "retire", "cutover_action", "attempts", "cutover_duration", "throttle_floor"])]
         file: Option<PathBuf>,
         /// Accept targets that hold a file system or a partition table: what they hold is lost
@@ -332,6 +329,9 @@ FILE:
         /// How it is written and switched
         #[command(flatten)]
         cutover: CutoverChoice,
+        /// When it begins, copies, and is split
+        #[command(flatten)]
+        when: When,
     },
     /// Check everything that create would check, and estimate what the session would take
     ///
@@ -374,12 +374,12 @@ FILE:
     #[command(after_help = "EXAMPLES:
   shunt set s1 --rate 100MiB
   shunt set s1 --rate unlimited --priority 90
-  shunt set s1 --switch at:22:00
+  shunt set s1 --switch at:22:00 --window-hours 20:00-06:00
   shunt set s1 --max-latency-impact 20%
   shunt set s1 --mode track --cutover-action abort
   shunt set --max-pairs 8")]
     #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
-        .args(["rate", "priority", "on_authoritative_failure", "switch", "max_pairs", "mode", "every",
+        .args(["rate", "priority", "on_authoritative_failure", "switch", "max_pairs", "mode", "every", "window_hours", "start_at",
                 "max_latency_impact", "cutover_action", "attempts", "cutover_duration", "throttle_floor"]))]
     Set {
         /// The session
@@ -403,6 +403,9 @@ FILE:
         /// How it is written and switched
         #[command(flatten)]
         cutover: CutoverChoice,
+        /// When it begins, copies, and is split
+        #[command(flatten)]
+        when: When,
         /// How many pairs of all sessions are copied at once; 4 unless it was set
         #[arg(long, value_name = "NUMBER", conflicts_with = "session")]
         max_pairs: Option<u32>,
@@ -857,16 +860,6 @@ pub(super) fn switch_policy_text(policy: &SwitchPolicy) -> String {
     }
 }
 
-/// A number of seconds; 0: never.
-pub(super) fn every(text: &str) -> Result<u64, String> {
-    match text {
-        "never" => Ok(0),
-        _ => moments::seconds(text)
-            .filter(|seconds| (1..=EVERY_SECONDS_MAX).contains(seconds))
-            .ok_or_else(|| "not never, or a time such as 30m or 1h, up to a year".to_owned()),
-    }
-}
-
 fn timeout(text: &str) -> Result<Duration, String> {
     seconds(text).ok_or_else(|| format!("not a number of seconds from 0 to {SECONDS_MAX}"))
 }
@@ -933,16 +926,6 @@ mod tests {
         }
         for wrong in ["", "at", "at:", "at:soon", "event:", "later", "manual:x"] {
             switch_policy(wrong).unwrap_err();
-        }
-    }
-
-    #[test]
-    fn times_between_copies_are_written_as_people_do() {
-        for (text, seconds) in [("never", 0), ("90s", 90), ("1h", 3600), ("1h 30m", 5400)] {
-            assert_eq!(every(text), Ok(seconds), "{text}");
-        }
-        for wrong in ["", "0s", "-1h", "1h ago", "soon", "400d", "1.5"] {
-            every(wrong).unwrap_err();
         }
     }
 

@@ -23,6 +23,7 @@ pub mod session_file;
 pub mod state;
 mod verify;
 pub mod wait;
+mod when;
 
 use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::Path;
@@ -107,6 +108,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             retire,
             max_latency_impact,
             cutover,
+            when,
         } => {
             if let Some(file) = file {
                 return change(&global, &session_file::request(&file)?);
@@ -124,7 +126,9 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                     switch: switch.unwrap_or_default(),
                     max_latency_impact_percent: max_latency_impact.unwrap_or(0),
                     mode: cutover.mode(),
-                    every_seconds: cutover.limits().every_seconds.unwrap_or(0),
+                    every_seconds: when.every.unwrap_or(0),
+                    hours: when.window_hours.unwrap_or_default(),
+                    start_at_ms: when.start_at.unwrap_or(0),
                     cutover: cutover.options(),
                     retire: retire.map(Into::into),
                 },
@@ -223,6 +227,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             switch,
             max_latency_impact,
             cutover,
+            when,
             max_pairs,
         } => {
             let limits = SessionLimits {
@@ -231,6 +236,9 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                 on_authoritative_failure: on_authoritative_failure.map(Into::into),
                 switch,
                 max_latency_impact_percent: max_latency_impact,
+                every_seconds: when.every,
+                hours: when.window_hours,
+                start_at_ms: when.start_at,
                 ..cutover.limits()
             };
             let request = match (session, max_pairs) {

@@ -7,6 +7,7 @@ use migration_proto::manager::{
 use migration_proto::route::Side;
 
 use super::args;
+use super::when;
 use crate::moments;
 use crate::units::{self, printable};
 
@@ -259,9 +260,19 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
             ),
         },
     };
+    let hours = match session.options.hours {
+        hours if hours.is_always() => String::new(),
+        hours => format!(", copied {} only", when::hours_text(hours)),
+    };
+    let start = match session.options.start_at_ms {
+        at_ms if at_ms != 0 && session.state == "setup" => {
+            format!(", started at {}", moments::text(at_ms / 1000))
+        }
+        _ => String::new(),
+    };
     notes.push_str(&session.cutover.as_ref().map_or_else(String::new, cutover));
     format!(
-        "session {name}: {}, {}, priority {}{limit}{switch}{mode}, created {}\n{}{notes}  you may now: {}\n",
+        "session {name}: {}, {}, priority {}{limit}{switch}{mode}{hours}{start}, created {}\n{}{notes}  you may now: {}\n",
         printable(&session.state),
         count(session.pairs, "pair"),
         session.options.priority,

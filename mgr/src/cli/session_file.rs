@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use migration_proto::manager::{
-    CutoverAction, CutoverOptions, JSON_SCHEMA, PRIORITY_DEFAULT, PRIORITY_MAX, PairRecord,
+    CutoverAction, CutoverOptions, Hours, JSON_SCHEMA, PRIORITY_DEFAULT, PRIORITY_MAX, PairRecord,
     PairSpec, Record, Request, RetireHow, SessionMode, SessionOptions, SessionRecord, SwitchPolicy,
     Verification, VerifyPolicy,
 };
@@ -17,7 +17,7 @@ use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::problem::Problem;
-use super::{args, render};
+use super::{args, render, when};
 use crate::moments;
 
 /// The largest file that is read, in bytes.
@@ -70,6 +70,20 @@ struct SessionFile<S, P> {
         deserialize_with = "read_every"
     )]
     every: u64,
+    #[serde(
+        default,
+        skip_serializing_if = "is_always",
+        serialize_with = "write_hours",
+        deserialize_with = "read_hours"
+    )]
+    window_hours: Hours,
+    #[serde(
+        default,
+        skip_serializing_if = "is_never",
+        serialize_with = "write_start_at",
+        deserialize_with = "read_start_at"
+    )]
+    start_at: u64,
     #[serde(default)]
     cutover_action: CutoverAction,
     #[serde(default = "attempts_default", deserialize_with = "read_attempts")]
@@ -150,12 +164,35 @@ fn is_never(seconds: &u64) -> bool {
 }
 
 fn read_every<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
-    args::every(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    when::every(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref)]
 fn write_every<S: Serializer>(seconds: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&format!("{seconds}s"))
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref)]
+fn is_always(hours: &Hours) -> bool {
+    hours.is_always()
+}
+
+fn read_hours<'a, D: Deserializer<'a>>(deserializer: D) -> Result<Hours, D::Error> {
+    when::hours(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref)]
+fn write_hours<S: Serializer>(hours: &Hours, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&when::hours_text(*hours))
+}
+
+fn read_start_at<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
+    when::start_at(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref)]
+fn write_start_at<S: Serializer>(at_ms: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&when::start_at_text(*at_ms))
 }
 
 fn attempts_default() -> u32 {
@@ -276,6 +313,8 @@ fn parse(text: &str) -> Result<Request, String> {
             max_latency_impact_percent: file.max_latency_impact,
             mode: file.mode,
             every_seconds: file.every,
+            hours: file.window_hours,
+            start_at_ms: file.start_at,
             cutover: CutoverOptions {
                 action: file.cutover_action,
                 attempts: file.attempts,
@@ -327,6 +366,8 @@ pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) 
         max_latency_impact: session.options.max_latency_impact_percent,
         mode: session.options.mode,
         every: session.options.every_seconds,
+        window_hours: session.options.hours,
+        start_at: session.options.start_at_ms,
         cutover_action: session.options.cutover.action,
         attempts: session.options.cutover.attempts,
         cutover_duration: session.options.cutover.duration_seconds,
@@ -384,6 +425,8 @@ priority = 70
 switch = "event:backup-done"
 mode = "copy"
 every = "1h 30m"
+window-hours = "22:00-06:00"
+start-at = "2030-01-02 03:04:05Z"
 cutover-action = "abort"
 throttle-floor = "2MiB"
 max-latency-impact = "20%"
@@ -418,6 +461,11 @@ state = "syncing"
                 switch: SwitchPolicy::OnEvent("backup-done".to_owned()),
                 mode: SessionMode::Copy,
                 every_seconds: 5400,
+                hours: Hours {
+                    from_minute: 22 * 60,
+                    to_minute: 6 * 60,
+                },
+                start_at_ms: 1_893_553_445_000,
                 cutover: CutoverOptions {
                     action: CutoverAction::Abort,
                     floor_bytes_per_second: 2 << 20,
@@ -438,17 +486,18 @@ state = "syncing"
             ("priority = 70", "priorty = 70", ["line 5", "priorty"]),
             ("10MiB", "fast", ["line 4, rate", "100MiB"]),
             ("read-back", "perhaps", ["line 3, verify", "perhaps"]),
-            ("/dev/c", "c", ["line 22, target", "not absolute"]),
-            ("volume = \"db\"", "", ["line 16", "volume"]),
-            ("[[pair]]", "[[pair]", ["line 16", ""]),
+            ("/dev/c", "c", ["line 24, target", "not absolute"]),
+            ("volume = \"db\"", "", ["line 18", "volume"]),
+            ("[[pair]]", "[[pair]", ["line 18", ""]),
             (
                 "event:backup-done",
                 "soon",
                 ["line 6, switch", "when-synced"],
             ),
             ("1h 30m", "soon", ["line 8, every", "30m"]),
-            ("20%", "much", ["line 11, max-latency-impact", "20%"]),
-            ("2MiB", "unlimited", ["line 10, throttle-floor", "4MiB"]),
+            ("22:00-06:00", "night", ["line 9, window-hours", "06:00"]),
+            ("20%", "much", ["line 13, max-latency-impact", "20%"]),
+            ("2MiB", "unlimited", ["line 12, throttle-floor", "4MiB"]),
             ("session = \"night\"", "", ["session", "missing"]),
             ("priority = 70", "rate = \"1MiB\"", ["line 5", "duplicate"]),
         ] {

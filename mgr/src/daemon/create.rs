@@ -10,7 +10,7 @@ use migration_proto::manager::{Failure, PRIORITY_MAX, SessionOptions};
 use super::checks::{self, Candidate, Fit, Used};
 use super::context::{Context, blocking, note, now_ms};
 use super::failure::{self, Answer, Done};
-use super::{cutover, schedule, split};
+use super::{cutover, hours, schedule, split};
 use crate::store::{Change, Lock, LunRow, PairRow, SessionRow, VolumeRow, lock_key};
 
 /// What is asked for.
@@ -136,6 +136,9 @@ pub(super) fn check_request(
         );
         return Err(failure::refused(object, cause, again));
     }
+    hours::check(options)
+        .and_then(|()| hours::check_start(options.start_at_ms))
+        .map_err(|cause| failure::refused(&object, cause, again))?;
     split::check(options).map_err(|cause| failure::refused(&object, cause, again))?;
     schedule::check(&options.switch).map_err(|cause| failure::refused(&object, cause, again))?;
     cutover::check(options).map_err(|cause| failure::refused(&object, cause, again))?;

@@ -46,6 +46,7 @@ mod cutover;
 mod failure;
 mod feed;
 mod gauge;
+mod hours;
 mod link;
 mod paths;
 mod plan;
@@ -413,7 +414,9 @@ impl Owner {
             } => self.finished(&busy, answer, reply),
         }
         self.fill_places();
+        self.start_what_is_due();
         self.switch_what_is_due();
+        self.keep_hours();
         self.pace_cutovers();
         self.tell_states();
     }

@@ -10,6 +10,7 @@ use migration_core::pair::Facts;
 use migration_core::session::{self, Waiting};
 
 use super::{Busy, Owner};
+use crate::moments;
 use crate::store::{PairKey, SessionRow};
 
 /// The pairs that are copied, and those that wait.
@@ -89,6 +90,9 @@ impl Owner {
         session: &SessionRow,
         pairs: Vec<usize>,
     ) -> (Vec<usize>, Vec<usize>) {
+        if !session.options.hours.contains(moments::minute_now()) {
+            return (Vec::new(), pairs);
+        }
         let admitted = self.admitted(Some((session, &pairs)));
         pairs.into_iter().partition(|position| {
             let is_it = |key: &PairKey| key.session == session.name && key.position == *position;

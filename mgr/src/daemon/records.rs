@@ -16,6 +16,7 @@ use super::route_change::is_paired_with;
 use super::verbs::lun_of;
 use super::verify::Comparison;
 use super::volume::View;
+use crate::moments;
 use crate::store::{Model, Note, PairRow, SessionRow, VolumeRow, VolumeState};
 
 /// What a volume's status means for a pair.
@@ -59,6 +60,7 @@ pub(super) fn facts(
         seen,
         comparing,
         retired: pair.retired.is_some(),
+        outside_hours: !session.options.hours.contains(moments::minute_now()),
     }
 }
 

@@ -28,9 +28,18 @@ const AGAIN_MAX: Duration = Duration::from_secs(300);
 
 /// What is due, and was tried: another verb, or another time, is another matter.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Matter {
+pub(super) struct Matter {
     verb: Verb,
     policy: SwitchPolicy,
+}
+
+impl Matter {
+    pub(super) const fn start(at_ms: u64) -> Self {
+        Self {
+            verb: Verb::Start,
+            policy: SwitchPolicy::At(at_ms),
+        }
+    }
 }
 
 /// When what is due is tried again.
@@ -156,7 +165,7 @@ fn with_policy(session: &SessionRow, policy: SwitchPolicy, why: &str) -> Vec<Cha
 impl Owner {
     /// Begins the switches that are due.
     pub(super) fn switch_what_is_due(&mut self) {
-        let (now, now_ms) = (Instant::now(), now_ms());
+        let now_ms = now_ms();
         let is_free = |row: &&SessionRow| !self.busy.contains_key(&Busy::Session(row.name.clone()));
         let due: Vec<SessionRow> = self
             .model
@@ -175,14 +184,20 @@ impl Owner {
                 verb,
                 policy: row.options.switch.clone(),
             };
-            if !self.attempts.may_begin(&row.name, &matter, now) {
-                continue;
-            }
-            self.attempts.begin(&row.name, matter, now);
-            if let Err(failure) = self.do_by_itself(&row, verb) {
-                let what = format!("the {verb} that is due is refused: {}", failure.cause);
-                self.record_aside(vec![note(Some(&row.name), None, what)]);
-            }
+            self.try_by_itself(&row, matter);
+        }
+    }
+
+    /// Does what is due, unless it was tried a moment ago.
+    pub(super) fn try_by_itself(&mut self, row: &SessionRow, matter: Matter) {
+        let (now, verb) = (Instant::now(), matter.verb);
+        if !self.attempts.may_begin(&row.name, &matter, now) {
+            return;
+        }
+        self.attempts.begin(&row.name, matter, now);
+        if let Err(failure) = self.do_by_itself(row, verb) {
+            let what = format!("the {verb} that is due is refused: {}", failure.cause);
+            self.record_aside(vec![note(Some(&row.name), None, what)]);
         }
     }
 

@@ -8,7 +8,8 @@ use tokio::sync::oneshot;
 use super::context::note;
 use super::failure::{self, Done};
 use super::{Busy, Owner};
-use super::{cutover, schedule, split};
+use super::{cutover, hours, schedule, split};
+use crate::moments;
 use crate::store::{Change, SessionRow};
 
 type Reply = oneshot::Sender<Response>;
@@ -36,8 +37,15 @@ impl Owner {
                 failure::refused(object, cause, "give another --switch"),
             );
         }
+        if let Err(cause) = limits.start_at_ms.map_or(Ok(()), hours::check_start) {
+            let next = "give another --start-at";
+            return Self::refuse(reply, failure::refused(object, cause, next));
+        }
         let (options, said) = changed(row, limits);
-        if let Err(cause) = cutover::check(&options).and_then(|()| split::check(&options)) {
+        if let Err(cause) = cutover::check(&options)
+            .and_then(|()| split::check(&options))
+            .and_then(|()| hours::check(&options))
+        {
             let next = "give other limits";
             return Self::refuse(reply, failure::refused(object, cause, next));
         }
@@ -171,6 +179,20 @@ fn changed(
         said.push(match seconds {
             0 => "no other copy follows by itself".to_owned(),
             seconds => format!("another copy is made {seconds} s after each"),
+        });
+    }
+    if let Some(hours) = limits.hours.filter(|hours| *hours != options.hours) {
+        options.hours = hours;
+        said.push(hours::text(hours));
+    }
+    if let Some(at_ms) = limits
+        .start_at_ms
+        .filter(|at_ms| *at_ms != options.start_at_ms)
+    {
+        options.start_at_ms = at_ms;
+        said.push(match at_ms {
+            0 => "it is started by hand".to_owned(),
+            at_ms => format!("it is started at {}", moments::text(at_ms / 1000)),
         });
     }
     let cutover = CutoverOptions {

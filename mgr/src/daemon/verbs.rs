@@ -19,6 +19,7 @@ use super::checks::Used;
 use super::context::{Context, blocking, note};
 use super::create::check_target;
 use super::failure::{self, Answer, Done};
+use super::hours;
 use super::retire::retire_source;
 use super::route_change::{
     COME_BACK_MAX, Changed, DEADLINE_MS, NotChanged, add_mirror, is_mirrored_on, mirrored,
@@ -28,6 +29,7 @@ use super::schedule;
 use super::split::{self, set_read_only};
 use super::volume::VolumeHandle;
 use crate::copier::Copier;
+use crate::moments;
 use crate::store::{
     Change, Lock, OpenMapRow, PairField, PairKey, PairRow, SessionRow, VolumeRow, lock_key,
 };
@@ -119,7 +121,7 @@ impl Operation {
         Ok(())
     }
 
-    async fn stop_copiers(&mut self) -> Result<Vec<Change>, Failure> {
+    pub(super) async fn stop_copiers(&mut self) -> Result<Vec<Change>, Failure> {
         let copiers = std::mem::take(&mut self.copiers);
         let changes = copiers
             .iter()
@@ -163,16 +165,27 @@ impl Operation {
         self.check_targets(&later, &used).await?;
         let mut messages = Vec::new();
         let mut changes = Vec::new();
+        let hours = self.session.options.hours;
+        let (why, way) = match hours.contains(moments::minute_now()) {
+            true => (
+                format!("{pairs_max} pairs are copied at once"),
+                "`shunt set --max-pairs` lets more begin",
+            ),
+            false => (
+                hours::text(hours),
+                "`shunt set --window-hours` changes that",
+            ),
+        };
         for position in later {
             let row = &self.session.pairs[position];
-            let what = format!("queued: {pairs_max} pairs are copied at once");
+            let what = format!("queued: {why}");
             changes.push(Change::SetPair(
                 self.key(position),
                 PairField::Phase(Phase::Queued),
             ));
             changes.push(self.note(row, &what));
             messages.push(format!(
-                "{} is {what}; it begins by itself (`shunt set --max-pairs` lets more begin)",
+                "{} is {what}; it begins by itself ({way})",
                 row.volume
             ));
         }
@@ -370,10 +383,14 @@ impl Operation {
             }
         }
         if problems.is_empty() {
-            return Ok(Done::changed(vec![format!(
-                "session {} copies on",
-                self.session.name
-            )]));
+            let name = &self.session.name;
+            let hours = self.session.options.hours;
+            return Ok(Done::changed(vec![
+                match hours.contains(moments::minute_now()) {
+                    true => format!("session {name} copies on"),
+                    false => format!("session {name}: {}", hours::text(hours)),
+                },
+            ]));
         }
         let name = &self.session.name;
         Err(failure::failed(

@@ -5,6 +5,7 @@
 
 mod cutover;
 mod fake;
+mod hours;
 mod lost;
 mod plan;
 mod queue;

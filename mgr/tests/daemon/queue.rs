@@ -206,7 +206,7 @@ fn the_highest_priority_begins_first() {
     }
     assert_eq!(world.session("b").state, "queued");
     let failure = world.refused(&switch("b"));
-    assert!(failure.cause.contains("other pairs"), "{failure:?}");
+    assert!(failure.cause.contains("its turn"), "{failure:?}");
     assert!(failure.next.contains("--max-pairs"), "{failure:?}");
     world.changes(&set("c", priority(90)));
     world.already(&set("c", priority(90)));

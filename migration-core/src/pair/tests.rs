@@ -98,6 +98,7 @@ fn state(phase: Phase, seen: Option<Seen>) -> PairState {
         seen,
         comparing: false,
         retired: false,
+        outside_hours: false,
     }
     .position()
     .state
@@ -258,6 +259,7 @@ fn degraded_comes_before_paused_and_paused_before_dirty() {
         seen: Some(dirty),
         comparing: false,
         retired: false,
+        outside_hours: false,
     };
     assert_eq!(facts.position().state, PairState::Syncing);
     assert!(facts.wants_copier());
@@ -292,6 +294,7 @@ fn a_queued_pair_wants_a_place_and_one_that_is_copied_has_it() {
         seen,
         comparing: false,
         retired: false,
+        outside_hours: false,
     };
     for (phase, seen, paused, wants, holds) in [
         (Phase::Setup, single, false, false, false),
@@ -328,6 +331,7 @@ fn a_silent_volume_keeps_the_authoritative_side_that_was_last_seen() {
         seen: None,
         comparing: false,
         retired: false,
+        outside_hours: false,
     };
     assert_eq!(facts.position().authoritative, Side::Target);
     assert_eq!(facts.position().state, PairState::NeedsRecovery);
@@ -435,6 +439,7 @@ fn nothing_is_asked_of_a_pair_while_its_volume_is_changing_its_route() {
             seen: changing,
             comparing: false,
             retired: false,
+            outside_hours: false,
         };
         let allowed = allowed(facts.position());
         assert!(allowed.is_empty(), "{phase:?}: {allowed:?}");

@@ -1,0 +1,155 @@
+//! Sessions that are copied at some hours of the day only, and sessions that are started by themselves.
+
+use migration_core::pair::PairState;
+use migration_core::session;
+use migration_proto::manager::{Hours, SessionOptions};
+
+use super::context::{note, now_ms};
+use super::failure::{Answer, Done};
+use super::schedule::Matter;
+use super::verbs::Operation;
+use super::{Busy, Owner};
+use crate::moments;
+use crate::store::{PairKey, SessionRow};
+
+const MINUTES_OF_A_DAY: u16 = 24 * 60;
+
+/// What speaks against hours and a time to start.
+pub(super) fn check(options: &SessionOptions) -> Result<(), String> {
+    let Hours {
+        from_minute,
+        to_minute,
+    } = options.hours;
+    if from_minute.max(to_minute) >= MINUTES_OF_A_DAY {
+        return Err(format!(
+            "the hours are from minute {from_minute} to minute {to_minute}, and a day has {MINUTES_OF_A_DAY}"
+        ));
+    }
+    Ok(())
+}
+
+/// What speaks against a time to start; 0 is none.
+pub(super) fn check_start(at_ms: u64) -> Result<(), String> {
+    if at_ms != 0 && at_ms <= now_ms() {
+        let at = moments::text(at_ms / 1000);
+        return Err(format!("the time for the start, {at}, has passed"));
+    }
+    Ok(())
+}
+
+/// The hours in words.
+pub(super) fn text(hours: Hours) -> String {
+    let clock = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
+    match hours.is_always() {
+        true => "it is copied at any hour".to_owned(),
+        false => format!(
+            "it is copied from {} to {} only",
+            clock(hours.from_minute),
+            clock(hours.to_minute)
+        ),
+    }
+}
+
+impl Owner {
+    /// Begins what is to be started by now.
+    pub(super) fn start_what_is_due(&mut self) {
+        let now = now_ms();
+        let is_due = |row: &&SessionRow| {
+            let at_ms = row.options.start_at_ms;
+            at_ms != 0 && at_ms <= now && row.is_live()
+        };
+        let due: Vec<SessionRow> = self
+            .model
+            .sessions
+            .values()
+            .filter(is_due)
+            .filter(|row| {
+                self.require_free(&[Busy::Session(row.name.clone())])
+                    .is_ok()
+            })
+            .filter(|row| session::state(&self.positions(row)) == Some(PairState::Setup))
+            .cloned()
+            .collect();
+        for row in due {
+            self.try_by_itself(&row, Matter::start(row.options.start_at_ms));
+        }
+    }
+
+    /// Stops the copies whose hours are over. They go on by themselves.
+    pub(super) fn keep_hours(&mut self) {
+        let minute = moments::minute_now();
+        let over = |row: &&SessionRow| row.is_live() && !row.options.hours.contains(minute);
+        let names: Vec<(String, usize)> = self
+            .model
+            .sessions
+            .values()
+            .filter(over)
+            .filter(|row| !self.cutovers.is_running(&row.name))
+            .filter(|row| {
+                self.require_free(&[Busy::Session(row.name.clone())])
+                    .is_ok()
+            })
+            .map(|row| (row.name.clone(), row.pairs.len()))
+            .collect();
+        for (name, pairs) in names {
+            let mut copiers = Vec::new();
+            for position in 0..pairs {
+                let key = PairKey {
+                    session: name.clone(),
+                    position,
+                };
+                if self.copies.is_running(&key)
+                    && !self.copies.is_comparing(&key)
+                    && let Some((copier, copied_bytes)) = self.copies.take(&key)
+                {
+                    copiers.push((key, copier, copied_bytes));
+                }
+            }
+            if copiers.is_empty() {
+                continue;
+            }
+            if let Some(operation) = self.operation(&name, Vec::new(), copiers) {
+                let busy = vec![Busy::Session(name)];
+                self.launch(busy, "the end of its hours", None, operation.rest());
+            }
+        }
+    }
+}
+
+impl Operation {
+    /// Stops the copiers until the hours of the session begin again.
+    async fn rest(mut self) -> Answer {
+        let mut changes = self.stop_copiers().await?;
+        let what = format!("its hours are over: {}", text(self.session.options.hours));
+        changes.push(note(Some(&self.session.name), None, what));
+        self.record(changes).await?;
+        Ok(Done::changed(Vec::new()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hours_go_over_midnight_and_equal_ones_are_always() {
+        let hours = |from_minute, to_minute| Hours {
+            from_minute,
+            to_minute,
+        };
+        let night = hours(22 * 60, 6 * 60);
+        assert!(night.contains(23 * 60) && night.contains(0) && night.contains(22 * 60));
+        assert!(!night.contains(6 * 60) && !night.contains(12 * 60));
+        let day = hours(8 * 60, 18 * 60);
+        assert!(day.contains(8 * 60) && !day.contains(18 * 60) && !day.contains(0));
+        assert!(Hours::default().contains(0) && Hours::default().contains(1439));
+        let options = SessionOptions {
+            hours: hours(0, 1440),
+            ..SessionOptions::default()
+        };
+        check(&options).unwrap_err();
+        check_start(1).unwrap_err();
+        check_start(0).unwrap();
+        check_start(u64::MAX).unwrap();
+    }
+}
