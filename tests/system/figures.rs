@@ -282,3 +282,56 @@ fn a_target_that_is_no_copy_yet_is_not_taken_for_one() {
     host.ok(&["cancel", "again", "--yes"]);
     assert_eq!(kind(&target), "ext4", "the legs were equal when it ended");
 }
+
+#[test]
+fn a_session_is_started_at_its_time_and_copied_in_its_hours_only() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.ok(&["attach", "db", &source]);
+    let mut application = InUse::new("db");
+    let in_hours = |hours: u32| {
+        let text = sh("date", &["-d", &format!("{hours} hours"), "+%H:%M"]);
+        text.trim().to_owned()
+    };
+    let closed = format!("{}-{}", in_hours(8), in_hours(10));
+    let soon = sh("date", &["-u", "-d", "3 seconds", "+%Y-%m-%dT%H:%M:%SZ"]);
+    let pair = format!("db:{target}");
+    let options = [
+        "--start-at",
+        soon.trim(),
+        "--window-hours",
+        &closed,
+        "--rate",
+        "4MiB",
+    ];
+    host.ok(&[&["create", "move", &pair][..], &options].concat());
+    wait_until("its time has come, and it waits for its hours", || {
+        state(&host, "move") == "queued"
+    });
+    application.goes_on("waits");
+    assert_eq!(host.pair("move")["copied_bytes"], 0);
+    host.ok(&["set", "move", "--window-hours", "always"]);
+    wait_until("it is copied", || {
+        host.pair("move")["copied_bytes"].as_u64() > Some(4 << 20)
+    });
+    host.ok(&["set", "move", "--window-hours", &closed]);
+    wait_until("its hours are over", || state(&host, "move") == "paused");
+    application.goes_on("rests");
+    let copied = || host.connect("db").status().copied_bytes;
+    let before = copied();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(copied(), before);
+    host.ok(&[
+        "set",
+        "move",
+        "--window-hours",
+        "always",
+        "--rate",
+        "unlimited",
+    ]);
+    host.wait_for("move", "source-selected");
+    host.ok(&["switch", "move"]);
+    application.goes_on("switched");
+    host.ok(&["commit", "move", "--yes"]);
+    application.must_be_on(&host, "db", &target);
+}
