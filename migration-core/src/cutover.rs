@@ -492,7 +492,7 @@ mod tests {
                 throttle => self.write_rate.min(throttle),
             };
             let copied = self.copy_rate.min(self.sample.dirty_bytes);
-            self.sample.dirty_bytes += written - copied;
+            self.sample.dirty_bytes = self.sample.dirty_bytes + written - copied;
             self.sample.copied_bytes += copied;
             self.sample.copying_nanoseconds += copied * 1000 / (self.copy_rate / MEGABYTE);
             self.sample.written_bytes += written;

@@ -8,6 +8,7 @@
 //! * [`volume`]: one volume: requests, legs, write intent, claims, suspension, change of route.
 //! * [`region`], [`bits`]: what is dirty.
 //! * [`pair`], [`session`]: what an operator sees and may do.
+//! * [`come_back`], [`cutover`], [`impact`]: when a target that stalled is written again, how a switch is brought about, how fast a copy goes.
 //! * [`map`]: the format of the map file.
 //! * [`route`], [`units`]: the words.
 #![no_std]
@@ -16,6 +17,7 @@
 extern crate alloc;
 
 pub mod bits;
+pub mod come_back;
 pub mod cutover;
 pub mod impact;
 pub mod latency;

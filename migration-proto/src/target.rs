@@ -355,6 +355,8 @@ pub struct Status {
     pub copied_bytes: u64,
     /// Why the mirror leg is not being written, if it is not.
     pub degraded: Option<String>,
+    /// How many writes the mirror leg has not ended, if it was given up because it kept others waiting.
+    pub stalled_writes: Option<u32>,
     /// What the authoritative leg failed to do last, if it failed since the roles were exchanged.
     pub authoritative_problem: Option<String>,
     /// What to do then.

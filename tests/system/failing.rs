@@ -48,11 +48,18 @@ fn a_mirror_leg_that_stalls_is_given_up_and_copied_again_when_it_is_back() {
     // While it is still as slow: it is given up again, and nothing is lost.
     host.ok(&["resume", "move"]);
     load.go_on();
+    wait_until("it is given up again", || is_in(&host, "degraded"));
+    // It is as slow as before: nobody waits for it again.
+    std::thread::sleep(std::time::Duration::from_secs(12));
+    let history = || host.ok(&["history", "move"]).out;
+    assert!(!history().contains("answers again"), "{}", history());
     target.mend_it();
-    wait_until("the copy goes on", || {
-        let _ = host.shunt(&["resume", "move"]);
-        is_in(&host, "source-selected")
-    });
+    // From here on by itself.
+    host.wait_for("move", "source-selected");
+    for line in ["answers again", "has caught up"] {
+        wait_until(line, || history().contains(line));
+    }
+    load.go_on();
     load.finish();
     host.assert_legs_equal("db", &source, &target.path());
     host.ok(&["switch", "move"]);

@@ -378,6 +378,7 @@ impl Server {
             claimed_bytes: snapshot.claimed_bytes,
             copied_bytes: counters.copied_bytes,
             degraded: mirror,
+            stalled_writes: snapshot.stalled_writes,
             authoritative_problem: authoritative,
             on_authoritative_failure: snapshot.on_authoritative_failure.into(),
             copy_mode: snapshot.copy_mode.into(),

@@ -330,6 +330,11 @@ impl Copies {
         )
     }
 
+    /// What held up the next copier of a pair is gone.
+    pub(super) fn need_not_wait(&mut self, key: &PairKey) {
+        self.pauses.remove(key);
+    }
+
     /// Takes a copier out, to be stopped where blocking is allowed; with what it has copied.
     pub(super) fn take(&mut self, key: &PairKey) -> Option<(Copier, u64)> {
         self.pauses.remove(key);

@@ -13,11 +13,12 @@
 //! | `requests` | what a request leads to |
 //! | `reconcile` | what follows when a volume says how it is: settling, copiers, stable names |
 //! | `attach`, `create`, `verbs` | the operations |
-//! | `plan` | what a session would be, before it is created |
+//! | `plan`, `pace` | what a session would be, before it is created; how quick a LUN is |
 //! | `verify` | comparing the legs, and what it forbids |
 //! | `queue`, `set` | how many pairs are copied at once, and other limits that are changed live |
 //! | `schedule` | sessions that are switched by themselves |
 //! | `cutover` | the switch of sessions that track |
+//! | `come_back` | targets that stalled |
 //! | `retire` | the legs that an ended session has left behind |
 //! | `feed` | what happens, for those who watch |
 //! | `rebuild` | another database when that of before is damaged or missing |
@@ -39,6 +40,7 @@
 
 mod attach;
 mod checks;
+mod come_back;
 mod context;
 mod copies;
 mod create;
@@ -48,6 +50,7 @@ mod feed;
 mod gauge;
 mod hours;
 mod link;
+mod pace;
 mod paths;
 mod plan;
 mod process;
@@ -85,6 +88,7 @@ use tracing::{info, warn};
 
 use crate::copier::Outcome;
 use crate::store::{Change, Model, PairField, PairKey, StoreError, StoreHandle, VolumeState};
+use come_back::ComeBacks;
 use context::{Context, blocking};
 use copies::Copies;
 use cutover::Cutovers;
@@ -173,6 +177,8 @@ enum Event {
         run: u64,
         outcome: Outcome,
     },
+    /// A target that stalled answers, or is taken again; or it is not.
+    CameBack { key: PairKey, well: bool },
     /// An operation has ended.
     Finished {
         busy: Vec<Busy>,
@@ -306,6 +312,8 @@ struct Owner {
     starting: BTreeSet<PairKey>,
     /// The switches that were due.
     attempts: Attempts,
+    /// The targets that stalled.
+    come_backs: ComeBacks,
     /// The cutovers of sessions that track.
     cutovers: Cutovers,
     /// The legs that are kept open.
@@ -333,6 +341,7 @@ impl Owner {
             to_compare: BTreeMap::new(),
             starting: BTreeSet::new(),
             attempts: Attempts::default(),
+            come_backs: ComeBacks::new(),
             cutovers: Cutovers::new(),
             held: retire::Held::default(),
             gauges: Gauges::default(),
@@ -405,6 +414,7 @@ impl Owner {
                 reply,
             } => self.show(session.as_deref(), events, reply),
             Event::Held { key, lun } => self.held(key, lun),
+            Event::CameBack { key, well } => self.came_back(&key, well),
             Event::CutOver { session, failed } => self.cut_over_ended(&session, failed),
             Event::CopierEnded { key, run, outcome } => self.copier_ended(&key, run, &outcome),
             Event::Finished {
@@ -428,6 +438,7 @@ impl Owner {
         match &change {
             Change::SetPair(key, PairField::Phase(phase)) if phase.is_ended() => {
                 self.gauges.forget(key);
+                self.come_backs.forget(key);
             }
             Change::SetPair(key, PairField::Authoritative(Side::Target)) => {
                 self.cutovers.forget_last(&key.session);
@@ -567,6 +578,7 @@ impl Owner {
                     | Event::Refreshed { .. }
                     | Event::ComparisonSettled(_)
                     | Event::CutOver { .. }
+                    | Event::CameBack { .. }
                     | Event::Held { .. }
                     | Event::CopierEnded { .. },
                 )) => {}

@@ -1,40 +1,24 @@
 //! What a session would be, before it is created: everything that speaks against it, and how long it may take, from a short
 //! reading of both LUNs and from what applications write. Nothing is changed, and nothing is written.
 
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lun::{Lun, OpenOptions};
 use migration_proto::manager::{JSON_SCHEMA, PlanRecord, Record, Response};
 
 use super::checks::Used;
 use super::context::{Context, blocking};
 use super::create::{Wanted, check_target};
+use super::pace::{Pace, pace};
 use super::volume::VolumeHandle;
 use crate::store::VolumeRow;
 
-/// How long each LUN is read, at most, and by how many readers at once.
-const READ_MAX: Duration = Duration::from_secs(1);
-const READERS: u64 = 4;
-const READ_BYTES: usize = 1 << 20;
-/// Small reads, for how long the LUN takes to answer.
-const SMALL_READS: u64 = 16;
-const SMALL_READ_BYTES: usize = 4096;
 /// How long what applications write is measured.
 const WRITES_OVER: Duration = Duration::from_secs(1);
 /// How long a volume may take to say how it is.
 const STATUS_MAX: Duration = Duration::from_secs(2);
 /// Less than this left for the state is a problem.
 const STATE_BYTES_MIN: u64 = 16 << 20;
-
-/// What a short reading of a LUN has shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Pace {
-    bytes_per_second: u64,
-    /// The median of small reads.
-    answer: Duration,
-}
 
 /// Plans every pair. `handles` are those of the volumes, in the order of the pairs.
 pub(super) async fn plan(
@@ -154,72 +138,4 @@ async fn writes(handle: Option<&VolumeHandle>) -> Option<u64> {
         .saturating_sub(before.counters.written_bytes);
     let milliseconds = u64::try_from(begun.elapsed().as_millis()).ok()?.max(1);
     Some(bytes.saturating_mul(1000) / milliseconds)
-}
-
-async fn pace(path: &Path) -> Result<Pace, String> {
-    let path = path.to_owned();
-    blocking(move || measure(&path)).await?
-}
-
-fn measure(path: &Path) -> Result<Pace, String> {
-    let lun = Lun::open(path, &OpenOptions::default()).map_err(|error| error.to_string())?;
-    let file = std::fs::File::from(lun.fd);
-    let size = lun.identity.size_bytes;
-    // Not what is in the page cache.
-    let forget = |file: &std::fs::File| {
-        let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-        let _ = nix::fcntl::posix_fadvise(file, 0, 0, advice);
-    };
-    forget(&file);
-    let mut answers = Vec::new();
-    for number in 0..SMALL_READS {
-        let mut buffer = [0; SMALL_READ_BYTES];
-        let offset =
-            size / SMALL_READS * number / SMALL_READ_BYTES as u64 * SMALL_READ_BYTES as u64;
-        let begun = Instant::now();
-        file.read_at(&mut buffer, offset)
-            .map_err(|error| error.to_string())?;
-        answers.push(begun.elapsed());
-    }
-    answers.sort_unstable();
-    forget(&file);
-    let begun = Instant::now();
-    let read = std::thread::scope(|scope| {
-        let readers: Vec<_> = (0..READERS)
-            .map(|number| {
-                let file = &file;
-                scope.spawn(move || read_part(file, size, number, begun))
-            })
-            .collect();
-        readers
-            .into_iter()
-            .map(|reader| reader.join().unwrap_or(Ok(0)))
-            .sum::<std::io::Result<u64>>()
-    });
-    let read = read.map_err(|error| error.to_string())?;
-    let microseconds = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-    forget(&file);
-    let rate = u128::from(read) * 1_000_000 / u128::from(microseconds.max(1));
-    Ok(Pace {
-        bytes_per_second: u64::try_from(rate).unwrap_or(u64::MAX).max(1),
-        answer: answers[answers.len() / 2],
-    })
-}
-
-/// Reads one reader's part from its beginning on, until the time is up.
-fn read_part(file: &std::fs::File, size: u64, number: u64, begun: Instant) -> std::io::Result<u64> {
-    let (from, to) = (size / READERS * number, size / READERS * (number + 1));
-    let mut buffer = vec![0; READ_BYTES];
-    let mut at = from;
-    while at < to && begun.elapsed() < READ_MAX {
-        let length = usize::try_from(to - at)
-            .unwrap_or(READ_BYTES)
-            .min(READ_BYTES);
-        let read = file.read_at(&mut buffer[..length], at)?;
-        if read == 0 {
-            break;
-        }
-        at += read as u64;
-    }
-    Ok(at - from)
 }

@@ -185,8 +185,9 @@ impl Owner {
             return;
         };
         let percent = session.options.max_latency_impact_percent;
-        self.tell_policy(session, view);
+        self.tell_policy(session, key, view);
         if let Some(status) = view.status.as_deref() {
+            self.come_back(key, status);
             self.copies.feel(key, percent, status, now);
         }
         let Some((session, pair)) = self.session_and_pair(key) else {
@@ -224,10 +225,10 @@ impl Owner {
     }
 
     /// A ublk-target that was started again does not know what to do when the authoritative leg fails, nor what writes do.
-    fn tell_policy(&self, session: &SessionRow, view: &View) {
+    fn tell_policy(&self, session: &SessionRow, key: &PairKey, view: &View) {
         let (policy, mode) = (
             session.options.on_authoritative_failure,
-            session.options.mode.copy_mode(),
+            self.come_backs.copy_mode(session, key),
         );
         let Some(status) = &view.status else {
             return;
@@ -247,7 +248,7 @@ impl Owner {
         }
     }
 
-    fn session_and_pair(
+    pub(super) fn session_and_pair(
         &self,
         key: &PairKey,
     ) -> Option<(&crate::store::SessionRow, &crate::store::PairRow)> {

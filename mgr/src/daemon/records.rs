@@ -115,6 +115,18 @@ pub(super) const fn volume_state(row: &VolumeRow, view: &View) -> &'static str {
     }
 }
 
+/// What is wrong with the mirror leg.
+fn mirror_problem(status: &Status) -> Option<String> {
+    let failed = status.degraded.as_ref()?;
+    let from_source = status.route.authoritative() == Side::Source;
+    Some(match status.stalled_writes {
+        Some(_) if from_source => {
+            format!("{failed}; when it answers again, what it misses is copied by itself")
+        }
+        Some(_) | None => failed.clone(),
+    })
+}
+
 /// What a volume says is wrong, beside the mirror leg.
 fn said(status: &Status) -> Option<String> {
     let authoritative = status.authoritative_problem.clone();
@@ -196,7 +208,7 @@ pub(super) fn pair(
         .or_else(|| {
             status
                 .filter(|_| !ended)
-                .and_then(|status| status.degraded.clone().or_else(|| said(status)))
+                .and_then(|status| mirror_problem(status).or_else(|| said(status)))
         })
         .or_else(|| row.problem.clone());
     Record::Pair(PairRecord {

@@ -662,7 +662,8 @@ impl Operation {
     }
 }
 
-async fn retry_mirror(handle: &VolumeHandle) -> Result<(), String> {
+/// The volume takes its mirror leg again.
+pub(super) async fn retry_mirror(handle: &VolumeHandle) -> Result<(), String> {
     let status = handle
         .status(RETRY_MIRROR_MAX)
         .await

@@ -41,6 +41,8 @@ pub(crate) enum Whim {
     DeviceOpen,
     /// Says that the mirror leg has failed, until it is told to try again.
     Degraded,
+    /// With [`Self::Degraded`]: because it has kept writes waiting.
+    Stalled,
     /// Dies before it changes the role, once.
     DieBeforeRole,
     /// Dies after it has changed the role, before it answers, once.
@@ -382,6 +384,10 @@ impl Conversation {
             degraded: Whim::Degraded
                 .is_set(&self.server.path)
                 .then(|| "the mirror leg failed: EIO".to_owned()),
+            stalled_writes: [Whim::Degraded, Whim::Stalled]
+                .iter()
+                .all(|whim| whim.is_set(&self.server.path))
+                .then_some(0),
             authoritative_problem: None,
             on_authoritative_failure: *self.server.on_authoritative_failure.lock().unwrap(),
             copy_mode: *self.server.copy_mode.lock().unwrap(),

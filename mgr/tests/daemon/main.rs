@@ -230,6 +230,34 @@ fn a_failed_mirror_leg_is_shown_and_tried_again_by_resume() {
 }
 
 #[test]
+fn a_target_that_stalled_is_taken_again_by_itself_unless_the_session_is_paused() {
+    let world = World::new();
+    world.changes(&attach("db", &world.lun("a", MIB, 1)));
+    world.changes(&create("s1", &[("db", &world.lun("b", MIB, 0))]));
+    world.changes(&start("s1"));
+    world.wait_for_state("s1", "source-selected");
+    let told = |what: &str| world.history().iter().any(|line| line.contains(what));
+    world.set("db", fake::Whim::Stalled);
+    world.set("db", fake::Whim::Degraded);
+    world.wait_for_state("s1", "degraded");
+    let problem = world.pairs("s1")[0].problem.clone().unwrap();
+    assert!(problem.contains("copied by itself"), "{problem}");
+    world.wait_for_state("s1", "source-selected");
+    world.wait("both are told", |_| {
+        (told("the target answers again") && told("the target has caught up")).then_some(())
+    });
+    assert!(!told("resumed"), "{:?}", world.history());
+    // Longer the second time, and not while the operator has paused it.
+    world.set("db", fake::Whim::Degraded);
+    world.wait_for_state("s1", "degraded");
+    world.changes(&pause("s1"));
+    std::thread::sleep(std::time::Duration::from_secs(12));
+    assert_eq!(world.session("s1").state, "degraded");
+    world.changes(&resume("s1"));
+    world.wait_for_state("s1", "source-selected");
+}
+
+#[test]
 fn a_session_of_several_pairs_moves_together_or_goes_back() {
     let world = World::new();
     for volume in ["one", "two"] {

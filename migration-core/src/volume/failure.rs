@@ -24,7 +24,7 @@ use crate::{
 pub(super) const FAIL_OVER_NANOSECONDS_MAX: u64 = 20_000_000_000;
 
 /// "Connection timed out", as every Linux architecture but MIPS and SPARC numbers it.
-const ETIMEDOUT: Errno = Errno(110);
+pub(super) const ETIMEDOUT: Errno = Errno(110);
 
 /// "No such device".
 const ENODEV: Errno = Errno(19);

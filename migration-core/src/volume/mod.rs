@@ -400,6 +400,14 @@ impl Volume {
         self.mirror_fault
     }
 
+    /// How many writes the mirror leg has not ended, if it was given up because it kept others waiting.
+    #[must_use]
+    pub fn stalled_writes(&self) -> Option<u32> {
+        let under_way = self.writes.iter().filter(|write| write.place.is_some());
+        (self.mirror_fault == Some(failure::ETIMEDOUT))
+            .then(|| u32::try_from(under_way.count()).unwrap_or(u32::MAX))
+    }
+
     /// The last error of the authoritative leg, until the roles change.
     #[must_use]
     pub const fn authoritative_fault(&self) -> Option<Errno> {

@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub claimed_bytes: u64,
     /// Why the mirror leg is not written.
     pub mirror_fault: Option<Errno>,
+    /// How many writes it has not ended, if it was given up because it kept others waiting.
+    pub stalled_writes: Option<u32>,
     /// Why it is not open, if it is not.
     pub mirror_problem: Option<String>,
     /// The last error of the authoritative leg.

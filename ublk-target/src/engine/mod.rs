@@ -544,6 +544,7 @@ impl Engine {
                 regions.claimed_regions() as u64 * geometry.region_bytes()
             }),
             mirror_fault: self.volume.mirror_fault(),
+            stalled_writes: self.volume.stalled_writes(),
             mirror_problem: self.mirror_problem.clone(),
             authoritative_fault: self.volume.authoritative_fault(),
             on_authoritative_failure: self.volume.on_authoritative_failure(),

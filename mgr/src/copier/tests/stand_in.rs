@@ -301,6 +301,7 @@ pub(super) fn status(volume: &Volume) -> Status {
         claimed_bytes: 0,
         copied_bytes: 0,
         degraded: None,
+        stalled_writes: None,
         authoritative_problem: None,
         on_authoritative_failure: migration_proto::target::OnAuthoritativeFailure::default(),
         copy_mode: migration_proto::target::CopyMode::default(),

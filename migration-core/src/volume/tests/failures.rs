@@ -32,10 +32,12 @@ fn a_write_behind_a_stalled_mirror_write_goes_on_when_its_patience_is_at_an_end(
     assert_eq!(bench.volume.mirror_fault(), None);
     assert_eq!(bench.after(1), [leg(1, Side::Source, WRITE)]);
     assert_eq!(bench.volume.mirror_fault(), Some(Errno(110)));
+    assert_eq!(bench.volume.stalled_writes(), Some(1));
     assert!(!bench.is_clean(0) && bench.is_clean(1));
     assert_eq!(bench.leg(1, Side::Source, Ok(())), [answer(1, Ok(()))]);
     // Tried again: but the region is not copied while the old write may still land.
     assert_eq!(bench.volume.retry_mirror(), Ok(true));
+    assert_eq!(bench.volume.stalled_writes(), None);
     let copier = CopierId(1);
     bench.volume.open_copier(copier).unwrap();
     bench.volume.claim(copier, Call(2), 4, &mut bench.effects);

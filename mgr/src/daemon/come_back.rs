@@ -1,0 +1,131 @@
+//! Targets that kept applications waiting: what they miss is copied when they answer again, and then they are mirrored onto again.
+//!
+//! When is decided by `migration_core::come_back`. Not done where the target has failed in another way, where the copy is paused or its hours are
+//! over, and where the target is authoritative: there `shunt resume` is for the operator.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use migration_core::come_back::{ComeBack, Look, Step};
+use migration_core::pair::Phase;
+use migration_core::route::Side;
+use migration_core::units::Time;
+use migration_proto::target::{CopyMode, Status};
+
+use super::context::note;
+use super::pace::answers_within;
+use super::verbs::retry_mirror;
+use super::{Event, Owner, records};
+use crate::moments;
+use crate::store::{PairKey, PairRow, SessionRow};
+
+/// A target that takes longer to answer is no better than before.
+const ANSWER_MAX: Duration = Duration::from_millis(250);
+
+/// How the targets of all pairs come back.
+#[derive(Debug)]
+pub(super) struct ComeBacks {
+    begun: Instant,
+    pairs: BTreeMap<PairKey, ComeBack>,
+}
+
+impl ComeBacks {
+    pub(super) fn new() -> Self {
+        Self {
+            begun: Instant::now(),
+            pairs: BTreeMap::new(),
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time(u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// What writes do to the mirror leg of a pair.
+    pub(super) fn copy_mode(&self, session: &SessionRow, key: &PairKey) -> CopyMode {
+        match self.pairs.get(key).is_some_and(ComeBack::tracks) {
+            true => CopyMode::Track,
+            false => session.options.mode.copy_mode(),
+        }
+    }
+
+    pub(super) fn forget(&mut self, key: &PairKey) {
+        self.pairs.remove(key);
+    }
+
+    fn look(&mut self, key: &PairKey, look: Look) -> Option<Step> {
+        let now = self.now();
+        let come_back = self.pairs.entry(key.clone()).or_default();
+        let step = come_back.look(now, look);
+        if come_back.is_new() {
+            self.pairs.remove(key);
+        }
+        step
+    }
+}
+
+fn look(session: &SessionRow, pair: &PairRow, status: &Status) -> Look {
+    let seen = records::seen(status, pair);
+    let may = matches!(pair.phase, Phase::Active)
+        && seen.mirrored() == Some(Side::Source)
+        && !session.paused
+        && session.options.hours.contains(moments::minute_now());
+    let under_way = status.stalled_writes;
+    Look {
+        stalled: may && under_way.is_some(),
+        failed: seen.degraded && under_way.is_none(),
+        under_way: under_way.unwrap_or(0),
+        tracks: seen.tracks,
+        dirty_bytes: status.dirty_bytes,
+        size_bytes: status.size_bytes,
+    }
+}
+
+impl Owner {
+    /// A volume of a session on which no operation works said how it is.
+    pub(super) fn come_back(&mut self, key: &PairKey, status: &Status) {
+        let Some((session, pair)) = self.session_and_pair(key) else {
+            return;
+        };
+        let look = look(session, pair, status);
+        let (target, volume) = (pair.target.clone(), pair.volume.clone());
+        let tracks_anyway = session.options.mode.copy_mode() == CopyMode::Track;
+        let Some(handle) = self.handles.get(&volume).cloned() else {
+            return;
+        };
+        let (context, of) = (self.context.clone(), key.clone());
+        match self.come_backs.look(key, look) {
+            None => {}
+            Some(Step::Probe) => drop(tokio::spawn(async move {
+                let well = answers_within(target, ANSWER_MAX).await;
+                context.tell(Event::CameBack { key: of, well }).await;
+            })),
+            Some(Step::Retry) => drop(tokio::spawn(async move {
+                let well = retry_mirror(&handle).await.is_ok();
+                if well {
+                    let what = "the target answers again; what it misses is copied while no write waits for it";
+                    let note = note(Some(&of.session), Some(&volume), what);
+                    // The next line of the history says as much.
+                    let _ = context.commit(vec![note]).await;
+                }
+                context.tell(Event::CameBack { key: of, well }).await;
+            })),
+            Some(Step::Mirrored) if tracks_anyway => {}
+            Some(Step::Mirrored) => {
+                let what = "the target has caught up: writes are mirrored again";
+                self.record_aside(vec![note(Some(&of.session), Some(&volume), what)]);
+            }
+        }
+    }
+
+    /// The target answers, or has been taken again; or it has not.
+    pub(super) fn came_back(&mut self, key: &PairKey, well: bool) {
+        let now = self.come_backs.now();
+        if let Some(come_back) = self.come_backs.pairs.get_mut(key) {
+            come_back.answered(now, well);
+        }
+        if well {
+            self.copies.need_not_wait(key);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! How quick a LUN is, from a short reading. Nothing is written.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use lun::{Lun, OpenOptions};
+
+use super::context::blocking;
+use crate::store::LunRow;
+
+/// How long a LUN is read, at most, and by how many readers at once.
+const READ_MAX: Duration = Duration::from_secs(1);
+const READERS: u64 = 4;
+const READ_BYTES: usize = 1 << 20;
+/// Small reads, for how long the LUN takes to answer.
+const SMALL_READS: u64 = 16;
+const SMALL_READ_BYTES: usize = 4096;
+
+/// What a short reading of a LUN has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pace {
+    pub(super) bytes_per_second: u64,
+    /// The median of small reads.
+    pub(super) answer: Duration,
+}
+
+/// Reads for about a second.
+pub(super) async fn pace(path: &Path) -> Result<Pace, String> {
+    let path = path.to_owned();
+    blocking(move || measure(&path)).await?
+}
+
+/// Whether the LUN is there and does each of a few small reads within that time.
+pub(super) async fn answers_within(lun: LunRow, limit: Duration) -> bool {
+    let read = blocking(move || {
+        let opened = Lun::open(&lun.path, &OpenOptions::default());
+        let Some(opened) = opened
+            .ok()
+            .filter(|opened| lun.identity.matches(&opened.identity).is_ok())
+        else {
+            return false;
+        };
+        let size = opened.identity.size_bytes;
+        let file = File::from(opened.fd);
+        forget(&file);
+        small_reads(&file, size).all(|answer| answer.is_ok_and(|answer| answer <= limit))
+    });
+    read.await.unwrap_or(false)
+}
+
+fn measure(path: &Path) -> Result<Pace, String> {
+    let lun = Lun::open(path, &OpenOptions::default()).map_err(|error| error.to_string())?;
+    let file = File::from(lun.fd);
+    let size = lun.identity.size_bytes;
+    forget(&file);
+    let mut answers = small_reads(&file, size)
+        .collect::<io::Result<Vec<Duration>>>()
+        .map_err(|error| error.to_string())?;
+    answers.sort_unstable();
+    forget(&file);
+    let begun = Instant::now();
+    let read = std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..READERS)
+            .map(|number| {
+                let file = &file;
+                scope.spawn(move || read_part(file, size, number, begun))
+            })
+            .collect();
+        readers
+            .into_iter()
+            .map(|reader| reader.join().unwrap_or(Ok(0)))
+            .sum::<io::Result<u64>>()
+    });
+    let read = read.map_err(|error| error.to_string())?;
+    let microseconds = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+    forget(&file);
+    let rate = u128::from(read) * 1_000_000 / u128::from(microseconds.max(1));
+    Ok(Pace {
+        bytes_per_second: u64::try_from(rate).unwrap_or(u64::MAX).max(1),
+        answer: answers[answers.len() / 2],
+    })
+}
+
+/// What is read next is not what is in the page cache.
+fn forget(file: &File) {
+    let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+    let _ = nix::fcntl::posix_fadvise(file, 0, 0, advice);
+}
+
+/// How long small reads take, all over the LUN.
+fn small_reads(file: &File, size: u64) -> impl Iterator<Item = io::Result<Duration>> {
+    const BYTES: u64 = SMALL_READ_BYTES as u64;
+    (0..SMALL_READS).map(move |number| {
+        let mut buffer = [0; SMALL_READ_BYTES];
+        let begun = Instant::now();
+        file.read_at(&mut buffer, size / SMALL_READS * number / BYTES * BYTES)?;
+        Ok(begun.elapsed())
+    })
+}
+
+/// Reads one reader's part from its beginning on, until the time is up.
+fn read_part(file: &File, size: u64, number: u64, begun: Instant) -> io::Result<u64> {
+    let (from, to) = (size / READERS * number, size / READERS * (number + 1));
+    let mut buffer = vec![0; READ_BYTES];
+    let mut at = from;
+    while at < to && begun.elapsed() < READ_MAX {
+        let length = usize::try_from(to - at)
+            .unwrap_or(READ_BYTES)
+            .min(READ_BYTES);
+        let read = file.read_at(&mut buffer[..length], at)?;
+        if read == 0 {
+            break;
+        }
+        at += read as u64;
+    }
+    Ok(at - from)
+}
