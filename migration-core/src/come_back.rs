@@ -143,7 +143,13 @@ impl ComeBack {
         match self.stage {
             Stage::Probing if well => self.stage = Stage::Turning,
             Stage::Retrying if well => self.stage = Stage::CatchingUp,
-            Stage::Probing | Stage::Retrying => self.leave_alone(now),
+            // Nobody waits for that.
+            Stage::Probing => {
+                self.stage = Stage::Alone {
+                    until: now.plus(ALONE_FIRST),
+                }
+            }
+            Stage::Retrying => self.leave_alone(now),
             Stage::Well { .. } | Stage::Alone { .. } | Stage::Turning | Stage::CatchingUp => {}
         }
     }
@@ -245,20 +251,21 @@ mod tests {
         assert_eq!(come_back.look(at(now + 5), STALLED), Some(Step::Probe));
         // It does not answer; then it does, but is not taken; then it stalls while it catches up.
         come_back.answered(at(now + 6), false);
-        assert_eq!(come_back.look(at(now + 15), STALLED), None);
-        assert_eq!(come_back.look(at(now + 16), STALLED), Some(Step::Probe));
-        come_back.answered(at(now + 16), true);
-        assert_eq!(come_back.look(at(now + 16), TRACKS), Some(Step::Retry));
-        come_back.answered(at(now + 16), false);
+        assert_eq!(come_back.look(at(now + 10), STALLED), None);
+        assert_eq!(come_back.look(at(now + 11), STALLED), Some(Step::Probe));
+        come_back.answered(at(now + 11), true);
+        assert_eq!(come_back.look(at(now + 11), TRACKS), Some(Step::Retry));
+        come_back.answered(at(now + 11), false);
         assert!(!come_back.tracks());
-        assert_eq!(come_back.look(at(now + 36), STALLED), Some(Step::Probe));
-        come_back.answered(at(now + 36), true);
-        assert_eq!(come_back.look(at(now + 36), TRACKS), Some(Step::Retry));
-        come_back.answered(at(now + 36), true);
-        assert_eq!(come_back.look(at(now + 37), TRACKS), None);
+        assert_eq!(come_back.look(at(now + 20), STALLED), None);
+        assert_eq!(come_back.look(at(now + 21), STALLED), Some(Step::Probe));
+        come_back.answered(at(now + 21), true);
+        assert_eq!(come_back.look(at(now + 21), TRACKS), Some(Step::Retry));
+        come_back.answered(at(now + 21), true);
+        assert_eq!(come_back.look(at(now + 22), TRACKS), None);
         assert!(!come_back.tracks());
-        assert_eq!(come_back.look(at(now + 76), TRACKS), None);
-        assert_eq!(come_back.look(at(now + 77), TRACKS), Some(Step::Probe));
+        assert_eq!(come_back.look(at(now + 41), TRACKS), None);
+        assert_eq!(come_back.look(at(now + 42), TRACKS), Some(Step::Probe));
     }
 
     #[test]

@@ -116,6 +116,11 @@ pub enum Request {
         /// Change nothing; only say what would be done.
         dry_run: bool,
     },
+    /// Free the locks on LUNs whose holder is gone.
+    FreeLocks {
+        /// Change nothing; only say which these are. `changed` in the answer: there are some.
+        dry_run: bool,
+    },
     /// Check all that a create would check, and estimate what the session would take. Changes nothing. Answer:
     /// [`Response::Records`] of [`Record::Plan`].
     Plan {

@@ -50,7 +50,7 @@ fn a_mirror_leg_that_stalls_is_given_up_and_copied_again_when_it_is_back() {
     load.go_on();
     wait_until("it is given up again", || is_in(&host, "degraded"));
     // It is as slow as before: nobody waits for it again.
-    std::thread::sleep(std::time::Duration::from_secs(12));
+    std::thread::sleep(std::time::Duration::from_secs(8));
     let history = || host.ok(&["history", "move"]).out;
     assert!(!history().contains("answers again"), "{}", history());
     target.mend_it();

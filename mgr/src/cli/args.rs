@@ -621,25 +621,33 @@ FILE:
         #[arg(long)]
         yes: bool,
     },
-    /// Make another map file for a volume whose own is lost or damaged
+    /// Make another map file for a volume whose own is lost or damaged, or free locks that nobody holds
     ///
     /// The map file says which leg of a volume is right. Without it nothing is served, and nothing is
     /// guessed: say which leg is right. The volume then uses that leg alone. The other one is not
     /// written and no longer used; a new session copies everything again. A volume that is served, and
     /// a map file that is whole, are refused. Shows what would be done and asks on a terminal;
     /// elsewhere needs --yes.
+    ///
+    /// With --locks: a LUN is locked for the volume or the session that uses it. Says which locks have no
+    /// holder any more, because the database was changed by hand or in part lost, and frees them.
     #[command(after_help = "EXAMPLES:
   shunt status
-  shunt recover db --authoritative source")]
+  shunt recover db --authoritative source
+  shunt recover --locks")]
     Recover {
         /// The volume
-        volume: String,
+        #[arg(required_unless_present = "locks", requires = "authoritative")]
+        volume: Option<String>,
         /// The leg whose data is right
         #[arg(long, value_name = "LEG", value_enum)]
-        authoritative: Leg,
+        authoritative: Option<Leg>,
         /// Also if the other leg was authoritative when the volume was last seen
-        #[arg(long)]
+        #[arg(long, requires = "volume")]
         against_record: bool,
+        /// Free the locks on LUNs whose holder is gone
+        #[arg(long, conflicts_with_all = ["volume", "authoritative"])]
+        locks: bool,
         /// Do not ask
         #[arg(long)]
         yes: bool,

@@ -319,7 +319,9 @@ fn subject(request: &Request) -> Subject<'_> {
         | Request::Commit { session }
         | Request::Cancel { session } => Subject::Session(session),
         Request::Samples { session } | Request::Plan { session, .. } => Subject::Session(session),
-        Request::SetHost { .. } | Request::Signal { .. } => Subject::Everything,
+        Request::SetHost { .. } | Request::Signal { .. } | Request::FreeLocks { .. } => {
+            Subject::Everything
+        }
         Request::Status { session }
         | Request::History { session }
         | Request::Events { session, .. } => session

@@ -194,6 +194,7 @@ impl Limits {
             Request::Attach { .. }
             | Request::Detach { .. }
             | Request::Recover { .. }
+            | Request::FreeLocks { .. }
             | Request::Create { .. }
             | Request::Start { .. }
             | Request::Plan { .. }

@@ -217,8 +217,12 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             volume,
             authoritative,
             against_record,
+            locks: _,
             yes,
-        } => recover(&global, volume, authoritative, against_record, yes),
+        } => match volume.zip(authoritative) {
+            Some((volume, leg)) => recover(&global, &volume, leg, against_record, yes),
+            None => free_locks(&global, yes),
+        },
         Command::Set {
             session,
             rate,
@@ -305,46 +309,67 @@ fn change(global: &Global, request: &Request) -> Result<(), Stop> {
 /// Shows what would be done, asks, and has it done.
 fn recover(
     global: &Global,
-    volume: String,
+    volume: &str,
     leg: args::Leg,
     against_record: bool,
     yes: bool,
 ) -> Result<(), Stop> {
     let request = |dry_run| Request::Recover {
-        volume: volume.clone(),
+        volume: volume.to_owned(),
         authoritative: leg.side(),
         against_record,
         dry_run,
     };
+    let against = if against_record {
+        " --against-record"
+    } else {
+        ""
+    };
+    let asked = Asked {
+        verb: "recover",
+        object: format!("volume {volume}"),
+        loss: "What only the other leg has is lost.",
+        sure: format!(
+            "shunt recover {volume} --authoritative {}{against} --yes",
+            leg.name()
+        ),
+    };
     if !yes {
-        match shuntd(global).ask(&request(true))? {
-            Response::Done { messages, .. } => {
-                // It belongs to the question: shown also when messages are not wanted.
-                for message in &messages {
-                    eprintln!("shunt: would do: {}", printable(message));
-                }
-            }
-            Response::Records { .. } | Response::Events { .. } | Response::Failed(_) => {
-                return Err(ask::wrong_answer().into());
-            }
-        }
-        let against = if against_record {
-            " --against-record"
-        } else {
-            ""
-        };
-        let asked = Asked {
-            verb: "recover",
-            object: format!("volume {volume}"),
-            loss: "What only the other leg has is lost.",
-            sure: format!(
-                "shunt recover {volume} --authoritative {}{against} --yes",
-                leg.name()
-            ),
-        };
+        would_do(global, &request(true))?;
         confirm(&asked, false)?;
     }
     change(global, &request(false))
+}
+
+/// The same with the locks that nobody holds.
+fn free_locks(global: &Global, yes: bool) -> Result<(), Stop> {
+    let request = |dry_run| Request::FreeLocks { dry_run };
+    let asked = Asked {
+        verb: "recover",
+        object: "locks that nobody holds".to_owned(),
+        loss: "What uses one of these luns without Shunt's knowledge is not protected any more.",
+        sure: "shunt recover --locks --yes".to_owned(),
+    };
+    if !yes && would_do(global, &request(true))? {
+        confirm(&asked, false)?;
+    }
+    change(global, &request(false))
+}
+
+/// Says whether there is something to do, where that is known.
+fn would_do(global: &Global, dry_run: &Request) -> Result<bool, Stop> {
+    match shuntd(global).ask(dry_run)? {
+        Response::Done { changed, messages } => {
+            // It belongs to the question: shown also when messages are not wanted.
+            for message in &messages {
+                eprintln!("shunt: would do: {}", printable(message));
+            }
+            Ok(changed)
+        }
+        Response::Records { .. } | Response::Events { .. } | Response::Failed(_) => {
+            Err(ask::wrong_answer().into())
+        }
+    }
 }
 
 fn status(global: &Global, session: Option<String>, watch: bool) -> Result<(), Stop> {

@@ -27,6 +27,12 @@ impl Context {
     pub(super) async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         let stored = changes.clone();
         self.store.call(move |store| store.apply(&stored)).await?;
+        self.committed(changes).await;
+        Ok(())
+    }
+
+    /// Lets the owner know what is durable.
+    pub(super) async fn committed(&self, changes: Vec<Change>) {
         for change in &changes {
             if let Change::Note(Note {
                 session,
@@ -39,7 +45,6 @@ impl Context {
             }
         }
         self.tell(Event::Changed(changes)).await;
-        Ok(())
     }
 
     /// The same, with the error as a failure of an operation on `object`.

@@ -2,6 +2,7 @@
 
 use migration_proto::manager::{Failure, FailureKind, Response};
 
+use super::locks;
 use crate::store::StoreError;
 
 /// How a request that changes something ends.
@@ -93,7 +94,10 @@ pub(super) fn store(object: impl Into<String>, error: &StoreError) -> Failure {
         StoreError::Locked { .. } => refused(
             object,
             error.to_string(),
-            "name another lun, or see `shunt status`",
+            format!(
+                "name another lun, or see `shunt status`; if nothing there has it: `{}`",
+                locks::COMMAND
+            ),
         ),
         StoreError::NotUtf8(_) => {
             refused(object, error.to_string(), "name the lun by another path")

@@ -22,7 +22,7 @@
 //! | `retire` | the legs that an ended session has left behind |
 //! | `feed` | what happens, for those who watch |
 //! | `rebuild` | another database when that of before is damaged or missing |
-//! | `recover` | another map file when that of before is damaged or missing |
+//! | `recover`, `locks` | another map file when that of before is damaged or missing; locks whose holder is gone |
 //! | `route_change` | asking for another route, whatever dies on the way |
 //! | `volume`, `supervisor`, `link`, `process` | one ublk-target: talking to it, keeping it running |
 //! | `checks` | whether a LUN may become a leg |
@@ -50,6 +50,7 @@ mod feed;
 mod gauge;
 mod hours;
 mod link;
+mod locks;
 mod pace;
 mod paths;
 mod plan;

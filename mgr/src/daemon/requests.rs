@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::attach;
 use super::create::{self, Wanted};
 use super::failure::{self, Done};
+use super::locks;
 use super::records;
 use super::recover::{Recovery, Wish};
 use super::split;
@@ -86,6 +87,10 @@ impl Owner {
                     dry_run,
                 };
                 self.recover(&volume, wish, reply);
+            }
+            Request::FreeLocks { dry_run } => {
+                let freeing = locks::free(self.context.clone(), dry_run);
+                self.launch(Vec::new(), "recover", Some(reply), freeing);
             }
         }
     }

@@ -54,6 +54,14 @@ const fn left_behind(phase: Phase) -> Option<Side> {
     }
 }
 
+/// The LUN that is locked because it was made inaccessible.
+pub(super) fn retired_leg(pair: &PairRow) -> Option<&LunRow> {
+    let retired = pair.retired.as_ref()?;
+    let is_locked = retired.how != RetireHow::Discard;
+    let side = left_behind(pair.phase).filter(|_| is_locked)?;
+    Some(lun_of(pair, side))
+}
+
 fn holder(side: Side, volume: &str, session: &str) -> String {
     format!("the retired {side} of {volume} in session {session}")
 }

@@ -159,6 +159,14 @@ impl Store {
         read::lock(&self.connection, key)
     }
 
+    /// Every LUN in use.
+    ///
+    /// # Errors
+    /// What SQLite says.
+    pub fn locks(&self) -> Result<Vec<Lock>, StoreError> {
+        read::locks(&self.connection)
+    }
+
     /// Everything that is recorded, except locks and history.
     ///
     /// # Errors

@@ -48,18 +48,26 @@ pub(super) fn model(connection: &Connection) -> Result<Model, StoreError> {
 pub(super) fn lock(connection: &Connection, key: &str) -> Result<Option<Lock>, StoreError> {
     let found = connection
         .query_row(
-            "SELECT path, holder FROM locks WHERE key = ?1",
+            "SELECT key, path, holder FROM locks WHERE key = ?1",
             params![key],
-            |row| {
-                Ok(Lock {
-                    key: key.to_owned(),
-                    path: PathBuf::from(row.get::<_, String>(0)?),
-                    holder: row.get(1)?,
-                })
-            },
+            lock_row,
         )
         .optional()?;
     Ok(found)
+}
+
+pub(super) fn locks(connection: &Connection) -> Result<Vec<Lock>, StoreError> {
+    let mut statement = connection.prepare("SELECT key, path, holder FROM locks ORDER BY key")?;
+    let locks = statement.query_map([], lock_row)?;
+    Ok(locks.collect::<Result<_, _>>()?)
+}
+
+fn lock_row(row: &Row<'_>) -> rusqlite::Result<Lock> {
+    Ok(Lock {
+        key: row.get(0)?,
+        path: PathBuf::from(row.get::<_, String>(1)?),
+        holder: row.get(2)?,
+    })
 }
 
 pub(super) fn history(

@@ -379,7 +379,7 @@ fn failure(kind: FailureKind) -> Response {
 }
 
 /// A command line for every subcommand that asks shuntd.
-const ASKING: [&[&str]; 25] = [
+const ASKING: [&[&str]; 26] = [
     &["attach", "db", "/dev/a"],
     &["detach", "db"],
     &["create", "s1", "db:/dev/b"],
@@ -405,6 +405,7 @@ const ASKING: [&[&str]; 25] = [
     &["report", "s1"],
     &["verify", "s1"],
     &["recover", "db", "--authoritative", "source", "--yes"],
+    &["recover", "--locks", "--yes"],
 ];
 
 fn subcommands() -> Vec<String> {

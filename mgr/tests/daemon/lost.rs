@@ -3,6 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use mgr::store::{Change, Lock, LunRow, Store, lock_key};
 use migration_proto::manager::{FailureKind, Request};
 use migration_proto::route::{Route, Side};
 
@@ -276,4 +277,51 @@ fn what_is_served_or_whole_or_has_no_such_leg_is_not_recovered() {
         .unwrap()
         .any(|file| std::fs::read(file.unwrap().path()).is_ok_and(|bytes| bytes == b"garbage"));
     assert!(garbage, "the damaged map file is not kept");
+}
+
+#[test]
+fn a_lock_whose_session_is_gone_is_explained_and_freed_and_no_other_one() {
+    let world = World::new();
+    let [source, target, free] = ["a", "b", "c"].map(|name| world.lun(name, MIB, 1));
+    world.changes(&attach("db", &source));
+    world.changes(&create("s1", &[("db", &target)]));
+    let ask = |dry_run| world.done(&Request::FreeLocks { dry_run });
+    let (changed, messages) = ask(false);
+    assert!(!changed, "{messages:?}");
+    assert_eq!(messages, "every lock has its holder");
+    // As if a row had been deleted by hand.
+    let database = world.config.database();
+    let lock = |path: &std::path::Path| {
+        let opened = lun::Lun::open(path, &lun::OpenOptions::default()).unwrap();
+        let row = LunRow {
+            path: path.to_owned(),
+            identity: opened.identity,
+        };
+        Change::Lock(Lock {
+            key: lock_key(&row),
+            path: path.to_owned(),
+            holder: "the target of volume log in session s0".to_owned(),
+        })
+    };
+    let mut store = Store::open(&database).unwrap();
+    store.apply(&[lock(&free)]).unwrap();
+    let other = create("s2", &[("log", &free)]);
+    world.changes(&attach("log", &world.lun("d", MIB, 2)));
+    let failure = world.refused(&other);
+    assert!(failure.cause.contains("session s0"), "{failure:?}");
+    assert!(
+        failure.next.contains("shunt recover --locks"),
+        "{failure:?}"
+    );
+    let (changed, messages) = ask(true);
+    assert!(changed && messages.contains("session s0"), "{messages}");
+    assert_eq!(messages.lines().count(), 1, "{messages}");
+    world.refused(&other);
+    assert_eq!(ask(false), (true, messages));
+    world.changes(&other);
+    let freed = |line: &String| line.contains("is freed");
+    assert_eq!(world.history().iter().filter(|line| freed(line)).count(), 1);
+    // The others are as they were.
+    let locked = store.locks().unwrap();
+    assert_eq!(locked.len(), 4, "{locked:?}");
 }

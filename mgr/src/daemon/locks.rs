@@ -1,0 +1,69 @@
+//! Locks on LUNs whose holder is gone.
+//!
+//! A lock goes with its holder, in one transaction, so this happens only when somebody has changed the database, or part of it was lost.
+//! Such a lock is never freed by itself: the operator is told whose it was.
+
+use std::collections::BTreeSet;
+
+use super::context::{Context, note};
+use super::failure::{self, Answer, Done};
+use super::retire::retired_leg;
+use crate::store::{Change, Lock, Model, lock_key};
+
+/// What the operator gives to have them freed.
+pub(super) const COMMAND: &str = "shunt recover --locks";
+
+/// Frees the locks that nobody holds, or only says which these are.
+pub(super) async fn free(context: Context, dry_run: bool) -> Answer {
+    let object = "locks";
+    // In one call, so that nobody takes one between the look and the change.
+    let freed = context.store.call(move |store| {
+        let orphans = orphans(&store.load()?, store.locks()?);
+        let changes: Vec<Change> = orphans.iter().flat_map(changes).collect();
+        if !dry_run {
+            store.apply(&changes)?;
+        }
+        Ok((orphans, changes))
+    });
+    let (orphans, changes) = freed
+        .await
+        .map_err(|error| failure::store(object, &error))?;
+    let mut messages: Vec<String> = orphans.iter().map(text).collect();
+    if orphans.is_empty() {
+        messages.push("every lock has its holder".to_owned());
+    }
+    if !dry_run {
+        context.committed(changes).await;
+    }
+    Ok(Done {
+        changed: !orphans.is_empty(),
+        messages,
+    })
+}
+
+fn orphans(model: &Model, locks: Vec<Lock>) -> Vec<Lock> {
+    let volumes = model.volumes.values().map(|row| &row.lun);
+    let pairs = model.sessions.values().flat_map(|row| &row.pairs);
+    let of_pairs = pairs.filter_map(|pair| match pair.phase.is_ended() {
+        true => retired_leg(pair),
+        false => Some(&pair.target),
+    });
+    let held: BTreeSet<String> = volumes.chain(of_pairs).map(lock_key).collect();
+    let is_orphan = |lock: &Lock| !held.contains(&lock.key);
+    locks.into_iter().filter(is_orphan).collect()
+}
+
+fn changes(lock: &Lock) -> [Change; 2] {
+    [
+        Change::Unlock(lock.key.clone()),
+        note(None, None, text(lock)),
+    ]
+}
+
+fn text(lock: &Lock) -> String {
+    format!(
+        "the lock on {} is freed: it is that of {}, but no volume, no session that goes on and no retired leg has this lun",
+        lock.path.display(),
+        lock.holder
+    )
+}
