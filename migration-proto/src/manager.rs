@@ -121,7 +121,7 @@ pub enum Request {
         /// Change nothing; only say which these are. `changed` in the answer: there are some.
         dry_run: bool,
     },
-    /// Check all that a create would check, and estimate what the session would take. Changes nothing. Answer:
+    /// Check all that a create would check, and estimate what the session would take. Changes nothing, keeps the estimate. Answer:
     /// [`Response::Records`] of [`Record::Plan`].
     Plan {
         /// The name.

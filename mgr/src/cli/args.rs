@@ -335,7 +335,8 @@ FILE:
     },
     /// Check everything that create would check, and estimate what the session would take
     ///
-    /// Reads both LUNs for a second and measures what applications write. Changes nothing. Exits with 3
+    /// Reads both LUNs for a second and measures what applications write. Changes nothing; the estimate is
+    /// kept, and the history of the session says what came of it. Exits with 3
     /// if create would refuse.
     #[command(after_help = "EXAMPLES:
   shunt plan s1 db:/dev/sdc

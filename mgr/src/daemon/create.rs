@@ -11,7 +11,9 @@ use super::checks::{self, Candidate, Fit, Used};
 use super::context::{Context, blocking, note, now_ms};
 use super::failure::{self, Answer, Done};
 use super::{cutover, hours, schedule, split};
-use crate::store::{Change, Lock, LunRow, PairRow, SessionRow, VolumeRow, lock_key};
+use crate::store::{
+    Change, Course, Estimate, Lock, LunRow, PairRow, SessionRow, VolumeRow, lock_key,
+};
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -59,7 +61,13 @@ pub(super) async fn create(context: Context, wanted: Wanted) -> Answer {
                     lun: candidate.lun.clone(),
                     holder: format!("the target of {} in this session", volume.name),
                 });
-                pairs.push(pair_of(volume, &candidate));
+                let (name, target) = (volume.name.clone(), lock_key(&candidate.lun));
+                let estimate = context
+                    .store
+                    .call(move |store| store.estimate(&name, &target))
+                    .await
+                    .map_err(|error| failure::store(&object, &error))?;
+                pairs.push(pair_of(volume, &candidate, estimate));
             }
             Err(reasons) => refusals.push(format!("pair {}: {}", volume.name, reasons.join("; "))),
         }
@@ -187,7 +195,7 @@ async fn record(context: &Context, row: &SessionRow) -> Result<(), Failure> {
     context.record(&failure::session(&row.name), changes).await
 }
 
-fn pair_of(volume: &VolumeRow, candidate: &Candidate) -> PairRow {
+fn pair_of(volume: &VolumeRow, candidate: &Candidate, estimate: Option<Estimate>) -> PairRow {
     PairRow {
         volume: volume.name.clone(),
         source: volume.lun.clone(),
@@ -202,6 +210,10 @@ fn pair_of(volume: &VolumeRow, candidate: &Candidate) -> PairRow {
         verification: None,
         retired: None,
         copy_of_ms: None,
+        course: Course {
+            estimate,
+            ..Course::default()
+        },
     }
 }
 

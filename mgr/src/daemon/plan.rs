@@ -1,17 +1,19 @@
 //! What a session would be, before it is created: everything that speaks against it, and how long it may take, from a short
-//! reading of both LUNs and from what applications write. Nothing is changed, and nothing is written.
+//! reading of both LUNs and from what applications write. No LUN is written. The estimate is kept, so that the history can say what came
+//! of it.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use migration_proto::manager::{JSON_SCHEMA, PlanRecord, Record, Response};
+use tracing::warn;
 
 use super::checks::Used;
-use super::context::{Context, blocking};
+use super::context::{Context, blocking, now_ms};
 use super::create::{Wanted, check_target};
 use super::pace::{Pace, pace};
 use super::volume::VolumeHandle;
-use crate::store::VolumeRow;
+use crate::store::{Change, Estimate, VolumeRow, lock_key};
 
 /// How long what applications write is measured.
 const WRITES_OVER: Duration = Duration::from_secs(1);
@@ -26,7 +28,7 @@ pub(super) async fn plan(
     wanted: Wanted,
     handles: Vec<Option<VolumeHandle>>,
 ) -> Response {
-    let mut records = Vec::new();
+    let (mut records, mut kept) = (Vec::new(), Vec::new());
     let mut used = wanted.used.clone();
     for ((volume, target), handle) in wanted.pairs.iter().zip(handles) {
         let checked = check_target(
@@ -38,8 +40,10 @@ pub(super) async fn plan(
             None,
         );
         let (mut problems, mut notes) = (Vec::new(), Vec::new());
+        let mut accepted = None;
         match checked.await {
             Ok(candidate) => {
+                accepted = Some(lock_key(&candidate.lun));
                 let lost = candidate.signatures.iter();
                 notes.extend(lost.map(|found| format!("will be overwritten: {found}")));
                 used.push(Used {
@@ -61,15 +65,34 @@ pub(super) async fn plan(
                 problems.push(format!("the {side} cannot be read: {cause}"));
             }
         }
-        records.push(Record::Plan(record(
+        let planned = record(
             volume,
             target,
             (source.ok(), goal.ok()),
             written,
             (problems, notes),
-        )));
+        );
+        kept.extend(accepted.and_then(|target| kept_estimate(&planned, target)));
+        records.push(Record::Plan(planned));
+    }
+    if let Err(error) = context.commit(kept).await {
+        // It is compared with what will have happened, and only for that.
+        warn!(%error, "an estimate is not kept");
     }
     Response::Records { records }
+}
+
+fn kept_estimate(planned: &PlanRecord, target: String) -> Option<Change> {
+    let estimate = Estimate {
+        at_ms: now_ms(),
+        copy_seconds: planned.copy_seconds?,
+        pause_us: planned.pause_us?,
+    };
+    Some(Change::KeepEstimate {
+        volume: planned.volume.clone(),
+        target,
+        estimate,
+    })
 }
 
 fn record(

@@ -23,8 +23,8 @@ use super::paths::Config;
 use super::{StartError, failure, process};
 use crate::names;
 use crate::store::{
-    Change, Lock, LunRow, Model, PairRow, SessionRow, Store, StoreError, VolumeRow, VolumeState,
-    lock_key,
+    Change, Course, Lock, LunRow, Model, PairRow, SessionRow, Store, StoreError, VolumeRow,
+    VolumeState, lock_key,
 };
 
 /// What SQLite keeps beside a database.
@@ -214,6 +214,7 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
             verification: None,
             retired: None,
             copy_of_ms: None,
+            course: Course::default(),
         }],
     }));
     Ok((changes, line))

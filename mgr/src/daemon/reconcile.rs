@@ -8,14 +8,15 @@ use migration_proto::manager::VerifyPolicy;
 use migration_proto::target::Request;
 use tracing::{info, warn};
 
-use super::context::note;
+use super::context::{note, now_ms};
 use super::failure::{self, Done};
-use super::verbs::{ended_changes, lun_of};
+use super::verbs::{ended_changes, expected_text, lun_of};
 use super::verify::Comparison;
 use super::volume::{POLL_COPYING, POLL_IDLE, View};
 use super::{Busy, Owner, attach, checks, paths, records};
 use crate::copier::{Config, Outcome, Task};
-use crate::store::{Change, PairField, PairKey, SessionRow, VolumeRow, VolumeState};
+use crate::store::{Change, Course, PairField, PairKey, SessionRow, VolumeRow, VolumeState};
+use crate::units;
 
 /// How long a ublk-target may take to note a policy.
 const SET_POLICY_MAX: Duration = Duration::from_secs(10);
@@ -397,8 +398,10 @@ impl Owner {
             }
         }
         if ended.in_sync {
+            let (course, took) = in_sync(pair.course, now_ms());
+            changes.push(Change::SetPair(key.clone(), PairField::Course(course)));
             let what = format!(
-                "in sync; {} bytes were copied since the start",
+                "in sync; {} bytes were copied since the start{took}",
                 ended.copied_bytes
             );
             changes.push(note(Some(&key.session), Some(&volume), what));
@@ -449,6 +452,22 @@ impl Owner {
         }
         used
     }
+}
+
+/// Nothing is left to copy. Says how long that has taken the first time.
+fn in_sync(course: Course, now_ms: u64) -> (Course, String) {
+    let (Some(begun_ms), None) = (course.begun_ms, course.in_sync_ms) else {
+        return (course, String::new());
+    };
+    let took = units::duration(Duration::from_millis(now_ms.saturating_sub(begun_ms)));
+    let expected = course.estimate.map_or_else(String::new, |estimate| {
+        expected_text(units::duration(Duration::from_secs(estimate.copy_seconds)))
+    });
+    let course = Course {
+        in_sync_ms: Some(now_ms),
+        ..course
+    };
+    (course, format!(", in {took}{expected}"))
 }
 
 fn route_text(seen: &Seen) -> String {

@@ -4,6 +4,7 @@
 //! between is settled from the route (`migration_core::pair::settle`).
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use migration_proto::target::{Refusal, Request, Response};
 
 use super::attach::whole_leg;
 use super::checks::Used;
-use super::context::{Context, blocking, note};
+use super::context::{Context, blocking, note, now_ms};
 use super::create::check_target;
 use super::failure::{self, Answer, Done};
 use super::hours;
@@ -31,8 +32,9 @@ use super::volume::VolumeHandle;
 use crate::copier::Copier;
 use crate::moments;
 use crate::store::{
-    Change, Lock, OpenMapRow, PairField, PairKey, PairRow, SessionRow, VolumeRow, lock_key,
+    Change, Course, Lock, OpenMapRow, PairField, PairKey, PairRow, SessionRow, VolumeRow, lock_key,
 };
+use crate::units;
 
 /// When queued pairs are tried again that could not be started for a cause that is not theirs.
 const QUEUE_RETRY: Duration = Duration::from_secs(1);
@@ -247,6 +249,12 @@ impl Operation {
             match begun {
                 Ok(changed) => {
                     let mut changes = self.now_active(&key, row, Side::Source, changed);
+                    let course = Course {
+                        begun_ms: Some(now_ms()),
+                        in_sync_ms: None,
+                        ..row.course
+                    };
+                    changes.push(Change::SetPair(key.clone(), PairField::Course(course)));
                     changes.push(
                         self.note(row, format!("mirrored onto {}", row.target.path.display())),
                     );
@@ -435,9 +443,16 @@ impl Operation {
             match set_route(handle, row, route, max_pause_ms, copies_rest).await {
                 Ok(changed) => {
                     let mut changes = self.now_active(key, row, to, changed);
+                    let expected = row.course.estimate.filter(|_| changed.pause_us.is_some());
                     changes.push(self.note(
                         row,
-                        format!("the {to} is authoritative{}", pause_text(changed.pause_us)),
+                        format!(
+                            "the {to} is authoritative{}{}",
+                            pause_text(changed.pause_us),
+                            expected.map_or_else(String::new, |estimate| expected_text(
+                                units::pause(estimate.pause_us)
+                            ))
+                        ),
                     ));
                     if to == Side::Target && done + 1 == items.len() {
                         changes.extend(schedule::by_hand_from_now_on(&self.session, what));
@@ -765,6 +780,11 @@ pub(super) fn lun_of(row: &PairRow, side: Side) -> &crate::store::LunRow {
         Side::Source => &row.source,
         Side::Target => &row.target,
     }
+}
+
+/// What `shunt plan` said of a thing that has happened.
+pub(super) fn expected_text(what: impl fmt::Display) -> String {
+    format!(" (`shunt plan` said {what})")
 }
 
 pub(super) fn pause_text(pause_us: Option<u64>) -> String {

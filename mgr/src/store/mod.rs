@@ -17,13 +17,13 @@ mod schema;
 use std::path::{Path, PathBuf};
 
 use migration_core::route::Side;
-use migration_proto::manager::{SessionOptions, Verification};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
+use serde::Serialize;
 
 pub use handle::StoreHandle;
 pub use model::{
-    Change, Lock, LunRow, Model, Note, OpenMapRow, PairField, PairKey, PairRow, Retired,
-    SessionRow, VolumeRow, VolumeState,
+    Change, Course, Estimate, Lock, LunRow, Model, Note, OpenMapRow, PairField, PairKey, PairRow,
+    Retired, SessionRow, VolumeRow, VolumeState,
 };
 pub use samples::Sample;
 
@@ -175,6 +175,14 @@ impl Store {
         read::model(&self.connection)
     }
 
+    /// What was last estimated for copying a volume to a LUN ([`lock_key`]).
+    ///
+    /// # Errors
+    /// What SQLite says; a row that this program did not write.
+    pub fn estimate(&self, volume: &str, target: &str) -> Result<Option<Estimate>, StoreError> {
+        read::estimate(&self.connection, volume, target)
+    }
+
     /// The last lines of the history, oldest first; of one session if it is named.
     ///
     /// # Errors
@@ -237,7 +245,7 @@ fn apply_one(transaction: &Transaction<'_>, change: &Change) -> Result<(), Store
         Change::SetVolumeLun(name, lun) => one_row(
             transaction.execute(
                 "UPDATE volumes SET lun_path = ?2, lun_identity = ?3 WHERE name = ?1",
-                params![name, path_text(&lun.path)?, identity_text(&lun.identity)],
+                params![name, path_text(&lun.path)?, json_text(&lun.identity)],
             )?,
             || format!("volume {name}"),
         ),
@@ -263,7 +271,7 @@ fn apply_one(transaction: &Transaction<'_>, change: &Change) -> Result<(), Store
         Change::SetOptions(name, options) => one_row(
             transaction.execute(
                 "UPDATE sessions SET options = ?2 WHERE name = ?1",
-                params![name, options_text(options)],
+                params![name, json_text(options)],
             )?,
             || format!("session {name}"),
         ),
@@ -286,6 +294,17 @@ fn apply_one(transaction: &Transaction<'_>, change: &Change) -> Result<(), Store
         }
         Change::Note(note) => add_note(transaction, note),
         Change::Sample(sample) => samples::add(transaction, sample),
+        Change::KeepEstimate {
+            volume,
+            target,
+            estimate,
+        } => {
+            transaction.execute(
+                "INSERT OR REPLACE INTO estimates (volume, target, estimate) VALUES (?1, ?2, ?3)",
+                params![volume, target, json_text(estimate)],
+            )?;
+            Ok(())
+        }
     }
 }
 
@@ -298,7 +317,7 @@ fn add_volume(transaction: &Transaction<'_>, row: &VolumeRow) -> Result<(), Stor
             row.volume_id,
             row.state.name(),
             path_text(&row.lun.path)?,
-            identity_text(&row.lun.identity),
+            json_text(&row.lun.identity),
             integer(row.size_bytes),
             row.logical_block_bytes,
         ],
@@ -320,7 +339,7 @@ fn add_session(transaction: &Transaction<'_>, row: &SessionRow) -> Result<(), St
         params![
             row.name,
             integer(row.created_at_ms),
-            options_text(&row.options),
+            json_text(&row.options),
             row.paused
         ],
     )?;
@@ -339,16 +358,16 @@ fn add_pair(
     transaction.execute(
         "INSERT INTO pairs (session, position, volume, source_path, source_identity, target_path, target_identity,
             target_contents, size_bytes, phase, authoritative, copied_bytes, last_pause_us, problem, verification,
-            retired, copy_of_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+            retired, copy_of_ms, course)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
         params![
             session,
             position as i64,
             pair.volume,
             path_text(&pair.source.path)?,
-            identity_text(&pair.source.identity),
+            json_text(&pair.source.identity),
             path_text(&pair.target.path)?,
-            identity_text(&pair.target.identity),
+            json_text(&pair.target.identity),
             pair.target_contents,
             integer(pair.size_bytes),
             pair.phase.name(),
@@ -356,9 +375,10 @@ fn add_pair(
             integer(pair.copied_bytes),
             pair.last_pause_us.map(integer),
             pair.problem,
-            pair.verification.as_ref().map(verification_text),
-            pair.retired.as_ref().map(retired_text),
+            pair.verification.as_ref().map(json_text),
+            pair.retired.as_ref().map(json_text),
             pair.copy_of_ms.map(integer),
+            json_text(&pair.course),
         ],
     )?;
     Ok(())
@@ -384,9 +404,10 @@ fn set_pair(
         PairField::CopiedBytes(bytes) => set("copied_bytes", &integer(*bytes)),
         PairField::LastPause(pause_us) => set("last_pause_us", &integer(*pause_us)),
         PairField::Problem(problem) => set("problem", problem),
-        PairField::Verification(found) => set("verification", &verification_text(found)),
+        PairField::Verification(found) => set("verification", &json_text(found)),
         PairField::CopyOf(at_ms) => set("copy_of_ms", &at_ms.map(integer)),
-        PairField::Retired(retired) => set("retired", &retired.as_ref().map(retired_text)),
+        PairField::Retired(retired) => set("retired", &retired.as_ref().map(json_text)),
+        PairField::Course(course) => set("course", &json_text(course)),
     }
 }
 
@@ -442,20 +463,8 @@ fn path_text(path: &Path) -> Result<&str, StoreError> {
         .ok_or_else(|| StoreError::NotUtf8(path.to_owned()))
 }
 
-fn options_text(options: &SessionOptions) -> String {
-    serde_json::to_string(options).expect("options have only names, numbers and truth values")
-}
-
-fn verification_text(found: &Verification) -> String {
-    serde_json::to_string(found).expect("a verification has only numbers and truth values")
-}
-
-fn retired_text(retired: &Retired) -> String {
-    serde_json::to_string(retired).expect("it has only names, numbers and digits")
-}
-
-fn identity_text(identity: &lun::Identity) -> String {
-    serde_json::to_string(identity).expect("an identity has only text, numbers and options")
+fn json_text<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("rows have only text, numbers, truth values and options")
 }
 
 /// SQLite's integers are signed; sizes and times stay far below the limit.

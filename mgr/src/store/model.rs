@@ -134,6 +134,32 @@ pub struct PairRow {
     pub retired: Option<Retired>,
     /// Of when the target is a copy, in milliseconds since 1970; counts in [`Phase::Split`] only.
     pub copy_of_ms: Option<u64>,
+    /// How the copy goes, beside what was expected of it.
+    pub course: Course,
+}
+
+/// How the first copy of a pair goes, beside what was expected of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Course {
+    /// What was estimated before the session was created.
+    pub estimate: Option<Estimate>,
+    /// When it began, in milliseconds since 1970.
+    pub begun_ms: Option<u64>,
+    /// When nothing was left to copy for the first time.
+    pub in_sync_ms: Option<u64>,
+}
+
+/// What `shunt plan` has estimated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Estimate {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// How long the copy takes, in seconds.
+    pub copy_seconds: u64,
+    /// How long requests are held at a switch, in microseconds.
+    pub pause_us: u64,
 }
 
 /// What was done to a leg to make it inaccessible.
@@ -198,6 +224,8 @@ pub enum PairField {
     Retired(Option<Retired>),
     /// Of when the target is a copy.
     CopyOf(Option<u64>),
+    /// How the first copy goes.
+    Course(Course),
 }
 
 /// One change of the rows.
@@ -231,6 +259,15 @@ pub enum Change {
     Unlock(String),
     /// A line of the history. Not kept in the model.
     Note(Note),
+    /// What is expected of copying a volume to a LUN ([`super::lock_key`]). Not kept in the model.
+    KeepEstimate {
+        /// The volume.
+        volume: String,
+        /// The LUN.
+        target: String,
+        /// What is expected.
+        estimate: Estimate,
+    },
     /// How a pair goes on. Not kept in the model.
     Sample(super::samples::Sample),
 }
@@ -307,6 +344,7 @@ impl Model {
                         PairField::Verification(found) => row.verification = Some(found),
                         PairField::Retired(retired) => row.retired = retired,
                         PairField::CopyOf(at_ms) => row.copy_of_ms = at_ms,
+                        PairField::Course(course) => row.course = course,
                     }
                 }
             }
@@ -314,6 +352,7 @@ impl Model {
             | Change::MoveLock(_)
             | Change::Unlock(_)
             | Change::Note(_)
+            | Change::KeepEstimate { .. }
             | Change::Sample(_) => {}
         }
     }

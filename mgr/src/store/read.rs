@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use lun::Identity;
 use migration_core::pair::Phase;
 use migration_core::route::Side;
-use migration_proto::manager::{SessionOptions, Verification};
+use migration_proto::manager::SessionOptions;
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::de::DeserializeOwned;
 
 use super::{
-    Lock, LunRow, Model, Note, OpenMapRow, PairRow, Retired, SessionRow, StoreError, VolumeRow,
+    Estimate, Lock, LunRow, Model, Note, OpenMapRow, PairRow, SessionRow, StoreError, VolumeRow,
     VolumeState,
 };
 
@@ -68,6 +69,21 @@ fn lock_row(row: &Row<'_>) -> rusqlite::Result<Lock> {
         path: PathBuf::from(row.get::<_, String>(1)?),
         holder: row.get(2)?,
     })
+}
+
+pub(super) fn estimate(
+    connection: &Connection,
+    volume: &str,
+    target: &str,
+) -> Result<Option<Estimate>, StoreError> {
+    let found = connection
+        .query_row(
+            "SELECT estimate FROM estimates WHERE volume = ?1 AND target = ?2",
+            params![volume, target],
+            |row| row.get(0),
+        )
+        .optional()?;
+    json(found, "estimates.estimate")
 }
 
 pub(super) fn history(
@@ -130,7 +146,7 @@ fn pairs(connection: &Connection, session: &str) -> Result<Vec<PairRow>, StoreEr
     let mut query = connection.prepare(
         "SELECT volume, source_path, source_identity, target_path, target_identity, target_contents, size_bytes,
             phase, authoritative, copied_bytes, last_pause_us, problem, verification, retired,
-            copy_of_ms
+            copy_of_ms, course
          FROM pairs WHERE session = ?1 ORDER BY position",
     )?;
     let mut rows = query.query(params![session])?;
@@ -170,35 +186,28 @@ fn pair(row: &Row<'_>) -> Result<PairRow, StoreError> {
             .map(|pause| unsigned(pause, "pairs.last_pause_us"))
             .transpose()?,
         problem: row.get(11)?,
-        verification: verification(row.get(12)?)?,
-        retired: retired(row.get(13)?)?,
+        verification: json(row.get(12)?, "pairs.verification")?,
+        retired: json(row.get(13)?, "pairs.retired")?,
         copy_of_ms: row
             .get::<_, Option<i64>>(14)?
             .map(|at_ms| unsigned(at_ms, "pairs.copy_of_ms"))
             .transpose()?,
+        course: json(row.get(15)?, "pairs.course")?.unwrap_or_default(),
     })
 }
 
-fn verification(text: Option<String>) -> Result<Option<Verification>, StoreError> {
-    let Some(text) = text else {
-        return Ok(None);
-    };
-    let found = serde_json::from_str(&text).map_err(|_| StoreError::Unreadable {
-        column: "pairs.verification",
-        value: text,
-    })?;
-    Ok(Some(found))
-}
-
-fn retired(text: Option<String>) -> Result<Option<Retired>, StoreError> {
-    let Some(text) = text else {
-        return Ok(None);
-    };
-    let found = serde_json::from_str(&text).map_err(|_| StoreError::Unreadable {
-        column: "pairs.retired",
-        value: text,
-    })?;
-    Ok(Some(found))
+/// What was stored as JSON, if anything was.
+fn json<T: DeserializeOwned>(
+    text: Option<String>,
+    column: &'static str,
+) -> Result<Option<T>, StoreError> {
+    text.map(|text| {
+        serde_json::from_str(&text).map_err(|_| StoreError::Unreadable {
+            column,
+            value: text,
+        })
+    })
+    .transpose()
 }
 
 fn options(text: String) -> Result<SessionOptions, StoreError> {

@@ -60,6 +60,7 @@ CREATE TABLE pairs (
     verification TEXT,
     retired TEXT,
     copy_of_ms INTEGER,
+    course TEXT NOT NULL,
     PRIMARY KEY (session, position)
 ) STRICT;
 
@@ -70,6 +71,13 @@ CREATE TABLE locks (
     key TEXT PRIMARY KEY,
     path TEXT NOT NULL,
     holder TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE estimates (
+    volume TEXT NOT NULL REFERENCES volumes (name) ON DELETE CASCADE,
+    target TEXT NOT NULL,
+    estimate TEXT NOT NULL,
+    PRIMARY KEY (volume, target)
 ) STRICT;
 
 CREATE TABLE history (

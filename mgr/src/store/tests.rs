@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use lun::{FileId, Identity, Kind};
 use migration_core::pair::Phase;
-use migration_proto::manager::RetireHow;
+use migration_proto::manager::{RetireHow, SessionOptions, Verification};
 use migration_proto::target::OnAuthoritativeFailure;
 
 use super::*;
@@ -59,6 +59,15 @@ fn pair(volume: &str, target: u64) -> PairRow {
         last_pause_us: None,
         problem: None,
         copy_of_ms: Some(99),
+        course: Course {
+            estimate: Some(Estimate {
+                at_ms: 1,
+                copy_seconds: 2,
+                pause_us: 3,
+            }),
+            begun_ms: Some(4),
+            in_sync_ms: None,
+        },
         retired: Some(Retired {
             how: RetireHow::WipeSignatures,
             saved: vec![lun::Saved {

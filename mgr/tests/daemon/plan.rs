@@ -53,6 +53,43 @@ fn a_plan_has_rates_and_an_estimate_and_changes_nothing() {
 }
 
 #[test]
+fn what_was_estimated_stands_beside_what_has_happened() {
+    let mut world = World::new();
+    let (source, target) = (world.lun("a", MIB, 1), world.lun("b", MIB, 0));
+    world.changes(&attach("db", &source));
+    plan(&world, &[("db", &target)]);
+    world.stop();
+    world.rewrite(
+        "UPDATE estimates SET estimate = '{\"at_ms\":1,\"copy_seconds\":4000,\"pause_us\":7700}'",
+    );
+    world.start();
+    world.changes(&create("s1", &[("db", &target)]));
+    world.changes(&start("s1"));
+    world.wait_for_state("s1", "source-selected");
+    let tells = |parts: &[&str]| {
+        world.wait("the history tells both", |world| {
+            let all_in = |line: &String| parts.iter().all(|part| line.contains(part));
+            world.history().iter().any(all_in).then_some(())
+        });
+    };
+    tells(&[
+        "in sync",
+        "since the start, in ",
+        "`shunt plan` said 1h 06m",
+    ]);
+    world.changes(&switch("s1"));
+    tells(&["the target is authoritative", "`shunt plan` said 7.7 ms"]);
+    // Another target was not planned.
+    world.changes(&commit("s1"));
+    world.changes(&create("s2", &[("db", &world.lun("c", MIB, 0))]));
+    world.changes(&start("s2"));
+    world.wait_for_state("s2", "source-selected");
+    world.changes(&switch("s2"));
+    let planned = |line: &&String| line.contains("shunt plan");
+    assert_eq!(world.history().iter().filter(planned).count(), 2);
+}
+
+#[test]
 fn all_that_speaks_against_it_is_told_for_every_pair() {
     let world = World::new();
     let small = world.lun("small", MIB / 2, 0);
