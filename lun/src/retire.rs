@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::open::{Lun, OpenError, other};
 use crate::signature::{run_on, signatures};
+use crate::sysfs::{BlockDevice, Sysfs};
 
 /// What is taken away with a signature: every magic number is shorter than that, and lies within one such block.
 const BLOCK_BYTES: u64 = 4096;
@@ -34,6 +35,13 @@ impl Lun {
     pub fn set_read_only(&self, read_only: bool) -> Result<(), OpenError> {
         let flag = if read_only { "--setro" } else { "--setrw" };
         run_on(self, "blockdev", &[flag])
+    }
+
+    /// How many writes and discards of the block device this host has done since the boot, or since the device was made. `None`: of a file, and
+    /// where the kernel does not count.
+    #[must_use]
+    pub fn changes_counted(&self) -> Option<u64> {
+        changes_counted(&Sysfs::new("/sys").device(self.device_number?).ok()?)
     }
 
     /// Lets the kernel refuse every request to the SCSI disk ([`bring_online`] ends that). Until the next boot.
@@ -161,11 +169,40 @@ fn from_hexadecimal(text: &str) -> Option<Vec<u8>> {
     digits.chunks(2).map(byte).collect()
 }
 
+/// `stat` has the completed writes in its fifth field, and the completed discards, since Linux 4.18, in its twelfth.
+fn changes_counted(device: &BlockDevice) -> Option<u64> {
+    if device.whole_disk().attribute_u64("queue/iostats")? == 0 {
+        return None;
+    }
+    let stat = device.attribute("stat")?;
+    let field = |number: usize| {
+        let text = stat.split_whitespace().nth(number)?;
+        text.parse::<u64>().ok()
+    };
+    Some(field(4)? + field(11)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::OpenOptions;
+    use crate::sysfs::fake::FakeSysfs;
     use std::process::Command;
+
+    #[test]
+    fn writes_and_discards_are_counted_unless_the_kernel_does_not_count() {
+        let sys = FakeSysfs::new();
+        let stat = "   1  2  3  4  50  6  7  8  0  9  10  600  11  12  13  14  15";
+        for (place, number, iostats) in [("sda", "8:0", "1"), ("sdb", "8:16", "0")] {
+            let attributes = [("queue/iostats", iostats), ("stat", stat)];
+            sys.add(place, number, &attributes);
+        }
+        sys.add("sda/sda1", "8:1", &[("partition", "1"), ("stat", stat)]);
+        let counted = |number| changes_counted(&sys.sysfs().device(number).unwrap());
+        assert_eq!(counted((8, 0)), Some(650));
+        assert_eq!(counted((8, 1)), Some(650));
+        assert_eq!(counted((8, 16)), None);
+    }
 
     #[test]
     fn what_is_wiped_is_not_found_and_can_be_put_back() {

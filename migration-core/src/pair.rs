@@ -537,6 +537,8 @@ pub fn settle(phase: Phase, seen: &Seen) -> Settlement {
         },
         Phase::Starting => match mirrored {
             Some(_) => Settlement::Becomes(Phase::Active),
+            // It was to be copied anew, and that has not begun.
+            None if seen.is_split() => Settlement::Becomes(Phase::Active),
             None => Settlement::Becomes(Phase::Setup),
         },
         Phase::Active => match mirrored {

@@ -217,6 +217,31 @@ fn a_copy_can_be_read_by_others_survives_every_process_and_is_mirrored_onto_when
     host.assert_legs_equal("db", &source, &target.path);
     // What it ends with is the operator's.
     host.ok(&["split", "copy"]);
+    // Made writable and read-only again: the kernel has counted what was written.
+    sh("blockdev", &["--setrw", &target.path]);
+    sh(
+        "dd",
+        &[
+            "if=/dev/zero",
+            &format!("of={}", target.path),
+            "bs=4k",
+            "count=1",
+            "seek=9000",
+            "oflag=direct",
+            "conv=notrunc",
+        ],
+    );
+    sh("blockdev", &["--setro", &target.path]);
+    host.refused(
+        &["resume", "copy"],
+        3,
+        &[
+            &target.path,
+            "written to by somebody else",
+            "shunt cancel copy",
+        ],
+    );
+    host.wait_for("copy", "split");
     host.ok(&["cancel", "copy", "--yes"]);
     sh("fsck.ext4", &["-f", "-p", &target.path]);
     lun::write_megabyte(&target.path, 1, 7).unwrap();

@@ -209,7 +209,7 @@ fn pair_of(volume: &VolumeRow, candidate: &Candidate, estimate: Option<Estimate>
         problem: None,
         verification: None,
         retired: None,
-        copy_of_ms: None,
+        copy_of: None,
         course: Course {
             estimate,
             ..Course::default()

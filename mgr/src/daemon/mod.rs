@@ -19,6 +19,7 @@
 //! | `schedule` | sessions that are switched by themselves |
 //! | `cutover` | the switch of sessions that track |
 //! | `come_back` | targets that stalled |
+//! | `split`, `sealed` | targets that are left alone, as copies of one instant |
 //! | `retire` | the legs that an ended session has left behind |
 //! | `feed` | what happens, for those who watch |
 //! | `rebuild` | another database when that of before is damaged or missing |
@@ -64,6 +65,7 @@ mod requests;
 mod retire;
 mod route_change;
 mod schedule;
+mod sealed;
 mod set;
 mod socket;
 mod split;
@@ -366,7 +368,7 @@ impl Owner {
         }
         self.forget_what_never_was();
         self.retire_again();
-        self.copies_read_only_again();
+        self.seal_again();
     }
 
     async fn work(

@@ -213,7 +213,7 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
             problem: Some(FOUND.to_owned()),
             verification: None,
             retired: None,
-            copy_of_ms: None,
+            copy_of: None,
             course: Course::default(),
         }],
     }));

@@ -235,7 +235,9 @@ pub(super) fn pair(
         last_pause_us: row.last_pause_us,
         application: application.filter(|_| !ended && view.is_some_and(|view| view.connected)),
         copy_of_ms: row
-            .copy_of_ms
+            .copy_of
+            .as_ref()
+            .map(|copy_of| copy_of.at_ms)
             .filter(|_| position.state == PairState::Split),
         problem,
     })

@@ -4,11 +4,11 @@
 //! all of them held. One that did not hold so long, because its deadline came or its ublk-target died, spoils the copy; then all
 //! are mirrored again. A copy that counts is recorded only after that ([`Phase::Split`]).
 //!
-//! A target that is left alone is made read-only, so that it stays the copy that the map is about.
+//! A target that is left alone is sealed ([`super::sealed`]), so that it stays the copy that the map is about.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lun::{Kind, Lun, OpenOptions};
 use migration_core::pair::Phase;
 use migration_proto::manager::{EVERY_SECONDS_MAX, Failure, SessionMode, SessionOptions};
 use migration_proto::route::{Route, Side};
@@ -16,15 +16,16 @@ use migration_proto::target::{Request, Response, Suspended};
 use tokio::task::JoinSet;
 use tracing::warn;
 
-use super::Owner;
-use super::context::{blocking, now_ms};
+use super::attach::whole_leg;
+use super::context::now_ms;
 use super::failure::{self, Answer, Done};
-use super::route_change::{DEADLINE_MS, NotChanged, mirrored, set_route};
+use super::route_change::{DEADLINE_MS, NotChanged, add_mirror, mirrored, set_route};
 use super::schedule;
-use super::verbs::{Item, Operation};
+use super::sealed::{seal, set_read_only, untouched};
+use super::verbs::{Item, Operation, mark_unfinished};
 use super::volume::VolumeHandle;
 use crate::moments;
-use crate::store::{Change, LunRow, PairField, PairRow};
+use crate::store::{Change, CopyOf, PairField, PairRow};
 
 /// How long ublk-target may take to let held requests go.
 const RESUME_MAX: Duration = Duration::from_secs(20);
@@ -88,7 +89,11 @@ impl Operation {
             let pause_us = status.map(|status| status.counters.last_pause_us).ok();
             let set = |field| Change::SetPair(item.key.clone(), field);
             changes.push(set(PairField::Phase(Phase::Split)));
-            changes.push(set(PairField::CopyOf(Some(copy_of_ms))));
+            let copy_of = CopyOf {
+                at_ms: copy_of_ms,
+                sealed: None,
+            };
+            changes.push(set(PairField::CopyOf(Some(copy_of))));
             changes.push(set(PairField::Problem(None)));
             changes.extend(pause_us.map(|pause_us| set(PairField::LastPause(pause_us))));
             let what = format!(
@@ -103,11 +108,20 @@ impl Operation {
         }
         self.record(changes).await?;
         for item in &items {
-            if let Err(cause) = set_read_only(&item.row.target, true).await {
-                messages.push(format!(
+            match seal(&item.row.target).await {
+                Ok(sealed) => {
+                    let copy_of = CopyOf {
+                        at_ms: copy_of_ms,
+                        sealed: Some(sealed),
+                    };
+                    let field = PairField::CopyOf(Some(copy_of));
+                    self.record(vec![Change::SetPair(item.key.clone(), field)])
+                        .await?;
+                }
+                Err(cause) => messages.push(format!(
                     "{}: {cause}: see that nothing writes to it",
                     item.row.volume
-                ));
+                )),
             }
         }
         Ok(Done::changed(messages))
@@ -159,14 +173,21 @@ impl Operation {
     pub(super) async fn mirror_split_again(&self) -> Result<Vec<String>, Failure> {
         let items = self.items()?;
         let split: Vec<&Item<'_>> = items.iter().filter(|item| is_split(item.handle)).collect();
-        for item in split.iter().filter(|item| item.row.phase == Phase::Split) {
-            self.require_unwritten(item.row).await?;
+        let mut anew = BTreeMap::new();
+        for item in &split {
+            let found = untouched(item.row).await;
+            let why = found.map_err(|cause| self.touched(item.row, cause))?;
+            anew.extend(why.map(|why| (item.key.clone(), why)));
         }
         let mut changes = Vec::new();
         // From here on they are copies no more.
         for item in &split {
+            let phase = match anew.contains_key(&item.key) {
+                true => Phase::Starting,
+                false => Phase::Active,
+            };
             let set = |field| Change::SetPair(item.key.clone(), field);
-            changes.push(set(PairField::Phase(Phase::Active)));
+            changes.push(set(PairField::Phase(phase)));
             changes.push(set(PairField::CopyOf(None)));
         }
         if changes.is_empty() {
@@ -175,11 +196,18 @@ impl Operation {
         self.record(changes).await?;
         let mut problems = Vec::new();
         for item in split {
-            let outcome = mirror_again(item.handle, item.row).await;
+            let why = anew.get(&item.key);
+            let outcome = match why {
+                None => mirror_again(item.handle, item.row).await,
+                Some(_) => self.copy_anew(item).await,
+            };
             let problem = outcome.err();
-            let what = match &problem {
-                None => "mirrored again; what was written since the split is copied".to_owned(),
-                Some(cause) => format!("not mirrored again: {cause}"),
+            let what = match (&problem, why) {
+                (None, None) => {
+                    "mirrored again; what was written since the split is copied".to_owned()
+                }
+                (None, Some(why)) => format!("mirrored again; everything is copied, because {why}"),
+                (Some(cause), _) => format!("not mirrored again: {cause}"),
             };
             if let Some(cause) = &problem {
                 problems.push(format!("pair {}: {cause}", item.row.volume));
@@ -189,7 +217,13 @@ impl Operation {
             if problem.is_some() && is_split(item.handle) {
                 // Nothing was written to it: it is what it was.
                 changes.push(set(PairField::Phase(item.row.phase)));
-                changes.push(set(PairField::CopyOf(item.row.copy_of_ms)));
+                changes.push(set(PairField::CopyOf(item.row.copy_of.clone())));
+            } else if why.is_some() {
+                let phase = match problem {
+                    None => Phase::Active,
+                    Some(_) => Phase::Setup,
+                };
+                changes.push(set(PairField::Phase(phase)));
             }
             changes.push(set(PairField::Problem(problem)));
             self.record(changes).await?;
@@ -199,28 +233,26 @@ impl Operation {
 }
 
 impl Operation {
-    /// What somebody else wrote to a copy is not in the map: mirrored again it would count as equal.
-    async fn require_unwritten(&self, row: &PairRow) -> Result<(), Failure> {
-        let target = row.target.clone();
-        let read_only = blocking(move || {
-            let lun = Lun::open(&target.path, &OpenOptions::default());
-            lun.map(|lun| lun.read_only || target.identity.kind == Kind::RegularFile)
-                .map_err(|error| error.to_string())
-        });
-        let cause = match read_only.await.and_then(|read_only| read_only) {
-            Ok(true) => return Ok(()),
-            Ok(false) => format!(
-                "{} was made writable, and may hold what Shunt has not written",
-                row.target.path.display()
-            ),
-            Err(cause) => cause,
-        };
+    fn touched(&self, row: &PairRow, cause: String) -> Failure {
         let object = failure::pair(&self.session.name, &row.volume);
         let next = format!(
             "`shunt cancel {}`, and a new session, which copies everything",
             self.session.name
         );
-        Err(failure::refused(object, cause, next))
+        failure::refused(object, cause, next)
+    }
+
+    /// Gives up what is known of a target that was left alone, and begins as if it had never been copied to.
+    async fn copy_anew(&self, item: &Item<'_>) -> Result<(), String> {
+        let (handle, row) = (item.handle, item.row);
+        set_read_only(&row.target, false).await?;
+        let route = Route::Single { leg: Side::Source };
+        let left = set_route(handle, row, route, DEADLINE_MS, false).await;
+        left.map_err(|error| error.cause)?;
+        let target = whole_leg(&row.target, row.size_bytes);
+        mark_unfinished(&self.session.name, row).await?;
+        let added = add_mirror(handle, row, &target).await;
+        added.map(drop).map_err(|error| error.cause)
     }
 }
 
@@ -279,39 +311,6 @@ async fn mirror_again(handle: &VolumeHandle, row: &PairRow) -> Result<(), String
                 warn!("{cause}");
             }
             Err(cause)
-        }
-    }
-}
-
-/// Lets the kernel refuse writes to a target, or take them again. Nothing for a file.
-pub(super) async fn set_read_only(row: &LunRow, read_only: bool) -> Result<(), String> {
-    if row.identity.kind == Kind::RegularFile {
-        return Ok(());
-    }
-    let row = row.clone();
-    let done = blocking(move || {
-        let lun =
-            Lun::open(&row.path, &OpenOptions::default()).map_err(|error| error.to_string())?;
-        row.identity
-            .matches(&lun.identity)
-            .map_err(|mismatch| mismatch.to_string())?;
-        lun.set_read_only(read_only)
-            .map_err(|error| error.to_string())
-    });
-    done.await.and_then(|done| done)
-}
-
-impl Owner {
-    /// What a boot has undone is done again: targets that are copies are read-only.
-    pub(super) fn copies_read_only_again(&self) {
-        let pairs = self.model.sessions.values().flat_map(|row| &row.pairs);
-        for pair in pairs.filter(|pair| pair.phase == Phase::Split) {
-            let target = pair.target.clone();
-            tokio::spawn(async move {
-                if let Err(cause) = set_read_only(&target, true).await {
-                    warn!(target = %target.path.display(), "not made read-only again: {cause}");
-                }
-            });
         }
     }
 }

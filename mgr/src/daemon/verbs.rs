@@ -27,7 +27,8 @@ use super::route_change::{
     set_route,
 };
 use super::schedule;
-use super::split::{self, set_read_only};
+use super::sealed::set_read_only;
+use super::split;
 use super::volume::VolumeHandle;
 use crate::copier::Copier;
 use crate::moments;
@@ -706,7 +707,7 @@ async fn may_be_dirty(handle: &VolumeHandle) -> bool {
 }
 
 /// Says on the target itself that it is no copy. Nobody uses it.
-async fn mark_unfinished(session: &str, row: &PairRow) -> Result<(), String> {
+pub(super) async fn mark_unfinished(session: &str, row: &PairRow) -> Result<(), String> {
     let text = format!("volume {}, session {session}\n", row.volume);
     let target = row.target.clone();
     let marked = blocking(move || {

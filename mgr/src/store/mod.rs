@@ -22,8 +22,8 @@ use serde::Serialize;
 
 pub use handle::StoreHandle;
 pub use model::{
-    Change, Course, Estimate, Lock, LunRow, Model, Note, OpenMapRow, PairField, PairKey, PairRow,
-    Retired, SessionRow, VolumeRow, VolumeState,
+    Change, CopyOf, Course, Estimate, Lock, LunRow, Model, Note, OpenMapRow, PairField, PairKey,
+    PairRow, Retired, Sealed, SessionRow, VolumeRow, VolumeState,
 };
 pub use samples::Sample;
 
@@ -358,7 +358,7 @@ fn add_pair(
     transaction.execute(
         "INSERT INTO pairs (session, position, volume, source_path, source_identity, target_path, target_identity,
             target_contents, size_bytes, phase, authoritative, copied_bytes, last_pause_us, problem, verification,
-            retired, copy_of_ms, course)
+            retired, copy_of, course)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
         params![
             session,
@@ -377,7 +377,7 @@ fn add_pair(
             pair.problem,
             pair.verification.as_ref().map(json_text),
             pair.retired.as_ref().map(json_text),
-            pair.copy_of_ms.map(integer),
+            pair.copy_of.as_ref().map(json_text),
             json_text(&pair.course),
         ],
     )?;
@@ -405,7 +405,7 @@ fn set_pair(
         PairField::LastPause(pause_us) => set("last_pause_us", &integer(*pause_us)),
         PairField::Problem(problem) => set("problem", problem),
         PairField::Verification(found) => set("verification", &json_text(found)),
-        PairField::CopyOf(at_ms) => set("copy_of_ms", &at_ms.map(integer)),
+        PairField::CopyOf(copy_of) => set("copy_of", &copy_of.as_ref().map(json_text)),
         PairField::Retired(retired) => set("retired", &retired.as_ref().map(json_text)),
         PairField::Course(course) => set("course", &json_text(course)),
     }

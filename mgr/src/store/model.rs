@@ -132,10 +132,30 @@ pub struct PairRow {
     pub verification: Option<Verification>,
     /// What was done to the leg that is not used any more.
     pub retired: Option<Retired>,
-    /// Of when the target is a copy, in milliseconds since 1970; counts in [`Phase::Split`] only.
-    pub copy_of_ms: Option<u64>,
+    /// Of what the target is a copy; counts in [`Phase::Split`] only.
+    pub copy_of: Option<CopyOf>,
     /// How the copy goes, beside what was expected of it.
     pub course: Course,
+}
+
+/// A target that is left alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopyOf {
+    /// What it is a copy of: the source at this time, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// What the kernel says of it since it is read-only.
+    pub sealed: Option<Sealed>,
+}
+
+/// What the kernel said of a LUN when it was made read-only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sealed {
+    /// In which boot that was.
+    pub boot_id: String,
+    /// How many changes it had counted, if it counts them.
+    pub changes: Option<u64>,
 }
 
 /// How the first copy of a pair goes, beside what was expected of it.
@@ -223,7 +243,7 @@ pub enum PairField {
     /// What was done to the leg that is not used any more.
     Retired(Option<Retired>),
     /// Of when the target is a copy.
-    CopyOf(Option<u64>),
+    CopyOf(Option<CopyOf>),
     /// How the first copy goes.
     Course(Course),
 }
@@ -343,7 +363,7 @@ impl Model {
                         PairField::Problem(problem) => row.problem = problem,
                         PairField::Verification(found) => row.verification = Some(found),
                         PairField::Retired(retired) => row.retired = retired,
-                        PairField::CopyOf(at_ms) => row.copy_of_ms = at_ms,
+                        PairField::CopyOf(copy_of) => row.copy_of = copy_of,
                         PairField::Course(course) => row.course = course,
                     }
                 }

@@ -146,7 +146,7 @@ fn pairs(connection: &Connection, session: &str) -> Result<Vec<PairRow>, StoreEr
     let mut query = connection.prepare(
         "SELECT volume, source_path, source_identity, target_path, target_identity, target_contents, size_bytes,
             phase, authoritative, copied_bytes, last_pause_us, problem, verification, retired,
-            copy_of_ms, course
+            copy_of, course
          FROM pairs WHERE session = ?1 ORDER BY position",
     )?;
     let mut rows = query.query(params![session])?;
@@ -188,10 +188,7 @@ fn pair(row: &Row<'_>) -> Result<PairRow, StoreError> {
         problem: row.get(11)?,
         verification: json(row.get(12)?, "pairs.verification")?,
         retired: json(row.get(13)?, "pairs.retired")?,
-        copy_of_ms: row
-            .get::<_, Option<i64>>(14)?
-            .map(|at_ms| unsigned(at_ms, "pairs.copy_of_ms"))
-            .transpose()?,
+        copy_of: json(row.get(14)?, "pairs.copy_of")?,
         course: json(row.get(15)?, "pairs.course")?.unwrap_or_default(),
     })
 }

@@ -59,7 +59,7 @@ CREATE TABLE pairs (
     problem TEXT,
     verification TEXT,
     retired TEXT,
-    copy_of_ms INTEGER,
+    copy_of TEXT,
     course TEXT NOT NULL,
     PRIMARY KEY (session, position)
 ) STRICT;

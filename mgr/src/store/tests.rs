@@ -58,7 +58,13 @@ fn pair(volume: &str, target: u64) -> PairRow {
         copied_bytes: 0,
         last_pause_us: None,
         problem: None,
-        copy_of_ms: Some(99),
+        copy_of: Some(CopyOf {
+            at_ms: 99,
+            sealed: Some(Sealed {
+                boot_id: "b".to_owned(),
+                changes: Some(7),
+            }),
+        }),
         course: Course {
             estimate: Some(Estimate {
                 at_ms: 1,
@@ -155,7 +161,7 @@ fn changes() -> Vec<Change> {
         Change::SetPair(key("s1"), PairField::Authoritative(Side::Target)),
         Change::SetPair(key("s1"), PairField::CopiedBytes(77)),
         Change::SetPair(key("s1"), PairField::Retired(None)),
-        Change::SetPair(key("s1"), PairField::CopyOf(Some(66))),
+        Change::SetPair(key("s1"), PairField::CopyOf(None)),
         Change::SetPair(key("s1"), PairField::LastPause(88)),
         Change::SetPair(key("s1"), PairField::Problem(Some("slow".into()))),
         Change::MoveLock(lock(1, "the source of db")),

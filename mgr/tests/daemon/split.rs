@@ -1,5 +1,7 @@
 //! Targets that become copies at an instant, of all volumes of a session or of none.
 
+use std::os::unix::fs::FileExt;
+
 use migration_proto::manager::{Record, Request, SessionLimits, SessionMode, SwitchPolicy};
 
 use super::fake::Whim;
@@ -101,6 +103,46 @@ fn a_volume_that_did_not_hold_long_enough_spoils_the_copy_and_all_are_mirrored_a
     world.set("log", Whim::DieBeforeRole);
     world.changes(&split());
     world.wait_for_state("s1", "split");
+}
+
+#[test]
+fn a_target_that_may_have_been_written_to_is_copied_anew() {
+    let mut world = World::new();
+    in_sync(&world);
+    world.changes(&split());
+    let lun = |name: &str| world.map("log").ancestors().nth(4).unwrap().join(name);
+    let [source, target] = ["log-source", "log-target"].map(lun);
+    // Where the map says that both are the same.
+    let file = std::fs::File::options().write(true).open(&target).unwrap();
+    file.write_all_at(&[0xee; 4096], SIZE - 4096).unwrap();
+    // As a boot leaves it; then as a crash does that comes before the target is given up.
+    let booted = "copy_of = replace(copy_of, '\"boot_id\":\"', '\"boot_id\":\"another-')";
+    let crashed = "phase = 'starting', copy_of = NULL";
+    for state in [booted, crashed] {
+        world.stop();
+        world.rewrite(&format!("UPDATE pairs SET {state} WHERE volume = 'log'"));
+        world.start();
+    }
+    world.wait_for_state("s1", "paused");
+    world.changes(&resume("s1"));
+    world.wait_for_state("s1", "source-selected");
+    let told = |why: &str| {
+        let line = format!("everything is copied, because {why}");
+        let lines = world.history();
+        lines.iter().filter(|text| text.contains(&line)).count()
+    };
+    assert_eq!(told("the target was not made read-only"), 1);
+    assert!(std::fs::read(&source).unwrap() == std::fs::read(&target).unwrap());
+    world.changes(&split());
+    world.stop();
+    world.rewrite(&format!("UPDATE pairs SET {booted} WHERE volume = 'log'"));
+    world.start();
+    world.wait_for_state("s1", "split");
+    world.changes(&resume("s1"));
+    world.wait_for_state("s1", "source-selected");
+    let lines = world.history();
+    let line = "everything is copied, because this host was booted";
+    assert_eq!(lines.iter().filter(|text| text.contains(line)).count(), 1);
 }
 
 #[test]

@@ -378,7 +378,7 @@ fn a_change_that_a_crash_interrupted_is_settled_by_the_route() {
         ),
         (
             Phase::Starting,
-            [setup, setup, active, active, setup, setup],
+            [setup, setup, active, active, setup, active],
         ),
         (
             Phase::Active,

@@ -1,0 +1,178 @@
+//! Targets that are left alone: read-only, and whether they still are what they were.
+//!
+//! What somebody else writes to such a target is not in the map: mirrored onto again it would count as equal, and a switch would
+//! lose what was acknowledged. The kernel refuses writes to it, and counts those that it has done. After a boot nothing has
+//! refused them for a while: a LUN to which nothing was written since then is sealed again, any other one is copied anew.
+
+use lun::{Kind, Lun, OpenOptions};
+use migration_core::pair::Phase;
+use tracing::warn;
+
+use super::context::blocking;
+use super::{Owner, paths};
+use crate::store::{Change, CopyOf, LunRow, PairField, PairKey, PairRow, Sealed};
+
+/// Lets the kernel refuse writes, and says what it has counted. Nothing is refused for a file.
+pub(super) async fn seal(row: &LunRow) -> Result<Sealed, String> {
+    set_read_only(row, true).await?;
+    Ok(look(row).await?.0)
+}
+
+/// Lets the kernel refuse writes to a target, or take them again. Nothing for a file.
+pub(super) async fn set_read_only(row: &LunRow, read_only: bool) -> Result<(), String> {
+    if row.identity.kind == Kind::RegularFile {
+        return Ok(());
+    }
+    with(row, move |lun| {
+        lun.set_read_only(read_only)
+            .map_err(|error| error.to_string())
+    })
+    .await
+}
+
+/// Whether the target of a pair is as it was left. `Some`: why that is not known. An error: why it is not.
+pub(super) async fn untouched(pair: &PairRow) -> Result<Option<String>, String> {
+    let (now, read_only) = look(&pair.target).await?;
+    let copy_of = pair.copy_of.as_ref();
+    let sealed = copy_of.and_then(|copy_of| copy_of.sealed.as_ref());
+    judge(sealed, &now, read_only)
+        .map(|unknown| unknown.map(str::to_owned))
+        .map_err(|cause| format!("{} {cause}", pair.target.path.display()))
+}
+
+fn judge(
+    sealed: Option<&Sealed>,
+    now: &Sealed,
+    read_only: bool,
+) -> Result<Option<&'static str>, &'static str> {
+    match sealed {
+        None => Ok(Some("the target was not made read-only in time")),
+        Some(_) if !read_only => Err("was made writable, and may hold what Shunt has not written"),
+        Some(before) if before.boot_id != now.boot_id => Ok(Some(
+            "this host was booted, and the target may have been written to before it was read-only again",
+        )),
+        Some(before) if before.changes != now.changes => {
+            Err("was written to by somebody else since it was left alone")
+        }
+        Some(_) => Ok(None),
+    }
+}
+
+/// What the kernel says of a LUN now, and whether it refuses writes.
+async fn look(row: &LunRow) -> Result<(Sealed, bool), String> {
+    let is_file = row.identity.kind == Kind::RegularFile;
+    let found = with(row, move |lun| {
+        Ok((lun.changes_counted(), lun.read_only || is_file))
+    });
+    let (changes, read_only) = found.await?;
+    let boot_id = paths::boot_id();
+    Ok((Sealed { boot_id, changes }, read_only))
+}
+
+/// Does something with a LUN, if it is the one that was recorded.
+async fn with<T: Send + 'static>(
+    row: &LunRow,
+    work: impl FnOnce(&Lun) -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
+    let row = row.clone();
+    let done = blocking(move || {
+        let lun =
+            Lun::open(&row.path, &OpenOptions::default()).map_err(|error| error.to_string())?;
+        row.identity
+            .matches(&lun.identity)
+            .map_err(|mismatch| mismatch.to_string())?;
+        work(&lun)
+    });
+    done.await.and_then(|done| done)
+}
+
+impl Owner {
+    /// What a boot has undone is done again: targets that are copies are read-only.
+    pub(super) fn seal_again(&self) {
+        for (name, session) in &self.model.sessions {
+            for (position, pair) in session.pairs.iter().enumerate() {
+                if pair.phase != Phase::Split {
+                    continue;
+                }
+                let key = PairKey {
+                    session: name.clone(),
+                    position,
+                };
+                let (target, copy_of) = (pair.target.clone(), pair.copy_of.clone());
+                let context = self.context.clone();
+                tokio::spawn(async move {
+                    let sealed = match seal(&target).await {
+                        Ok(sealed) => sealed,
+                        Err(cause) => {
+                            warn!(target = %target.path.display(), "not made read-only again: {cause}");
+                            return;
+                        }
+                    };
+                    let Some(copy_of) = copy_of.and_then(|copy_of| after_boot(copy_of, sealed))
+                    else {
+                        return;
+                    };
+                    let change = Change::SetPair(key, PairField::CopyOf(Some(copy_of)));
+                    if let Err(error) = context.commit(vec![change]).await {
+                        warn!(%error, "a target to which nothing was written since the boot will be copied anew");
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// What is recorded of a target that is sealed again, if nothing was written to it since the boot.
+fn after_boot(copy_of: CopyOf, now: Sealed) -> Option<CopyOf> {
+    let before = copy_of.sealed.as_ref()?;
+    let is_new_boot = before.boot_id != now.boot_id;
+    (is_new_boot && now.changes == Some(0)).then(|| CopyOf {
+        sealed: Some(now),
+        ..copy_of
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sealed(boot_id: &str, changes: Option<u64>) -> Sealed {
+        Sealed {
+            boot_id: boot_id.to_owned(),
+            changes,
+        }
+    }
+
+    #[test]
+    fn a_target_is_what_it_was_while_nothing_is_counted() {
+        let before = sealed("a", Some(7));
+        let judge = |now: &Sealed, read_only| super::judge(Some(&before), now, read_only);
+        assert_eq!(judge(&sealed("a", Some(7)), true), Ok(None));
+        judge(&sealed("a", Some(7)), false).unwrap_err();
+        judge(&sealed("a", Some(8)), true).unwrap_err();
+        judge(&sealed("a", None), true).unwrap_err();
+        let why = judge(&sealed("b", Some(7)), true).unwrap();
+        assert!(why.unwrap().contains("booted"));
+        let why = super::judge(None, &before, true).unwrap();
+        assert!(why.is_some());
+    }
+
+    #[test]
+    fn after_a_boot_it_is_what_it_was_if_nothing_was_written_since() {
+        let copy_of = CopyOf {
+            at_ms: 5,
+            sealed: Some(sealed("a", Some(7))),
+        };
+        let after = |now| after_boot(copy_of.clone(), now);
+        let found = after(sealed("b", Some(0))).unwrap();
+        assert_eq!((found.at_ms, found.sealed), (5, Some(sealed("b", Some(0)))));
+        assert_eq!(after(sealed("b", Some(1))), None);
+        assert_eq!(after(sealed("b", None)), None);
+        assert_eq!(after(sealed("a", Some(0))), None, "the same boot");
+        let never = CopyOf {
+            at_ms: 5,
+            sealed: None,
+        };
+        assert_eq!(after_boot(never, sealed("b", Some(0))), None);
+    }
+}
