@@ -126,7 +126,7 @@ impl Owner {
 fn after_boot(copy_of: CopyOf, now: Sealed) -> Option<CopyOf> {
     let before = copy_of.sealed.as_ref()?;
     let is_new_boot = before.boot_id != now.boot_id;
-    (is_new_boot && now.changes == Some(0)).then(|| CopyOf {
+    (is_new_boot && now.changes == Some(0)).then_some(CopyOf {
         sealed: Some(now),
         ..copy_of
     })
