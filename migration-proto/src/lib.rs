@@ -9,6 +9,7 @@
 //! Unknown fields and unknown variants are errors, never guesses.
 
 pub mod frame;
+pub mod luns;
 pub mod manager;
 pub mod places;
 pub mod route;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::luns::LunPaths;
 use crate::route::{Route, Side};
 use crate::target::{CopyMode, OnAuthoritativeFailure};
 
@@ -18,8 +19,8 @@ pub enum Request {
     Attach {
         /// The name of the volume.
         volume: String,
-        /// The LUN, as an absolute path.
-        lun: PathBuf,
+        /// Its LUNs, as absolute paths.
+        luns: LunPaths,
     },
     /// Take a volume away; refused while it is open or part of a live session.
     Detach {
@@ -491,8 +492,8 @@ impl Verification {
 pub struct PairSpec {
     /// The volume to move.
     pub volume: String,
-    /// Where to, as an absolute path.
-    pub target: PathBuf,
+    /// Where to, as absolute paths.
+    pub target: LunPaths,
 }
 
 /// The answer to a [`Request`].
@@ -598,8 +599,8 @@ pub struct VolumeRecord {
     pub device: PathBuf,
     /// `/dev/ublkbN`, while there is one.
     pub kernel_device: Option<PathBuf>,
-    /// The LUN that is authoritative.
-    pub lun: PathBuf,
+    /// The LUNs that are authoritative.
+    pub lun: LunPaths,
     /// The size, in bytes.
     pub size_bytes: u64,
     /// The process id of its ublk-target.
@@ -671,10 +672,10 @@ pub struct PairRecord {
     pub volume: String,
     /// The state, as in the design's list.
     pub state: String,
-    /// The source LUN.
-    pub source: PathBuf,
-    /// The target LUN.
-    pub target: PathBuf,
+    /// The source.
+    pub source: LunPaths,
+    /// The target.
+    pub target: LunPaths,
     /// The authoritative leg.
     pub authoritative: Side,
     /// The size, in bytes.
@@ -714,10 +715,10 @@ pub struct PlanRecord {
     pub schema: u32,
     /// The volume.
     pub volume: String,
-    /// The source LUN.
-    pub source: PathBuf,
-    /// The target LUN.
-    pub target: PathBuf,
+    /// The source.
+    pub source: LunPaths,
+    /// The target.
+    pub target: LunPaths,
     /// The size, in bytes.
     pub total_bytes: u64,
     /// How fast the source was read, in bytes a second.

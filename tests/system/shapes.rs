@@ -257,3 +257,116 @@ fn the_volumes_of_a_session_move_together_or_not_at_all() {
     host.ok(&["detach", "db"]);
     host.ok(&["detach", "log"]);
 }
+
+#[test]
+fn a_volume_over_several_luns_moves_onto_others_through_deaths_and_back() {
+    let mut host = Host::new();
+    // No LUN ends where a region does, and no source where a target does.
+    let new = |bytes: u64| LoopDevice::new(bytes, 512);
+    let sources = [new(24 * MIB + 12288), new(40 * MIB)];
+    let targets = [new(10 * MIB + 20480), new(30 * MIB + 4096), new(32 * MIB)];
+    let paths =
+        |luns: &[LoopDevice]| -> Vec<String> { luns.iter().map(|lun| lun.path.clone()).collect() };
+    let size = 64 * MIB + 12288;
+    let seams = [24 * MIB + 12288, 10 * MIB + 20480, 40 * MIB + 20480 + 4096];
+    let luns = paths(&sources);
+    host.ok(&["attach", "db", &luns[0], &luns[1]]);
+    let device = Host::device("db");
+    assert_eq!(lun::size(&device), size);
+    let mut image = data(1, usize::try_from(size).unwrap());
+    write(&device, 0, &image);
+    let mut seed = 2;
+    // Over every seam, whichever leg has it.
+    let mut write_over_seams = || {
+        for seam in seams {
+            let part = data(seed, 3 * 4096);
+            let start = seam - 4096 - 512;
+            write(&device, start, &part);
+            let at = usize::try_from(start).unwrap();
+            image[at..at + part.len()].copy_from_slice(&part);
+            seed += 1;
+        }
+    };
+    let target = paths(&targets).join(",");
+    host.ok(&["create", "move", &format!("db:{target}"), "--rate", "16MiB"]);
+    host.ok(&["start", "move"]);
+    assert_eq!(host.pair("move")["target"], target);
+    write_over_seams();
+    host.kill_target("db");
+    write_over_seams();
+    host.kill_shuntd();
+    write_over_seams();
+    host.start_shuntd();
+    host.ok(&["set", "move", "--rate", "unlimited"]);
+    host.wait_for("move", "source-selected");
+    write_over_seams();
+    host.ok(&["switch", "move"]);
+    write_over_seams();
+    host.kill_target("db");
+    host.wait_until_in_sync("move");
+    host.ok(&["undo", "move"]);
+    write_over_seams();
+    host.ok(&["verify", "move"]);
+    wait_until("they are compared, and nothing differs", || {
+        host.pair("move")["verification"]["differing_bytes"] == 0
+    });
+    host.ok(&["switch", "move"]);
+    write_over_seams();
+    host.ok(&["commit", "move", "--yes"]);
+    write_over_seams();
+    host.ok(&["detach", "db"]);
+    let found: Vec<u8> = paths(&targets)
+        .iter()
+        .flat_map(|lun| std::fs::read(lun).unwrap())
+        .collect();
+    assert!(
+        found[..image.len()] == image,
+        "another volume is on the targets"
+    );
+    let luns = paths(&targets);
+    host.ok(&["attach", "db", &luns[0], &luns[1], &luns[2]]);
+    assert!(read(&device, 0, image.len()) == image);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn two_volumes_move_onto_partitions_of_one_lun() {
+    let host = Host::new();
+    let large = LoopDevice::new(64 * MIB, 512);
+    sh(
+        "bash",
+        &[
+            "-c",
+            &format!(
+                "printf 'label: gpt\\nsize=24M\\nsize=24M\\n' | sfdisk -q {0} && partx -u {0} && udevadm settle",
+                large.path
+            ),
+        ],
+    );
+    let sources = [(); 2].map(|()| LoopDevice::new(24 * MIB, 512));
+    let mut pairs = Vec::new();
+    let mut images = Vec::new();
+    for (number, source) in sources.iter().enumerate() {
+        let (volume, target) = (
+            format!("v{number}"),
+            format!("{}p{}", large.path, number + 1),
+        );
+        host.ok(&["attach", &volume, &source.path]);
+        let image = data(number as u64 + 50, 24 << 20);
+        write(&Host::device(&volume), 0, &image);
+        images.push((target.clone(), image));
+        pairs.push(format!("{volume}:{target}"));
+    }
+    host.ok(&["create", "move", &pairs[0], &pairs[1]]);
+    host.ok(&["start", "move"]);
+    host.wait_for("move", "source-selected");
+    host.ok(&["switch", "move"]);
+    host.ok(&["commit", "move", "--yes"]);
+    for (number, (target, image)) in images.iter().enumerate() {
+        let volume = format!("v{number}");
+        assert!(read(&Host::device(&volume), 0, image.len()) == *image);
+        host.ok(&["detach", &volume]);
+        assert!(read(target, 0, image.len()) == *image);
+    }
+    sh("partx", &["-d", &large.path]);
+}

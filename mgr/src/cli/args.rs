@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::Shell;
+use migration_proto::luns::LunPaths;
 use migration_proto::manager::{
     CutoverAction, CutoverOptions, PairSpec, RetireHow, SessionLimits, SessionMode, SwitchPolicy,
     VerifyPolicy,
@@ -241,13 +242,14 @@ pub enum Command {
     /// is. A LUN that is mounted, in use or already part of a volume is refused.
     #[command(after_help = "EXAMPLES:
   shunt attach db /dev/disk/by-id/wwn-0x5000c500a0b1c2d3
+  shunt attach big /dev/sdb /dev/sdc
   mount /dev/shunt/db /var/lib/postgresql")]
     Attach {
         /// The name of the new volume
         volume: String,
-        /// The LUN: a block device, or a regular file for trials
-        #[arg(value_parser = absolute_path, value_hint = ValueHint::FilePath)]
-        lun: PathBuf,
+        /// Its LUN: a block device, or a regular file for trials; or several, end to end
+        #[arg(required = true, value_name = "LUN", value_parser = absolute_path, value_hint = ValueHint::FilePath)]
+        luns: Vec<PathBuf>,
     },
     /// Take a volume away
     ///
@@ -803,12 +805,18 @@ fn absolute_path(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|error| format!("not a path: {error}"))
 }
 
+/// Absolute paths, with commas between them.
+fn absolute_paths(text: &str) -> Result<LunPaths, String> {
+    let paths = text.split(',').map(absolute_path);
+    LunPaths::new(paths.collect::<Result<_, _>>()?)
+}
+
 /// `VOLUME:TARGET`. Only the first colon separates: names in /dev/disk/by-path contain colons.
 fn pair(text: &str) -> Result<PairSpec, String> {
     match text.split_once(':') {
         Some((volume, target)) if !volume.is_empty() && !target.is_empty() => Ok(PairSpec {
             volume: volume.to_owned(),
-            target: absolute_path(target)?,
+            target: absolute_paths(target)?,
         }),
         _ => Err("not a volume and a target with a colon between them, such as db:/dev/sdc".into()),
     }
@@ -903,8 +911,8 @@ mod tests {
         let spec = pair("db:/dev/disk/by-path/pci-0000:00:1f.2-ata-1").unwrap();
         assert_eq!(spec.volume, "db");
         assert_eq!(
-            spec.target.to_str(),
-            Some("/dev/disk/by-path/pci-0000:00:1f.2-ata-1")
+            spec.target.to_string(),
+            "/dev/disk/by-path/pci-0000:00:1f.2-ata-1"
         );
         for wrong in ["db", "db:", ":/dev/sdc", ":"] {
             pair(wrong).unwrap_err();

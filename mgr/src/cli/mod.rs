@@ -32,6 +32,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
+use migration_proto::luns::LunPaths;
 use migration_proto::manager::{
     JSON_SCHEMA, PRIORITY_DEFAULT, PairSpec, Record, Request, Response, SessionLimits,
     SessionOptions,
@@ -92,7 +93,13 @@ fn usage(error: &clap::Error) -> Exit {
 fn run(arguments: Arguments) -> Result<(), Stop> {
     let Arguments { global, command } = arguments;
     match command {
-        Command::Attach { volume, lun } => change(&global, &Request::Attach { volume, lun }),
+        Command::Attach { volume, luns } => {
+            let luns = LunPaths::new(luns).map_err(|cause| {
+                let next = "name each LUN by a path without a comma";
+                Problem::failed(format!("volume {volume}"), cause, next).with_exit(Exit::Usage)
+            })?;
+            change(&global, &Request::Attach { volume, luns })
+        }
         Command::Detach { volume } => change(&global, &Request::Detach { volume }),
         Command::Create {
             session,

@@ -68,7 +68,7 @@ pub fn list(records: &[Record]) -> String {
             printable(&volume.state),
             units::bytes(volume.size_bytes),
             path(&volume.device),
-            path(&volume.lun),
+            printable(&volume.lun.to_string()),
         ]);
     }
     for session in sessions(records) {
@@ -116,8 +116,8 @@ fn plan_part(plan: &PlanRecord) -> String {
     let mut text = format!(
         "{}: {} -> {}, {}\n  read: source {}, target {}; written by applications: {}\n",
         printable(&plan.volume),
-        path(&plan.source),
-        path(&plan.target),
+        printable(&plan.source.to_string()),
+        printable(&plan.target.to_string()),
         units::bytes(plan.total_bytes),
         known(plan.source_bytes_per_second),
         known(plan.target_bytes_per_second),
@@ -210,7 +210,7 @@ fn volume_part(volumes: &[&VolumeRecord]) -> String {
             units::bytes(volume.size_bytes),
             path(&volume.device),
             volume.kernel_device.as_deref().map_or_else(absent, path),
-            path(&volume.lun),
+            printable(&volume.lun.to_string()),
         ]);
         if volume.restarts > 0 {
             notes.push_str(&format!(
@@ -332,8 +332,8 @@ fn pair_notes(pair: &PairRecord) -> String {
     let name = printable(&pair.volume);
     let mut text = format!(
         "  {name}: {} -> {}, {}, {} copied\n",
-        path(&pair.source),
-        path(&pair.target),
+        printable(&pair.source.to_string()),
+        printable(&pair.target.to_string()),
         units::bytes(pair.total_bytes),
         units::bytes(pair.copied_bytes),
     );
@@ -454,8 +454,8 @@ mod tests {
                 session: "s1".into(),
                 volume: "db".into(),
                 state: "syncing".into(),
-                source: "/dev/a".into(),
-                target: "/dev/b".into(),
+                source: "/dev/a".parse().unwrap(),
+                target: "/dev/b".parse().unwrap(),
                 authoritative: Side::Source,
                 total_bytes: 4 << 30,
                 dirty_bytes: 1 << 30,

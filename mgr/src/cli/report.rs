@@ -119,7 +119,7 @@ impl<'a> Report<'a> {
                 @for pair in &self.pairs {
                     tr {
                         td { (pair.volume) } td { (pair.state) }
-                        td { (pair.source.display()) } td { (pair.target.display()) }
+                        td { (pair.source) } td { (pair.target) }
                         td { (migration_core::route::Side::from(pair.authoritative)) }
                         td.num { (units::bytes(pair.total_bytes)) }
                         td.num { (units::bytes(pair.copied_bytes)) }
@@ -433,8 +433,8 @@ mod tests {
             session: "night".into(),
             volume: "db".into(),
             state: "target-selected".into(),
-            source: "/dev/<a>".into(),
-            target: "/dev/b".into(),
+            source: "/dev/<a>".parse().unwrap(),
+            target: "/dev/b".parse().unwrap(),
             authoritative: Side::Target,
             total_bytes: 8 << 30,
             dirty_bytes: 0,

@@ -196,7 +196,7 @@ fn volume_line(volume: &VolumeRecord) -> Line<'_> {
             "  {}, {} on {}",
             printable(&volume.state),
             units::bytes(volume.size_bytes),
-            printable(&volume.lun.to_string_lossy())
+            printable(&volume.lun.to_string())
         )),
     ])
 }
@@ -248,8 +248,7 @@ fn draw_pair(frame: &mut Frame<'_>, pair: &PairRecord, area: Rect) {
         };
         line.intersection(area)
     };
-    let [source, target] =
-        [&pair.source, &pair.target].map(|path| printable(&path.to_string_lossy()));
+    let [source, target] = [&pair.source, &pair.target].map(|paths| printable(&paths.to_string()));
     let names = Line::from(vec![
         Span::from(printable(&pair.volume)).bold(),
         Span::from("  "),
@@ -362,8 +361,8 @@ mod tests {
             session: session.into(),
             volume: "db".into(),
             state: "syncing".into(),
-            source: "/dev/a".into(),
-            target: "/dev/b".into(),
+            source: "/dev/a".parse().unwrap(),
+            target: "/dev/b".parse().unwrap(),
             authoritative: Side::Source,
             total_bytes: 4 << 30,
             dirty_bytes: 1 << 30,

@@ -4,8 +4,9 @@
 //! printed can be given again.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use migration_proto::luns::LunPaths;
 use migration_proto::manager::{
     CutoverAction, CutoverOptions, Hours, JSON_SCHEMA, PRIORITY_DEFAULT, PRIORITY_MAX, PairRecord,
     PairSpec, Record, Request, RetireHow, SessionMode, SessionOptions, SessionRecord, SwitchPolicy,
@@ -110,7 +111,7 @@ struct SessionFile<S, P> {
 struct PairEntry<P> {
     volume: String,
     #[serde(deserialize_with = "read_target")]
-    target: PathBuf,
+    target: LunPaths,
     #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
     status: Option<P>,
 }
@@ -128,7 +129,7 @@ struct SessionStatus {
 #[serde(rename_all = "kebab-case")]
 struct PairStatus {
     state: String,
-    source: PathBuf,
+    source: LunPaths,
     authoritative: Side,
     total_bytes: u64,
     dirty_bytes: u64,
@@ -251,13 +252,15 @@ fn write_policy<S: Serializer>(policy: &SwitchPolicy, serializer: S) -> Result<S
     serializer.serialize_str(&args::switch_policy_text(policy))
 }
 
-fn read_target<'a, D: Deserializer<'a>>(deserializer: D) -> Result<PathBuf, D::Error> {
-    let path = PathBuf::deserialize(deserializer)?;
-    if path.is_absolute() {
-        return Ok(path);
+fn read_target<'a, D: Deserializer<'a>>(deserializer: D) -> Result<LunPaths, D::Error> {
+    let target = LunPaths::deserialize(deserializer)?;
+    match target.paths().iter().find(|path| !path.is_absolute()) {
+        None => Ok(target),
+        Some(path) => {
+            let text = format!("the path {} is not absolute", path.display());
+            Err(D::Error::custom(text))
+        }
     }
-    let text = format!("the path {} is not absolute", path.display());
-    Err(D::Error::custom(text))
 }
 
 /// The request that a file asks for; `-` is standard input.
@@ -449,7 +452,7 @@ state = "syncing"
     fn a_file_is_the_same_as_a_command_line() {
         let pair = |volume: &str, target: &str| PairSpec {
             volume: volume.to_owned(),
-            target: target.into(),
+            target: target.parse().unwrap(),
         };
         let expected = Request::Create {
             session: "night".to_owned(),

@@ -1,17 +1,18 @@
-//! Putting a volume over a LUN, and taking it away.
+//! Putting a volume over LUNs, and taking it away.
 //!
 //! The row with state `attaching` is durable before the map file is made, and `detaching` before the device is stopped. A shuntd
 //! that finds `attaching` with a map file goes on as if attached; without one it forgets the row. One that finds `detaching`
 //! brings the volume up once more (only ublk-target can delete the device) and stops it.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use migration_core::route::Side;
+use migration_proto::luns::LunPaths;
 use migration_proto::manager::Failure;
-use migration_proto::route::{Descriptor, Extent, Leg};
+use migration_proto::route::Descriptor;
 use migration_proto::target::Status;
 use tokio::process::Command;
 use tokio::time::sleep;
@@ -22,7 +23,7 @@ use super::failure::{self, Answer, Done};
 use super::paths::{self, SOCKET_PATH_BYTES_MAX};
 use super::volume::{AskError, Setup, VolumeHandle, supervise};
 use super::{Event, process};
-use crate::store::{Change, Lock, LunRow, OpenMapRow, VolumeRow, VolumeState, lock_key};
+use crate::store::{Change, OpenMapRow, VolumeRow, VolumeState};
 
 /// How long a new volume may take to come up.
 const FIRST_START_MAX: Duration = Duration::from_secs(60);
@@ -32,11 +33,11 @@ const OPEN_LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Where ublk's devices are made.
 const UBLK_CONTROL: &str = "/dev/ublk-control";
 
-/// Puts a new volume over a LUN.
+/// Puts a new volume over LUNs.
 pub(super) async fn attach(
     context: Context,
     name: String,
-    path: PathBuf,
+    paths: LunPaths,
     used: Vec<Used>,
 ) -> Answer {
     let object = failure::volume(&name);
@@ -62,11 +63,11 @@ pub(super) async fn attach(
             )
         })?;
     }
-    let candidate = context
-        .examine(path)
+    let leg = context
+        .examine(paths)
         .await
         .map_err(|cause| failure::refused(&object, cause, &again))?;
-    let judged = candidate.clone();
+    let judged = leg.clone();
     let refusals = blocking(move || checks::source_refusals(&judged, &used))
         .await
         .map_err(|cause| failure::failed(&object, cause, &again))?;
@@ -86,27 +87,19 @@ pub(super) async fn attach(
             "move it away, or choose another name",
         ));
     }
-    let row = row_of(&name, &candidate);
-    let lock = Lock {
-        key: lock_key(&row.lun),
-        path: row.lun.path.clone(),
-        holder: object.clone(),
-    };
-    let intent = format!(
-        "attach to {} ({})",
-        row.lun.path.display(),
-        row.lun.identity.describe()
-    );
-    let changes = vec![
+    let row = row_of(&name, &leg).map_err(|cause| failure::refused(&object, cause, &again))?;
+    let intent = format!("attach to {} ({})", row.leg, row.leg.describe());
+    let mut changes = vec![
         Change::AddVolume(row.clone()),
-        Change::Lock(lock.clone()),
         note(None, Some(&name), intent),
     ];
+    changes.extend(row.leg.locks(&object).into_iter().map(Change::Lock));
     context.record(&object, changes).await?;
-    match bring_up(&context, &row, candidate.physical_block_bytes).await {
+    let physical = leg.iter().map(|candidate| candidate.physical_block_bytes);
+    match bring_up(&context, &row, physical.max().unwrap_or(0)).await {
         Ok((handle, status)) => finish_attach(&context, &row, handle, &status).await,
         Err(cause) => {
-            let undone = undo_attach(&context, &row, lock.key, &cause).await;
+            let undone = undo_attach(&context, &row, &cause).await;
             let cause = undone.err().map_or(cause.clone(), |error| {
                 format!("{cause}; and undoing it failed: {error}")
             });
@@ -133,7 +126,7 @@ async fn finish_attach(
             &object,
             vec![
                 Change::SetVolumeState(row.name.clone(), VolumeState::Attached),
-                Change::SetOpenMap(row.name.clone(), open_map(status, &row.lun.path)),
+                Change::SetOpenMap(row.name.clone(), open_map(status, row.leg.paths())),
                 note(
                     None,
                     Some(&row.name),
@@ -161,31 +154,28 @@ async fn finish_attach(
         "{} is ready: {} bytes on {} (now {})",
         link.display(),
         row.size_bytes,
-        row.lun.path.display(),
+        row.leg,
         status.device.display()
     )]))
 }
 
-/// Whether `path` names the LUN that an attached volume has.
-pub(super) async fn attach_again(row: VolumeRow, path: PathBuf) -> Answer {
+/// Whether `paths` name the LUNs that an attached volume has.
+pub(super) async fn attach_again(row: VolumeRow, paths: LunPaths) -> Answer {
     let object = failure::volume(&row.name);
-    let wanted = path.clone();
+    let wanted = paths.clone();
     let found = blocking(move || checks::identify(&wanted))
         .await
         .and_then(|found| found);
-    let same =
-        path == row.lun.path || found.is_ok_and(|found| lock_key(&found) == lock_key(&row.lun));
+    let same = paths == *row.leg.paths() || found.is_ok_and(|found| found.key() == row.leg.key());
     if same {
         return Ok(Done::already(format!(
             "volume {} is attached to {} already",
-            row.name,
-            row.lun.path.display()
+            row.name, row.leg
         )));
     }
     let cause = format!(
-        "the name is taken: it is attached to {}, not to {}",
-        row.lun.path.display(),
-        path.display()
+        "the name is taken: it is attached to {}, not to {paths}",
+        row.leg
     );
     Err(failure::refused(
         object,
@@ -194,35 +184,29 @@ pub(super) async fn attach_again(row: VolumeRow, path: PathBuf) -> Answer {
     ))
 }
 
-fn row_of(name: &str, candidate: &Candidate) -> VolumeRow {
-    VolumeRow {
+fn row_of(name: &str, leg: &[Candidate]) -> Result<VolumeRow, String> {
+    let blocks = leg
+        .iter()
+        .map(|candidate| candidate.lun.identity.logical_block_bytes);
+    let sizes = leg
+        .iter()
+        .map(|candidate| candidate.lun.identity.size_bytes);
+    Ok(VolumeRow {
         name: name.to_owned(),
         volume_id: uuid::Uuid::new_v4().to_string(),
         state: VolumeState::Attaching,
-        lun: candidate.lun.clone(),
-        size_bytes: candidate.lun.identity.size_bytes,
-        logical_block_bytes: candidate.lun.identity.logical_block_bytes,
+        size_bytes: sizes.sum(),
+        logical_block_bytes: blocks.max().unwrap_or(0),
+        leg: checks::leg_row(leg)?,
         open_map: None,
-    }
+    })
 }
 
-/// The leg that is all of one LUN, as far as the volume is long.
-pub(super) fn whole_leg(lun: &LunRow, size_bytes: u64) -> Leg {
-    Leg {
-        extents: vec![Extent {
-            path: lun.path.clone(),
-            identity: lun.identity.clone(),
-            start_bytes: 0,
-            length_bytes: size_bytes,
-        }],
-    }
-}
-
-pub(super) fn open_map(status: &Status, lun: &Path) -> OpenMapRow {
+pub(super) fn open_map(status: &Status, leg: &LunPaths) -> OpenMapRow {
     OpenMapRow {
         kernel_device: status.device.clone(),
         boot_id: paths::boot_id(),
-        lun_path: lun.to_owned(),
+        leg: leg.clone(),
     }
 }
 
@@ -254,7 +238,7 @@ async fn bring_up(
         size_bytes: row.size_bytes,
         logical_block_bytes: row.logical_block_bytes,
         physical_block_bytes: physical_block_bytes.max(row.logical_block_bytes),
-        source: whole_leg(&row.lun, row.size_bytes),
+        source: row.leg.layout(row.size_bytes),
         target: None,
     };
     process::format(
@@ -281,18 +265,13 @@ async fn bring_up(
     Err(problem)
 }
 
-async fn undo_attach(
-    context: &Context,
-    row: &VolumeRow,
-    lock: String,
-    cause: &str,
-) -> Result<(), String> {
+async fn undo_attach(context: &Context, row: &VolumeRow, cause: &str) -> Result<(), String> {
     remove_files(context, &row.name).map_err(|error| error.to_string())?;
-    let changes = vec![
+    let mut changes = vec![
         Change::RemoveVolume(row.name.clone()),
-        Change::Unlock(lock),
         note(None, Some(&row.name), format!("attach failed: {cause}")),
     ];
+    changes.extend(row.leg.unlock());
     context
         .commit(changes)
         .await
@@ -341,10 +320,9 @@ pub(super) async fn detach(
     crash_point::here("detached-before-recorded");
     context.tell(Event::Unsupervised(row.name.clone())).await;
     forget(&context, &row).await?;
-    let lun = row.lun.path.display();
     Ok(Done::changed(vec![format!(
-        "volume {} is gone; its data is on {lun}",
-        row.name
+        "volume {} is gone; its data is on {}",
+        row.name, row.leg
     )]))
 }
 
@@ -370,15 +348,11 @@ pub(super) async fn forget(context: &Context, row: &VolumeRow) -> Result<(), Fai
             &again,
         )
     })?;
-    let changes = vec![
+    let mut changes = vec![
         Change::RemoveVolume(row.name.clone()),
-        Change::Unlock(lock_key(&row.lun)),
-        note(
-            None,
-            Some(&row.name),
-            format!("detached from {}", row.lun.path.display()),
-        ),
+        note(None, Some(&row.name), format!("detached from {}", row.leg)),
     ];
+    changes.extend(row.leg.unlock());
     context.record(&object, changes).await
 }
 

@@ -4,8 +4,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use lun::{Finding, Identity, Inspection, Signature};
+use migration_proto::luns::LunPaths;
 
-use crate::store::{LunRow, lock_key};
+use crate::store::{LegRow, LunRow, lock_key};
 
 /// A LUN that somebody wants to use.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,8 +36,8 @@ pub(super) struct Fit<'a> {
     pub(super) volume: &'a str,
     pub(super) size_bytes: u64,
     pub(super) logical_block_bytes: u32,
-    /// The volume's LUN.
-    pub(super) source: &'a LunRow,
+    /// The volume's leg.
+    pub(super) source: &'a LegRow,
     /// Whether what it holds may be lost.
     pub(super) overwrite: bool,
 }
@@ -66,53 +67,124 @@ pub(super) fn examine(path: &Path, protected: &[PathBuf]) -> Result<Candidate, S
     })
 }
 
-/// Reads what a LUN is. Blocks.
-pub(super) fn identify(path: &Path) -> Result<LunRow, String> {
-    let lun =
-        lun::Lun::open(path, &lun::OpenOptions::default()).map_err(|error| error.to_string())?;
-    Ok(LunRow {
-        path: path.to_owned(),
-        identity: lun.identity,
+/// Reads what LUNs are. Blocks.
+pub(super) fn identify(paths: &LunPaths) -> Result<LegRow, String> {
+    let open = |path: &PathBuf| {
+        let lun = lun::Lun::open(path, &lun::OpenOptions::default())
+            .map_err(|error| error.to_string())?;
+        Ok(LunRow {
+            path: path.to_owned(),
+            identity: lun.identity,
+        })
+    };
+    let luns = paths.paths().iter().map(open);
+    LegRow::new(luns.collect::<Result<_, String>>()?)
+}
+
+/// The leg that these LUNs are, end to end.
+pub(super) fn leg_row(leg: &[Candidate]) -> Result<LegRow, String> {
+    LegRow::new(leg.iter().map(|candidate| candidate.lun.clone()).collect())
+}
+
+/// Why LUNs cannot become the source of a volume; none if they can.
+pub(super) fn source_refusals(leg: &[Candidate], used: &[Used]) -> Vec<String> {
+    let mut refusals = together_refusals(leg);
+    for candidate in leg {
+        if let Some(holder) = holder_of(candidate, used) {
+            refusals.push(used_already(candidate, holder));
+            continue;
+        }
+        refusals.extend(common_refusals(candidate));
+        refusals.extend(candidate.unfinished.as_ref().map(|of| {
+            let path = candidate.lun.path.display();
+            format!("{path} is a copy that was never finished ({of}): name the LUN that it was to be a copy of")
+        }));
+    }
+    refusals
+}
+
+/// Why LUNs cannot become a target; none if they can. That Shunt itself uses one is told alone: everything else that is found on
+/// such a LUN follows from that, and nothing may suggest to overwrite it.
+pub(super) fn target_refusals(leg: &[Candidate], fit: Fit<'_>, used: &[Used]) -> Vec<String> {
+    let mut refusals = together_refusals(leg);
+    let mut in_use = false;
+    for candidate in leg {
+        let path = candidate.lun.path.display();
+        if fit.source.luns().iter().any(|lun| is_same(candidate, lun)) {
+            in_use = true;
+            refusals.push(format!(
+                "{path} is the source of volume {} itself ({})",
+                fit.volume, fit.source
+            ));
+        } else if let Some(holder) = holder_of(candidate, used) {
+            in_use = true;
+            refusals.push(used_already(candidate, holder));
+        } else {
+            refusals.extend(lun_refusals(candidate, fit));
+        }
+    }
+    if !in_use {
+        refusals.extend(size_refusal(leg, fit));
+    }
+    refusals
+}
+
+/// What speaks against these LUNs as one leg.
+fn together_refusals(leg: &[Candidate]) -> Vec<String> {
+    let mut refusals = Vec::new();
+    for (index, candidate) in leg.iter().enumerate() {
+        let path = candidate.lun.path.display();
+        let before = &leg[..index];
+        if before.iter().any(|other| is_same(candidate, &other.lun)) {
+            refusals.push(format!("{path} is named twice"));
+        }
+        let blocks = |candidate: &Candidate| candidate.lun.identity.logical_block_bytes;
+        if let Some(first) = before.first()
+            && blocks(first) != blocks(candidate)
+        {
+            refusals.push(format!(
+                "{path} has a logical block size of {} bytes, {} one of {} bytes: they cannot be one leg",
+                blocks(candidate),
+                first.lun.path.display(),
+                blocks(first)
+            ));
+        }
+    }
+    refusals
+}
+
+fn size_refusal(leg: &[Candidate], fit: Fit<'_>) -> Option<String> {
+    let size = |part: &[Candidate]| -> u64 {
+        let sizes = part
+            .iter()
+            .map(|candidate| candidate.lun.identity.size_bytes);
+        sizes.fold(0, u64::saturating_add)
+    };
+    let paths: Vec<String> = leg
+        .iter()
+        .map(|candidate| candidate.lun.path.display().to_string())
+        .collect();
+    let (volume, needed) = (fit.volume, fit.size_bytes);
+    let (last, before) = leg.split_last()?;
+    if size(leg) < needed {
+        return Some(format!(
+            "{} is too small: it has {} bytes, volume {volume} has {needed} bytes",
+            paths.join(","),
+            size(leg)
+        ));
+    }
+    (!before.is_empty() && size(before) >= needed).then(|| {
+        format!(
+            "{} is not needed: volume {volume} has {needed} bytes, and those before it are enough",
+            last.lun.path.display()
+        )
     })
 }
 
-/// Why a LUN cannot become the source of a volume; none if it can.
-pub(super) fn source_refusals(candidate: &Candidate, used: &[Used]) -> Vec<String> {
-    match holder_of(candidate, used) {
-        Some(holder) => vec![used_already(candidate, holder)],
-        None => {
-            let mut refusals = common_refusals(candidate);
-            refusals.extend(candidate.unfinished.as_ref().map(|of| {
-                let path = candidate.lun.path.display();
-                format!("{path} is a copy that was never finished ({of}): name the LUN that it was to be a copy of")
-            }));
-            refusals
-        }
-    }
-}
-
-/// Why a LUN cannot become a target; none if it can. That Shunt itself uses it is told alone: everything else that is found on
-/// such a LUN follows from that, and nothing may suggest to overwrite it.
-pub(super) fn target_refusals(candidate: &Candidate, fit: Fit<'_>, used: &[Used]) -> Vec<String> {
+fn lun_refusals(candidate: &Candidate, fit: Fit<'_>) -> Vec<String> {
     let path = candidate.lun.path.display();
     let identity = &candidate.lun.identity;
-    if is_same(candidate, fit.source) {
-        return vec![format!(
-            "{path} is the source of volume {} itself ({})",
-            fit.volume,
-            fit.source.path.display()
-        )];
-    }
-    if let Some(holder) = holder_of(candidate, used) {
-        return vec![used_already(candidate, holder)];
-    }
     let mut refusals = common_refusals(candidate);
-    if identity.size_bytes < fit.size_bytes {
-        refusals.push(format!(
-            "{path} is too small: it has {} bytes, volume {} has {} bytes",
-            identity.size_bytes, fit.volume, fit.size_bytes
-        ));
-    }
     if identity.logical_block_bytes != fit.logical_block_bytes {
         refusals.push(format!(
             "{path} has a logical block size of {} bytes, volume {} offers {} bytes",
@@ -137,12 +209,19 @@ pub(super) fn target_refusals(candidate: &Candidate, fit: Fit<'_>, used: &[Used]
     refusals
 }
 
-/// Why a LUN is not the one that was accepted, with what it held then; nothing if it is.
-pub(super) fn changed_since(accepted: &LunRow, contents: &str, now: &Candidate) -> Option<String> {
+/// Why LUNs are not those that were accepted, with what they held then; nothing if they are.
+pub(super) fn changed_since(accepted: &LegRow, contents: &str, now: &[Candidate]) -> Vec<String> {
+    let words = contents.split(' ').map(Some).chain(std::iter::repeat(None));
+    let luns = accepted.luns().iter().zip(words).zip(now);
+    luns.filter_map(|((accepted, contents), now)| lun_changed(accepted, contents, now))
+        .collect()
+}
+
+fn lun_changed(accepted: &LunRow, contents: Option<&str>, now: &Candidate) -> Option<String> {
     if let Err(mismatch) = accepted.identity.matches(&now.lun.identity) {
         return Some(format!("{} is {mismatch}", accepted.path.display()));
     }
-    if now.signatures.is_empty() || contents_word(now) == contents {
+    if now.signatures.is_empty() || contents == Some(word(now).as_str()) {
         return None;
     }
     let found: Vec<String> = now.signatures.iter().map(Signature::to_string).collect();
@@ -153,8 +232,13 @@ pub(super) fn changed_since(accepted: &LunRow, contents: &str, now: &Candidate) 
     ))
 }
 
-/// A word for exactly this LUN with what was found on it.
-pub(super) fn contents_word(candidate: &Candidate) -> String {
+/// Words for exactly these LUNs with what was found on them.
+pub(super) fn contents_words(leg: &[Candidate]) -> String {
+    let words: Vec<String> = leg.iter().map(word).collect();
+    words.join(" ")
+}
+
+fn word(candidate: &Candidate) -> String {
     lun::overwrite_word(&candidate.lun.identity, &candidate.signatures)
 }
 
@@ -279,7 +363,7 @@ mod tests {
     }
 
     fn refusals(candidate: &Candidate, overwrite: bool) -> Vec<String> {
-        let source = row(1);
+        let source = LegRow::new(vec![row(1)]).unwrap();
         let fit = Fit {
             volume: "db",
             size_bytes: MIB,
@@ -288,7 +372,7 @@ mod tests {
             overwrite,
         };
         target_refusals(
-            candidate,
+            std::slice::from_ref(candidate),
             fit,
             &[Used {
                 lun: row(3),
@@ -300,7 +384,7 @@ mod tests {
     #[test]
     fn a_fitting_empty_lun_is_accepted() {
         assert_eq!(refusals(&candidate(2), false), Vec::<String>::new());
-        assert_eq!(source_refusals(&candidate(2), &[]), Vec::<String>::new());
+        assert_eq!(source_refusals(&[candidate(2)], &[]), Vec::<String>::new());
     }
 
     #[test]
@@ -308,7 +392,7 @@ mod tests {
         let mut beginning = candidate(2);
         beginning.unfinished = Some("volume db, session move".to_owned());
         assert_eq!(refusals(&beginning, false), Vec::<String>::new());
-        let refusals = source_refusals(&beginning, &[]).join("; ");
+        let refusals = source_refusals(&[beginning.clone()], &[]).join("; ");
         assert!(refusals.contains("volume db, session move"), "{refusals}");
     }
 
@@ -319,7 +403,7 @@ mod tests {
         holds.findings = vec![Finding::HasPartitions {
             partitions: vec!["/dev/sda1".into()],
         }];
-        assert_eq!(source_refusals(&holds, &[]), Vec::<String>::new());
+        assert_eq!(source_refusals(&[holds.clone()], &[]), Vec::<String>::new());
         assert_eq!(refusals(&holds, true), Vec::<String>::new());
         let texts = refusals(&holds, false);
         assert_eq!(texts.len(), 2, "{texts:?}");
@@ -359,7 +443,11 @@ mod tests {
             let mut used = candidate(2);
             used.findings = vec![finding.clone()];
             assert_eq!(refusals(&used, true).len(), 1, "{finding:?}");
-            assert_eq!(source_refusals(&used, &[]).len(), 1, "{finding:?}");
+            assert_eq!(
+                source_refusals(&[used.clone()], &[]).len(),
+                1,
+                "{finding:?}"
+            );
         }
     }
 
@@ -392,28 +480,70 @@ mod tests {
     fn a_lun_that_is_not_whole_blocks_is_refused() {
         let mut odd = candidate(2);
         odd.lun.identity.size_bytes = MIB + 1;
-        assert_eq!(source_refusals(&odd, &[]).len(), 1);
+        assert_eq!(source_refusals(&[odd.clone()], &[]).len(), 1);
         odd.lun.identity.size_bytes = 0;
-        assert_eq!(source_refusals(&odd, &[]).len(), 1);
+        assert_eq!(source_refusals(&[odd.clone()], &[]).len(), 1);
     }
 
     #[test]
     fn another_lun_or_other_contents_than_accepted_are_noticed() {
-        let accepted = candidate(2);
-        let word = contents_word(&accepted);
-        assert_eq!(changed_since(&accepted.lun, &word, &accepted), None);
-        let text = changed_since(&accepted.lun, &word, &candidate(9)).unwrap();
+        let leg = |first: Candidate| [first, candidate(3)];
+        let accepted = leg(candidate(2));
+        let (row, words) = (leg_row(&accepted).unwrap(), contents_words(&accepted));
+        let changed =
+            |words: &str, now: Candidate| changed_since(&row, words, &leg(now)).join("; ");
+        assert_eq!(changed(&words, candidate(2)), "");
+        let text = changed(&words, candidate(9));
         assert!(text.contains("not the lun that was recorded"), "{text}");
         let mut written = candidate(2);
         written.signatures = vec![ext4()];
-        assert!(
-            changed_since(&written.lun, &word, &written)
-                .unwrap()
-                .contains("ext4")
-        );
+        assert!(changed(&words, written.clone()).contains("ext4"));
+        let then = contents_words(&leg(written.clone()));
+        assert_eq!(changed(&then, written.clone()), "");
+        assert_eq!(changed(&then, candidate(2)), "");
+        // What one of them held does not excuse the other.
+        let both = [candidate(2), written];
+        assert!(!changed_since(&leg_row(&both).unwrap(), &then, &both).is_empty());
+    }
+
+    #[test]
+    fn luns_that_do_not_belong_together_are_no_leg() {
+        let sized = |inode, size_bytes, logical_block_bytes| {
+            let mut candidate = candidate(inode);
+            candidate.lun.identity.size_bytes = size_bytes;
+            candidate.lun.identity.logical_block_bytes = logical_block_bytes;
+            candidate
+        };
+        let source = LegRow::new(vec![row(1)]).unwrap();
+        let fit = Fit {
+            volume: "db",
+            size_bytes: 3 * MIB,
+            logical_block_bytes: 512,
+            source: &source,
+            overwrite: false,
+        };
+        let judge = |leg: &[Candidate]| target_refusals(leg, fit, &[]).join("; ");
+        let (small, rest) = (sized(2, MIB, 512), sized(4, 2 * MIB, 512));
+        assert_eq!(judge(&[small.clone(), rest.clone()]), "");
         assert_eq!(
-            changed_since(&written.lun, &contents_word(&written), &candidate(2)),
-            None
+            source_refusals(&[small.clone(), rest.clone()], &[]),
+            [""; 0]
         );
+        for (leg, part) in [
+            (vec![small.clone(), small.clone()], "named twice"),
+            (
+                vec![small.clone(), sized(4, 2 * MIB, 4096)],
+                "cannot be one leg",
+            ),
+            (vec![small.clone(), sized(4, MIB, 512)], "too small"),
+            (vec![sized(4, 3 * MIB, 512), small.clone()], "not needed"),
+            (
+                vec![small, sized(1, 2 * MIB, 512)],
+                "the source of volume db itself",
+            ),
+        ] {
+            let text = judge(&leg);
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 }

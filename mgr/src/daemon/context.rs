@@ -1,9 +1,9 @@
 //! What every operation needs.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use migration_proto::luns::LunPaths;
 use migration_proto::manager::Failure;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
@@ -59,13 +59,19 @@ impl Context {
         let _ = self.events.send(event).await;
     }
 
-    /// Examines a LUN on a thread of its own.
-    pub(super) async fn examine(&self, path: PathBuf) -> Result<Candidate, String> {
+    /// Examines the LUNs of a leg on a thread of its own.
+    pub(super) async fn examine(&self, paths: LunPaths) -> Result<Vec<Candidate>, String> {
         let protected = vec![
             self.config.state_directory.clone(),
             self.config.runtime_directory.clone(),
         ];
-        blocking(move || checks::examine(&path, &protected)).await?
+        blocking(move || {
+            let paths = paths.paths().iter();
+            paths
+                .map(|path| checks::examine(path, &protected))
+                .collect()
+        })
+        .await?
     }
 }
 

@@ -1,26 +1,24 @@
 //! Recording a session. All pairs are checked and everything that speaks against any of them is told before anything is recorded.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use migration_core::pair::Phase;
 use migration_core::route::Side;
+use migration_proto::luns::LunPaths;
 use migration_proto::manager::{Failure, PRIORITY_MAX, SessionOptions};
 
 use super::checks::{self, Candidate, Fit, Used};
 use super::context::{Context, blocking, note, now_ms};
 use super::failure::{self, Answer, Done};
 use super::{cutover, hours, schedule, split};
-use crate::store::{
-    Change, Course, Estimate, Lock, LunRow, PairRow, SessionRow, VolumeRow, lock_key,
-};
+use crate::store::{Change, Course, LegRow, PairRow, SessionRow, VolumeRow};
 
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
     pub(super) session: String,
     /// Each volume with the target that is meant for it.
-    pub(super) pairs: Vec<(VolumeRow, PathBuf)>,
+    pub(super) pairs: Vec<(VolumeRow, LunPaths)>,
     pub(super) options: SessionOptions,
     /// The LUNs in use.
     pub(super) used: Vec<Used>,
@@ -44,30 +42,16 @@ pub(super) async fn create(context: Context, wanted: Wanted) -> Answer {
         )
         .await
         {
-            Ok(candidate) => {
-                let lost: Vec<String> = candidate
-                    .signatures
-                    .iter()
-                    .map(lun::Signature::to_string)
-                    .collect();
-                if !lost.is_empty() {
-                    messages.push(format!(
-                        "{} will be overwritten: {}",
-                        target.display(),
-                        lost.join("; ")
-                    ));
-                }
-                used.push(Used {
+            Ok(leg) => {
+                messages.extend(leg.iter().filter_map(overwritten));
+                used.extend(leg.iter().map(|candidate| Used {
                     lun: candidate.lun.clone(),
                     holder: format!("the target of {} in this session", volume.name),
-                });
-                let (name, target) = (volume.name.clone(), lock_key(&candidate.lun));
-                let estimate = context
-                    .store
-                    .call(move |store| store.estimate(&name, &target))
-                    .await
-                    .map_err(|error| failure::store(&object, &error))?;
-                pairs.push(pair_of(volume, &candidate, estimate));
+                }));
+                match pair_of(&context, volume, &leg).await? {
+                    Ok(pair) => pairs.push(pair),
+                    Err(cause) => refusals.push(format!("pair {}: {cause}", volume.name)),
+                }
             }
             Err(reasons) => refusals.push(format!("pair {}: {}", volume.name, reasons.join("; "))),
         }
@@ -91,37 +75,47 @@ pub(super) async fn create(context: Context, wanted: Wanted) -> Answer {
     Ok(Done::changed(messages))
 }
 
+/// What an operator has accepted to lose.
+fn overwritten(candidate: &Candidate) -> Option<String> {
+    let lost = candidate.signatures.iter().map(lun::Signature::to_string);
+    let lost: Vec<String> = lost.collect();
+    (!lost.is_empty()).then(|| {
+        let path = candidate.lun.path.display();
+        format!("{path} will be overwritten: {}", lost.join("; "))
+    })
+}
+
 /// Examines a target: everything that speaks against it, or what it is. `accepted` is what was recorded of it, with what it held.
 pub(super) async fn check_target(
     context: &Context,
     volume: &VolumeRow,
-    target: &std::path::Path,
+    target: &LunPaths,
     overwrite: bool,
     used: &[Used],
-    accepted: Option<(&LunRow, &str)>,
-) -> Result<Candidate, Vec<String>> {
-    let candidate = context
-        .examine(target.to_owned())
+    accepted: Option<(&LegRow, &str)>,
+) -> Result<Vec<Candidate>, Vec<String>> {
+    let leg = context
+        .examine(target.clone())
         .await
         .map_err(|cause| vec![cause])?;
-    let (volume, used, judged) = (volume.clone(), used.to_vec(), candidate.clone());
+    let (volume, used, judged) = (volume.clone(), used.to_vec(), leg.clone());
     let mut refusals = blocking(move || {
         let fit = Fit {
             volume: &volume.name,
             size_bytes: volume.size_bytes,
             logical_block_bytes: volume.logical_block_bytes,
-            source: &volume.lun,
+            source: &volume.leg,
             overwrite,
         };
         checks::target_refusals(&judged, fit, &used)
     })
     .await
     .map_err(|cause| vec![cause])?;
-    if let Some((lun, contents)) = accepted {
-        refusals.extend(checks::changed_since(lun, contents, &candidate));
+    if let Some((before, contents)) = accepted {
+        refusals.extend(checks::changed_since(before, contents, &leg));
     }
     if refusals.is_empty() {
-        Ok(candidate)
+        Ok(leg)
     } else {
         Err(refusals)
     }
@@ -174,16 +168,12 @@ async fn record(context: &Context, row: &SessionRow) -> Result<(), Failure> {
     let mut changes = vec![Change::AddSession(row.clone())];
     for pair in &row.pairs {
         let holder = failure::target_of(&pair.volume, &row.name);
-        changes.push(Change::Lock(Lock {
-            key: lock_key(&pair.target),
-            path: pair.target.path.clone(),
-            holder,
-        }));
+        changes.extend(pair.target.locks(&holder).into_iter().map(Change::Lock));
         let what = format!(
             "created: {} to {} ({}){}",
-            pair.source.path.display(),
-            pair.target.path.display(),
-            pair.target.identity.describe(),
+            pair.source,
+            pair.target,
+            pair.target.describe(),
             if row.options.overwrite {
                 ", what it holds may be overwritten"
             } else {
@@ -195,12 +185,27 @@ async fn record(context: &Context, row: &SessionRow) -> Result<(), Failure> {
     context.record(&failure::session(&row.name), changes).await
 }
 
-fn pair_of(volume: &VolumeRow, candidate: &Candidate, estimate: Option<Estimate>) -> PairRow {
-    PairRow {
+/// The inner error is for the operator.
+async fn pair_of(
+    context: &Context,
+    volume: &VolumeRow,
+    leg: &[Candidate],
+) -> Result<Result<PairRow, String>, Failure> {
+    let target = match checks::leg_row(leg) {
+        Ok(target) => target,
+        Err(cause) => return Ok(Err(cause)),
+    };
+    let (name, key) = (volume.name.clone(), target.key());
+    let estimate = context
+        .store
+        .call(move |store| store.estimate(&name, &key))
+        .await
+        .map_err(|error| failure::store(failure::volume(&volume.name), &error))?;
+    Ok(Ok(PairRow {
         volume: volume.name.clone(),
-        source: volume.lun.clone(),
-        target: candidate.lun.clone(),
-        target_contents: checks::contents_word(candidate),
+        source: volume.leg.clone(),
+        target,
+        target_contents: checks::contents_words(leg),
         size_bytes: volume.size_bytes,
         phase: Phase::Setup,
         authoritative: Side::Source,
@@ -214,7 +219,7 @@ fn pair_of(volume: &VolumeRow, candidate: &Candidate, estimate: Option<Estimate>
             estimate,
             ..Course::default()
         },
-    }
+    }))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use super::context::{Context, note};
 use super::failure::{self, Answer, Done};
 use super::retire::retired_leg;
-use crate::store::{Change, Lock, Model, lock_key};
+use crate::store::{Change, LegRow, Lock, Model, lock_key};
 
 /// What the operator gives to have them freed.
 pub(super) const COMMAND: &str = "shunt recover --locks";
@@ -42,13 +42,14 @@ pub(super) async fn free(context: Context, dry_run: bool) -> Answer {
 }
 
 fn orphans(model: &Model, locks: Vec<Lock>) -> Vec<Lock> {
-    let volumes = model.volumes.values().map(|row| &row.lun);
+    let volumes = model.volumes.values().map(|row| &row.leg);
     let pairs = model.sessions.values().flat_map(|row| &row.pairs);
     let of_pairs = pairs.filter_map(|pair| match pair.phase.is_ended() {
         true => retired_leg(pair),
         false => Some(&pair.target),
     });
-    let held: BTreeSet<String> = volumes.chain(of_pairs).map(lock_key).collect();
+    let luns = volumes.chain(of_pairs).flat_map(LegRow::luns);
+    let held: BTreeSet<String> = luns.map(lock_key).collect();
     let is_orphan = |lock: &Lock| !held.contains(&lock.key);
     locks.into_iter().filter(is_orphan).collect()
 }

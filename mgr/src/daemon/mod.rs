@@ -171,7 +171,7 @@ enum Event {
     /// What came of comparing the legs of a pair is recorded, or could not be.
     ComparisonSettled(PairKey),
     /// A leg that was left behind is kept open from now on, or no longer.
-    Held { key: PairKey, lun: Option<lun::Lun> },
+    Held { key: PairKey, luns: Vec<lun::Lun> },
     /// The roles of a session that tracks were exchanged, or not.
     CutOver { session: String, failed: bool },
     /// A copier has ended.
@@ -416,7 +416,7 @@ impl Owner {
                 events,
                 reply,
             } => self.show(session.as_deref(), events, reply),
-            Event::Held { key, lun } => self.held(key, lun),
+            Event::Held { key, luns } => self.held(key, luns),
             Event::CameBack { key, well } => self.came_back(&key, well),
             Event::CutOver { session, failed } => self.cut_over_ended(&session, failed),
             Event::CopierEnded { key, run, outcome } => self.copier_ended(&key, run, &outcome),

@@ -7,9 +7,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lun::{Lun, OpenOptions};
+use migration_proto::luns::LunPaths;
 
 use super::context::blocking;
-use crate::store::LunRow;
+use crate::store::{LegRow, LunRow};
 
 /// How long a LUN is read, at most, and by how many readers at once.
 const READ_MAX: Duration = Duration::from_secs(1);
@@ -27,15 +28,26 @@ pub(super) struct Pace {
     pub(super) answer: Duration,
 }
 
-/// Reads for about a second.
-pub(super) async fn pace(path: &Path) -> Result<Pace, String> {
-    let path = path.to_owned();
-    blocking(move || measure(&path)).await?
+/// Reads each LUN of a leg for about a second. A leg is as quick as the slowest of them.
+pub(super) async fn pace(paths: &LunPaths) -> Result<Pace, String> {
+    let paths = paths.clone();
+    blocking(move || {
+        let mut slowest: Option<Pace> = None;
+        for path in paths.paths() {
+            let found = measure(path)?;
+            slowest = Some(slowest.map_or(found, |slowest| Pace {
+                bytes_per_second: slowest.bytes_per_second.min(found.bytes_per_second),
+                answer: slowest.answer.max(found.answer),
+            }));
+        }
+        slowest.ok_or_else(|| "it has no LUN".to_owned())
+    })
+    .await?
 }
 
-/// Whether the LUN is there and does each of a few small reads within that time.
-pub(super) async fn answers_within(lun: LunRow, limit: Duration) -> bool {
-    let read = blocking(move || {
+/// Whether the LUNs are there and do each of a few small reads within that time.
+pub(super) async fn answers_within(leg: LegRow, limit: Duration) -> bool {
+    let answers = move |lun: &LunRow| {
         let opened = Lun::open(&lun.path, &OpenOptions::default());
         let Some(opened) = opened
             .ok()
@@ -47,8 +59,10 @@ pub(super) async fn answers_within(lun: LunRow, limit: Duration) -> bool {
         let file = File::from(opened.fd);
         forget(&file);
         small_reads(&file, size).all(|answer| answer.is_ok_and(|answer| answer <= limit))
-    });
-    read.await.unwrap_or(false)
+    };
+    blocking(move || leg.luns().iter().all(answers))
+        .await
+        .unwrap_or(false)
 }
 
 fn measure(path: &Path) -> Result<Pace, String> {

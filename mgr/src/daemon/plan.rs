@@ -2,18 +2,18 @@
 //! reading of both LUNs and from what applications write. No LUN is written. The estimate is kept, so that the history can say what came
 //! of it.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
+use migration_proto::luns::LunPaths;
 use migration_proto::manager::{JSON_SCHEMA, PlanRecord, Record, Response};
 use tracing::warn;
 
-use super::checks::Used;
+use super::checks::{self, Used};
 use super::context::{Context, blocking, now_ms};
 use super::create::{Wanted, check_target};
 use super::pace::{Pace, pace};
 use super::volume::VolumeHandle;
-use crate::store::{Change, Estimate, VolumeRow, lock_key};
+use crate::store::{Change, Estimate, VolumeRow};
 
 /// How long what applications write is measured.
 const WRITES_OVER: Duration = Duration::from_secs(1);
@@ -42,19 +42,19 @@ pub(super) async fn plan(
         let (mut problems, mut notes) = (Vec::new(), Vec::new());
         let mut accepted = None;
         match checked.await {
-            Ok(candidate) => {
-                accepted = Some(lock_key(&candidate.lun));
-                let lost = candidate.signatures.iter();
+            Ok(leg) => {
+                accepted = checks::leg_row(&leg).ok().map(|target| target.key());
+                let lost = leg.iter().flat_map(|candidate| &candidate.signatures);
                 notes.extend(lost.map(|found| format!("will be overwritten: {found}")));
-                used.push(Used {
+                used.extend(leg.iter().map(|candidate| Used {
                     lun: candidate.lun.clone(),
                     holder: format!("the target of {} in this session", volume.name),
-                });
+                }));
             }
             Err(reasons) => problems = reasons,
         }
         problems.extend(state_problem(&context).await);
-        let source = pace(&volume.lun.path).await;
+        let source = pace(volume.leg.paths()).await;
         let goal = pace(target).await;
         let written = writes(handle.as_ref()).await;
         if written.is_none() {
@@ -97,7 +97,7 @@ fn kept_estimate(planned: &PlanRecord, target: String) -> Option<Change> {
 
 fn record(
     volume: &VolumeRow,
-    target: &Path,
+    target: &LunPaths,
     (source, goal): (Option<Pace>, Option<Pace>),
     written: Option<u64>,
     (problems, notes): (Vec<String>, Vec<String>),
@@ -113,8 +113,8 @@ fn record(
     PlanRecord {
         schema: JSON_SCHEMA,
         volume: volume.name.clone(),
-        source: volume.lun.path.clone(),
-        target: target.to_owned(),
+        source: volume.leg.paths().clone(),
+        target: target.clone(),
         total_bytes: volume.size_bytes,
         source_bytes_per_second: source.map(|pace| pace.bytes_per_second),
         target_bytes_per_second: goal.map(|pace| pace.bytes_per_second),

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use migration_core::pair::Phase;
 use migration_core::route::{Route, Side};
 use migration_proto::manager::SessionOptions;
-use migration_proto::route::{Leg, MapSummary};
+use migration_proto::route::MapSummary;
 use tracing::{info, warn};
 
 use super::context::{note, now_ms};
@@ -23,8 +23,7 @@ use super::paths::Config;
 use super::{StartError, failure, process};
 use crate::names;
 use crate::store::{
-    Change, Course, Lock, LunRow, Model, PairRow, SessionRow, Store, StoreError, VolumeRow,
-    VolumeState, lock_key,
+    Change, Course, LegRow, Model, PairRow, SessionRow, Store, StoreError, VolumeRow, VolumeState,
 };
 
 /// What SQLite keeps beside a database.
@@ -161,39 +160,38 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
             descriptor.volume
         ));
     }
-    let lun = |side: Side| -> Result<LunRow, String> {
+    let leg = |side: Side| -> Result<LegRow, String> {
         let leg = descriptor.leg(side.into());
-        whole_lun(leg.ok_or_else(|| format!("its map file names no {side}"))?)
-            .ok_or_else(|| format!("its {side} has several parts"))
+        LegRow::of(leg.ok_or_else(|| format!("its map file names no {side}"))?)
+            .ok_or_else(|| format!("its {side} is not made of whole LUNs"))
     };
     let route = Route::from(found.route);
     let first = match route {
-        Route::Single(side) => lun(side)?,
-        Route::Mirrored { .. } | Route::Split => lun(Side::Source)?,
+        Route::Single(side) => leg(side)?,
+        Route::Mirrored { .. } | Route::Split => leg(Side::Source)?,
     };
     let row = VolumeRow {
         name: name.to_owned(),
         volume_id: descriptor.volume_id.clone(),
         state: VolumeState::Attached,
-        lun: first.clone(),
+        leg: first.clone(),
         size_bytes: descriptor.size_bytes,
         logical_block_bytes: descriptor.logical_block_bytes,
         open_map: None,
     };
-    let mut changes = vec![lock(&first, failure::volume(name)), Change::AddVolume(row)];
+    let mut changes = vec![Change::AddVolume(row)];
+    changes.extend(locks(&first, &failure::volume(name)));
     let authoritative = route.authoritative();
     if !route.has_map() {
-        let line = format!("restored: it uses {} alone", first.path.display());
+        let line = format!("restored: it uses {first} alone");
         return Ok((changes, line));
     }
-    let target = lun(Side::Target)?;
+    let target = leg(Side::Target)?;
     let session = session_name(name, &descriptor.volume_id);
     let line = format!(
-        "restored as session {session}, paused: {} to {}, the {authoritative} is authoritative",
-        first.path.display(),
-        target.path.display()
+        "restored as session {session}, paused: {first} to {target}, the {authoritative} is authoritative"
     );
-    changes.push(lock(&target, failure::target_of(name, &session)));
+    changes.extend(locks(&target, &failure::target_of(name, &session)));
     changes.push(Change::AddSession(SessionRow {
         name: session,
         created_at_ms: now_ms(),
@@ -220,23 +218,8 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
     Ok((changes, line))
 }
 
-fn lock(lun: &LunRow, holder: String) -> Change {
-    Change::Lock(Lock {
-        key: lock_key(lun),
-        path: lun.path.clone(),
-        holder,
-    })
-}
-
-/// The LUN of a leg that is the beginning of one.
-fn whole_lun(leg: &Leg) -> Option<LunRow> {
-    match leg.extents.as_slice() {
-        [extent] if extent.start_bytes == 0 => Some(LunRow {
-            path: extent.path.clone(),
-            identity: extent.identity.clone(),
-        }),
-        _ => None,
-    }
+fn locks(leg: &LegRow, holder: &str) -> impl Iterator<Item = Change> {
+    leg.locks(holder).into_iter().map(Change::Lock)
 }
 
 fn session_name(volume: &str, volume_id: &str) -> String {

@@ -10,12 +10,14 @@ use tracing::{info, warn};
 
 use super::context::{note, now_ms};
 use super::failure::{self, Done};
-use super::verbs::{ended_changes, expected_text, lun_of};
+use super::verbs::{ended_changes, expected_text, leg_of};
 use super::verify::Comparison;
 use super::volume::{POLL_COPYING, POLL_IDLE, View};
 use super::{Busy, Owner, attach, checks, paths, records};
 use crate::copier::{Config, Outcome, Task};
-use crate::store::{Change, Course, PairField, PairKey, SessionRow, VolumeRow, VolumeState};
+use crate::store::{
+    Change, Course, LegRow, PairField, PairKey, SessionRow, VolumeRow, VolumeState,
+};
 use crate::units;
 
 /// How long a ublk-target may take to note a policy.
@@ -81,15 +83,15 @@ impl Owner {
         let in_use = self
             .model
             .live_pair_of(&row.name)
-            .map_or(&row.lun, |(session, at)| {
+            .map_or(&row.leg, |(session, at)| {
                 let pair = &session.pairs[at];
-                lun_of(pair, pair.authoritative)
+                leg_of(pair, pair.authoritative)
             });
-        let lun = row
+        let leg = row
             .open_map
             .as_ref()
-            .map_or(&in_use.path, |open_map| &open_map.lun_path);
-        let open_map = attach::open_map(status, lun);
+            .map_or(in_use.paths(), |open_map| &open_map.leg);
+        let open_map = attach::open_map(status, leg);
         if row.open_map.as_ref() != Some(&open_map) {
             self.record_aside(vec![Change::SetOpenMap(row.name.clone(), open_map)]);
         }
@@ -427,15 +429,16 @@ impl Owner {
 
     /// The LUNs in use. `except`: without the targets of this session.
     pub(super) fn used_luns(&self, except: Option<&str>) -> Vec<checks::Used> {
-        let mut used: Vec<checks::Used> = self
-            .model
-            .volumes
-            .values()
-            .map(|row| checks::Used {
-                lun: row.lun.clone(),
-                holder: failure::volume(&row.name),
-            })
-            .collect();
+        let mut used = Vec::new();
+        let mut add = |leg: &LegRow, holder: String| {
+            used.extend(leg.luns().iter().map(|lun| checks::Used {
+                lun: lun.clone(),
+                holder: holder.clone(),
+            }));
+        };
+        for row in self.model.volumes.values() {
+            add(&row.leg, failure::volume(&row.name));
+        }
         for session in self
             .model
             .sessions
@@ -443,11 +446,10 @@ impl Owner {
             .filter(|session| Some(session.name.as_str()) != except)
         {
             for pair in session.pairs.iter().filter(|pair| !pair.phase.is_ended()) {
-                let holder = failure::target_of(&pair.volume, &session.name);
-                used.push(checks::Used {
-                    lun: pair.target.clone(),
-                    holder,
-                });
+                add(
+                    &pair.target,
+                    failure::target_of(&pair.volume, &session.name),
+                );
             }
         }
         used

@@ -13,7 +13,7 @@ use super::copies::Copied;
 use super::paths::Config;
 use super::queue::Occupancy;
 use super::route_change::is_paired_with;
-use super::verbs::lun_of;
+use super::verbs::leg_of;
 use super::verify::Comparison;
 use super::volume::View;
 use crate::moments;
@@ -82,13 +82,13 @@ pub(super) fn volume(
 ) -> Record {
     let view = view.cloned().unwrap_or_default();
     let status = view.status.as_deref();
-    let lun = match model.live_pair_of(&row.name) {
+    let leg = match model.live_pair_of(&row.name) {
         Some((session, position)) => {
             let pair = &session.pairs[position];
             let position = facts(session, pair, Some(&view), false).position();
-            lun_of(pair, position.authoritative)
+            leg_of(pair, position.authoritative)
         }
-        None => &row.lun,
+        None => &row.leg,
     };
     Record::Volume(VolumeRecord {
         schema: JSON_SCHEMA,
@@ -96,7 +96,7 @@ pub(super) fn volume(
         state: volume_state(row, &view).to_owned(),
         device: config.device_link(&row.name),
         kernel_device: status.map(|status| status.device.clone()),
-        lun: lun.path.clone(),
+        lun: leg.paths().clone(),
         size_bytes: row.size_bytes,
         pid: status.filter(|_| view.connected).map(|status| status.pid),
         restarts: view.restarts,
@@ -216,8 +216,8 @@ pub(super) fn pair(
         session: session.name.clone(),
         volume: row.volume.clone(),
         state: position.state.name().to_owned(),
-        source: row.source.path.clone(),
-        target: row.target.path.clone(),
+        source: row.source.paths().clone(),
+        target: row.target.paths().clone(),
         authoritative: position.authoritative.into(),
         total_bytes: row.size_bytes,
         dirty_bytes,

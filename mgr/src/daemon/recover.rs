@@ -21,10 +21,10 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::context::{Context, note, now_ms};
 use super::failure::{self, Answer, Done};
-use super::verbs::lun_of;
+use super::verbs::leg_of;
 use super::volume::{VolumeHandle, supervise};
 use super::{Event, attach, process};
-use crate::store::{Change, LunRow, PairField, PairKey, PairRow, VolumeRow};
+use crate::store::{Change, LegRow, PairField, PairKey, PairRow, VolumeRow};
 
 /// How long the volume may take to come up with the new map file.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -214,15 +214,15 @@ impl Recovery {
             format!("volume {name}: {damage}"),
             format!(
                 "a new map file says that the volume uses {} alone ({known}); what is left of the old one is kept beside it",
-                stays.path.display()
+                stays
             ),
         ];
         if let Some((key, pair)) = self.pair.as_ref().filter(|_| other.is_some()) {
-            let given_up = lun_of(pair, side.other());
+            let given_up = leg_of(pair, side.other());
             plan.push(format!(
                 "{} is not written, and no longer used; session {} ends for this volume, and another one, with --overwrite, \
                  copies everything again",
-                given_up.path.display(),
+                given_up,
                 key.session
             ));
         }
@@ -230,12 +230,12 @@ impl Recovery {
     }
 
     /// The legs of the new map file.
-    fn legs(&self) -> (LunRow, Option<LunRow>) {
+    fn legs(&self) -> (LegRow, Option<LegRow>) {
         match &self.pair {
             Some((_, pair)) if !matches!(pair.phase, Phase::Setup | Phase::Queued) => {
                 (pair.source.clone(), Some(pair.target.clone()))
             }
-            Some(_) | None => (self.row.lun.clone(), None),
+            Some(_) | None => (self.row.leg.clone(), None),
         }
     }
 
@@ -275,8 +275,8 @@ impl Recovery {
             physical_block_bytes: summary.map_or(logical_block_bytes, |summary| {
                 summary.descriptor.physical_block_bytes
             }),
-            source: attach::whole_leg(&source, size_bytes),
-            target: target.map(|target| attach::whole_leg(&target, size_bytes)),
+            source: source.layout(size_bytes),
+            target: target.map(|target| target.layout(size_bytes)),
         };
         let program = &self.context.config.ublk_target;
         process::format(program, &map, &descriptor, self.wish.side)

@@ -1,11 +1,11 @@
 //! What a request leads to: an answer at once, a refusal, or an operation.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use migration_core::pair::{Facts, Phase, Position, Reason, Verb};
 use migration_core::route::Side;
 use migration_core::session::{self, SessionDecision};
+use migration_proto::luns::LunPaths;
 use migration_proto::manager::{
     ApplicationRecord, Failure, PairSpec, Record, Request, Response, SessionMode, SessionOptions,
 };
@@ -36,7 +36,7 @@ type Reply = oneshot::Sender<Response>;
 impl Owner {
     pub(super) fn answer(&mut self, request: Request, reply: Reply) {
         match request {
-            Request::Attach { volume, lun } => self.attach(volume, lun, reply),
+            Request::Attach { volume, luns } => self.attach(volume, luns, reply),
             Request::Detach { volume } => self.detach(&volume, reply),
             Request::Create {
                 session,
@@ -100,7 +100,7 @@ impl Owner {
         let _ = reply.send(Response::Failed(failure));
     }
 
-    fn attach(&mut self, name: String, lun: PathBuf, reply: Reply) {
+    fn attach(&mut self, name: String, luns: LunPaths, reply: Reply) {
         let object = failure::volume(&name);
         if let Err(error) = names::check(&name) {
             return Self::refuse(
@@ -108,7 +108,7 @@ impl Owner {
                 failure::refused(object, error.to_string(), "choose another name"),
             );
         }
-        if !lun.is_absolute() {
+        if let Some(lun) = luns.paths().iter().find(|path| !path.is_absolute()) {
             let cause = format!("the path of the lun, {}, is not absolute", lun.display());
             return Self::refuse(
                 reply,
@@ -120,10 +120,10 @@ impl Owner {
             return Self::refuse(reply, failure);
         }
         match self.model.volumes.get(&name).cloned() {
-            Some(row) => self.launch(busy, "attach", Some(reply), attach::attach_again(row, lun)),
+            Some(row) => self.launch(busy, "attach", Some(reply), attach::attach_again(row, luns)),
             None => {
                 let operation =
-                    attach::attach(self.context.clone(), name, lun, self.used_luns(None));
+                    attach::attach(self.context.clone(), name, luns, self.used_luns(None));
                 self.launch(busy, "attach", Some(reply), operation);
             }
         }

@@ -16,10 +16,10 @@ use tracing::warn;
 
 use super::context::{Context, blocking, note};
 use super::failure::{self, Answer, Done};
-use super::verbs::lun_of;
+use super::verbs::leg_of;
 use super::{Busy, Event, Owner};
 use crate::store::{
-    Change, Lock, LunRow, PairField, PairKey, PairRow, Retired, SessionRow, lock_key,
+    Change, LegRow, LunRow, PairField, PairKey, PairRow, Retired, SessionRow, lock_key,
 };
 
 type Reply = oneshot::Sender<Response>;
@@ -34,7 +34,7 @@ const WIPE_ROUNDS_MAX: usize = 16;
 
 /// The legs that shuntd keeps open so that nobody else can.
 #[derive(Debug, Default)]
-pub(super) struct Held(BTreeMap<PairKey, Lun>);
+pub(super) struct Held(BTreeMap<PairKey, Vec<Lun>>);
 
 /// The side that is not used any more.
 const fn left_behind(phase: Phase) -> Option<Side> {
@@ -54,12 +54,12 @@ const fn left_behind(phase: Phase) -> Option<Side> {
     }
 }
 
-/// The LUN that is locked because it was made inaccessible.
-pub(super) fn retired_leg(pair: &PairRow) -> Option<&LunRow> {
+/// The leg that is locked because it was made inaccessible.
+pub(super) fn retired_leg(pair: &PairRow) -> Option<&LegRow> {
     let retired = pair.retired.as_ref()?;
     let is_locked = retired.how != RetireHow::Discard;
     let side = left_behind(pair.phase).filter(|_| is_locked)?;
-    Some(lun_of(pair, side))
+    Some(leg_of(pair, side))
 }
 
 fn holder(side: Side, volume: &str, session: &str) -> String {
@@ -71,7 +71,7 @@ struct Leg {
     key: PairKey,
     volume: String,
     side: Side,
-    lun: LunRow,
+    row: LegRow,
     retired: Option<Retired>,
 }
 
@@ -89,7 +89,7 @@ impl Leg {
             },
             volume: pair.volume.clone(),
             side,
-            lun: lun_of(pair, side).clone(),
+            row: leg_of(pair, side).clone(),
             retired: pair.retired.clone(),
         }
     }
@@ -98,27 +98,30 @@ impl Leg {
         failure::pair(&self.key.session, &self.volume)
     }
 
-    /// Opens it for ourselves alone, if it is the LUN that was recorded.
-    async fn open(&self, write: bool) -> Result<Lun, String> {
-        let row = self.lun.clone();
+    /// Opens it for ourselves alone, if its LUNs are those that were recorded.
+    async fn open(&self, write: bool) -> Result<Vec<Lun>, String> {
+        let row = self.row.clone();
         let opened = blocking(move || {
             let options = OpenOptions {
                 write,
                 exclusive: true,
                 ..OpenOptions::default()
             };
-            let lun = Lun::open(&row.path, &options).map_err(|error| error.to_string())?;
-            row.identity
-                .matches(&lun.identity)
-                .map_err(|mismatch| mismatch.to_string())?;
-            match lun.lock_exclusive_within(LOCK_WAIT_MAX) {
-                Ok(true) => Ok(lun),
-                Ok(false) => Err(format!(
-                    "{} is locked by another program",
-                    row.path.display()
-                )),
-                Err(error) => Err(error.to_string()),
-            }
+            let open = |row: &LunRow| {
+                let lun = Lun::open(&row.path, &options).map_err(|error| error.to_string())?;
+                row.identity
+                    .matches(&lun.identity)
+                    .map_err(|mismatch| mismatch.to_string())?;
+                match lun.lock_exclusive_within(LOCK_WAIT_MAX) {
+                    Ok(true) => Ok(lun),
+                    Ok(false) => Err(format!(
+                        "{} is locked by another program",
+                        row.path.display()
+                    )),
+                    Err(error) => Err(error.to_string()),
+                }
+            };
+            row.luns().iter().map(open).collect()
         });
         opened.await.and_then(|opened| opened)
     }
@@ -126,7 +129,7 @@ impl Leg {
     fn refused(&self, cause: String) -> Failure {
         let next = format!(
             "make sure that nothing uses {}, then give the command again",
-            self.lun.path.display()
+            self.row
         );
         failure::refused(self.object(), cause, next)
     }
@@ -146,61 +149,60 @@ impl Leg {
 
     /// Durable first: that it is not to be used, and what is taken from it.
     async fn intend(&self, context: &Context, retired: &Retired) -> Result<(), Failure> {
-        let changes = vec![
-            self.set(Some(retired.clone())),
-            Change::MoveLock(Lock {
-                key: lock_key(&self.lun),
-                path: self.lun.path.clone(),
-                holder: holder(self.side, &self.volume, &self.key.session),
-            }),
-        ];
+        let mut changes = vec![self.set(Some(retired.clone()))];
+        let holder = holder(self.side, &self.volume, &self.key.session);
+        let locks = self.row.locks(&holder);
+        changes.extend(locks.into_iter().map(Change::MoveLock));
         context.record(&self.object(), changes).await
     }
 
     async fn retire(self, context: &Context, how: RetireHow) -> Result<String, Failure> {
-        let lun = self.open(true).await.map_err(|cause| self.refused(cause))?;
+        let luns = self.open(true).await.map_err(|cause| self.refused(cause))?;
         let mut retired = Retired {
             how,
-            saved: Vec::new(),
+            saved: vec![Vec::new(); luns.len()],
         };
         if how == RetireHow::WipeSignatures {
-            self.wipe(context, lun, &mut retired).await?;
+            self.wipe(context, luns, &mut retired).await?;
         } else {
             self.intend(context, &retired).await?;
             let done = blocking(move || {
-                let done = match how {
-                    RetireHow::ReadOnly => lun.set_read_only(true),
-                    RetireHow::Offline => lun.take_offline(),
-                    RetireHow::Discard => lun.discard_all(),
-                    RetireHow::Hold | RetireHow::WipeSignatures => Ok(()),
-                };
-                done.map(|()| lun).map_err(|error| error.to_string())
-            });
-            match done.await.and_then(|done| done) {
-                Ok(lun) if how == RetireHow::Hold => {
-                    let key = self.key.clone();
-                    context
-                        .tell(Event::Held {
-                            key,
-                            lun: Some(lun),
-                        })
-                        .await;
+                for (index, lun) in luns.iter().enumerate() {
+                    let done = match how {
+                        RetireHow::ReadOnly => lun.set_read_only(true),
+                        RetireHow::Offline => lun.take_offline(),
+                        RetireHow::Discard => lun.discard_all(),
+                        RetireHow::Hold | RetireHow::WipeSignatures => Ok(()),
+                    };
+                    done.map_err(|error| (index, error.to_string()))?;
                 }
-                Ok(lun) => close(lun).await,
-                Err(cause) => {
+                Ok(luns)
+            });
+            match done.await.map_err(|cause| self.failed(cause))? {
+                Ok(luns) if how == RetireHow::Hold => {
+                    let key = self.key.clone();
+                    context.tell(Event::Held { key, luns }).await;
+                }
+                Ok(luns) => close(luns).await,
+                Err((0, cause)) => {
                     // Nothing was done to it.
-                    let changes = vec![self.set(None), Change::Unlock(lock_key(&self.lun))];
+                    let mut changes = vec![self.set(None)];
+                    changes.extend(self.row.unlock());
                     context.record(&self.object(), changes).await?;
                     return Err(self.refused(cause));
+                }
+                Err((_, cause)) => {
+                    let cause = format!("{cause}; what stands before it was retired");
+                    return Err(self.failed(cause));
                 }
             }
         }
         let mut changes = Vec::new();
         if how == RetireHow::Discard {
             // There is nothing on it that could be mistaken for anything.
-            changes.push(Change::Unlock(lock_key(&self.lun)));
+            changes.extend(self.row.unlock());
         }
-        let path = self.lun.path.display();
+        let path = &self.row;
         let what = match how {
             RetireHow::ReadOnly => format!("the {} {path} is read-only", self.side),
             RetireHow::Offline => format!("the {} {path} is offline", self.side),
@@ -208,7 +210,7 @@ impl Leg {
             RetireHow::WipeSignatures => format!(
                 "what programs recognise on the {} {path} is taken away, {} blocks",
                 self.side,
-                retired.saved.len()
+                retired.saved.iter().map(Vec::len).sum::<usize>()
             ),
             RetireHow::Discard => format!("the {} {path} is discarded", self.side),
         };
@@ -220,6 +222,19 @@ impl Leg {
     async fn wipe(
         &self,
         context: &Context,
+        luns: Vec<Lun>,
+        retired: &mut Retired,
+    ) -> Result<(), Failure> {
+        for (index, lun) in luns.into_iter().enumerate() {
+            self.wipe_one(context, index, lun, retired).await?;
+        }
+        Ok(())
+    }
+
+    async fn wipe_one(
+        &self,
+        context: &Context,
+        index: usize,
         mut lun: Lun,
         retired: &mut Retired,
     ) -> Result<(), Failure> {
@@ -233,10 +248,10 @@ impl Leg {
             let blocks = found.map_err(|cause| self.failed(cause))?;
             if blocks.is_empty() {
                 self.intend(context, retired).await?;
-                close(back).await;
+                close(vec![back]).await;
                 return Ok(());
             }
-            retired.saved.extend(blocks.clone());
+            retired.saved[index].extend(blocks.clone());
             self.intend(context, retired).await?;
             let (back, wiped) = blocking(move || {
                 let wiped = back.wipe(&blocks);
@@ -261,40 +276,40 @@ impl Leg {
         }
         if retired.how == RetireHow::Hold {
             let key = self.key.clone();
-            context.tell(Event::Held { key, lun: None }).await;
+            let luns = Vec::new();
+            context.tell(Event::Held { key, luns }).await;
         } else if retired.how == RetireHow::Offline {
-            let path = self.lun.path.clone();
-            let done = blocking(move || bring_online(&path).map_err(|error| error.to_string()));
+            let row = self.row.clone();
+            let done = blocking(move || {
+                let mut luns = row.luns().iter();
+                luns.try_for_each(|lun| bring_online(&lun.path).map_err(|error| error.to_string()))
+            });
             done.await
                 .and_then(|done| done)
                 .map_err(|cause| self.refused(cause))?;
         } else {
             let write = retired.how == RetireHow::WipeSignatures;
-            let lun = self
+            let luns = self
                 .open(write)
                 .await
                 .map_err(|cause| self.refused(cause))?;
             let done = blocking(move || {
-                let done = match retired.how {
-                    RetireHow::ReadOnly => lun.set_read_only(false),
-                    _ => lun.restore(&retired.saved),
-                };
-                done.map_err(|error| error.to_string())
+                let mut each = luns.iter().zip(&retired.saved);
+                each.try_for_each(|(lun, saved)| {
+                    let done = match retired.how {
+                        RetireHow::ReadOnly => lun.set_read_only(false),
+                        _ => lun.restore(saved),
+                    };
+                    done.map_err(|error| error.to_string())
+                })
             });
             done.await
                 .and_then(|done| done)
                 .map_err(|cause| self.failed(cause))?;
         }
-        let what = format!(
-            "the {} {} is taken back",
-            self.side,
-            self.lun.path.display()
-        );
-        let changes = vec![
-            self.set(None),
-            Change::Unlock(lock_key(&self.lun)),
-            self.note(what.clone()),
-        ];
+        let what = format!("the {} {} is taken back", self.side, self.row);
+        let mut changes = vec![self.set(None), self.note(what.clone())];
+        changes.extend(self.row.unlock());
         context.record(&self.object(), changes).await?;
         Ok(Some(format!("{}: {what}", self.volume)))
     }
@@ -305,15 +320,17 @@ impl Leg {
         match how {
             None | Some(RetireHow::WipeSignatures | RetireHow::Discard) => Ok(()),
             Some(RetireHow::Hold) => {
-                let (key, lun) = (self.key.clone(), Some(self.open(false).await?));
-                context.tell(Event::Held { key, lun }).await;
+                let (key, luns) = (self.key.clone(), self.open(false).await?);
+                context.tell(Event::Held { key, luns }).await;
                 Ok(())
             }
             Some(how @ (RetireHow::ReadOnly | RetireHow::Offline)) => {
-                let lun = self.open(false).await?;
-                let done = blocking(move || match how {
-                    RetireHow::Offline => lun.take_offline(),
-                    _ => lun.set_read_only(true),
+                let luns = self.open(false).await?;
+                let done = blocking(move || {
+                    luns.iter().try_for_each(|lun| match how {
+                        RetireHow::Offline => lun.take_offline(),
+                        _ => lun.set_read_only(true),
+                    })
                 });
                 done.await?.map_err(|error| error.to_string())
             }
@@ -357,8 +374,8 @@ pub(super) async fn retire_source(
 }
 
 /// Where blocking is allowed.
-async fn close(lun: Lun) {
-    let _ = blocking(move || drop(lun)).await;
+async fn close(luns: Vec<Lun>) {
+    let _ = blocking(move || drop(luns)).await;
 }
 
 impl Owner {
@@ -419,11 +436,10 @@ impl Owner {
                 }
                 None => {}
             }
-            let user = used
-                .iter()
-                .find(|used| lock_key(&used.lun) == lock_key(&leg.lun));
+            let keys: Vec<String> = leg.row.luns().iter().map(lock_key).collect();
+            let user = used.iter().find(|used| keys.contains(&lock_key(&used.lun)));
             if let Some(user) = user {
-                let path = leg.lun.path.display();
+                let path = user.lun.path.display();
                 let cause = format!("{path} is in use: {}", user.holder);
                 let next = "see `shunt status`";
                 return Err(failure::refused(leg.object(), cause, next));
@@ -439,20 +455,20 @@ impl Owner {
             for leg in self.legs(row) {
                 let context = self.context.clone();
                 tokio::spawn(async move {
-                    let (object, lun) = (leg.object(), leg.lun.path.clone());
+                    let (object, row) = (leg.object(), leg.row.clone());
                     if let Err(cause) = leg.again(&context).await {
-                        warn!(object, cause, "{} is not retired as it was", lun.display());
+                        warn!(object, cause, "{row} is not retired as it was");
                     }
                 });
             }
         }
     }
 
-    /// A leg is held from now on, or no longer.
-    pub(super) fn held(&mut self, key: PairKey, lun: Option<Lun>) {
-        let before = match lun {
-            Some(lun) => self.held.0.insert(key, lun),
-            None => self.held.0.remove(&key),
+    /// A leg is held from now on, or, without LUNs, no longer.
+    pub(super) fn held(&mut self, key: PairKey, luns: Vec<Lun>) {
+        let before = match luns.is_empty() {
+            false => self.held.0.insert(key, luns),
+            true => self.held.0.remove(&key),
         };
         // Closing it may block.
         tokio::task::spawn_blocking(move || drop(before));

@@ -49,19 +49,15 @@ impl From<AskError> for NotChanged {
 
 /// Whether a volume is mirrored onto the target of a pair.
 pub(super) fn is_mirrored_on(status: &Status, pair: &PairRow) -> bool {
-    status.route.is_mirrored() && is_leg(status.target.as_ref(), pair)
+    let target = status.target.as_ref();
+    status.route.is_mirrored() && target.is_some_and(|target| pair.target.is(target))
 }
 
 /// Whether the target of a pair is the other leg of a volume, be it written or left alone.
 pub(super) fn is_paired_with(status: &Status, pair: &PairRow) -> bool {
     let has_other = matches!(status.route, Route::Mirrored { .. } | Route::Split);
-    has_other && is_leg(status.target.as_ref(), pair)
-}
-
-fn is_leg(leg: Option<&Leg>, pair: &PairRow) -> bool {
-    leg.is_some_and(|leg| {
-        matches!(leg.extents.as_slice(), [extent] if extent.identity == pair.target.identity && extent.path == pair.target.path)
-    })
+    let target = status.target.as_ref();
+    has_other && target.is_some_and(|target| pair.target.is(target))
 }
 
 /// Adds the pair's target as the mirror leg.
@@ -92,8 +88,7 @@ pub(super) async fn set_route(
     if has_other && !is_paired_with(&status, pair) {
         let cause = format!(
             "volume {} is mirrored onto another lun than {}",
-            pair.volume,
-            pair.target.path.display()
+            pair.volume, pair.target
         );
         return Err(NotChanged {
             refusal: None,

@@ -10,24 +10,23 @@ use tracing::warn;
 
 use super::context::blocking;
 use super::{Owner, paths};
-use crate::store::{Change, CopyOf, LunRow, PairField, PairKey, PairRow, Sealed};
+use crate::store::{Change, CopyOf, LegRow, LunRow, PairField, PairKey, PairRow, Sealed};
 
 /// Lets the kernel refuse writes, and says what it has counted. Nothing is refused for a file.
-pub(super) async fn seal(row: &LunRow) -> Result<Sealed, String> {
-    set_read_only(row, true).await?;
-    Ok(look(row).await?.0)
+pub(super) async fn seal(leg: &LegRow) -> Result<Sealed, String> {
+    set_read_only(leg, true).await?;
+    Ok(look(leg).await?.0)
 }
 
 /// Lets the kernel refuse writes to a target, or take them again. Nothing for a file.
-pub(super) async fn set_read_only(row: &LunRow, read_only: bool) -> Result<(), String> {
-    if row.identity.kind == Kind::RegularFile {
-        return Ok(());
-    }
-    with(row, move |lun| {
-        lun.set_read_only(read_only)
-            .map_err(|error| error.to_string())
-    })
-    .await
+pub(super) async fn set_read_only(leg: &LegRow, read_only: bool) -> Result<(), String> {
+    let set = move |lun: &Lun| match lun.identity.kind {
+        Kind::RegularFile => Ok(()),
+        Kind::BlockDevice => lun
+            .set_read_only(read_only)
+            .map_err(|error| error.to_string()),
+    };
+    each(leg, set).await.map(drop)
 }
 
 /// Whether the target of a pair is as it was left. `Some`: why that is not known. An error: why it is not.
@@ -37,7 +36,7 @@ pub(super) async fn untouched(pair: &PairRow) -> Result<Option<String>, String> 
     let sealed = copy_of.and_then(|copy_of| copy_of.sealed.as_ref());
     judge(sealed, &now, read_only)
         .map(|unknown| unknown.map(str::to_owned))
-        .map_err(|cause| format!("{} {cause}", pair.target.path.display()))
+        .map_err(|cause| format!("{} {cause}", pair.target))
 }
 
 fn judge(
@@ -58,30 +57,36 @@ fn judge(
     }
 }
 
-/// What the kernel says of a LUN now, and whether it refuses writes.
-async fn look(row: &LunRow) -> Result<(Sealed, bool), String> {
-    let is_file = row.identity.kind == Kind::RegularFile;
-    let found = with(row, move |lun| {
+/// What the kernel says of the LUNs now, and whether it refuses writes to all of them.
+async fn look(leg: &LegRow) -> Result<(Sealed, bool), String> {
+    let found = each(leg, |lun| {
+        let is_file = lun.identity.kind == Kind::RegularFile;
         Ok((lun.changes_counted(), lun.read_only || is_file))
     });
-    let (changes, read_only) = found.await?;
-    let boot_id = paths::boot_id();
-    Ok((Sealed { boot_id, changes }, read_only))
+    let found = found.await?;
+    let sealed = Sealed {
+        boot_id: paths::boot_id(),
+        changes: found.iter().map(|(changes, _)| *changes).sum(),
+    };
+    Ok((sealed, found.iter().all(|(_, read_only)| *read_only)))
 }
 
-/// Does something with a LUN, if it is the one that was recorded.
-async fn with<T: Send + 'static>(
-    row: &LunRow,
-    work: impl FnOnce(&Lun) -> Result<T, String> + Send + 'static,
-) -> Result<T, String> {
-    let row = row.clone();
+/// Does something with each LUN of a leg, if it is the one that was recorded.
+async fn each<T: Send + 'static>(
+    leg: &LegRow,
+    work: impl Fn(&Lun) -> Result<T, String> + Send + 'static,
+) -> Result<Vec<T>, String> {
+    let leg = leg.clone();
     let done = blocking(move || {
-        let lun =
-            Lun::open(&row.path, &OpenOptions::default()).map_err(|error| error.to_string())?;
-        row.identity
-            .matches(&lun.identity)
-            .map_err(|mismatch| mismatch.to_string())?;
-        work(&lun)
+        let open = |row: &LunRow| {
+            let lun =
+                Lun::open(&row.path, &OpenOptions::default()).map_err(|error| error.to_string())?;
+            row.identity
+                .matches(&lun.identity)
+                .map_err(|mismatch| mismatch.to_string())?;
+            work(&lun)
+        };
+        leg.luns().iter().map(open).collect()
     });
     done.await.and_then(|done| done)
 }
@@ -104,7 +109,7 @@ impl Owner {
                     let sealed = match seal(&target).await {
                         Ok(sealed) => sealed,
                         Err(cause) => {
-                            warn!(target = %target.path.display(), "not made read-only again: {cause}");
+                            warn!(%target, "not made read-only again: {cause}");
                             return;
                         }
                     };

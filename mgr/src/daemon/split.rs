@@ -16,7 +16,6 @@ use migration_proto::target::{Request, Response, Suspended};
 use tokio::task::JoinSet;
 use tracing::warn;
 
-use super::attach::whole_leg;
 use super::context::now_ms;
 use super::failure::{self, Answer, Done};
 use super::route_change::{DEADLINE_MS, NotChanged, add_mirror, mirrored, set_route};
@@ -98,8 +97,8 @@ impl Operation {
             changes.extend(pause_us.map(|pause_us| set(PairField::LastPause(pause_us))));
             let what = format!(
                 "{} is a copy of {} as of {}{}",
-                item.row.target.path.display(),
-                item.row.source.path.display(),
+                item.row.target,
+                item.row.source,
                 moments::text(copy_of_ms / 1000),
                 super::verbs::pause_text(pause_us)
             );
@@ -249,7 +248,7 @@ impl Operation {
         let route = Route::Single { leg: Side::Source };
         let left = set_route(handle, row, route, DEADLINE_MS, false).await;
         left.map_err(|error| error.cause)?;
-        let target = whole_leg(&row.target, row.size_bytes);
+        let target = row.target.layout(row.size_bytes);
         mark_unfinished(&self.session.name, row).await?;
         let added = add_mirror(handle, row, &target).await;
         added.map(drop).map_err(|error| error.cause)

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 use std::time::Duration;
 
 use lun::{Lun, OpenOptions};
@@ -15,7 +14,6 @@ use migration_proto::manager::Failure;
 use migration_proto::route::Route;
 use migration_proto::target::{Refusal, Request, Response};
 
-use super::attach::whole_leg;
 use super::checks::Used;
 use super::context::{Context, blocking, note, now_ms};
 use super::create::check_target;
@@ -33,7 +31,7 @@ use super::volume::VolumeHandle;
 use crate::copier::Copier;
 use crate::moments;
 use crate::store::{
-    Change, Course, Lock, OpenMapRow, PairField, PairKey, PairRow, SessionRow, VolumeRow, lock_key,
+    Change, Course, LegRow, OpenMapRow, PairField, PairKey, PairRow, SessionRow, VolumeRow,
 };
 use crate::units;
 
@@ -239,7 +237,7 @@ impl Operation {
             key, row, handle, ..
         } in self.items()?
         {
-            let target = whole_leg(&row.target, row.size_bytes);
+            let target = row.target.layout(row.size_bytes);
             let begun = match mark_unfinished(&self.session.name, row).await {
                 Ok(()) => add_mirror(handle, row, &target).await,
                 Err(cause) => Err(NotChanged {
@@ -256,15 +254,9 @@ impl Operation {
                         ..row.course
                     };
                     changes.push(Change::SetPair(key.clone(), PairField::Course(course)));
-                    changes.push(
-                        self.note(row, format!("mirrored onto {}", row.target.path.display())),
-                    );
+                    changes.push(self.note(row, format!("mirrored onto {}", row.target)));
                     self.record(changes).await?;
-                    messages.push(format!(
-                        "{} is copied to {}",
-                        row.source.path.display(),
-                        row.target.path.display()
-                    ));
+                    messages.push(format!("{} is copied to {}", row.source, row.target));
                 }
                 Err(NotChanged { cause, refusal }) => {
                     // Otherwise it may still happen: what the volume says next settles it.
@@ -317,9 +309,9 @@ impl Operation {
     ) -> Result<Result<(), String>, Failure> {
         let Item { row, volume, .. } = self.item(position)?;
         let accepted = Some((&row.target, row.target_contents.as_str()));
-        let path: &Path = &row.target.path;
+        let paths = row.target.paths();
         let overwrite = self.session.options.overwrite;
-        let checked = check_target(&self.context, volume, path, overwrite, used, accepted).await;
+        let checked = check_target(&self.context, volume, paths, overwrite, used, accepted).await;
         Ok(checked.map(drop).map_err(|reasons| reasons.join("; ")))
     }
 
@@ -345,14 +337,9 @@ impl Operation {
     /// An open of the volume reads the LUN of this side.
     fn open_map(&self, row: &PairRow, side: Side) -> Option<Change> {
         let open_map = self.volumes.get(&row.volume)?.open_map.clone()?;
-        let lun_path = lun_of(row, side).path.clone();
-        Some(Change::SetOpenMap(
-            row.volume.clone(),
-            OpenMapRow {
-                lun_path,
-                ..open_map
-            },
-        ))
+        let leg = leg_of(row, side).paths().clone();
+        let open_map = OpenMapRow { leg, ..open_map };
+        Some(Change::SetOpenMap(row.volume.clone(), open_map))
     }
 
     /// Stops the copy.
@@ -459,7 +446,7 @@ impl Operation {
                         changes.extend(schedule::by_hand_from_now_on(&self.session, what));
                     }
                     self.record(changes).await?;
-                    let lun = lun_of(row, to).path.display();
+                    let lun = leg_of(row, to);
                     messages.push(format!(
                         "{}: the {to} ({lun}) is authoritative{}",
                         row.volume,
@@ -716,13 +703,15 @@ pub(super) async fn mark_unfinished(session: &str, row: &PairRow) -> Result<(), 
             exclusive: true,
             ..OpenOptions::default()
         };
-        let lun = Lun::open(&target.path, &options).map_err(|error| error.to_string())?;
-        target
-            .identity
-            .matches(&lun.identity)
-            .map_err(|mismatch| mismatch.to_string())?;
-        lun.mark_unfinished(&text)
-            .map_err(|error| error.to_string())
+        for row in target.luns() {
+            let lun = Lun::open(&row.path, &options).map_err(|error| error.to_string())?;
+            row.identity
+                .matches(&lun.identity)
+                .map_err(|mismatch| mismatch.to_string())?;
+            lun.mark_unfinished(&text)
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(())
     });
     marked.await.and_then(|marked| marked)
 }
@@ -739,22 +728,20 @@ pub(super) fn ended_changes(
         position,
     };
     let set = |field| Change::SetPair(key.clone(), field);
-    let mut changes = match side {
-        Side::Target => vec![
-            set(PairField::Phase(Phase::Committed)),
-            Change::SetVolumeLun(row.volume.clone(), row.target.clone()),
-            Change::Unlock(lock_key(&row.source)),
-            Change::MoveLock(Lock {
-                key: lock_key(&row.target),
-                path: row.target.path.clone(),
-                holder: failure::volume(&row.volume),
-            }),
-        ],
-        Side::Source => vec![
-            set(PairField::Phase(Phase::Cancelled)),
-            Change::Unlock(lock_key(&row.target)),
-        ],
-    };
+    let mut changes = Vec::new();
+    match side {
+        Side::Target => {
+            changes.push(set(PairField::Phase(Phase::Committed)));
+            changes.push(Change::SetVolumeLeg(row.volume.clone(), row.target.clone()));
+            changes.extend(row.source.unlock());
+            let locks = row.target.locks(&failure::volume(&row.volume));
+            changes.extend(locks.into_iter().map(Change::MoveLock));
+        }
+        Side::Source => {
+            changes.push(set(PairField::Phase(Phase::Cancelled)));
+            changes.extend(row.target.unlock());
+        }
+    }
     changes.push(set(PairField::Authoritative(side)));
     changes.push(set(PairField::Problem(None)));
     changes.push(note(
@@ -766,17 +753,15 @@ pub(super) fn ended_changes(
 }
 
 fn ended_text(row: &PairRow, side: Side) -> String {
-    let (stays, freed) = (lun_of(row, side), lun_of(row, side.other()));
+    let (stays, freed) = (leg_of(row, side), leg_of(row, side.other()));
     format!(
         "{} is on {} alone; {} is no longer used",
-        row.volume,
-        stays.path.display(),
-        freed.path.display()
+        row.volume, stays, freed
     )
 }
 
-/// The LUN of a side of a pair.
-pub(super) fn lun_of(row: &PairRow, side: Side) -> &crate::store::LunRow {
+/// The leg of a side of a pair.
+pub(super) fn leg_of(row: &PairRow, side: Side) -> &LegRow {
     match side {
         Side::Source => &row.source,
         Side::Target => &row.target,

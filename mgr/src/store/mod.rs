@@ -22,8 +22,8 @@ use serde::Serialize;
 
 pub use handle::StoreHandle;
 pub use model::{
-    Change, CopyOf, Course, Estimate, Lock, LunRow, Model, Note, OpenMapRow, PairField, PairKey,
-    PairRow, Retired, Sealed, SessionRow, VolumeRow, VolumeState,
+    Change, CopyOf, Course, Estimate, LegRow, Lock, LunRow, Model, Note, OpenMapRow, PairField,
+    PairKey, PairRow, Retired, Sealed, SessionRow, VolumeRow, VolumeState,
 };
 pub use samples::Sample;
 
@@ -175,7 +175,7 @@ impl Store {
         read::model(&self.connection)
     }
 
-    /// What was last estimated for copying a volume to a LUN ([`lock_key`]).
+    /// What was last estimated for copying a volume to a leg ([`LegRow::key`]).
     ///
     /// # Errors
     /// What SQLite says; a row that this program did not write.
@@ -242,17 +242,17 @@ fn apply_one(transaction: &Transaction<'_>, change: &Change) -> Result<(), Store
             )?,
             || format!("volume {name}"),
         ),
-        Change::SetVolumeLun(name, lun) => one_row(
+        Change::SetVolumeLeg(name, leg) => one_row(
             transaction.execute(
-                "UPDATE volumes SET lun_path = ?2, lun_identity = ?3 WHERE name = ?1",
-                params![name, path_text(&lun.path)?, json_text(&lun.identity)],
+                "UPDATE volumes SET leg = ?2 WHERE name = ?1",
+                params![name, json_text(leg)],
             )?,
             || format!("volume {name}"),
         ),
         Change::SetOpenMap(name, row) => {
             transaction.execute(
-                "INSERT OR REPLACE INTO open_map (volume, kernel_device, boot_id, lun_path) VALUES (?1, ?2, ?3, ?4)",
-                params![name, path_text(&row.kernel_device)?, row.boot_id, path_text(&row.lun_path)?],
+                "INSERT OR REPLACE INTO open_map (volume, kernel_device, boot_id, leg) VALUES (?1, ?2, ?3, ?4)",
+                params![name, path_text(&row.kernel_device)?, row.boot_id, row.leg.to_string()],
             )?;
             Ok(())
         }
@@ -310,14 +310,13 @@ fn apply_one(transaction: &Transaction<'_>, change: &Change) -> Result<(), Store
 
 fn add_volume(transaction: &Transaction<'_>, row: &VolumeRow) -> Result<(), StoreError> {
     transaction.execute(
-        "INSERT INTO volumes (name, volume_id, state, lun_path, lun_identity, size_bytes, logical_block_bytes)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO volumes (name, volume_id, state, leg, size_bytes, logical_block_bytes)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         params![
             row.name,
             row.volume_id,
             row.state.name(),
-            path_text(&row.lun.path)?,
-            json_text(&row.lun.identity),
+            json_text(&row.leg),
             integer(row.size_bytes),
             row.logical_block_bytes,
         ],
@@ -356,18 +355,15 @@ fn add_pair(
     pair: &PairRow,
 ) -> Result<(), StoreError> {
     transaction.execute(
-        "INSERT INTO pairs (session, position, volume, source_path, source_identity, target_path, target_identity,
-            target_contents, size_bytes, phase, authoritative, copied_bytes, last_pause_us, problem, verification,
+        "INSERT INTO pairs (session, position, volume, source, target, target_contents, size_bytes, phase, authoritative, copied_bytes, last_pause_us, problem, verification,
             retired, copy_of, course)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
         params![
             session,
             position as i64,
             pair.volume,
-            path_text(&pair.source.path)?,
-            json_text(&pair.source.identity),
-            path_text(&pair.target.path)?,
-            json_text(&pair.target.identity),
+            json_text(&pair.source),
+            json_text(&pair.target),
             pair.target_contents,
             integer(pair.size_bytes),
             pair.phase.name(),

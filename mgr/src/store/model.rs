@@ -4,21 +4,154 @@
 //! the owner loop decides from. So the model never runs ahead of the disk.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use lun::Identity;
 use migration_core::pair::Phase;
 use migration_core::route::Side;
+use migration_proto::luns::LunPaths;
 use migration_proto::manager::{PAIRS_MAX_DEFAULT, RetireHow, SessionOptions, Verification};
+use migration_proto::route::{Extent, Leg};
 use serde::{Deserialize, Serialize};
 
 /// A LUN that was accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LunRow {
     /// A way to find it.
     pub path: PathBuf,
     /// What it was when it was accepted.
     pub identity: Identity,
+}
+
+/// A leg that was accepted: whole LUNs, end to end. The last one may be longer than the volume needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<LunRow>", into = "Vec<LunRow>")]
+pub struct LegRow {
+    luns: Vec<LunRow>,
+    paths: LunPaths,
+}
+
+impl LegRow {
+    /// A leg of at least one LUN.
+    ///
+    /// # Errors
+    /// What is wrong with their paths.
+    pub fn new(luns: Vec<LunRow>) -> Result<Self, String> {
+        let paths = LunPaths::new(luns.iter().map(|lun| lun.path.clone()).collect())?;
+        Ok(Self { luns, paths })
+    }
+
+    /// The LUNs, in the order of the volume's addresses.
+    #[must_use]
+    pub fn luns(&self) -> &[LunRow] {
+        &self.luns
+    }
+
+    /// How the operator names them.
+    #[must_use]
+    pub const fn paths(&self) -> &LunPaths {
+        &self.paths
+    }
+
+    /// What all of them are, in words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let luns = self.luns.iter().map(|lun| lun.identity.describe());
+        luns.collect::<Vec<_>>().join("; ")
+    }
+
+    /// Whether a volume says that this is its leg.
+    #[must_use]
+    pub fn is(&self, leg: &Leg) -> bool {
+        let same = |(lun, extent): (&LunRow, &Extent)| {
+            lun.path == extent.path && lun.identity == extent.identity
+        };
+        self.luns.len() == leg.extents.len() && self.luns.iter().zip(&leg.extents).all(same)
+    }
+
+    /// The locks of all LUNs, for somebody.
+    #[must_use]
+    pub fn locks(&self, holder: &str) -> Vec<Lock> {
+        let lock = |lun: &LunRow| Lock {
+            key: super::lock_key(lun),
+            path: lun.path.clone(),
+            holder: holder.to_owned(),
+        };
+        self.luns.iter().map(lock).collect()
+    }
+
+    /// That nobody uses the LUNs any more.
+    pub fn unlock(&self) -> impl Iterator<Item = Change> + '_ {
+        self.luns
+            .iter()
+            .map(|lun| Change::Unlock(super::lock_key(lun)))
+    }
+
+    /// What tells this leg from all others.
+    #[must_use]
+    pub fn key(&self) -> String {
+        let keys: Vec<String> = self.luns.iter().map(super::lock_key).collect();
+        keys.join(" ")
+    }
+
+    /// The first `size_bytes` bytes of it.
+    #[must_use]
+    pub fn layout(&self, size_bytes: u64) -> Leg {
+        let mut left = size_bytes;
+        let extents = self.luns.iter().map(|lun| {
+            let length_bytes = left.min(lun.identity.size_bytes);
+            left -= length_bytes;
+            Extent {
+                path: lun.path.clone(),
+                identity: lun.identity.clone(),
+                start_bytes: 0,
+                length_bytes,
+            }
+        });
+        Leg {
+            extents: extents.collect(),
+        }
+    }
+
+    /// The LUNs of a leg that consists of whole ones.
+    #[must_use]
+    pub fn of(leg: &Leg) -> Option<Self> {
+        let last = leg.extents.len().checked_sub(1)?;
+        let is_whole = |(index, extent): (usize, &Extent)| {
+            let whole = extent.length_bytes == extent.identity.size_bytes;
+            extent.start_bytes == 0 && (whole || index == last)
+        };
+        if !leg.extents.iter().enumerate().all(is_whole) {
+            return None;
+        }
+        let luns = leg.extents.iter().map(|extent| LunRow {
+            path: extent.path.clone(),
+            identity: extent.identity.clone(),
+        });
+        Self::new(luns.collect()).ok()
+    }
+}
+
+impl fmt::Display for LegRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.paths.fmt(f)
+    }
+}
+
+impl TryFrom<Vec<LunRow>> for LegRow {
+    type Error = String;
+
+    fn try_from(luns: Vec<LunRow>) -> Result<Self, String> {
+        Self::new(luns)
+    }
+}
+
+impl From<LegRow> for Vec<LunRow> {
+    fn from(leg: LegRow) -> Self {
+        leg.luns
+    }
 }
 
 /// What is intended with a volume.
@@ -61,8 +194,8 @@ pub struct VolumeRow {
     pub volume_id: String,
     /// What is intended with it.
     pub state: VolumeState,
-    /// The authoritative LUN while no session is live; in a live one its source.
-    pub lun: LunRow,
+    /// The authoritative leg while no session is live; in a live one its source.
+    pub leg: LegRow,
     /// The size, in bytes.
     pub size_bytes: u64,
     /// The logical block size that it offers, in bytes.
@@ -78,8 +211,8 @@ pub struct OpenMapRow {
     pub kernel_device: PathBuf,
     /// The boot in which that name meant this volume.
     pub boot_id: String,
-    /// The LUN whose data an open reads.
-    pub lun_path: PathBuf,
+    /// The LUNs whose data an open reads.
+    pub leg: LunPaths,
 }
 
 /// A session.
@@ -111,9 +244,9 @@ pub struct PairRow {
     /// The volume.
     pub volume: String,
     /// Where the data was when the session was created.
-    pub source: LunRow,
+    pub source: LegRow,
     /// Where it goes.
-    pub target: LunRow,
+    pub target: LegRow,
     /// The word that stands for this target with what was found on it when it was accepted.
     pub target_contents: String,
     /// The size of the volume, in bytes.
@@ -154,7 +287,7 @@ pub struct CopyOf {
 pub struct Sealed {
     /// In which boot that was.
     pub boot_id: String,
-    /// How many changes it had counted, if it counts them.
+    /// How many changes of all LUNs it had counted, if it counts them.
     pub changes: Option<u64>,
 }
 
@@ -188,8 +321,8 @@ pub struct Estimate {
 pub struct Retired {
     /// How.
     pub how: RetireHow,
-    /// What was taken away, to be put back.
-    pub saved: Vec<lun::Saved>,
+    /// What was taken away from each LUN, to be put back.
+    pub saved: Vec<Vec<lun::Saved>>,
 }
 
 /// Which pair of which session.
@@ -255,8 +388,8 @@ pub enum Change {
     AddVolume(VolumeRow),
     /// What is intended with a volume.
     SetVolumeState(String, VolumeState),
-    /// The LUN of a volume.
-    SetVolumeLun(String, LunRow),
+    /// The leg of a volume.
+    SetVolumeLeg(String, LegRow),
     /// Which device an open of a volume gets.
     SetOpenMap(String, OpenMapRow),
     /// The volume is gone.
@@ -279,11 +412,11 @@ pub enum Change {
     Unlock(String),
     /// A line of the history. Not kept in the model.
     Note(Note),
-    /// What is expected of copying a volume to a LUN ([`super::lock_key`]). Not kept in the model.
+    /// What is expected of copying a volume to a leg ([`LegRow::key`]). Not kept in the model.
     KeepEstimate {
         /// The volume.
         volume: String,
-        /// The LUN.
+        /// The leg.
         target: String,
         /// What is expected.
         estimate: Estimate,
@@ -326,9 +459,9 @@ impl Model {
                     row.state = state;
                 }
             }
-            Change::SetVolumeLun(name, lun) => {
+            Change::SetVolumeLeg(name, leg) => {
                 if let Some(row) = self.volumes.get_mut(&name) {
-                    row.lun = lun;
+                    row.leg = leg;
                 }
             }
             Change::SetOpenMap(name, open_map) => {

@@ -2,22 +2,20 @@
 
 use std::path::PathBuf;
 
-use lun::Identity;
 use migration_core::pair::Phase;
 use migration_core::route::Side;
-use migration_proto::manager::SessionOptions;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::de::DeserializeOwned;
 
 use super::{
-    Estimate, Lock, LunRow, Model, Note, OpenMapRow, PairRow, SessionRow, StoreError, VolumeRow,
+    Estimate, Lock, Model, Note, OpenMapRow, PairRow, SessionRow, StoreError, VolumeRow,
     VolumeState,
 };
 
 pub(super) fn model(connection: &Connection) -> Result<Model, StoreError> {
     let mut model = Model::default();
     let mut query = connection.prepare(
-        "SELECT name, volume_id, state, lun_path, lun_identity, size_bytes, logical_block_bytes FROM volumes",
+        "SELECT name, volume_id, state, leg, size_bytes, logical_block_bytes FROM volumes",
     )?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
@@ -32,7 +30,7 @@ pub(super) fn model(connection: &Connection) -> Result<Model, StoreError> {
         let name: String = row.get(0)?;
         let session = SessionRow {
             created_at_ms: unsigned(row.get(1)?, "sessions.created_at_ms")?,
-            options: options(row.get(2)?)?,
+            options: json(row.get(2)?, "sessions.options")?,
             paused: row.get(3)?,
             pairs: pairs(connection, &name)?,
             name,
@@ -83,7 +81,7 @@ pub(super) fn estimate(
             |row| row.get(0),
         )
         .optional()?;
-    json(found, "estimates.estimate")
+    json_or_none(found, "estimates.estimate")
 }
 
 pub(super) fn history(
@@ -118,35 +116,35 @@ fn volume(row: &Row<'_>) -> Result<VolumeRow, StoreError> {
             column: "volumes.state",
             value: state,
         })?,
-        lun: lun_row(row.get(3)?, row.get(4)?)?,
-        size_bytes: unsigned(row.get(5)?, "volumes.size_bytes")?,
-        logical_block_bytes: row.get(6)?,
+        leg: json(row.get(3)?, "volumes.leg")?,
+        size_bytes: unsigned(row.get(4)?, "volumes.size_bytes")?,
+        logical_block_bytes: row.get(5)?,
         open_map: None,
     })
 }
 
 fn open_map(connection: &Connection, volume: &str) -> Result<Option<OpenMapRow>, StoreError> {
-    let found = connection
-        .query_row(
-            "SELECT kernel_device, boot_id, lun_path FROM open_map WHERE volume = ?1",
-            params![volume],
-            |row| {
-                Ok(OpenMapRow {
-                    kernel_device: PathBuf::from(row.get::<_, String>(0)?),
-                    boot_id: row.get(1)?,
-                    lun_path: PathBuf::from(row.get::<_, String>(2)?),
-                })
-            },
-        )
-        .optional()?;
-    Ok(found)
+    let mut query =
+        connection.prepare("SELECT kernel_device, boot_id, leg FROM open_map WHERE volume = ?1")?;
+    let mut rows = query.query(params![volume])?;
+    let Some(row) = rows.next()? else {
+        return Ok(None);
+    };
+    let leg: String = row.get(2)?;
+    Ok(Some(OpenMapRow {
+        kernel_device: PathBuf::from(row.get::<_, String>(0)?),
+        boot_id: row.get(1)?,
+        leg: leg.parse().map_err(|_| StoreError::Unreadable {
+            column: "open_map.leg",
+            value: leg,
+        })?,
+    }))
 }
 
 fn pairs(connection: &Connection, session: &str) -> Result<Vec<PairRow>, StoreError> {
     let mut query = connection.prepare(
-        "SELECT volume, source_path, source_identity, target_path, target_identity, target_contents, size_bytes,
-            phase, authoritative, copied_bytes, last_pause_us, problem, verification, retired,
-            copy_of, course
+        "SELECT volume, source, target, target_contents, size_bytes, phase, authoritative, copied_bytes,
+            last_pause_us, problem, verification, retired, copy_of, course
          FROM pairs WHERE session = ?1 ORDER BY position",
     )?;
     let mut rows = query.query(params![session])?;
@@ -158,15 +156,15 @@ fn pairs(connection: &Connection, session: &str) -> Result<Vec<PairRow>, StoreEr
 }
 
 fn pair(row: &Row<'_>) -> Result<PairRow, StoreError> {
-    let phase: String = row.get(7)?;
-    let authoritative: String = row.get(8)?;
-    let last_pause_us: Option<i64> = row.get(10)?;
+    let phase: String = row.get(5)?;
+    let authoritative: String = row.get(6)?;
+    let last_pause_us: Option<i64> = row.get(8)?;
     Ok(PairRow {
         volume: row.get(0)?,
-        source: lun_row(row.get(1)?, row.get(2)?)?,
-        target: lun_row(row.get(3)?, row.get(4)?)?,
-        target_contents: row.get(5)?,
-        size_bytes: unsigned(row.get(6)?, "pairs.size_bytes")?,
+        source: json(row.get(1)?, "pairs.source")?,
+        target: json(row.get(2)?, "pairs.target")?,
+        target_contents: row.get(3)?,
+        size_bytes: unsigned(row.get(4)?, "pairs.size_bytes")?,
         phase: Phase::from_name(&phase).ok_or(StoreError::Unreadable {
             column: "pairs.phase",
             value: phase,
@@ -181,49 +179,31 @@ fn pair(row: &Row<'_>) -> Result<PairRow, StoreError> {
                 });
             }
         },
-        copied_bytes: unsigned(row.get(9)?, "pairs.copied_bytes")?,
+        copied_bytes: unsigned(row.get(7)?, "pairs.copied_bytes")?,
         last_pause_us: last_pause_us
             .map(|pause| unsigned(pause, "pairs.last_pause_us"))
             .transpose()?,
-        problem: row.get(11)?,
-        verification: json(row.get(12)?, "pairs.verification")?,
-        retired: json(row.get(13)?, "pairs.retired")?,
-        copy_of: json(row.get(14)?, "pairs.copy_of")?,
-        course: json(row.get(15)?, "pairs.course")?.unwrap_or_default(),
+        problem: row.get(9)?,
+        verification: json_or_none(row.get(10)?, "pairs.verification")?,
+        retired: json_or_none(row.get(11)?, "pairs.retired")?,
+        copy_of: json_or_none(row.get(12)?, "pairs.copy_of")?,
+        course: json(row.get(13)?, "pairs.course")?,
     })
 }
 
-/// What was stored as JSON, if anything was.
-fn json<T: DeserializeOwned>(
-    text: Option<String>,
-    column: &'static str,
-) -> Result<Option<T>, StoreError> {
-    text.map(|text| {
-        serde_json::from_str(&text).map_err(|_| StoreError::Unreadable {
-            column,
-            value: text,
-        })
-    })
-    .transpose()
-}
-
-fn options(text: String) -> Result<SessionOptions, StoreError> {
+/// What was stored as JSON.
+fn json<T: DeserializeOwned>(text: String, column: &'static str) -> Result<T, StoreError> {
     serde_json::from_str(&text).map_err(|_| StoreError::Unreadable {
-        column: "sessions.options",
+        column,
         value: text,
     })
 }
 
-fn lun_row(path: String, identity: String) -> Result<LunRow, StoreError> {
-    let identity: Identity =
-        serde_json::from_str(&identity).map_err(|_| StoreError::Unreadable {
-            column: "an identity",
-            value: identity,
-        })?;
-    Ok(LunRow {
-        path: PathBuf::from(path),
-        identity,
-    })
+fn json_or_none<T: DeserializeOwned>(
+    text: Option<String>,
+    column: &'static str,
+) -> Result<Option<T>, StoreError> {
+    text.map(|text| json(text, column)).transpose()
 }
 
 fn unsigned(value: i64, column: &'static str) -> Result<u64, StoreError> {

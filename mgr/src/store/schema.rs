@@ -22,8 +22,7 @@ CREATE TABLE volumes (
     name TEXT PRIMARY KEY,
     volume_id TEXT NOT NULL UNIQUE,
     state TEXT NOT NULL CHECK (state IN ('attaching', 'attached', 'detaching')),
-    lun_path TEXT NOT NULL,
-    lun_identity TEXT NOT NULL,
+    leg TEXT NOT NULL,
     size_bytes INTEGER NOT NULL,
     logical_block_bytes INTEGER NOT NULL
 ) STRICT;
@@ -32,7 +31,7 @@ CREATE TABLE open_map (
     volume TEXT PRIMARY KEY REFERENCES volumes (name) ON DELETE CASCADE,
     kernel_device TEXT NOT NULL,
     boot_id TEXT NOT NULL,
-    lun_path TEXT NOT NULL
+    leg TEXT NOT NULL
 ) STRICT;
 
 CREATE TABLE sessions (
@@ -46,10 +45,8 @@ CREATE TABLE pairs (
     session TEXT NOT NULL REFERENCES sessions (name) ON DELETE CASCADE,
     position INTEGER NOT NULL,
     volume TEXT NOT NULL,
-    source_path TEXT NOT NULL,
-    source_identity TEXT NOT NULL,
-    target_path TEXT NOT NULL,
-    target_identity TEXT NOT NULL,
+    source TEXT NOT NULL,
+    target TEXT NOT NULL,
     target_contents TEXT NOT NULL,
     size_bytes INTEGER NOT NULL,
     phase TEXT NOT NULL,

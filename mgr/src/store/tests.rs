@@ -25,6 +25,10 @@ fn lun_row(inode: u64) -> LunRow {
     }
 }
 
+fn leg_row(inode: u64) -> LegRow {
+    LegRow::new(vec![lun_row(inode), lun_row(inode + 100)]).unwrap()
+}
+
 fn lock(inode: u64, holder: &str) -> Lock {
     let lun = lun_row(inode);
     Lock {
@@ -39,7 +43,7 @@ fn volume(name: &str, inode: u64) -> VolumeRow {
         name: name.to_owned(),
         volume_id: format!("id-{name}"),
         state: VolumeState::Attaching,
-        lun: lun_row(inode),
+        leg: leg_row(inode),
         size_bytes: 1 << 20,
         logical_block_bytes: 512,
         open_map: None,
@@ -49,8 +53,8 @@ fn volume(name: &str, inode: u64) -> VolumeRow {
 fn pair(volume: &str, target: u64) -> PairRow {
     PairRow {
         volume: volume.to_owned(),
-        source: lun_row(1),
-        target: lun_row(target),
+        source: leg_row(1),
+        target: leg_row(target),
         target_contents: "word".to_owned(),
         size_bytes: 1 << 20,
         phase: Phase::Setup,
@@ -76,10 +80,10 @@ fn pair(volume: &str, target: u64) -> PairRow {
         },
         retired: Some(Retired {
             how: RetireHow::WipeSignatures,
-            saved: vec![lun::Saved {
+            saved: vec![vec![lun::Saved {
                 offset_bytes: 4096,
                 contents: "00ff".into(),
-            }],
+            }]],
         }),
         verification: Some(Verification {
             at_ms: 1_700_000_000_001,
@@ -134,13 +138,13 @@ fn changes() -> Vec<Change> {
         Change::AddVolume(volume("db", 1)),
         Change::Lock(lock(1, "volume db")),
         Change::SetVolumeState("db".into(), VolumeState::Attached),
-        Change::SetVolumeLun("db".into(), lun_row(5)),
+        Change::SetVolumeLeg("db".into(), leg_row(5)),
         Change::SetOpenMap(
             "db".into(),
             OpenMapRow {
                 kernel_device: "/dev/ublkb0".into(),
                 boot_id: "b".into(),
-                lun_path: "/luns/5".into(),
+                leg: "/luns/5".parse().unwrap(),
             },
         ),
         Change::AddVolume(volume("gone", 9)),
@@ -345,6 +349,30 @@ fn a_file_that_is_no_database_is_refused() {
     let path = directory.path().join("shunt.db");
     std::fs::write(&path, vec![7; 8192]).unwrap();
     assert!(Store::open(&path).is_err());
+}
+
+#[test]
+fn a_leg_is_whole_luns_end_to_end_of_which_the_last_may_be_longer() {
+    const MIB: u64 = 1 << 20;
+    let leg = leg_row(1);
+    let layout = leg.layout(MIB + 4096);
+    let lengths: Vec<u64> = layout
+        .extents
+        .iter()
+        .map(|extent| extent.length_bytes)
+        .collect();
+    assert_eq!(lengths, [MIB, 4096]);
+    assert!(leg.is(&layout) && !leg_row(2).is(&layout));
+    assert_eq!(LegRow::of(&layout), Some(leg.clone()));
+    assert_eq!(leg.to_string(), "/luns/1,/luns/101");
+    let held: Vec<String> = leg.locks("x").into_iter().map(|lock| lock.key).collect();
+    assert_eq!(held, [lock_key(&lun_row(1)), lock_key(&lun_row(101))]);
+    let mut other = layout.clone();
+    other.extents[0].length_bytes -= 512;
+    assert_eq!(LegRow::of(&other), None);
+    let mut other = layout;
+    other.extents[1].start_bytes = 512;
+    assert_eq!(LegRow::of(&other), None);
 }
 
 #[test]

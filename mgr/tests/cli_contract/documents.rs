@@ -184,7 +184,25 @@ fn each_verb_sends_its_request() {
             &["attach", "db", "/dev/a"],
             Request::Attach {
                 volume: "db".into(),
-                lun: "/dev/a".into(),
+                luns: "/dev/a".parse().unwrap(),
+            },
+        ),
+        (
+            &["attach", "big", "/dev/a", "/dev/c"],
+            Request::Attach {
+                volume: "big".into(),
+                luns: "/dev/a,/dev/c".parse().unwrap(),
+            },
+        ),
+        (
+            &["create", "s1", "big:/dev/b,/dev/d"],
+            Request::Create {
+                session: session(),
+                pairs: vec![PairSpec {
+                    volume: "big".into(),
+                    target: "/dev/b,/dev/d".parse().unwrap(),
+                }],
+                options: SessionOptions::default(),
             },
         ),
         (
@@ -218,11 +236,11 @@ fn each_verb_sends_its_request() {
                 pairs: vec![
                     PairSpec {
                         volume: "db".into(),
-                        target: "/dev/b".into(),
+                        target: "/dev/b".parse().unwrap(),
                     },
                     PairSpec {
                         volume: "logs".into(),
-                        target: "/dev/c:1".into(),
+                        target: "/dev/c:1".parse().unwrap(),
                     },
                 ],
                 options: SessionOptions {
@@ -383,8 +401,8 @@ fn a_plan_is_asked_for_like_a_session_and_what_speaks_against_it_is_a_refusal() 
     let plan = |problems: &[&str]| PlanRecord {
         schema: JSON_SCHEMA,
         volume: "db".into(),
-        source: "/dev/a".into(),
-        target: "/dev/b".into(),
+        source: "/dev/a".parse().unwrap(),
+        target: "/dev/b".parse().unwrap(),
         total_bytes: 1 << 30,
         source_bytes_per_second: Some(100 << 20),
         target_bytes_per_second: None,
@@ -410,7 +428,7 @@ fn a_plan_is_asked_for_like_a_session_and_what_speaks_against_it_is_a_refusal() 
     );
     let pairs = vec![PairSpec {
         volume: "db".into(),
-        target: "/dev/b".into(),
+        target: "/dev/b".parse().unwrap(),
     }];
     let options = SessionOptions {
         overwrite: true,
@@ -447,8 +465,8 @@ fn paths_are_made_absolute_but_links_stay() {
     }
     let link = here.join("link");
     match &fake.requests()[..] {
-        [Request::Attach { lun, .. }, Request::Create { pairs, .. }] => {
-            assert_eq!(lun, &link);
+        [Request::Attach { luns, .. }, Request::Create { pairs, .. }] => {
+            assert_eq!(*luns, link);
             assert_eq!(pairs[0].target, link);
         }
         other => panic!("{other:?}"),
@@ -687,7 +705,7 @@ fn what_show_prints_can_be_given_to_create() {
         session: "s1".into(),
         pairs: vec![PairSpec {
             volume: "db".into(),
-            target: "/dev/b".into(),
+            target: "/dev/b".parse().unwrap(),
         }],
         options: SessionOptions::default(),
     };

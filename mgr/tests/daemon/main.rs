@@ -6,6 +6,7 @@
 mod cutover;
 mod fake;
 mod hours;
+mod layouts;
 mod lost;
 mod plan;
 mod queue;
@@ -31,12 +32,8 @@ fn a_volume_is_attached_and_detached() {
     world.changes(&attach("db", &lun));
     let volume = world.volume("db").unwrap();
     assert_eq!(
-        (
-            volume.state.as_str(),
-            volume.lun.as_path(),
-            volume.size_bytes
-        ),
-        ("attached", lun.as_path(), MIB)
+        (volume.state.as_str(), volume.lun, volume.size_bytes),
+        ("attached", paths(&lun), MIB)
     );
     assert_eq!(volume.route, Some(Route::Single { leg: Side::Source }));
     assert_eq!(
@@ -115,7 +112,7 @@ fn a_lun_moves_there_and_back_and_there_for_good() {
     let volume = world.volume("db").unwrap();
     assert_eq!(
         (volume.lun, volume.route),
-        (target, Some(Route::Single { leg: Side::Target }))
+        (paths(&target), Some(Route::Single { leg: Side::Target }))
     );
 }
 

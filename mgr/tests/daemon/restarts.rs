@@ -228,8 +228,8 @@ fn an_attach_and_a_detach_during_which_shuntd_died_are_finished() {
     world.changes(&detach("gone"));
     world.stop();
     world.rewrite(
-        "INSERT INTO volumes (name, volume_id, state, lun_path, lun_identity, size_bytes, logical_block_bytes)
-         SELECT 'gone', 'other', 'attaching', '/no/lun', lun_identity, 1, 512 FROM volumes WHERE name = 'db'",
+        "INSERT INTO volumes (name, volume_id, state, leg, size_bytes, logical_block_bytes)
+         SELECT 'gone', 'other', 'attaching', leg, 1, 512 FROM volumes WHERE name = 'db'",
     );
     world.start();
     world.wait("it is forgotten", |world| {

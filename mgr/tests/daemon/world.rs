@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use mgr::daemon::{self, Config, HostChecks, StartError};
 use migration_proto::frame;
+use migration_proto::luns::LunPaths;
 use migration_proto::manager::{
     Failure, FailureKind, PairRecord, PairSpec, Record, Request, Response, SessionOptions,
     SessionRecord, VerifyPolicy, VolumeRecord,
@@ -314,10 +315,15 @@ fn is_served(volume: &Path) -> bool {
     nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock).is_err()
 }
 
+/// Several with commas between them.
+pub(crate) fn paths(text: &Path) -> LunPaths {
+    text.to_str().unwrap().parse().unwrap()
+}
+
 pub(crate) fn attach(volume: &str, lun: &Path) -> Request {
     Request::Attach {
         volume: volume.to_owned(),
-        lun: lun.to_owned(),
+        luns: paths(lun),
     }
 }
 
@@ -330,7 +336,7 @@ pub(crate) fn detach(volume: &str) -> Request {
 pub(crate) fn create(session: &str, pairs: &[(&str, &Path)]) -> Request {
     let pairs = pairs.iter().map(|(volume, target)| PairSpec {
         volume: (*volume).to_owned(),
-        target: (*target).to_owned(),
+        target: paths(target),
     });
     Request::Create {
         session: session.to_owned(),
