@@ -236,10 +236,11 @@ impl From<Proof> for VerifyPolicy {
 /// A command of `shunt`.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Put a volume over a LUN
+    /// Put a volume over a LUN, or over several
     ///
     /// Applications then open /dev/shunt/VOLUME instead of the LUN. The data of the LUN stays as it
-    /// is. A LUN that is mounted, in use or already part of a volume is refused.
+    /// is. A LUN that is mounted, in use or already part of a volume is refused. Several LUNs are one
+    /// volume, end to end, in the order in which they are named.
     #[command(after_help = "EXAMPLES:
   shunt attach db /dev/disk/by-id/wwn-0x5000c500a0b1c2d3
   shunt attach big /dev/sdb /dev/sdc
@@ -270,6 +271,7 @@ pub enum Command {
     #[command(after_help = "EXAMPLES:
   shunt create s1 db:/dev/disk/by-id/wwn-0x5000c500d4e5f607
   shunt create night db:/dev/mapper/new-db logs:/dev/mapper/new-logs --overwrite
+  shunt create s2 big:/dev/sdd,/dev/sde
   shunt create -f night.toml
 
 FILE:
@@ -292,7 +294,7 @@ FILE:
         /// The name of the new session
         #[arg(required_unless_present = "file")]
         session: Option<String>,
-        /// A volume and its target, with a colon between them
+        /// A volume and its target, with a colon between them; of several LUNs, end to end, with commas between those
         #[arg(required_unless_present = "file", value_name = "VOLUME:TARGET", value_parser = pair)]
         pairs: Vec<PairSpec>,
         /// Everything from this file, in the form that show prints; - is standard input
