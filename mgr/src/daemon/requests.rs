@@ -581,7 +581,7 @@ impl Owner {
             Reason::SourceRules => format!("`shunt switch {name}` first, or `shunt cancel {name}`"),
             Reason::TargetRules => format!("`shunt undo {name}` first, or `shunt commit {name}`"),
             Reason::UnderWay | Reason::NeedsRecovery => format!("`shunt status {name}`"),
-            Reason::Ended => "create another session".to_owned(),
+            Reason::Ended => "`shunt create` makes another session".to_owned(),
         };
         let next = format!("{first} (allowed now: {allowed})");
         failure::refused(failure::pair(name, &row.volume), cause, next)

@@ -21,7 +21,7 @@ impl Owner {
         };
         let object = failure::session(name);
         if !row.is_live() {
-            let next = "create another session";
+            let next = "`shunt create` makes another session";
             return Self::refuse(reply, failure::refused(object, "it has ended", next));
         }
         if let Some(priority) = limits.priority.filter(|priority| *priority > PRIORITY_MAX) {

@@ -128,7 +128,7 @@ impl Owner {
                 format!("`shunt resume {name}`")
             }
             PairState::Committed | PairState::Retired | PairState::Cancelled => {
-                "create another session".to_owned()
+                "`shunt create` makes another session".to_owned()
             }
             PairState::Tracking => format!("`shunt set {name} --mode mirror`"),
             PairState::Failed | PairState::NeedsRecovery => format!("`shunt status {name}`"),

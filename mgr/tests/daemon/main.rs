@@ -16,6 +16,7 @@ mod retire;
 mod schedule;
 mod socket;
 mod split;
+mod table;
 mod verify;
 mod world;
 
