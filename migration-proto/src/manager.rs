@@ -193,6 +193,8 @@ pub struct SessionLimits {
     pub on_authoritative_failure: Option<OnAuthoritativeFailure>,
     /// As [`SessionOptions::switch`].
     pub switch: Option<SwitchPolicy>,
+    /// As [`SessionOptions::switch_pairs`].
+    pub switch_pairs: Option<SwitchPairs>,
     /// As [`SessionOptions::max_latency_impact_percent`].
     pub max_latency_impact_percent: Option<u32>,
     /// As [`SessionOptions::mode`].
@@ -203,6 +205,8 @@ pub struct SessionLimits {
     pub hours: Option<Hours>,
     /// As [`SessionOptions::start_at_ms`].
     pub start_at_ms: Option<u64>,
+    /// As [`SessionOptions::max_duration_seconds`].
+    pub max_duration_seconds: Option<u64>,
     /// As [`CutoverOptions::action`].
     pub cutover_action: Option<CutoverAction>,
     /// As [`CutoverOptions::attempts`].
@@ -226,6 +230,17 @@ pub enum SwitchPolicy {
     At(u64),
     /// As soon as all pairs are in sync after this event was signalled.
     OnEvent(String),
+}
+
+/// Which pairs of a session are switched together when it is switched by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SwitchPairs {
+    /// All of them, or none.
+    #[default]
+    Together,
+    /// Each one as soon as it is in sync.
+    Each,
 }
 
 /// How a session that tracks is switched: writes are slowed until what is left fits the pause.
@@ -403,6 +418,8 @@ pub struct SessionOptions {
     /// When it is switched, or split in [`SessionMode::Copy`]. A switch that was done, and an undo, make it
     /// [`SwitchPolicy::Manual`]; so does a split, unless another one follows.
     pub switch: SwitchPolicy,
+    /// Which of its pairs are switched together then.
+    pub switch_pairs: SwitchPairs,
     /// By how much the copy may make the 99th percentile of the applications' latency grow, in percent of what it is without
     /// the copy; 0 = as much as it does.
     pub max_latency_impact_percent: u32,
@@ -414,6 +431,9 @@ pub struct SessionOptions {
     pub hours: Hours,
     /// When it is started by itself, in milliseconds since 1970; 0: not at all.
     pub start_at_ms: u64,
+    /// How long it may take from the start until its pairs are in sync, in seconds; 0: as long as it takes. At most [`EVERY_SECONDS_MAX`].
+    /// Then it is paused, and this is 0.
+    pub max_duration_seconds: u64,
     /// How it is switched while it tracks.
     pub cutover: CutoverOptions,
     /// How the source is made inaccessible as soon as the session is committed; `None`: not by itself.
@@ -430,11 +450,13 @@ impl Default for SessionOptions {
             rate_bytes_per_second: 0,
             priority: PRIORITY_DEFAULT,
             switch: SwitchPolicy::Manual,
+            switch_pairs: SwitchPairs::Together,
             max_latency_impact_percent: 0,
             mode: SessionMode::Mirror,
             every_seconds: 0,
             hours: Hours::default(),
             start_at_ms: 0,
+            max_duration_seconds: 0,
             cutover: CutoverOptions::default(),
             retire: None,
         }
@@ -621,6 +643,8 @@ pub struct SessionRecord {
     pub schema: u32,
     /// The name.
     pub session: String,
+    /// A UUID: no other session, before or after it, has it.
+    pub id: String,
     /// The state: that of the pair which is furthest behind.
     pub state: String,
     /// The number of pairs.

@@ -300,7 +300,7 @@ FILE:
         /// Everything from this file, in the form that show prints; - is standard input
         #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
               conflicts_with_all = ["session", "pairs", "overwrite", "detect_zeroes", "verify",
-                                    "on_authoritative_failure", "rate", "priority", "switch", "mode", "every", "window_hours", "start_at",
+                                    "on_authoritative_failure", "rate", "priority", "switch", "mode", "every", "window_hours", "start_at", "max_duration", "switch_pairs",
                                     "max_latency_impact", "retire", "cutover_action", "attempts", "cutover_duration", "throttle_floor"])]
         file: Option<PathBuf>,
         /// Accept targets that hold a file system or a partition table: what they hold is lost
@@ -384,7 +384,7 @@ FILE:
   shunt set s1 --mode track --cutover-action abort
   shunt set --max-pairs 8")]
     #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
-        .args(["rate", "priority", "on_authoritative_failure", "switch", "max_pairs", "mode", "every", "window_hours", "start_at",
+        .args(["rate", "priority", "on_authoritative_failure", "switch", "max_pairs", "mode", "every", "window_hours", "start_at", "max_duration", "switch_pairs",
                 "max_latency_impact", "cutover_action", "attempts", "cutover_duration", "throttle_floor"]))]
     Set {
         /// The session

@@ -136,6 +136,8 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                     every_seconds: when.every.unwrap_or(0),
                     hours: when.window_hours.unwrap_or_default(),
                     start_at_ms: when.start_at.unwrap_or(0),
+                    max_duration_seconds: when.max_duration.unwrap_or(0),
+                    switch_pairs: when.switch_pairs.map(Into::into).unwrap_or_default(),
                     cutover: cutover.options(),
                     retire: retire.map(Into::into),
                 },
@@ -250,6 +252,8 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                 every_seconds: when.every,
                 hours: when.window_hours,
                 start_at_ms: when.start_at,
+                max_duration_seconds: when.max_duration,
+                switch_pairs: when.switch_pairs.map(Into::into),
                 ..cutover.limits()
             };
             let request = match (session, max_pairs) {

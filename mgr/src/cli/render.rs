@@ -2,7 +2,7 @@
 
 use migration_proto::manager::{
     CutoverRecord, EventRecord, HostRecord, PairRecord, PlanRecord, Record, SessionMode,
-    SessionRecord, SwitchPolicy, Verification, VolumeRecord,
+    SessionRecord, SwitchPairs, SwitchPolicy, Verification, VolumeRecord,
 };
 use migration_proto::route::Side;
 
@@ -247,7 +247,14 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
     };
     let switch = match &session.options.switch {
         SwitchPolicy::Manual => String::new(),
-        policy => format!(", switch {}", printable(&args::switch_policy_text(policy))),
+        policy => format!(
+            ", switch {}{}",
+            match session.options.switch_pairs {
+                SwitchPairs::Together => "",
+                SwitchPairs::Each => "each pair ",
+            },
+            printable(&args::switch_policy_text(policy))
+        ),
     };
     let mode = match session.options.mode {
         SessionMode::Mirror => String::new(),
@@ -270,9 +277,16 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
         }
         _ => String::new(),
     };
+    let longest = match session.options.max_duration_seconds {
+        0 => String::new(),
+        seconds => format!(
+            ", in sync within {} or paused",
+            units::duration(std::time::Duration::from_secs(seconds))
+        ),
+    };
     notes.push_str(&session.cutover.as_ref().map_or_else(String::new, cutover));
     format!(
-        "session {name}: {}, {}, priority {}{limit}{switch}{mode}{hours}{start}, created {}\n{}{notes}  you may now: {}\n",
+        "session {name}: {}, {}, priority {}{limit}{switch}{mode}{hours}{start}{longest}, created {}\n{}{notes}  you may now: {}\n",
         printable(&session.state),
         count(session.pairs, "pair"),
         session.options.priority,
@@ -439,6 +453,7 @@ mod tests {
             Record::Session(SessionRecord {
                 schema: JSON_SCHEMA,
                 session: "s1".into(),
+                id: "4711".into(),
                 state: "syncing".into(),
                 pairs: 1,
                 allowed: vec!["pause".into(), "cancel".into()],

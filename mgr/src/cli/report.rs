@@ -418,6 +418,7 @@ mod tests {
         Record::Session(SessionRecord {
             schema: JSON_SCHEMA,
             session: "night".into(),
+            id: "4711".into(),
             state: "target-selected".into(),
             pairs: 1,
             allowed: Vec::new(),

@@ -346,6 +346,7 @@ mod tests {
         Record::Session(SessionRecord {
             schema: JSON_SCHEMA,
             session: name.into(),
+            id: "4711".into(),
             state: "syncing".into(),
             pairs: 1,
             allowed: vec!["pause".into(), "cancel".into()],

@@ -9,8 +9,8 @@ use std::path::Path;
 use migration_proto::luns::LunPaths;
 use migration_proto::manager::{
     CutoverAction, CutoverOptions, Hours, JSON_SCHEMA, PRIORITY_DEFAULT, PRIORITY_MAX, PairRecord,
-    PairSpec, Record, Request, RetireHow, SessionMode, SessionOptions, SessionRecord, SwitchPolicy,
-    Verification, VerifyPolicy,
+    PairSpec, Record, Request, RetireHow, SessionMode, SessionOptions, SessionRecord, SwitchPairs,
+    SwitchPolicy, Verification, VerifyPolicy,
 };
 use migration_proto::route::Side;
 use migration_proto::target::OnAuthoritativeFailure;
@@ -85,6 +85,15 @@ struct SessionFile<S, P> {
         deserialize_with = "read_start_at"
     )]
     start_at: u64,
+    #[serde(
+        default,
+        skip_serializing_if = "is_never",
+        serialize_with = "write_every",
+        deserialize_with = "read_every"
+    )]
+    max_duration: u64,
+    #[serde(default)]
+    switch_pairs: SwitchPairs,
     #[serde(default)]
     cutover_action: CutoverAction,
     #[serde(default = "attempts_default", deserialize_with = "read_attempts")]
@@ -120,6 +129,7 @@ struct PairEntry<P> {
 #[serde(rename_all = "kebab-case")]
 struct SessionStatus {
     schema: u32,
+    id: String,
     state: String,
     created: String,
     allowed: Vec<String>,
@@ -318,6 +328,8 @@ fn parse(text: &str) -> Result<Request, String> {
             every_seconds: file.every,
             hours: file.window_hours,
             start_at_ms: file.start_at,
+            max_duration_seconds: file.max_duration,
+            switch_pairs: file.switch_pairs,
             cutover: CutoverOptions {
                 action: file.cutover_action,
                 attempts: file.attempts,
@@ -371,6 +383,8 @@ pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) 
         every: session.options.every_seconds,
         window_hours: session.options.hours,
         start_at: session.options.start_at_ms,
+        max_duration: session.options.max_duration_seconds,
+        switch_pairs: session.options.switch_pairs,
         cutover_action: session.options.cutover.action,
         attempts: session.options.cutover.attempts,
         cutover_duration: session.options.cutover.duration_seconds,
@@ -378,6 +392,7 @@ pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) 
         retire: session.options.retire,
         status: Some(SessionStatus {
             schema: JSON_SCHEMA,
+            id: session.id.clone(),
             state: session.state.clone(),
             created: moments::text(session.created_at),
             allowed: session.allowed.clone(),
@@ -433,6 +448,8 @@ start-at = "2030-01-02 03:04:05Z"
 cutover-action = "abort"
 throttle-floor = "2MiB"
 max-latency-impact = "20%"
+max-duration = "8h"
+switch-pairs = "each"
 
 [status]
 anything = "is left out of account"
@@ -475,6 +492,8 @@ state = "syncing"
                     ..CutoverOptions::default()
                 },
                 max_latency_impact_percent: 20,
+                max_duration_seconds: 8 * 3600,
+                switch_pairs: SwitchPairs::Each,
                 ..SessionOptions::default()
             },
         };
@@ -489,9 +508,9 @@ state = "syncing"
             ("priority = 70", "priorty = 70", ["line 5", "priorty"]),
             ("10MiB", "fast", ["line 4, rate", "100MiB"]),
             ("read-back", "perhaps", ["line 3, verify", "perhaps"]),
-            ("/dev/c", "c", ["line 24, target", "not absolute"]),
-            ("volume = \"db\"", "", ["line 18", "volume"]),
-            ("[[pair]]", "[[pair]", ["line 18", ""]),
+            ("/dev/c", "c", ["line 26, target", "not absolute"]),
+            ("volume = \"db\"", "", ["line 20", "volume"]),
+            ("[[pair]]", "[[pair]", ["line 20", ""]),
             (
                 "event:backup-done",
                 "soon",
@@ -499,6 +518,8 @@ state = "syncing"
             ),
             ("1h 30m", "soon", ["line 8, every", "30m"]),
             ("22:00-06:00", "night", ["line 9, window-hours", "06:00"]),
+            ("8h", "long", ["line 14, max-duration", "30m"]),
+            ("\"each\"", "\"one\"", ["line 15, switch-pairs", "together"]),
             ("20%", "much", ["line 13, max-latency-impact", "20%"]),
             ("2MiB", "unlimited", ["line 12, throttle-floor", "4MiB"]),
             ("session = \"night\"", "", ["session", "missing"]),

@@ -1,11 +1,11 @@
 //! What of a session happens when: options of the command line, and the same words in a session file.
 
 use clap::Args;
-use migration_proto::manager::{EVERY_SECONDS_MAX, Hours};
+use migration_proto::manager::{EVERY_SECONDS_MAX, Hours, SwitchPairs};
 
 use crate::moments;
 
-/// When a session begins, when it copies, and how often it is split.
+/// When a session begins, when it copies, how long, what is switched at once, and how often it is split.
 #[derive(Debug, Clone, Args)]
 pub struct When {
     /// With --mode copy: so long after a copy the next one is made, such as 1h, or never [default: never]
@@ -17,6 +17,30 @@ pub struct When {
     /// Start it by itself then, such as 22:00 or 2026-11-21T22:00:00Z, or by-hand [default: by-hand]
     #[arg(long, requires = "session", value_name = "TIME", value_parser = start_at)]
     pub start_at: Option<u64>,
+    /// Pause it if it is not in sync so long after its start, such as 8h, or never [default: never]
+    #[arg(long, requires = "session", value_name = "TIME", value_parser = every)]
+    pub max_duration: Option<u64>,
+    /// When it is switched by itself: all pairs together, or each as soon as it is in sync [default: together]
+    #[arg(long, requires = "session", value_name = "WHICH", value_enum)]
+    pub switch_pairs: Option<Which>,
+}
+
+/// Which pairs are switched at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Which {
+    /// All, or none
+    Together,
+    /// Each by itself
+    Each,
+}
+
+impl From<Which> for SwitchPairs {
+    fn from(which: Which) -> Self {
+        match which {
+            Which::Together => Self::Together,
+            Which::Each => Self::Each,
+        }
+    }
 }
 
 /// A number of seconds; 0: never.

@@ -62,6 +62,7 @@ pub(super) async fn create(context: Context, wanted: Wanted) -> Answer {
     }
     let row = SessionRow {
         name: wanted.session.clone(),
+        id: uuid::Uuid::new_v4().to_string(),
         created_at_ms: now_ms(),
         options: wanted.options,
         paused: false,

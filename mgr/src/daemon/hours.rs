@@ -1,16 +1,20 @@
-//! Sessions that are copied at some hours of the day only, and sessions that are started by themselves.
+//! Sessions that are copied at some hours of the day only, that are started by themselves, and that may take so long only.
+
+use std::time::Duration;
 
 use migration_core::pair::PairState;
 use migration_core::session;
-use migration_proto::manager::{Hours, SessionOptions};
+use migration_proto::manager::{EVERY_SECONDS_MAX, Hours, SessionOptions};
 
 use super::context::{note, now_ms};
 use super::failure::{Answer, Done};
 use super::schedule::Matter;
 use super::verbs::Operation;
 use super::{Busy, Owner};
+use crate::copier::Copier;
 use crate::moments;
-use crate::store::{PairKey, SessionRow};
+use crate::store::{Change, Course, PairKey, SessionRow};
+use crate::units;
 
 const MINUTES_OF_A_DAY: u16 = 24 * 60;
 
@@ -23,6 +27,12 @@ pub(super) fn check(options: &SessionOptions) -> Result<(), String> {
     if from_minute.max(to_minute) >= MINUTES_OF_A_DAY {
         return Err(format!(
             "the hours are from minute {from_minute} to minute {to_minute}, and a day has {MINUTES_OF_A_DAY}"
+        ));
+    }
+    if options.max_duration_seconds > EVERY_SECONDS_MAX {
+        return Err(format!(
+            "--max-duration of {} s is more than a year",
+            options.max_duration_seconds
         ));
     }
     Ok(())
@@ -71,7 +81,7 @@ impl Owner {
             .cloned()
             .collect();
         for row in due {
-            self.try_by_itself(&row, Matter::start(row.options.start_at_ms));
+            self.try_by_itself(&row, Matter::start(&row));
         }
     }
 
@@ -79,7 +89,7 @@ impl Owner {
     pub(super) fn keep_hours(&mut self) {
         let minute = moments::minute_now();
         let over = |row: &&SessionRow| row.is_live() && !row.options.hours.contains(minute);
-        let names: Vec<(String, usize)> = self
+        let names: Vec<String> = self
             .model
             .sessions
             .values()
@@ -89,22 +99,10 @@ impl Owner {
                 self.require_free(&[Busy::Session(row.name.clone())])
                     .is_ok()
             })
-            .map(|row| (row.name.clone(), row.pairs.len()))
+            .map(|row| row.name.clone())
             .collect();
-        for (name, pairs) in names {
-            let mut copiers = Vec::new();
-            for position in 0..pairs {
-                let key = PairKey {
-                    session: name.clone(),
-                    position,
-                };
-                if self.copies.is_running(&key)
-                    && !self.copies.is_comparing(&key)
-                    && let Some((copier, copied_bytes)) = self.copies.take(&key)
-                {
-                    copiers.push((key, copier, copied_bytes));
-                }
-            }
+        for name in names {
+            let copiers = self.take_copiers(&name);
             if copiers.is_empty() {
                 continue;
             }
@@ -116,7 +114,90 @@ impl Owner {
     }
 }
 
+/// Whether one of these pairs, of a session whose copy goes on, is not in sync after so long.
+fn takes_too_long(max_seconds: u64, pairs: impl Iterator<Item = Course>, now_ms: u64) -> bool {
+    let max_ms = max_seconds.saturating_mul(1000);
+    let is_late = |course: Course| {
+        let begun_ms = course.begun_ms.filter(|_| course.in_sync_ms.is_none());
+        begun_ms.is_some_and(|begun_ms| now_ms.saturating_sub(begun_ms) >= max_ms)
+    };
+    let mut pairs = pairs;
+    max_seconds > 0 && pairs.any(is_late)
+}
+
+impl Owner {
+    /// The copiers of a session that copy, to be stopped.
+    fn take_copiers(&mut self, session: &str) -> Vec<(PairKey, Copier, u64)> {
+        let pairs = self
+            .model
+            .sessions
+            .get(session)
+            .map_or(0, |row| row.pairs.len());
+        let mut copiers = Vec::new();
+        for position in 0..pairs {
+            let key = PairKey {
+                session: session.to_owned(),
+                position,
+            };
+            if !self.copies.is_comparing(&key)
+                && let Some((copier, copied_bytes)) = self.copies.take(&key)
+            {
+                copiers.push((key, copier, copied_bytes));
+            }
+        }
+        copiers
+    }
+
+    /// Pauses the sessions that have taken as long as they may.
+    pub(super) fn pause_what_takes_too_long(&mut self) {
+        let now = now_ms();
+        let late: Vec<String> = self
+            .model
+            .sessions
+            .values()
+            .filter(|row| {
+                let live = row.pairs.iter().filter(|pair| !pair.phase.is_ended());
+                let max_seconds = row.options.max_duration_seconds;
+                !row.paused && takes_too_long(max_seconds, live.map(|pair| pair.course), now)
+            })
+            .filter(|row| !self.cutovers.is_running(&row.name))
+            .filter(|row| {
+                self.require_free(&[Busy::Session(row.name.clone())])
+                    .is_ok()
+            })
+            .map(|row| row.name.clone())
+            .collect();
+        for name in late {
+            let copiers = self.take_copiers(&name);
+            if let Some(operation) = self.operation(&name, Vec::new(), copiers) {
+                let busy = vec![Busy::Session(name)];
+                self.launch(busy, "the end of its time", None, operation.time_is_up());
+            }
+        }
+    }
+}
+
 impl Operation {
+    /// Pauses the session, for once.
+    async fn time_is_up(mut self) -> Answer {
+        let mut changes = self.stop_copiers().await?;
+        let name = &self.session.name;
+        let took = Duration::from_secs(self.session.options.max_duration_seconds);
+        let what = format!(
+            "paused: it is not in sync after {}, its --max-duration; `shunt resume {name}` goes on",
+            units::duration(took)
+        );
+        let options = SessionOptions {
+            max_duration_seconds: 0,
+            ..self.session.options.clone()
+        };
+        changes.push(Change::SetPaused(name.clone(), true));
+        changes.push(Change::SetOptions(name.clone(), options));
+        changes.push(note(Some(name), None, what));
+        self.record(changes).await?;
+        Ok(Done::changed(Vec::new()))
+    }
+
     /// Stops the copiers until the hours of the session begin again.
     async fn rest(mut self) -> Answer {
         let mut changes = self.stop_copiers().await?;
@@ -151,5 +232,23 @@ mod tests {
         check_start(1).unwrap_err();
         check_start(0).unwrap();
         check_start(u64::MAX).unwrap();
+    }
+
+    #[test]
+    fn a_session_takes_too_long_until_it_is_in_sync_only() {
+        let begun = Course {
+            begun_ms: Some(1000),
+            ..Course::default()
+        };
+        let in_sync = Course {
+            in_sync_ms: Some(2000),
+            ..begun
+        };
+        let late = |max_seconds, courses: &[Course]| {
+            [3999, 4000].map(|now| takes_too_long(max_seconds, courses.iter().copied(), now))
+        };
+        assert_eq!(late(3, &[in_sync, begun]), [false, true]);
+        assert_eq!(late(0, &[begun]), [false, false]);
+        assert_eq!(late(3, &[in_sync, Course::default()]), [false, false]);
     }
 }

@@ -10,13 +10,13 @@
 //! | file | purpose |
 //! |---|---|
 //! | `mod` | start, the loop, the end |
-//! | `requests` | what a request leads to |
+//! | `requests`, `deferred` | what a request leads to, and when it has to wait |
 //! | `reconcile` | what follows when a volume says how it is: settling, copiers, stable names |
 //! | `attach`, `create`, `verbs` | the operations |
 //! | `plan`, `pace` | what a session would be, before it is created; how quick a LUN is |
 //! | `verify` | comparing the legs, and what it forbids |
 //! | `queue`, `set` | how many pairs are copied at once, and other limits that are changed live |
-//! | `schedule` | sessions that are switched by themselves |
+//! | `schedule`, `hours` | sessions that are switched, started, stopped and paused by themselves |
 //! | `cutover` | the switch of sessions that track |
 //! | `come_back` | targets that stalled |
 //! | `split`, `sealed` | targets that are left alone, as copies of one instant |
@@ -46,6 +46,7 @@ mod context;
 mod copies;
 mod create;
 mod cutover;
+mod deferred;
 mod failure;
 mod feed;
 mod gauge;
@@ -95,6 +96,7 @@ use come_back::ComeBacks;
 use context::{Context, blocking};
 use copies::Copies;
 use cutover::Cutovers;
+use deferred::Deferred;
 use failure::Answer;
 use feed::Feed;
 use gauge::Gauges;
@@ -303,6 +305,8 @@ struct Owner {
     handles: BTreeMap<String, VolumeHandle>,
     copies: Copies,
     busy: BTreeMap<Busy, &'static str>,
+    /// What is done by itself, and the requests that wait for that.
+    deferred: Deferred,
     /// The volumes that have not yet said how they are since the start.
     silent: BTreeSet<String>,
     /// For each volume, the connection for which its names were made.
@@ -338,6 +342,7 @@ impl Owner {
             handles: BTreeMap::new(),
             copies,
             busy: BTreeMap::new(),
+            deferred: Deferred::default(),
             silent: BTreeSet::new(),
             named: BTreeMap::new(),
             watched: BTreeSet::new(),
@@ -381,12 +386,16 @@ impl Owner {
         let ready_at = tokio::time::Instant::now() + READY_MAX;
         loop {
             let waiting = !self.silent.is_empty();
+            let deferred_until = self.deferred.until();
             tokio::select! {
                 biased;
                 () = &mut shutdown => return events,
                 Some(event) = events.recv() => self.apply(event),
                 () = sleep_until(ready_at), if waiting => self.silent.clear(),
-                Some((request, reply)) = calls.recv(), if !waiting => self.answer(request, reply),
+                () = sleep_until(deferred_until.unwrap_or_else(Instant::now).into()), if deferred_until.is_some() => {
+                    self.answer_deferred();
+                }
+                Some((request, reply)) = calls.recv(), if !waiting => self.take(request, reply),
                 else => return events,
             }
         }
@@ -430,7 +439,9 @@ impl Owner {
         self.start_what_is_due();
         self.switch_what_is_due();
         self.keep_hours();
+        self.pause_what_takes_too_long();
         self.pace_cutovers();
+        self.answer_deferred();
         self.tell_states();
     }
 
@@ -465,6 +476,7 @@ impl Owner {
         answer: Answer,
         reply: Option<oneshot::Sender<Response>>,
     ) {
+        self.deferred.ended(busy);
         for busy in busy {
             self.busy.remove(busy);
             if let Busy::Session(name) = busy {
@@ -504,6 +516,9 @@ impl Owner {
     ) {
         for busy in &busy {
             self.busy.insert(busy.clone(), what);
+        }
+        if reply.is_none() {
+            self.deferred.begun(&busy);
         }
         let events = self.context.events.clone();
         tokio::spawn(async move {

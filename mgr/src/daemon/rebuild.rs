@@ -194,6 +194,7 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
     changes.extend(locks(&target, &failure::target_of(name, &session)));
     changes.push(Change::AddSession(SessionRow {
         name: session,
+        id: uuid::Uuid::new_v4().to_string(),
         created_at_ms: now_ms(),
         options: SessionOptions::default(),
         paused: true,

@@ -400,8 +400,12 @@ impl Owner {
             }
         }
         if ended.in_sync {
-            let (course, took) = in_sync(pair.course, now_ms());
-            changes.push(Change::SetPair(key.clone(), PairField::Course(course)));
+            let now_ms = now_ms();
+            let took = took(pair.course, now_ms);
+            if pair.course.in_sync_ms.is_none() {
+                let field = PairField::InSync(Some(now_ms));
+                changes.push(Change::SetPair(key.clone(), field));
+            }
             let what = format!(
                 "in sync; {} bytes were copied since the start{took}",
                 ended.copied_bytes
@@ -456,20 +460,16 @@ impl Owner {
     }
 }
 
-/// Nothing is left to copy. Says how long that has taken the first time.
-fn in_sync(course: Course, now_ms: u64) -> (Course, String) {
+/// How long it has taken until nothing is left to copy for the first time.
+fn took(course: Course, now_ms: u64) -> String {
     let (Some(begun_ms), None) = (course.begun_ms, course.in_sync_ms) else {
-        return (course, String::new());
+        return String::new();
     };
     let took = units::duration(Duration::from_millis(now_ms.saturating_sub(begun_ms)));
     let expected = course.estimate.map_or_else(String::new, |estimate| {
         expected_text(units::duration(Duration::from_secs(estimate.copy_seconds)))
     });
-    let course = Course {
-        in_sync_ms: Some(now_ms),
-        ..course
-    };
-    (course, format!(", in {took}{expected}"))
+    format!(", in {took}{expected}")
 }
 
 fn route_text(seen: &Seen) -> String {

@@ -153,6 +153,7 @@ pub(super) fn session(
     Record::Session(SessionRecord {
         schema: JSON_SCHEMA,
         session: row.name.clone(),
+        id: row.id.clone(),
         state: state.name().to_owned(),
         pairs: u32::try_from(row.pairs.len()).unwrap_or(u32::MAX),
         allowed: names,

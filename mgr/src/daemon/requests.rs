@@ -408,9 +408,22 @@ impl Owner {
             return;
         };
         let positions = self.positions(&session);
-        let SessionDecision::Do(pairs) = session::decide_session(verb, &positions) else {
-            return;
-        };
+        if let SessionDecision::Do(pairs) = session::decide_session(verb, &positions) {
+            self.launch_on(&session, verb, pairs, max_pause_ms, reply);
+        }
+    }
+
+    /// Does a verb with some pairs of a session. The caller has decided that it may be done.
+    pub(super) fn launch_on(
+        &mut self,
+        session: &SessionRow,
+        verb: Verb,
+        pairs: Vec<usize>,
+        max_pause_ms: u64,
+        reply: Option<Reply>,
+    ) {
+        let name = session.name.as_str();
+        let positions = self.positions(session);
         let stops = matches!(
             verb,
             Verb::Pause | Verb::Switch | Verb::Undo | Verb::Split | Verb::Commit | Verb::Cancel
@@ -429,7 +442,7 @@ impl Owner {
             }
         }
         let (pairs, later) = match verb {
-            Verb::Start => self.turns(&session, pairs),
+            Verb::Start => self.turns(session, pairs),
             _ => (pairs, Vec::new()),
         };
         let Some(operation) = self.operation(name, pairs, copiers) else {

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use migration_core::pair::{PairState, Position, Verb};
 use migration_core::session::{self, SessionDecision};
-use migration_proto::manager::{Failure, Response, SessionMode, SessionOptions, SwitchPolicy};
+use migration_proto::manager::{
+    Failure, Response, SessionMode, SessionOptions, SwitchPairs, SwitchPolicy,
+};
 use tokio::sync::oneshot;
 
 use super::context::{note, now_ms};
@@ -30,13 +32,17 @@ const AGAIN_MAX: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Matter {
     verb: Verb,
+    pairs: Vec<usize>,
     policy: SwitchPolicy,
 }
 
 impl Matter {
-    pub(super) const fn start(at_ms: u64) -> Self {
+    /// All pairs are started.
+    pub(super) fn start(row: &SessionRow) -> Self {
+        let at_ms = row.options.start_at_ms;
         Self {
             verb: Verb::Start,
+            pairs: (0..row.pairs.len()).collect(),
             policy: SwitchPolicy::At(at_ms),
         }
     }
@@ -65,9 +71,40 @@ impl Attempts {
     }
 }
 
-/// What is to be done next for a session whose time has come.
+/// What is to be done next for a session whose time has come, and with which pairs.
+fn what_is_due(row: &SessionRow, positions: &[Position]) -> Option<(Verb, Vec<usize>)> {
+    let verb = match row.options.switch_pairs {
+        SwitchPairs::Each if row.options.mode != SessionMode::Copy => {
+            let pairs = pairs_to_switch(row, positions);
+            return (!pairs.is_empty()).then_some((Verb::Switch, pairs));
+        }
+        SwitchPairs::Each | SwitchPairs::Together => verb_that_is_due(row, positions)?,
+    };
+    match session::decide_session(verb, positions) {
+        SessionDecision::Do(pairs) => Some((verb, pairs)),
+        SessionDecision::Already | SessionDecision::Refuse { .. } => None,
+    }
+}
+
+/// The pairs that are in sync and have never been switched: what was taken back is not done again by itself.
+fn pairs_to_switch(row: &SessionRow, positions: &[Position]) -> Vec<usize> {
+    let is_ready = |pair: &usize| {
+        let position = std::slice::from_ref(&positions[*pair]);
+        may_switch(row.options.mode, position) && row.pairs[*pair].course.switched_ms.is_none()
+    };
+    (0..positions.len()).filter(is_ready).collect()
+}
+
+/// Whether the pairs may be switched by themselves. A session that mirrors tracks for a while when its target has stalled: writes are not slowed
+/// for that.
+fn may_switch(mode: SessionMode, positions: &[Position]) -> bool {
+    let tracks = |position: &Position| position.state == PairState::Tracking;
+    let may_track = mode == SessionMode::Track;
+    session::may_switch_by_itself(positions) && (may_track || !positions.iter().any(tracks))
+}
+
 fn verb_that_is_due(row: &SessionRow, positions: &[Position]) -> Option<Verb> {
-    let in_sync = session::may_switch_by_itself(positions);
+    let in_sync = may_switch(row.options.mode, positions);
     match row.options.mode {
         SessionMode::Mirror | SessionMode::Track => in_sync.then_some(Verb::Switch),
         SessionMode::Copy if in_sync => Some(Verb::Split),
@@ -177,11 +214,12 @@ impl Owner {
             .cloned()
             .collect();
         for row in due {
-            let Some(verb) = verb_that_is_due(&row, &self.positions(&row)) else {
+            let Some((verb, pairs)) = what_is_due(&row, &self.positions(&row)) else {
                 continue;
             };
             let matter = Matter {
                 verb,
+                pairs,
                 policy: row.options.switch.clone(),
             };
             self.try_by_itself(&row, matter);
@@ -190,28 +228,26 @@ impl Owner {
 
     /// Does what is due, unless it was tried a moment ago.
     pub(super) fn try_by_itself(&mut self, row: &SessionRow, matter: Matter) {
-        let (now, verb) = (Instant::now(), matter.verb);
+        let now = Instant::now();
         if !self.attempts.may_begin(&row.name, &matter, now) {
             return;
         }
-        self.attempts.begin(&row.name, matter, now);
-        if let Err(failure) = self.do_by_itself(row, verb) {
+        self.attempts.begin(&row.name, matter.clone(), now);
+        let verb = matter.verb;
+        if let Err(failure) = self.do_by_itself(row, matter) {
             let what = format!("the {verb} that is due is refused: {}", failure.cause);
             self.record_aside(vec![note(Some(&row.name), None, what)]);
         }
     }
 
-    fn do_by_itself(&mut self, row: &SessionRow, verb: Verb) -> Result<(), Failure> {
-        let decision = session::decide_session(verb, &self.positions(row));
-        let SessionDecision::Do(pairs) = decision else {
-            return Ok(());
-        };
+    fn do_by_itself(&mut self, row: &SessionRow, matter: Matter) -> Result<(), Failure> {
+        let Matter { verb, pairs, .. } = matter;
         self.require_answering(row, verb, &pairs)?;
         self.require_compared(row, verb, &pairs)?;
         if verb == Verb::Switch && self.needs_cutover(row, &pairs) {
             self.begin_cutover(row, pairs, MAX_PAUSE_MS, None);
         } else {
-            self.launch_verb(&row.name, verb, MAX_PAUSE_MS, None);
+            self.launch_on(row, verb, pairs, MAX_PAUSE_MS, None);
         }
         Ok(())
     }
@@ -262,6 +298,8 @@ impl Owner {
 
 #[cfg(test)]
 mod tests {
+    use migration_core::route::Side;
+
     use super::*;
 
     #[test]
@@ -273,6 +311,7 @@ mod tests {
         assert!(is_due(&SwitchPolicy::At(10), 10));
         let matter = |verb| Matter {
             verb,
+            pairs: vec![0],
             policy: SwitchPolicy::WhenSynced,
         };
         let mut attempts = Attempts::default();
@@ -289,6 +328,28 @@ mod tests {
             now = next;
         }
         assert_eq!(delays, [5, 10, 20, 40, 80, 160, 300, 300]);
+    }
+
+    #[test]
+    fn a_session_that_tracks_only_until_its_target_has_caught_up_is_not_switched_meanwhile() {
+        let position = |state| Position {
+            state,
+            authoritative: Side::Source,
+        };
+        let [in_sync, tracks, copies] = [
+            PairState::SourceSelected,
+            PairState::Tracking,
+            PairState::Syncing,
+        ]
+        .map(position);
+        for (mode, positions, may) in [
+            (SessionMode::Mirror, vec![in_sync, in_sync], true),
+            (SessionMode::Mirror, vec![in_sync, tracks], false),
+            (SessionMode::Track, vec![in_sync, tracks], true),
+            (SessionMode::Track, vec![copies, tracks], false),
+        ] {
+            assert_eq!(may_switch(mode, &positions), may, "{mode:?} {positions:?}");
+        }
     }
 
     #[test]

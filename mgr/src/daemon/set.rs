@@ -1,7 +1,9 @@
 //! Limits that are changed while the copy runs.
 
+use std::time::Duration;
+
 use migration_proto::manager::{
-    CutoverOptions, PAIRS_MAX_MAX, PRIORITY_MAX, Response, SessionLimits, SessionMode,
+    CutoverOptions, PAIRS_MAX_MAX, PRIORITY_MAX, Response, SessionLimits, SessionMode, SwitchPairs,
 };
 use tokio::sync::oneshot;
 
@@ -11,6 +13,7 @@ use super::{Busy, Owner};
 use super::{cutover, hours, schedule, split};
 use crate::moments;
 use crate::store::{Change, SessionRow};
+use crate::units;
 
 type Reply = oneshot::Sender<Response>;
 
@@ -193,6 +196,29 @@ fn changed(
         said.push(match at_ms {
             0 => "it is started by hand".to_owned(),
             at_ms => format!("it is started at {}", moments::text(at_ms / 1000)),
+        });
+    }
+    if let Some(pairs) = limits
+        .switch_pairs
+        .filter(|pairs| *pairs != options.switch_pairs)
+    {
+        options.switch_pairs = pairs;
+        said.push(match pairs {
+            SwitchPairs::Together => "its pairs are switched together".to_owned(),
+            SwitchPairs::Each => "each pair is switched as soon as it is in sync".to_owned(),
+        });
+    }
+    if let Some(seconds) = limits
+        .max_duration_seconds
+        .filter(|seconds| *seconds != options.max_duration_seconds)
+    {
+        options.max_duration_seconds = seconds;
+        said.push(match seconds {
+            0 => "it may take as long as it takes".to_owned(),
+            seconds => format!(
+                "it is paused if it is not in sync {} after its start",
+                units::duration(Duration::from_secs(seconds))
+            ),
         });
     }
     let cutover = CutoverOptions {

@@ -244,10 +244,10 @@ impl Operation {
     /// Gives up what is known of a target that was left alone, and begins as if it had never been copied to.
     async fn copy_anew(&self, item: &Item<'_>) -> Result<(), String> {
         let (handle, row) = (item.handle, item.row);
-        set_read_only(&row.target, false).await?;
         let route = Route::Single { leg: Side::Source };
         let left = set_route(handle, row, route, DEADLINE_MS, false).await;
         left.map_err(|error| error.cause)?;
+        set_read_only(&row.target, false).await?;
         let target = row.target.layout(row.size_bytes);
         mark_unfinished(&self.session.name, row).await?;
         let added = add_mirror(handle, row, &target).await;

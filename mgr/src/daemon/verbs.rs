@@ -31,7 +31,7 @@ use super::volume::VolumeHandle;
 use crate::copier::Copier;
 use crate::moments;
 use crate::store::{
-    Change, Course, LegRow, OpenMapRow, PairField, PairKey, PairRow, SessionRow, VolumeRow,
+    Change, LegRow, OpenMapRow, PairField, PairKey, PairRow, SessionRow, VolumeRow,
 };
 use crate::units;
 
@@ -248,12 +248,9 @@ impl Operation {
             match begun {
                 Ok(changed) => {
                     let mut changes = self.now_active(&key, row, Side::Source, changed);
-                    let course = Course {
-                        begun_ms: Some(now_ms()),
-                        in_sync_ms: None,
-                        ..row.course
-                    };
-                    changes.push(Change::SetPair(key.clone(), PairField::Course(course)));
+                    let set = |field| Change::SetPair(key.clone(), field);
+                    changes.push(set(PairField::Begun(now_ms())));
+                    changes.push(set(PairField::InSync(None)));
                     changes.push(self.note(row, format!("mirrored onto {}", row.target)));
                     self.record(changes).await?;
                     messages.push(format!("{} is copied to {}", row.source, row.target));
@@ -322,10 +319,12 @@ impl Operation {
         side: Side,
         changed: Changed,
     ) -> Vec<Change> {
+        let switched_ms = (side == Side::Target).then(now_ms);
         let mut changes = vec![
             Change::SetPair(key.clone(), PairField::Phase(Phase::Active)),
             Change::SetPair(key.clone(), PairField::Authoritative(side)),
             Change::SetPair(key.clone(), PairField::Problem(None)),
+            Change::SetPair(key.clone(), PairField::Switched(switched_ms)),
         ];
         if let Some(pause_us) = changed.pause_us {
             changes.push(Change::SetPair(key.clone(), PairField::LastPause(pause_us)));
@@ -442,7 +441,7 @@ impl Operation {
                             ))
                         ),
                     ));
-                    if to == Side::Target && done + 1 == items.len() {
+                    if to == Side::Target && done + 1 == items.len() && self.is_last() {
                         changes.extend(schedule::by_hand_from_now_on(&self.session, what));
                     }
                     self.record(changes).await?;
@@ -461,6 +460,17 @@ impl Operation {
             }
         }
         Ok(Done::changed(messages))
+    }
+
+    /// Whether no other pair of the session is to be switched later.
+    fn is_last(&self) -> bool {
+        let mut pairs = self.session.pairs.iter().enumerate();
+        pairs.all(|(position, pair)| {
+            self.pairs.contains(&position)
+                || pair.phase.is_ended()
+                || pair.course.switched_ms.is_some()
+                || pair.authoritative == Side::Target
+        })
     }
 
     /// The pair at `failed` did not follow: those before it go back, so that the session is in one place.

@@ -334,9 +334,10 @@ fn add_session(transaction: &Transaction<'_>, row: &SessionRow) -> Result<(), St
         transaction.execute("DELETE FROM sessions WHERE name = ?1", params![row.name])?;
     }
     transaction.execute(
-        "INSERT INTO sessions (name, created_at_ms, options, paused) VALUES (?1, ?2, ?3, ?4)",
+        "INSERT INTO sessions (name, id, created_at_ms, options, paused) VALUES (?1, ?2, ?3, ?4, ?5)",
         params![
             row.name,
+            row.id,
             integer(row.created_at_ms),
             json_text(&row.options),
             row.paused
@@ -356,8 +357,8 @@ fn add_pair(
 ) -> Result<(), StoreError> {
     transaction.execute(
         "INSERT INTO pairs (session, position, volume, source, target, target_contents, size_bytes, phase, authoritative, copied_bytes, last_pause_us, problem, verification,
-            retired, copy_of, course)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+            retired, copy_of, estimate, begun_ms, in_sync_ms, switched_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
         params![
             session,
             position as i64,
@@ -374,7 +375,10 @@ fn add_pair(
             pair.verification.as_ref().map(json_text),
             pair.retired.as_ref().map(json_text),
             pair.copy_of.as_ref().map(json_text),
-            json_text(&pair.course),
+            pair.course.estimate.as_ref().map(json_text),
+            pair.course.begun_ms.map(integer),
+            pair.course.in_sync_ms.map(integer),
+            pair.course.switched_ms.map(integer),
         ],
     )?;
     Ok(())
@@ -403,7 +407,9 @@ fn set_pair(
         PairField::Verification(found) => set("verification", &json_text(found)),
         PairField::CopyOf(copy_of) => set("copy_of", &copy_of.as_ref().map(json_text)),
         PairField::Retired(retired) => set("retired", &retired.as_ref().map(json_text)),
-        PairField::Course(course) => set("course", &json_text(course)),
+        PairField::Begun(at_ms) => set("begun_ms", &integer(*at_ms)),
+        PairField::InSync(at_ms) => set("in_sync_ms", &at_ms.map(integer)),
+        PairField::Switched(at_ms) => set("switched_ms", &at_ms.map(integer)),
     }
 }
 

@@ -220,6 +220,8 @@ pub struct OpenMapRow {
 pub struct SessionRow {
     /// The name that the operator gave.
     pub name: String,
+    /// A UUID.
+    pub id: String,
     /// When it was created, in milliseconds since 1970.
     pub created_at_ms: u64,
     /// What was chosen for it.
@@ -292,8 +294,7 @@ pub struct Sealed {
 }
 
 /// How the first copy of a pair goes, beside what was expected of it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Course {
     /// What was estimated before the session was created.
     pub estimate: Option<Estimate>,
@@ -301,6 +302,8 @@ pub struct Course {
     pub begun_ms: Option<u64>,
     /// When nothing was left to copy for the first time.
     pub in_sync_ms: Option<u64>,
+    /// When the target became authoritative, unless the operator has taken that back.
+    pub switched_ms: Option<u64>,
 }
 
 /// What `shunt plan` has estimated.
@@ -377,8 +380,12 @@ pub enum PairField {
     Retired(Option<Retired>),
     /// Of when the target is a copy.
     CopyOf(Option<CopyOf>),
-    /// How the first copy goes.
-    Course(Course),
+    /// When its copy began.
+    Begun(u64),
+    /// When nothing was left to copy for the first time.
+    InSync(Option<u64>),
+    /// When the target became authoritative.
+    Switched(Option<u64>),
 }
 
 /// One change of the rows.
@@ -497,7 +504,9 @@ impl Model {
                         PairField::Verification(found) => row.verification = Some(found),
                         PairField::Retired(retired) => row.retired = retired,
                         PairField::CopyOf(copy_of) => row.copy_of = copy_of,
-                        PairField::Course(course) => row.course = course,
+                        PairField::Begun(at_ms) => row.course.begun_ms = Some(at_ms),
+                        PairField::InSync(at_ms) => row.course.in_sync_ms = at_ms,
+                        PairField::Switched(at_ms) => row.course.switched_ms = at_ms,
                     }
                 }
             }

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::de::DeserializeOwned;
 
 use super::{
-    Estimate, Lock, Model, Note, OpenMapRow, PairRow, SessionRow, StoreError, VolumeRow,
+    Course, Estimate, Lock, Model, Note, OpenMapRow, PairRow, SessionRow, StoreError, VolumeRow,
     VolumeState,
 };
 
@@ -24,14 +24,15 @@ pub(super) fn model(connection: &Connection) -> Result<Model, StoreError> {
         model.volumes.insert(volume.name.clone(), volume);
     }
     let mut query =
-        connection.prepare("SELECT name, created_at_ms, options, paused FROM sessions")?;
+        connection.prepare("SELECT name, id, created_at_ms, options, paused FROM sessions")?;
     let mut rows = query.query([])?;
     while let Some(row) = rows.next()? {
         let name: String = row.get(0)?;
         let session = SessionRow {
-            created_at_ms: unsigned(row.get(1)?, "sessions.created_at_ms")?,
-            options: json(row.get(2)?, "sessions.options")?,
-            paused: row.get(3)?,
+            id: row.get(1)?,
+            created_at_ms: unsigned(row.get(2)?, "sessions.created_at_ms")?,
+            options: json(row.get(3)?, "sessions.options")?,
+            paused: row.get(4)?,
             pairs: pairs(connection, &name)?,
             name,
         };
@@ -144,7 +145,8 @@ fn open_map(connection: &Connection, volume: &str) -> Result<Option<OpenMapRow>,
 fn pairs(connection: &Connection, session: &str) -> Result<Vec<PairRow>, StoreError> {
     let mut query = connection.prepare(
         "SELECT volume, source, target, target_contents, size_bytes, phase, authoritative, copied_bytes,
-            last_pause_us, problem, verification, retired, copy_of, course
+            last_pause_us, problem, verification, retired, copy_of, estimate, begun_ms,
+            in_sync_ms, switched_ms
          FROM pairs WHERE session = ?1 ORDER BY position",
     )?;
     let mut rows = query.query(params![session])?;
@@ -158,7 +160,6 @@ fn pairs(connection: &Connection, session: &str) -> Result<Vec<PairRow>, StoreEr
 fn pair(row: &Row<'_>) -> Result<PairRow, StoreError> {
     let phase: String = row.get(5)?;
     let authoritative: String = row.get(6)?;
-    let last_pause_us: Option<i64> = row.get(8)?;
     Ok(PairRow {
         volume: row.get(0)?,
         source: json(row.get(1)?, "pairs.source")?,
@@ -180,15 +181,22 @@ fn pair(row: &Row<'_>) -> Result<PairRow, StoreError> {
             }
         },
         copied_bytes: unsigned(row.get(7)?, "pairs.copied_bytes")?,
-        last_pause_us: last_pause_us
-            .map(|pause| unsigned(pause, "pairs.last_pause_us"))
-            .transpose()?,
+        last_pause_us: time(row.get(8)?, "pairs.last_pause_us")?,
         problem: row.get(9)?,
         verification: json_or_none(row.get(10)?, "pairs.verification")?,
         retired: json_or_none(row.get(11)?, "pairs.retired")?,
         copy_of: json_or_none(row.get(12)?, "pairs.copy_of")?,
-        course: json(row.get(13)?, "pairs.course")?,
+        course: Course {
+            estimate: json_or_none(row.get(13)?, "pairs.estimate")?,
+            begun_ms: time(row.get(14)?, "pairs.begun_ms")?,
+            in_sync_ms: time(row.get(15)?, "pairs.in_sync_ms")?,
+            switched_ms: time(row.get(16)?, "pairs.switched_ms")?,
+        },
     })
+}
+
+fn time(value: Option<i64>, column: &'static str) -> Result<Option<u64>, StoreError> {
+    value.map(|value| unsigned(value, column)).transpose()
 }
 
 /// What was stored as JSON.

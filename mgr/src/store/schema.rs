@@ -36,6 +36,7 @@ CREATE TABLE open_map (
 
 CREATE TABLE sessions (
     name TEXT PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
     created_at_ms INTEGER NOT NULL,
     options TEXT NOT NULL,
     paused INTEGER NOT NULL
@@ -57,7 +58,10 @@ CREATE TABLE pairs (
     verification TEXT,
     retired TEXT,
     copy_of TEXT,
-    course TEXT NOT NULL,
+    estimate TEXT,
+    begun_ms INTEGER,
+    in_sync_ms INTEGER,
+    switched_ms INTEGER,
     PRIMARY KEY (session, position)
 ) STRICT;
 

@@ -77,6 +77,7 @@ fn pair(volume: &str, target: u64) -> PairRow {
             }),
             begun_ms: Some(4),
             in_sync_ms: None,
+            switched_ms: Some(5),
         },
         retired: Some(Retired {
             how: RetireHow::WipeSignatures,
@@ -99,6 +100,7 @@ fn pair(volume: &str, target: u64) -> PairRow {
 fn session(name: &str, pairs: Vec<PairRow>) -> SessionRow {
     SessionRow {
         name: name.to_owned(),
+        id: format!("id-{name}"),
         created_at_ms: 1_700_000_000_000,
         options: SessionOptions {
             detect_zeroes: true,

@@ -1,8 +1,8 @@
 //! Help, usage, man pages, completions, requests and what is printed.
 
 use migration_proto::manager::{
-    CutoverAction, CutoverOptions, HostRecord, PlanRecord, RetireHow, SessionLimits, SessionMode,
-    SwitchPolicy,
+    CutoverAction, CutoverOptions, HostRecord, Hours, PlanRecord, RetireHow, SessionLimits,
+    SessionMode, SwitchPairs, SwitchPolicy,
 };
 use migration_proto::target::OnAuthoritativeFailure;
 
@@ -101,7 +101,7 @@ fn completions_know_every_subcommand() {
 #[test]
 fn a_wrong_command_line_is_usage_and_sends_nothing() {
     let fake = FakeShuntd::answering(done(true, &[]));
-    let wrong: [&[&str]; 30] = [
+    let wrong: [&[&str]; 34] = [
         &[],
         &["--no-such-option"],
         &["no-such-command"],
@@ -129,6 +129,10 @@ fn a_wrong_command_line_is_usage_and_sends_nothing() {
         &["create", "-f", "s1.toml", "--rate", "1MiB"],
         &["create", "-f", "s1.toml", "--mode", "track"],
         &["set", "--mode", "track"],
+        &["set", "s1", "--max-duration", "long"],
+        &["set", "s1", "--switch-pairs", "one"],
+        &["set", "s1", "--window-hours", "22:00"],
+        &["set", "s1", "--start-at", "soon"],
         &["set", "s1", "--attempts", "0"],
         &["set", "s1", "--max-latency-impact", "0%"],
         &["set", "s1", "--throttle-floor", "unlimited"],
@@ -304,6 +308,56 @@ fn each_verb_sends_its_request() {
                 limits: SessionLimits {
                     rate_bytes_per_second: Some(10 << 20),
                     priority: Some(90),
+                    ..SessionLimits::default()
+                },
+            },
+        ),
+        (
+            &[
+                "create",
+                "s1",
+                "db:/dev/b",
+                "--window-hours",
+                "22:00-06:00",
+                "--max-duration",
+                "8h",
+                "--switch-pairs",
+                "each",
+            ],
+            Request::Create {
+                session: session(),
+                pairs: vec![PairSpec {
+                    volume: "db".into(),
+                    target: "/dev/b".parse().unwrap(),
+                }],
+                options: SessionOptions {
+                    hours: Hours {
+                        from_minute: 22 * 60,
+                        to_minute: 6 * 60,
+                    },
+                    max_duration_seconds: 8 * 3600,
+                    switch_pairs: SwitchPairs::Each,
+                    ..SessionOptions::default()
+                },
+            },
+        ),
+        (
+            &[
+                "set",
+                "s1",
+                "--max-duration",
+                "never",
+                "--switch-pairs",
+                "together",
+                "--window-hours",
+                "always",
+            ],
+            Request::SetSession {
+                session: session(),
+                limits: SessionLimits {
+                    hours: Some(Hours::default()),
+                    max_duration_seconds: Some(0),
+                    switch_pairs: Some(SwitchPairs::Together),
                     ..SessionLimits::default()
                 },
             },

@@ -329,6 +329,7 @@ fn session(state: &str) -> Record {
     Record::Session(SessionRecord {
         schema: JSON_SCHEMA,
         session: "s1".into(),
+        id: "4711".into(),
         state: state.into(),
         pairs: 1,
         allowed: vec!["switch".into(), "cancel".into()],

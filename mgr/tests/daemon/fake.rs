@@ -37,6 +37,8 @@ pub(crate) enum Whim {
     DirtyAtStart,
     /// Refuses every change between the mirrored routes.
     RefuseRole,
+    /// Changes between the mirrored routes take a second.
+    SlowRole,
     /// Refuses to stop.
     DeviceOpen,
     /// Says that the mirror leg has failed, until it is told to try again.
@@ -315,6 +317,9 @@ impl Conversation {
         let path = &self.server.path;
         let changes_role = route.is_mirrored() || route == Route::Split;
         if changes_role {
+            if Whim::SlowRole.is_set(path) {
+                std::thread::sleep(Duration::from_secs(1));
+            }
             if Whim::RefuseRole.is_set(path) {
                 return refused(Refusal::Deadline, "requests could not be drained in time");
             }

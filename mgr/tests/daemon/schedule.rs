@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use migration_proto::manager::{
-    Request, SessionLimits, SessionOptions, SwitchPolicy, VerifyPolicy,
+    Request, Response, SessionLimits, SessionOptions, SwitchPairs, SwitchPolicy, VerifyPolicy,
 };
 
 use super::fake::Whim;
@@ -82,6 +82,96 @@ fn a_session_is_switched_when_it_is_in_sync_and_not_again_after_an_undo() {
         let expected = format!("{verb}: it is switched when the operator says so");
         assert!(said.contains(&expected), "{said:?}");
     }
+}
+
+#[test]
+fn a_command_waits_for_what_nobody_has_asked_for_and_is_refused_beside_another_command() {
+    let world = World::new();
+    in_sync(&world, in_ms(60_000));
+    world.set("db", Whim::SlowRole);
+    world.changes(&policy("s1", SwitchPolicy::WhenSynced));
+    world.wait("it is being switched by itself", |world| {
+        let begun = |line: &String| line.ends_with("switch");
+        world.history().iter().any(begun).then_some(())
+    });
+    world.changes(&undo("s1"));
+    assert_eq!(chosen(&world), SwitchPolicy::Manual);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| world.changes(&switch("s1")));
+        let failure = world.wait("the second of two is told", |world| {
+            match world.ask(&policy("s1", SwitchPolicy::Manual)) {
+                Response::Failed(failure) => Some(failure),
+                _ => None,
+            }
+        });
+        assert!(
+            failure.cause.contains("(switch) is under way"),
+            "{failure:?}"
+        );
+        other.join().unwrap();
+    });
+}
+
+#[test]
+fn each_pair_is_switched_as_soon_as_it_is_in_sync_if_that_is_wanted() {
+    let world = World::new();
+    let targets = [world.lun("one-b", MIB, 0), world.lun("two-b", MIB, 0)];
+    for volume in ["one", "two"] {
+        world.changes(&attach(volume, &world.lun(&format!("{volume}-a"), MIB, 1)));
+    }
+    world.set("two", Whim::HoldClaims);
+    let mut request = create("s1", &[("one", &targets[0]), ("two", &targets[1])]);
+    if let Request::Create { options, .. } = &mut request {
+        options.switch = SwitchPolicy::WhenSynced;
+        options.switch_pairs = SwitchPairs::Each;
+    }
+    world.changes(&request);
+    world.changes(&start("s1"));
+    let state_of = |pair: usize| world.pairs("s1")[pair].state.clone();
+    world.wait("the first pair is switched", |_| {
+        (state_of(0) == "target-selected").then_some(())
+    });
+    assert_eq!(
+        (state_of(1).as_str(), chosen(&world)),
+        ("syncing", SwitchPolicy::WhenSynced)
+    );
+    world.unset("two", Whim::HoldClaims);
+    world.wait_for_state("s1", "target-selected");
+    world.wait("nothing more is to be switched", |world| {
+        (chosen(world) == SwitchPolicy::Manual).then_some(())
+    });
+}
+
+#[test]
+fn a_session_that_takes_too_long_is_paused_once() {
+    let world = World::new();
+    world.changes(&attach("db", &world.lun("a", MIB, 1)));
+    world.set("db", Whim::HoldClaims);
+    let mut request = create("s1", &[("db", &world.lun("b", MIB, 0))]);
+    if let Request::Create { options, .. } = &mut request {
+        options.max_duration_seconds = 1;
+    }
+    world.changes(&request);
+    world.changes(&start("s1"));
+    world.wait_for_state("s1", "paused");
+    let said = world.history();
+    let told = |line: &String| line.contains("--max-duration") && line.contains("shunt resume s1");
+    assert!(said.iter().any(told), "{said:?}");
+    world.changes(&resume("s1"));
+    stays(&world, "syncing");
+    world.unset("db", Whim::HoldClaims);
+    world.wait_for_state("s1", "source-selected");
+    // In sync once, it may take as long as it takes.
+    let limits = SessionLimits {
+        max_duration_seconds: Some(1),
+        ..SessionLimits::default()
+    };
+    world.changes(&Request::SetSession {
+        session: "s1".to_owned(),
+        limits,
+    });
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    stays(&world, "source-selected");
 }
 
 #[test]
