@@ -414,8 +414,14 @@ fn event_row(event: &EventRecord) -> Vec<String> {
         moments::text(event.at_ms / 1000),
         name(&event.session),
         name(&event.volume),
-        printable(&event.what),
+        printable(&happened(event)),
     ]
+}
+
+/// What happened, and who asked for it.
+pub(super) fn happened(event: &EventRecord) -> String {
+    let by = event.who.as_ref().map(|who| format!(" (by {who})"));
+    format!("{}{}", event.what, by.unwrap_or_default())
 }
 
 fn heading(words: &[&str]) -> Vec<String> {

@@ -12,7 +12,7 @@ use plotters::prelude::{
     RGBColor, SVGBackend, ShapeStyle, WHITE,
 };
 
-use super::args;
+use super::{args, render};
 use crate::moments;
 use crate::units;
 
@@ -252,7 +252,7 @@ fn event_row(event: &EventRecord) -> Markup {
         tr {
             td.when { (moments::text(event.at_ms / 1000)) }
             td { @if let Some(volume) = &event.volume { (volume) } }
-            td { (event.what) }
+            td { (render::happened(event)) }
         }
     }
 }
@@ -460,6 +460,7 @@ mod tests {
             session: Some("night".into()),
             volume: Some("db".into()),
             what: what.into(),
+            who: None,
             state: None,
         })
     }

@@ -20,11 +20,18 @@ pub(super) struct Context {
     pub(super) config: Arc<Config>,
     pub(super) store: StoreHandle,
     pub(super) events: mpsc::Sender<Event>,
+    /// The user whose command it is, if it is one.
+    pub(super) who: Option<Arc<str>>,
 }
 
 impl Context {
     /// Makes changes durable, then lets the owner know them.
-    pub(super) async fn commit(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+    pub(super) async fn commit(&self, mut changes: Vec<Change>) -> Result<(), StoreError> {
+        for change in &mut changes {
+            if let Change::Note(note) = change {
+                note.who = self.who.as_deref().map(str::to_owned);
+            }
+        }
         let stored = changes.clone();
         self.store.call(move |store| store.apply(&stored)).await?;
         self.committed(changes).await;
@@ -38,10 +45,11 @@ impl Context {
                 session,
                 volume,
                 what,
+                who,
                 ..
             }) = change
             {
-                info!(session, volume, "{what}");
+                info!(session, volume, who, "{what}");
             }
         }
         self.tell(Event::Changed(changes)).await;
@@ -91,6 +99,7 @@ pub(super) fn note(session: Option<&str>, volume: Option<&str>, what: impl Into<
         session: session.map(str::to_owned),
         volume: volume.map(str::to_owned),
         what: what.into(),
+        who: None,
     })
 }
 

@@ -6,22 +6,20 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use migration_proto::manager::{Request, Response};
-use tokio::sync::oneshot;
+use migration_proto::manager::Request;
 
+use super::socket::Call;
 use super::{Busy, Owner};
 
 /// A request waits no longer than that; then it is told what is under way.
 const WAIT_MAX: Duration = Duration::from_secs(10);
-
-type Reply = oneshot::Sender<Response>;
 
 /// What shuntd does by itself, and who waits for that.
 #[derive(Debug, Default)]
 pub(super) struct Deferred {
     /// What it works on.
     own: BTreeSet<Busy>,
-    calls: VecDeque<(Request, Reply, Instant)>,
+    calls: VecDeque<(Call, Instant)>,
 }
 
 impl Deferred {
@@ -39,7 +37,7 @@ impl Deferred {
 
     /// When somebody has waited long enough.
     pub(super) fn until(&self) -> Option<Instant> {
-        self.calls.front().map(|(_, _, until)| *until)
+        self.calls.front().map(|(_, until)| *until)
     }
 
     fn holds_up(&self, request: &Request) -> bool {
@@ -49,25 +47,37 @@ impl Deferred {
 
 impl Owner {
     /// Answers a request, now or a little later.
-    pub(super) fn take(&mut self, request: Request, reply: Reply) {
-        if self.deferred.holds_up(&request) {
+    pub(super) fn take(&mut self, call: Call) {
+        if self.deferred.holds_up(&call.request) {
             let until = Instant::now() + WAIT_MAX;
-            self.deferred.calls.push_back((request, reply, until));
+            self.deferred.calls.push_back((call, until));
         } else {
-            self.answer(request, reply);
+            self.answer_call(call);
         }
     }
 
     /// Answers those that need not wait any more.
     pub(super) fn answer_deferred(&mut self) {
         let now = Instant::now();
-        for (request, reply, until) in std::mem::take(&mut self.deferred.calls) {
-            if until > now && self.deferred.holds_up(&request) {
-                self.deferred.calls.push_back((request, reply, until));
+        for (call, until) in std::mem::take(&mut self.deferred.calls) {
+            if until > now && self.deferred.holds_up(&call.request) {
+                self.deferred.calls.push_back((call, until));
             } else {
-                self.answer(request, reply);
+                self.answer_call(call);
             }
         }
+    }
+
+    /// What is begun now is begun for this user.
+    fn answer_call(&mut self, call: Call) {
+        let Call {
+            request,
+            who,
+            reply,
+        } = call;
+        self.context.who = Some(who);
+        self.answer(request, reply);
+        self.context.who = None;
     }
 }
 

@@ -196,6 +196,7 @@ impl Owner {
                 session,
                 volume,
                 what: (*state).to_owned(),
+                who: None,
                 state: Some((*state).to_owned()),
             });
         }
@@ -219,6 +220,7 @@ mod tests {
             session: Some(session.to_owned()),
             volume: None,
             what: what.to_owned(),
+            who: None,
             state: None,
         }
     }

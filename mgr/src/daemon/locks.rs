@@ -5,10 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use super::context::{Context, note};
+use super::context::{Context, now_ms};
 use super::failure::{self, Answer, Done};
 use super::retire::retired_leg;
-use crate::store::{Change, LegRow, Lock, Model, lock_key};
+use crate::store::{Change, LegRow, Lock, Model, Note, lock_key};
 
 /// What the operator gives to have them freed.
 pub(super) const COMMAND: &str = "shunt recover --locks";
@@ -17,9 +17,13 @@ pub(super) const COMMAND: &str = "shunt recover --locks";
 pub(super) async fn free(context: Context, dry_run: bool) -> Answer {
     let object = "locks";
     // In one call, so that nobody takes one between the look and the change.
+    let who = context.who.clone();
     let freed = context.store.call(move |store| {
         let orphans = orphans(&store.load()?, store.locks()?);
-        let changes: Vec<Change> = orphans.iter().flat_map(changes).collect();
+        let changes: Vec<Change> = orphans
+            .iter()
+            .flat_map(|lock| changes(lock, who.as_deref()))
+            .collect();
         if !dry_run {
             store.apply(&changes)?;
         }
@@ -54,11 +58,15 @@ fn orphans(model: &Model, locks: Vec<Lock>) -> Vec<Lock> {
     locks.into_iter().filter(is_orphan).collect()
 }
 
-fn changes(lock: &Lock) -> [Change; 2] {
-    [
-        Change::Unlock(lock.key.clone()),
-        note(None, None, text(lock)),
-    ]
+fn changes(lock: &Lock, who: Option<&str>) -> [Change; 2] {
+    let note = Note {
+        at_ms: now_ms(),
+        session: None,
+        volume: None,
+        what: text(lock),
+        who: who.map(str::to_owned),
+    };
+    [Change::Unlock(lock.key.clone()), Change::Note(note)]
 }
 
 fn text(lock: &Lock) -> String {

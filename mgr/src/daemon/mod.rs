@@ -229,6 +229,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         config: Arc::new(config.clone()),
         store,
         events: events_in,
+        who: None,
     };
     if config.host_checks.ublk && !model.volumes.is_empty() {
         // After a reboot the module may not be loaded yet.
@@ -395,7 +396,7 @@ impl Owner {
                 () = sleep_until(deferred_until.unwrap_or_else(Instant::now).into()), if deferred_until.is_some() => {
                     self.answer_deferred();
                 }
-                Some((request, reply)) = calls.recv(), if !waiting => self.take(request, reply),
+                Some(call) = calls.recv(), if !waiting => self.take(call),
                 else => return events,
             }
         }

@@ -251,6 +251,7 @@ pub(super) fn event(note: Note) -> EventRecord {
         session: note.session,
         volume: note.volume,
         what: note.what,
+        who: note.who,
         state: None,
     }
 }

@@ -15,13 +15,16 @@ use migration_proto::frame::FrameError;
 use migration_proto::manager::{Failure, FailureKind, Request, Response};
 use migration_proto::places::{Admitted, ConnectionId, Places};
 use migration_proto::{Hello, Welcome};
+use nix::unistd::{Uid, User};
 use tokio::io::AsyncReadExt;
+use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
+use super::context::blocking;
 use super::{failure, feed, link};
 
 /// The most connections at a time.
@@ -34,7 +37,13 @@ const IDLE_MAX: Duration = Duration::from_secs(600);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// A request with the way back for its answer.
-pub(super) type Call = (Request, oneshot::Sender<Response>);
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) request: Request,
+    /// The user whose it is.
+    pub(super) who: Arc<str>,
+    pub(super) reply: oneshot::Sender<Response>,
+}
 
 /// Who may ask.
 #[derive(Debug, Clone, Copy)]
@@ -158,10 +167,15 @@ async fn converse(
     if matches!(welcome, Welcome::WrongProtocol { .. }) {
         return Ok(());
     }
-    if admission.root_only && stream.peer_cred()?.uid() != 0 {
+    let caller = stream.peer_cred()?;
+    if admission.root_only && caller.uid() != 0 {
         let failure = failure::refused("shuntd", "only root may use it", "run shunt as root");
         return send(&mut stream, &Response::Failed(failure)).await;
     }
+    let who: Arc<str> = blocking(move || user(caller))
+        .await
+        .unwrap_or_default()
+        .into();
     loop {
         seat.places(Places::became_idle);
         let request: Request = match next_request(&mut stream).await {
@@ -174,7 +188,13 @@ async fn converse(
             seat.places(Places::became_busy);
         }
         let (reply, answer) = oneshot::channel();
-        let response = match calls.send((request, reply)).await {
+        let who = Arc::clone(&who);
+        let call = Call {
+            request,
+            who,
+            reply,
+        };
+        let response = match calls.send(call).await {
             Ok(()) => answer.await.unwrap_or_else(|_| ending()),
             Err(_) => ending(),
         };
@@ -182,6 +202,21 @@ async fn converse(
             Err(FrameError::TooLarge(bytes)) => send(&mut stream, &too_large(bytes)).await?,
             other => other?,
         }
+    }
+}
+
+/// The name of the user at the other end: who has logged in, also where that is not who the process runs as.
+fn user(caller: UCred) -> String {
+    let login = caller.pid().and_then(|pid| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/loginuid")).ok()?;
+        let uid: u32 = text.trim().parse().ok()?;
+        // Nobody has logged in.
+        (uid != u32::MAX).then_some(uid)
+    });
+    let uid = login.unwrap_or(caller.uid());
+    match User::from_uid(Uid::from_raw(uid)) {
+        Ok(Some(user)) => user.name,
+        Ok(None) | Err(_) => format!("uid {uid}"),
     }
 }
 

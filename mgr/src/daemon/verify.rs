@@ -83,6 +83,8 @@ impl Owner {
             }
         }
         self.record_aside(notes);
+        // What follows from that, nobody has asked for.
+        self.context.who = None;
         for pair in &session.pairs {
             self.volume_reported(&pair.volume);
         }

@@ -442,8 +442,14 @@ fn add_lock(transaction: &Transaction<'_>, lock: &Lock) -> Result<(), StoreError
 
 fn add_note(transaction: &Transaction<'_>, note: &Note) -> Result<(), StoreError> {
     transaction.execute(
-        "INSERT INTO history (at_ms, session, volume, what) VALUES (?1, ?2, ?3, ?4)",
-        params![integer(note.at_ms), note.session, note.volume, note.what],
+        "INSERT INTO history (at_ms, session, volume, what, who) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![
+            integer(note.at_ms),
+            note.session,
+            note.volume,
+            note.what,
+            note.who
+        ],
     )?;
     transaction.execute(
         "DELETE FROM history WHERE id <= ?1 - ?2",

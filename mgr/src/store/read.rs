@@ -91,7 +91,7 @@ pub(super) fn history(
     lines_max: u32,
 ) -> Result<Vec<Note>, StoreError> {
     let mut query = connection.prepare(
-        "SELECT at_ms, session, volume, what FROM history
+        "SELECT at_ms, session, volume, what, who FROM history
          WHERE ?1 IS NULL OR session = ?1 ORDER BY id DESC LIMIT ?2",
     )?;
     let mut rows = query.query(params![session, lines_max])?;
@@ -102,6 +102,7 @@ pub(super) fn history(
             session: row.get(1)?,
             volume: row.get(2)?,
             what: row.get(3)?,
+            who: row.get(4)?,
         });
     }
     notes.reverse();

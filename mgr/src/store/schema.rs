@@ -86,7 +86,8 @@ CREATE TABLE history (
     at_ms INTEGER NOT NULL,
     session TEXT,
     volume TEXT,
-    what TEXT NOT NULL
+    what TEXT NOT NULL,
+    who TEXT
 ) STRICT;
 
 CREATE INDEX history_session ON history (session, id);

@@ -177,6 +177,7 @@ fn changes() -> Vec<Change> {
             session: Some("s1".into()),
             volume: None,
             what: "created".into(),
+            who: None,
         }),
     ]
 }
@@ -260,6 +261,7 @@ fn an_ended_session_makes_room_for_its_name_and_a_live_one_does_not() {
             session: Some("s1".into()),
             volume: None,
             what: what.to_owned(),
+            who: None,
         })
     };
     store
@@ -307,6 +309,7 @@ fn history_gives_the_last_lines_in_order_and_of_one_session() {
             session: Some(session.into()),
             volume: None,
             what: "x".into(),
+            who: (session == "b").then(|| "alice".to_owned()),
         };
         store.apply(&[Change::Note(note)]).unwrap();
     }

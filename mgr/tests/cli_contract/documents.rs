@@ -698,12 +698,16 @@ fn history_is_printed_with_times() {
             session: Some("s1".into()),
             volume: None,
             what: "started".into(),
+            who: Some("alice".into()),
             state: None,
         })],
     });
     let ended = fake.run(&["history", "s1"]);
     ended.expect(Exit::Done);
-    assert_eq!(ended.stdout, "2025-11-21 01:17:05Z  s1  -  started\n");
+    assert_eq!(
+        ended.stdout,
+        "2025-11-21 01:17:05Z  s1  -  started (by alice)\n"
+    );
     assert_eq!(fake.run(&["history", "--json"]).json()[0]["type"], "event");
 }
 
@@ -794,6 +798,7 @@ fn events_begin_with_what_is_so_and_go_on_from_there() {
             session: Some("s1".into()),
             volume: Some("db".into()),
             what: what.into(),
+            who: None,
             state: Some(what.into()),
         })
     };

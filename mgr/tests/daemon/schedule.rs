@@ -3,7 +3,8 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use migration_proto::manager::{
-    Request, Response, SessionLimits, SessionOptions, SwitchPairs, SwitchPolicy, VerifyPolicy,
+    Record, Request, Response, SessionLimits, SessionOptions, SwitchPairs, SwitchPolicy,
+    VerifyPolicy,
 };
 
 use super::fake::Whim;
@@ -96,6 +97,18 @@ fn a_command_waits_for_what_nobody_has_asked_for_and_is_refused_beside_another_c
     });
     world.changes(&undo("s1"));
     assert_eq!(chosen(&world), SwitchPolicy::Manual);
+    let who = |what: &str| {
+        let records = world.records(&Request::History { session: None });
+        records.into_iter().find_map(|record| match record {
+            Record::Event(event) if event.what == what => Some(event.who),
+            _ => None,
+        })
+    };
+    assert_eq!(who("switch"), Some(None), "nobody has asked for it");
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid());
+    let expected = Some(Some(user.unwrap().unwrap().name));
+    assert_eq!(who("undo"), expected);
+    assert_eq!(who("start"), expected);
     std::thread::scope(|scope| {
         let other = scope.spawn(|| world.changes(&switch("s1")));
         let failure = world.wait("the second of two is told", |world| {
