@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use migration_core::pair::PairState;
-use migration_core::session;
+use migration_core::pair::{PairState, Verb};
+use migration_core::session::{self, SessionDecision};
 use migration_proto::manager::{EVERY_SECONDS_MAX, Hours, SessionOptions};
 
 use super::context::{note, now_ms};
@@ -81,7 +81,10 @@ impl Owner {
             .cloned()
             .collect();
         for row in due {
-            self.try_by_itself(&row, Matter::start(&row));
+            let decision = session::decide_session(Verb::Start, &self.positions(&row));
+            if let SessionDecision::Do(pairs) = decision {
+                self.try_by_itself(&row, Matter::start(row.options.start_at_ms, pairs));
+            }
         }
     }
 

@@ -37,12 +37,11 @@ pub(super) struct Matter {
 }
 
 impl Matter {
-    /// All pairs are started.
-    pub(super) fn start(row: &SessionRow) -> Self {
-        let at_ms = row.options.start_at_ms;
+    /// The pairs are started.
+    pub(super) const fn start(at_ms: u64, pairs: Vec<usize>) -> Self {
         Self {
             verb: Verb::Start,
-            pairs: (0..row.pairs.len()).collect(),
+            pairs,
             policy: SwitchPolicy::At(at_ms),
         }
     }
@@ -95,8 +94,8 @@ fn pairs_to_switch(row: &SessionRow, positions: &[Position]) -> Vec<usize> {
     (0..positions.len()).filter(is_ready).collect()
 }
 
-/// Whether the pairs may be switched by themselves. A session that mirrors tracks for a while when its target has stalled: writes are not slowed
-/// for that.
+/// Whether the pairs may be switched by themselves. A session that mirrors tracks for a while when its target has stalled:
+/// writes are not slowed for that.
 fn may_switch(mode: SessionMode, positions: &[Position]) -> bool {
     let tracks = |position: &Position| position.state == PairState::Tracking;
     let may_track = mode == SessionMode::Track;
