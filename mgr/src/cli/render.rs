@@ -363,10 +363,34 @@ fn pair_notes(pair: &PairRecord) -> String {
     if let Some(pause) = pair.last_pause_us {
         text.push_str(&format!("  {name}: last pause {}\n", units::pause(pause)));
     }
+    if let Some(cost) = cost_of_both(pair) {
+        text.push_str(&format!("  {name}: {cost}\n"));
+    }
     if let Some(problem) = &pair.problem {
         text.push_str(&format!("  {name}: problem: {}\n", printable(problem)));
     }
     text
+}
+
+/// What it costs to keep both legs, where that is all that goes on.
+fn cost_of_both(pair: &PairRecord) -> Option<String> {
+    match pair.state.as_str() {
+        "source-selected" | "target-selected" | "verifying" => {
+            let written = pair.application.as_ref().map(|application| {
+                let rate = units::rate(application.write_bytes_per_second);
+                format!(" ({rate} now)")
+            });
+            Some(format!(
+                "both legs are kept: each write is done twice{}",
+                written.unwrap_or_default()
+            ))
+        }
+        "degraded" | "paused" if pair.dirty_bytes > 0 => Some(format!(
+            "{} are to be copied before the legs are equal",
+            units::bytes(pair.dirty_bytes)
+        )),
+        _ => None,
+    }
 }
 
 /// What came of a comparison.
@@ -450,7 +474,7 @@ const fn side(side: Side) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use migration_proto::manager::{JSON_SCHEMA, SessionOptions};
+    use migration_proto::manager::{ApplicationRecord, JSON_SCHEMA, SessionOptions};
 
     use super::*;
 
@@ -515,6 +539,31 @@ session s1: syncing, 1 pair, priority 50, at most 32.00 MiB/s, created 1970-01-0
   you may now: shunt pause s1, shunt cancel s1
 ";
         assert_eq!(status(&records()), expected);
+    }
+
+    #[test]
+    fn what_keeping_both_legs_costs_is_told() {
+        let Some(Record::Pair(pair)) = records().pop() else {
+            panic!("the second one is a pair");
+        };
+        let application = ApplicationRecord {
+            write_bytes_per_second: 5 << 20,
+            ..ApplicationRecord::default()
+        };
+        let cost = |state: &str, application: Option<&ApplicationRecord>| {
+            cost_of_both(&PairRecord {
+                state: state.to_owned(),
+                application: application.copied(),
+                ..pair.clone()
+            })
+        };
+        let twice = "both legs are kept: each write is done twice";
+        assert_eq!(cost("source-selected", None).as_deref(), Some(twice));
+        let with_rate = format!("{twice} (5.00 MiB/s now)");
+        assert_eq!(cost("target-selected", Some(&application)), Some(with_rate));
+        let dirty = "1.00 GiB are to be copied before the legs are equal";
+        assert_eq!(cost("degraded", None).as_deref(), Some(dirty));
+        assert_eq!(cost("syncing", None), None);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use lun::{Finding, Identity, Inspection, Signature};
+use lun::{Finding, Identity, Inspection, Lun, OpenOptions, Signature};
 use migration_proto::luns::LunPaths;
 
 use crate::store::{LegRow, LunRow, lock_key};
@@ -70,8 +70,7 @@ pub(super) fn examine(path: &Path, protected: &[PathBuf]) -> Result<Candidate, S
 /// Reads what LUNs are. Blocks.
 pub(super) fn identify(paths: &LunPaths) -> Result<LegRow, String> {
     let open = |path: &PathBuf| {
-        let lun = lun::Lun::open(path, &lun::OpenOptions::default())
-            .map_err(|error| error.to_string())?;
+        let lun = Lun::open(path, &OpenOptions::default()).map_err(|error| error.to_string())?;
         Ok(LunRow {
             path: path.to_owned(),
             identity: lun.identity,
@@ -79,6 +78,15 @@ pub(super) fn identify(paths: &LunPaths) -> Result<LegRow, String> {
     };
     let luns = paths.paths().iter().map(open);
     LegRow::new(luns.collect::<Result<_, String>>()?)
+}
+
+/// Opens a LUN that was recorded, if it is still the same. Blocks.
+pub(super) fn open_recorded(row: &LunRow, options: &OpenOptions) -> Result<Lun, String> {
+    let lun = Lun::open(&row.path, options).map_err(|error| error.to_string())?;
+    row.identity
+        .matches(&lun.identity)
+        .map_err(|mismatch| mismatch.to_string())?;
+    Ok(lun)
 }
 
 /// The leg that these LUNs are, end to end.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use lun::{Lun, OpenOptions};
 use migration_proto::luns::LunPaths;
 
+use super::checks::open_recorded;
 use super::context::blocking;
 use crate::store::{LegRow, LunRow};
 
@@ -48,11 +49,7 @@ pub(super) async fn pace(paths: &LunPaths) -> Result<Pace, String> {
 /// Whether the LUNs are there and do each of a few small reads within that time.
 pub(super) async fn answers_within(leg: LegRow, limit: Duration) -> bool {
     let answers = move |lun: &LunRow| {
-        let opened = Lun::open(&lun.path, &OpenOptions::default());
-        let Some(opened) = opened
-            .ok()
-            .filter(|opened| lun.identity.matches(&opened.identity).is_ok())
-        else {
+        let Ok(opened) = open_recorded(lun, &OpenOptions::default()) else {
             return false;
         };
         let size = opened.identity.size_bytes;

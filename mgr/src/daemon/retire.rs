@@ -14,6 +14,7 @@ use migration_proto::manager::{Failure, Response, RetireHow};
 use tokio::sync::oneshot;
 use tracing::warn;
 
+use super::checks::open_recorded;
 use super::context::{Context, blocking, note};
 use super::failure::{self, Answer, Done};
 use super::verbs::leg_of;
@@ -108,10 +109,7 @@ impl Leg {
                 ..OpenOptions::default()
             };
             let open = |row: &LunRow| {
-                let lun = Lun::open(&row.path, &options).map_err(|error| error.to_string())?;
-                row.identity
-                    .matches(&lun.identity)
-                    .map_err(|mismatch| mismatch.to_string())?;
+                let lun = open_recorded(row, &options)?;
                 match lun.lock_exclusive_within(LOCK_WAIT_MAX) {
                     Ok(true) => Ok(lun),
                     Ok(false) => Err(format!(

@@ -8,9 +8,10 @@ use lun::{Kind, Lun, OpenOptions};
 use migration_core::pair::Phase;
 use tracing::warn;
 
+use super::checks::open_recorded;
 use super::context::blocking;
 use super::{Owner, paths};
-use crate::store::{Change, CopyOf, LegRow, LunRow, PairField, PairKey, PairRow, Sealed};
+use crate::store::{Change, CopyOf, LegRow, PairField, PairKey, PairRow, Sealed};
 
 /// Lets the kernel refuse writes, and says what it has counted. Nothing is refused for a file.
 pub(super) async fn seal(leg: &LegRow) -> Result<Sealed, String> {
@@ -78,15 +79,10 @@ async fn each<T: Send + 'static>(
 ) -> Result<Vec<T>, String> {
     let leg = leg.clone();
     let done = blocking(move || {
-        let open = |row: &LunRow| {
-            let lun =
-                Lun::open(&row.path, &OpenOptions::default()).map_err(|error| error.to_string())?;
-            row.identity
-                .matches(&lun.identity)
-                .map_err(|mismatch| mismatch.to_string())?;
-            work(&lun)
-        };
-        leg.luns().iter().map(open).collect()
+        let options = OpenOptions::default();
+        let luns = leg.luns().iter();
+        luns.map(|row| work(&open_recorded(row, &options)?))
+            .collect()
     });
     done.await.and_then(|done| done)
 }

@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use lun::{Lun, OpenOptions};
+use lun::OpenOptions;
 use migration_core::pair::{PairState, Phase};
 use migration_core::route::Side;
 use migration_proto::manager::Failure;
 use migration_proto::route::Route;
 use migration_proto::target::{Refusal, Request, Response};
 
-use super::checks::Used;
+use super::checks::{Used, open_recorded};
 use super::context::{Context, blocking, note, now_ms};
 use super::create::check_target;
 use super::failure::{self, Answer, Done};
@@ -714,10 +714,7 @@ pub(super) async fn mark_unfinished(session: &str, row: &PairRow) -> Result<(), 
             ..OpenOptions::default()
         };
         for row in target.luns() {
-            let lun = Lun::open(&row.path, &options).map_err(|error| error.to_string())?;
-            row.identity
-                .matches(&lun.identity)
-                .map_err(|mismatch| mismatch.to_string())?;
+            let lun = open_recorded(row, &options)?;
             lun.mark_unfinished(&text)
                 .map_err(|error| error.to_string())?;
         }
