@@ -811,8 +811,8 @@ pub struct EventRecord {
     pub volume: Option<String>,
     /// What happened.
     pub what: String,
-    /// The user who asked for it; absent if nobody did.
-    pub who: Option<String>,
+    /// The number of the user who asked for it; absent if nobody did.
+    pub who: Option<u32>,
     /// The state that the pair, or the volume, is in from then on; absent if the state is not what happened.
     pub state: Option<String>,
 }

@@ -5,9 +5,11 @@ use migration_proto::manager::{
     SessionRecord, SwitchPairs, SwitchPolicy, Verification, VolumeRecord,
 };
 use migration_proto::route::Side;
+use nix::unistd::{Uid, User};
 
 use super::args;
 use super::when;
+
 use crate::moments;
 use crate::units::{self, printable};
 
@@ -444,7 +446,13 @@ fn event_row(event: &EventRecord) -> Vec<String> {
 
 /// What happened, and who asked for it.
 pub(super) fn happened(event: &EventRecord) -> String {
-    let by = event.who.as_ref().map(|who| format!(" (by {who})"));
+    let by = event.who.map(|uid| {
+        let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+        user.map_or_else(
+            || format!(" (by uid {uid})"),
+            |user| format!(" (by {})", user.name),
+        )
+    });
     format!("{}{}", event.what, by.unwrap_or_default())
 }
 

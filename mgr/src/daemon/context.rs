@@ -20,8 +20,8 @@ pub(super) struct Context {
     pub(super) config: Arc<Config>,
     pub(super) store: StoreHandle,
     pub(super) events: mpsc::Sender<Event>,
-    /// The user whose command it is, if it is one.
-    pub(super) who: Option<Arc<str>>,
+    /// The number of the user whose command it is, if it is one.
+    pub(super) who: Option<u32>,
 }
 
 impl Context {
@@ -29,7 +29,7 @@ impl Context {
     pub(super) async fn commit(&self, mut changes: Vec<Change>) -> Result<(), StoreError> {
         for change in &mut changes {
             if let Change::Note(note) = change {
-                note.who = self.who.as_deref().map(str::to_owned);
+                note.who = self.who;
             }
         }
         let stored = changes.clone();

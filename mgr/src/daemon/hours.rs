@@ -64,25 +64,15 @@ impl Owner {
     /// Begins what is to be started by now.
     pub(super) fn start_what_is_due(&mut self) {
         let now = now_ms();
-        let is_due = |row: &&SessionRow| {
+        let is_due = |row: &SessionRow| {
             let at_ms = row.options.start_at_ms;
             at_ms != 0 && at_ms <= now && row.is_live()
         };
-        let due: Vec<SessionRow> = self
-            .model
-            .sessions
-            .values()
-            .filter(is_due)
-            .filter(|row| {
-                self.require_free(&[Busy::Session(row.name.clone())])
-                    .is_ok()
-            })
-            .filter(|row| session::state(&self.positions(row)) == Some(PairState::Setup))
-            .cloned()
-            .collect();
-        for row in due {
-            let decision = session::decide_session(Verb::Start, &self.positions(&row));
-            if let SessionDecision::Do(pairs) = decision {
+        for row in self.idle_sessions(is_due) {
+            let positions = self.positions(&row);
+            if session::state(&positions) == Some(PairState::Setup)
+                && let SessionDecision::Do(pairs) = session::decide_session(Verb::Start, &positions)
+            {
                 self.try_by_itself(&row, Matter::start(row.options.start_at_ms, pairs));
             }
         }
@@ -91,26 +81,14 @@ impl Owner {
     /// Stops the copies whose hours are over. They go on by themselves.
     pub(super) fn keep_hours(&mut self) {
         let minute = moments::minute_now();
-        let over = |row: &&SessionRow| row.is_live() && !row.options.hours.contains(minute);
-        let names: Vec<String> = self
-            .model
-            .sessions
-            .values()
-            .filter(over)
-            .filter(|row| !self.cutovers.is_running(&row.name))
-            .filter(|row| {
-                self.require_free(&[Busy::Session(row.name.clone())])
-                    .is_ok()
-            })
-            .map(|row| row.name.clone())
-            .collect();
-        for name in names {
-            let copiers = self.take_copiers(&name);
+        let over = |row: &SessionRow| row.is_live() && !row.options.hours.contains(minute);
+        for row in self.idle_sessions(over) {
+            let copiers = self.take_copiers(&row);
             if copiers.is_empty() {
                 continue;
             }
-            if let Some(operation) = self.operation(&name, Vec::new(), copiers) {
-                let busy = vec![Busy::Session(name)];
+            if let Some(operation) = self.operation(&row.name, Vec::new(), copiers) {
+                let busy = vec![Busy::Session(row.name)];
                 self.launch(busy, "the end of its hours", None, operation.rest());
             }
         }
@@ -129,17 +107,25 @@ fn takes_too_long(max_seconds: u64, pairs: impl Iterator<Item = Course>, now_ms:
 }
 
 impl Owner {
+    /// The sessions of that kind that nobody works on at present.
+    pub(super) fn idle_sessions(&self, wanted: impl Fn(&SessionRow) -> bool) -> Vec<SessionRow> {
+        let is_idle = |row: &&SessionRow| {
+            !self.busy.contains_key(&Busy::Session(row.name.clone()))
+                && !self.cutovers.is_running(&row.name)
+        };
+        let rows = self.model.sessions.values();
+        rows.filter(|row| wanted(row))
+            .filter(is_idle)
+            .cloned()
+            .collect()
+    }
+
     /// The copiers of a session that copy, to be stopped.
-    fn take_copiers(&mut self, session: &str) -> Vec<(PairKey, Copier, u64)> {
-        let pairs = self
-            .model
-            .sessions
-            .get(session)
-            .map_or(0, |row| row.pairs.len());
+    fn take_copiers(&mut self, row: &SessionRow) -> Vec<(PairKey, Copier, u64)> {
         let mut copiers = Vec::new();
-        for position in 0..pairs {
+        for position in 0..row.pairs.len() {
             let key = PairKey {
-                session: session.to_owned(),
+                session: row.name.clone(),
                 position,
             };
             if !self.copies.is_comparing(&key)
@@ -154,26 +140,15 @@ impl Owner {
     /// Pauses the sessions that have taken as long as they may.
     pub(super) fn pause_what_takes_too_long(&mut self) {
         let now = now_ms();
-        let late: Vec<String> = self
-            .model
-            .sessions
-            .values()
-            .filter(|row| {
-                let live = row.pairs.iter().filter(|pair| !pair.phase.is_ended());
-                let max_seconds = row.options.max_duration_seconds;
-                !row.paused && takes_too_long(max_seconds, live.map(|pair| pair.course), now)
-            })
-            .filter(|row| !self.cutovers.is_running(&row.name))
-            .filter(|row| {
-                self.require_free(&[Busy::Session(row.name.clone())])
-                    .is_ok()
-            })
-            .map(|row| row.name.clone())
-            .collect();
-        for name in late {
-            let copiers = self.take_copiers(&name);
-            if let Some(operation) = self.operation(&name, Vec::new(), copiers) {
-                let busy = vec![Busy::Session(name)];
+        let is_late = |row: &SessionRow| {
+            let live = row.pairs.iter().filter(|pair| !pair.phase.is_ended());
+            let max_seconds = row.options.max_duration_seconds;
+            !row.paused && takes_too_long(max_seconds, live.map(|pair| pair.course), now)
+        };
+        for row in self.idle_sessions(is_late) {
+            let copiers = self.take_copiers(&row);
+            if let Some(operation) = self.operation(&row.name, Vec::new(), copiers) {
+                let busy = vec![Busy::Session(row.name)];
                 self.launch(busy, "the end of its time", None, operation.time_is_up());
             }
         }

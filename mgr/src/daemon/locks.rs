@@ -17,13 +17,10 @@ pub(super) const COMMAND: &str = "shunt recover --locks";
 pub(super) async fn free(context: Context, dry_run: bool) -> Answer {
     let object = "locks";
     // In one call, so that nobody takes one between the look and the change.
-    let who = context.who.clone();
+    let who = context.who;
     let freed = context.store.call(move |store| {
         let orphans = orphans(&store.load()?, store.locks()?);
-        let changes: Vec<Change> = orphans
-            .iter()
-            .flat_map(|lock| changes(lock, who.as_deref()))
-            .collect();
+        let changes: Vec<Change> = orphans.iter().flat_map(|lock| changes(lock, who)).collect();
         if !dry_run {
             store.apply(&changes)?;
         }
@@ -58,13 +55,13 @@ fn orphans(model: &Model, locks: Vec<Lock>) -> Vec<Lock> {
     locks.into_iter().filter(is_orphan).collect()
 }
 
-fn changes(lock: &Lock, who: Option<&str>) -> [Change; 2] {
+fn changes(lock: &Lock, who: Option<u32>) -> [Change; 2] {
     let note = Note {
         at_ms: now_ms(),
         session: None,
         volume: None,
         what: text(lock),
-        who: who.map(str::to_owned),
+        who,
     };
     [Change::Unlock(lock.key.clone()), Change::Note(note)]
 }

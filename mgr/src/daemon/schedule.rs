@@ -202,17 +202,7 @@ impl Owner {
     /// Begins the switches that are due.
     pub(super) fn switch_what_is_due(&mut self) {
         let now_ms = now_ms();
-        let is_free = |row: &&SessionRow| !self.busy.contains_key(&Busy::Session(row.name.clone()));
-        let due: Vec<SessionRow> = self
-            .model
-            .sessions
-            .values()
-            .filter(|row| is_due(&row.options.switch, now_ms))
-            .filter(is_free)
-            .filter(|row| !self.cutovers.is_running(&row.name))
-            .cloned()
-            .collect();
-        for row in due {
+        for row in self.idle_sessions(|row| is_due(&row.options.switch, now_ms)) {
             let Some((verb, pairs)) = what_is_due(&row, &self.positions(&row)) else {
                 continue;
             };

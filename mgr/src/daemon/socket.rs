@@ -15,7 +15,6 @@ use migration_proto::frame::FrameError;
 use migration_proto::manager::{Failure, FailureKind, Request, Response};
 use migration_proto::places::{Admitted, ConnectionId, Places};
 use migration_proto::{Hello, Welcome};
-use nix::unistd::{Uid, User};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::UCred;
 use tokio::net::{UnixListener, UnixStream};
@@ -24,7 +23,6 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use super::context::blocking;
 use super::{failure, feed, link};
 
 /// The most connections at a time.
@@ -40,8 +38,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) request: Request,
-    /// The user whose it is.
-    pub(super) who: Arc<str>,
+    /// The number of the user whose it is.
+    pub(super) who: u32,
     pub(super) reply: oneshot::Sender<Response>,
 }
 
@@ -172,10 +170,7 @@ async fn converse(
         let failure = failure::refused("shuntd", "only root may use it", "run shunt as root");
         return send(&mut stream, &Response::Failed(failure)).await;
     }
-    let who: Arc<str> = blocking(move || user(caller))
-        .await
-        .unwrap_or_default()
-        .into();
+    let who = user(caller);
     loop {
         seat.places(Places::became_idle);
         let request: Request = match next_request(&mut stream).await {
@@ -188,7 +183,6 @@ async fn converse(
             seat.places(Places::became_busy);
         }
         let (reply, answer) = oneshot::channel();
-        let who = Arc::clone(&who);
         let call = Call {
             request,
             who,
@@ -205,19 +199,16 @@ async fn converse(
     }
 }
 
-/// The name of the user at the other end: who has logged in, also where that is not who the process runs as.
-fn user(caller: UCred) -> String {
+/// The user at the other end: who has logged in, also where that is not who the process runs as. A number: names may have to be asked
+/// for over the network, and shuntd waits for nobody.
+fn user(caller: UCred) -> u32 {
     let login = caller.pid().and_then(|pid| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/loginuid")).ok()?;
         let uid: u32 = text.trim().parse().ok()?;
         // Nobody has logged in.
         (uid != u32::MAX).then_some(uid)
     });
-    let uid = login.unwrap_or(caller.uid());
-    match User::from_uid(Uid::from_raw(uid)) {
-        Ok(Some(user)) => user.name,
-        Ok(None) | Err(_) => format!("uid {uid}"),
-    }
+    login.unwrap_or(caller.uid())
 }
 
 /// The next request; `None` when the client has left, or has been idle for too long.

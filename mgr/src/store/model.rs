@@ -359,8 +359,8 @@ pub struct Note {
     pub volume: Option<String>,
     /// What happened.
     pub what: String,
-    /// The user who asked for it, if somebody did.
-    pub who: Option<String>,
+    /// The number of the user who asked for it, if somebody did.
+    pub who: Option<u32>,
 }
 
 /// A change of one field of a pair.

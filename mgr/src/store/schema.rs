@@ -87,7 +87,7 @@ CREATE TABLE history (
     session TEXT,
     volume TEXT,
     what TEXT NOT NULL,
-    who TEXT
+    who INTEGER
 ) STRICT;
 
 CREATE INDEX history_session ON history (session, id);

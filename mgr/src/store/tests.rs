@@ -309,7 +309,7 @@ fn history_gives_the_last_lines_in_order_and_of_one_session() {
             session: Some(session.into()),
             volume: None,
             what: "x".into(),
-            who: (session == "b").then(|| "alice".to_owned()),
+            who: (session == "b").then_some(1000),
         };
         store.apply(&[Change::Note(note)]).unwrap();
     }

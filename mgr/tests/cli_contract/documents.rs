@@ -698,7 +698,7 @@ fn history_is_printed_with_times() {
             session: Some("s1".into()),
             volume: None,
             what: "started".into(),
-            who: Some("alice".into()),
+            who: Some(0),
             state: None,
         })],
     });
@@ -706,7 +706,7 @@ fn history_is_printed_with_times() {
     ended.expect(Exit::Done);
     assert_eq!(
         ended.stdout,
-        "2025-11-21 01:17:05Z  s1  -  started (by alice)\n"
+        "2025-11-21 01:17:05Z  s1  -  started (by root)\n"
     );
     assert_eq!(fake.run(&["history", "--json"]).json()[0]["type"], "event");
 }
