@@ -12,6 +12,7 @@
 //! | `inspect` | all findings about a LUN, and the word that confirms an overwrite |
 //! | `finding` | the findings and their texts |
 //! | `usage` | mounts, swap, holders, partitions in use, other paths |
+//! | `state` | what shows that others have written to a LUN |
 //! | `stack` | which devices lie beneath a path or a device |
 //! | `openers` | which processes have a LUN open |
 //! | `signature` | what libblkid recognises on a LUN |
@@ -36,6 +37,7 @@ mod proc_text;
 mod retire;
 mod signature;
 mod stack;
+mod state;
 mod sysfs;
 mod unfinished;
 mod usage;

@@ -268,16 +268,32 @@ impl Lun {
         let before = fs::metadata(&canonical).map_err(|source| open_failed(path, source))?;
         let kind = kind_of(&before, path)?;
         let file = open_file(&canonical, kind, opts)?;
-        let metadata = file
-            .metadata()
-            .map_err(|source| other(&canonical, "stat", source))?;
-        if kind_of(&metadata, path)? != kind {
-            return Err(OpenError::Replaced { path: canonical });
+        let lun = examine(file, canonical, opts, sysfs)?;
+        if lun.identity.kind != kind {
+            return Err(OpenError::Replaced { path: lun.path });
         }
-        match kind {
-            Kind::BlockDevice => open_block_device(file, canonical, &metadata, opts, sysfs),
-            Kind::RegularFile => open_regular_file(file, canonical, &metadata, opts),
-        }
+        Ok(lun)
+    }
+
+    /// A file that was opened with `opts` at `path`, as a LUN.
+    pub(crate) fn from_open_file(
+        file: File,
+        path: &Path,
+        opts: &OpenOptions,
+    ) -> Result<Self, OpenError> {
+        let canonical = fs::canonicalize(path).map_err(|source| open_failed(path, source))?;
+        examine(file, canonical, opts, &Sysfs::new("/sys"))
+    }
+}
+
+/// Reads the identity and the limits of what is open.
+fn examine(file: File, path: PathBuf, opts: &OpenOptions, sysfs: &Sysfs) -> Result<Lun, OpenError> {
+    let metadata = file
+        .metadata()
+        .map_err(|source| other(&path, "stat", source))?;
+    match kind_of(&metadata, &path)? {
+        Kind::BlockDevice => open_block_device(file, path, &metadata, opts, sysfs),
+        Kind::RegularFile => open_regular_file(file, path, &metadata, opts),
     }
 }
 

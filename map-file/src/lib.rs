@@ -12,6 +12,7 @@ use std::{
 };
 
 use migration_core::{
+    custody::Custody,
     map::{self, Area, BitmapSector, Chosen, MapError, RoleRecord, SECTOR_BYTES},
     route::{Route, Side},
     units::{Epoch, Geometry},
@@ -85,6 +86,8 @@ pub struct MapFile {
     pub chosen: Chosen,
     /// What the volume is.
     pub descriptor: Descriptor,
+    /// Who holds the legs; `None` if that is not known.
+    pub custody: Option<Custody>,
     /// The words of the dirty bitmap; empty in `Single`.
     pub dirty: Vec<u64>,
     /// The words of the write intent bitmap; empty in `Single`.
@@ -224,6 +227,7 @@ impl MapFile {
         let Contents {
             chosen,
             descriptor,
+            custody,
             dirty,
             intent,
         } = contents;
@@ -232,9 +236,72 @@ impl MapFile {
             path: path.to_owned(),
             chosen,
             descriptor,
+            custody,
             dirty,
             intent,
         }
+    }
+
+    /// The same file again, with the same lock.
+    ///
+    /// # Errors
+    /// If there is no descriptor for it.
+    pub fn duplicate(&self) -> Result<Self, MapFileError> {
+        let file = self.file.try_clone().map_err(|source| MapFileError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(Self {
+            file,
+            path: self.path.clone(),
+            chosen: self.chosen,
+            descriptor: self.descriptor.clone(),
+            custody: self.custody,
+            dirty: self.dirty.clone(),
+            intent: self.intent.clone(),
+        })
+    }
+
+    /// Makes every region dirty, durably and in what was read: the legs may differ anywhere.
+    ///
+    /// # Errors
+    /// Those of the file. Some regions may be dirty then, which costs a copy and no data.
+    pub fn make_all_dirty(&mut self) -> Result<(), MapFileError> {
+        let record = &self.chosen.record;
+        self.dirty.fill(u64::MAX);
+        for (index, words) in self.dirty.chunks(map::SECTOR_WORDS).enumerate() {
+            let sector = BitmapSector {
+                area: Area::Dirty,
+                index,
+            };
+            self.write(
+                &sector.encode(&record.volume_id, words),
+                sector.offset(record.geometry),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Writes who holds the legs, durably.
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn write_custody(&mut self, custody: Custody) -> Result<(), MapFileError> {
+        self.write(
+            &custody.encode(&self.chosen.record.volume_id),
+            map::CUSTODY_OFFSET,
+        )?;
+        self.custody = Some(custody);
+        Ok(())
+    }
+
+    fn write(&self, sector: &[u8], offset: u64) -> Result<(), MapFileError> {
+        self.file
+            .write_all_at(sector, offset)
+            .map_err(|source| MapFileError::Io {
+                path: self.path.clone(),
+                source,
+            })
     }
 
     /// Reads a map file without locking it, for tools that only look.
@@ -258,6 +325,8 @@ pub struct Contents {
     pub chosen: Chosen,
     /// What the volume is.
     pub descriptor: Descriptor,
+    /// Who holds the legs; `None` if that is not known.
+    pub custody: Option<Custody>,
     /// The words of the dirty bitmap; empty in `Single`.
     pub dirty: Vec<u64>,
     /// The words of the write intent bitmap; empty in `Single`.
@@ -287,9 +356,12 @@ pub fn read(file: &impl FileExt, path: &Path) -> Result<Contents, MapFileError> 
         Ok(words)
     };
     let (dirty, intent) = (read_area(Area::Dirty)?, read_area(Area::Intent)?);
+    let sector = sector_at(file, path, map::CUSTODY_OFFSET)?;
+    let custody = Custody::decode(&record.volume_id, &sector);
     Ok(Contents {
         chosen,
         descriptor,
+        custody,
         dirty,
         intent,
     })

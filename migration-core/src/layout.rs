@@ -54,6 +54,12 @@ impl Layout {
         self.ends.last().copied().unwrap_or(0)
     }
 
+    /// The extents, in the order of their addresses; none is empty.
+    #[must_use]
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
     /// Where the first of `length` bytes at `address` is, and how many of them follow there. `None` beyond the end.
     #[must_use]
     pub fn locate(&self, address: u64, length: u64) -> Option<Place> {

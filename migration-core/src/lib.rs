@@ -9,7 +9,7 @@
 //! * [`region`], [`bits`]: what is dirty.
 //! * [`pair`], [`session`]: what an operator sees and may do.
 //! * [`come_back`], [`cutover`], [`impact`]: when a target that stalled is written again, how a switch is brought about, how fast a copy goes.
-//! * [`map`]: the format of the map file.
+//! * [`map`]: the format of the map file; [`custody`]: whether others can have written to the legs.
 //! * [`route`], [`units`]: the words.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ extern crate alloc;
 
 pub mod bits;
 pub mod come_back;
+pub mod custody;
 pub mod cutover;
 pub mod impact;
 pub mod latency;

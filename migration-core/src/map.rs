@@ -7,9 +7,10 @@
 //! |---|---|---|
 //! | 0 | 512 | role record, slot 0 |
 //! | 4096 | 512 | role record, slot 1 |
-//! | 8192 | 65536 | descriptor, slot 0 |
-//! | 73728 | 65536 | descriptor, slot 1 |
-//! | 139264 | sectors × 512, rounded up to 4096 | dirty bitmap |
+//! | 8192 | 512 | who holds the legs ([`crate::custody`]) |
+//! | 12288 | 65536 | descriptor, slot 0 |
+//! | 77824 | 65536 | descriptor, slot 1 |
+//! | 143360 | sectors × 512, rounded up to 4096 | dirty bitmap |
 //! | after it | as long | write intent bitmap |
 
 use alloc::vec::Vec;
@@ -24,11 +25,13 @@ use crate::{
 /// The unit of writing, in bytes.
 pub const SECTOR_BYTES: usize = 512;
 /// The version of this format.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Where the role slots are, in bytes.
 pub const ROLE_OFFSETS: [u64; 2] = [0, 4096];
+/// Where the sector is that says who holds the legs, in bytes.
+pub const CUSTODY_OFFSET: u64 = 8192;
 /// Where the descriptor slots are, in bytes.
-pub const DESCRIPTOR_OFFSETS: [u64; 2] = [8192, 8192 + DESCRIPTOR_BYTES_MAX as u64];
+pub const DESCRIPTOR_OFFSETS: [u64; 2] = [12288, 12288 + DESCRIPTOR_BYTES_MAX as u64];
 /// The length of a descriptor slot, in bytes.
 pub const DESCRIPTOR_BYTES_MAX: usize = 65536;
 /// Where the bitmaps begin, in bytes.
@@ -435,7 +438,7 @@ mod tests {
             checksum(&sector.encode(b"0123456789abcdef", &words)),
             0x6a8f_3a0e
         );
-        assert_eq!(BITMAP_OFFSET, 139_264);
+        assert_eq!(BITMAP_OFFSET, 143_360);
         assert_eq!(SECTOR_REGIONS, 3968);
     }
 

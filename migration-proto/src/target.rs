@@ -263,6 +263,8 @@ pub enum Response {
         from: Leg,
         /// The leg to write.
         to: Leg,
+        /// The legs may be equal in most places: to be compared, and written only where they differ.
+        compare_first: bool,
     },
     /// Regions to copy; none when nothing is dirty (`dirty_bytes` is 0), or nothing else can be granted now.
     Claimed {
@@ -386,8 +388,25 @@ pub struct Status {
     pub write_latency: Vec<u64>,
     /// What the driver offers, by name.
     pub driver_features: Vec<String>,
+    /// The name of the claim on the legs. Whoever starts the next process and hands on the descriptors
+    /// in `held` names it.
+    pub claim: u64,
+    /// The descriptors of this process that claim the LUNs of the legs.
+    pub held: Vec<HeldLun>,
+    /// Why all of the mirror leg is copied or compared again, until it is.
+    pub doubt: Option<String>,
     /// Whether this process took over a device whose process had died.
     pub recovered: bool,
+}
+
+/// A LUN that `ublk-target` has open.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct HeldLun {
+    /// Its path, without symbolic links.
+    pub path: std::path::PathBuf,
+    /// The number of the descriptor in the process.
+    pub descriptor: i32,
 }
 
 /// What `ublk-target` counts, from its start.

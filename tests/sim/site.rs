@@ -819,6 +819,7 @@ impl Site {
         let Contents {
             chosen,
             descriptor,
+            custody: _,
             dirty,
             intent,
         } = *contents;

@@ -1,13 +1,16 @@
 //! The LUNs under a leg, opened and known to be the right ones.
 
 use std::{
+    os::fd::AsRawFd,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use lun::{Lun, OpenError, OpenOptions};
 use migration_core::layout::{Extent, Layout};
-use migration_proto::route::Leg;
+use migration_proto::{route::Leg, target::HeldLun};
+
+use crate::custody::Inherited;
 
 /// Why a leg cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -42,16 +45,24 @@ pub struct OpenLeg {
     pub luns: Vec<Lun>,
     /// Where the bytes are.
     pub layout: Layout,
+    /// Every LUN was open in the last process of the volume, and its claim was handed on.
+    pub inherited: bool,
 }
 
 impl OpenLeg {
     /// Opens every LUN of a leg for direct I/O, claims it, and compares it with what was recorded.
     ///
-    /// A claim that a dying predecessor still holds is waited for, up to `busy_limit`.
+    /// A LUN that is among `inherited` is taken from there. A claim that a dying predecessor still
+    /// holds is waited for, up to `busy_limit`.
     ///
     /// # Errors
     /// As [`LegError`] says; nothing is open then.
-    pub fn open(leg: &Leg, busy_limit: Duration) -> Result<Self, LegError> {
+    pub fn open(
+        leg: &Leg,
+        busy_limit: Duration,
+        inherited: Option<&Inherited>,
+    ) -> Result<Self, LegError> {
+        let mut all_inherited = true;
         let mut paths: Vec<PathBuf> = Vec::new();
         let mut luns: Vec<Lun> = Vec::new();
         let mut extents = Vec::new();
@@ -60,7 +71,12 @@ impl OpenLeg {
             let index = match known {
                 Some(index) => index,
                 None => {
-                    luns.push(open_claimed(&extent.path, busy_limit)?);
+                    let adopted = inherited.and_then(|all| all.adopt(&extent.path, &OPTIONS));
+                    all_inherited &= adopted.is_some();
+                    luns.push(match adopted {
+                        Some(lun) => lun,
+                        None => open_claimed(&extent.path, busy_limit)?,
+                    });
                     paths.push(extent.path.clone());
                     luns.len() - 1
                 }
@@ -92,6 +108,39 @@ impl OpenLeg {
         Ok(Self {
             luns,
             layout: Layout::new(extents),
+            inherited: all_inherited,
+        })
+    }
+
+    /// What is open, as shuntd can have it: descriptor and device of each LUN.
+    #[must_use]
+    pub fn held(&self) -> Vec<HeldLun> {
+        let held = |lun: &Lun| HeldLun {
+            path: lun.path.clone(),
+            descriptor: lun.fd.as_raw_fd(),
+        };
+        self.luns.iter().map(held).collect()
+    }
+
+    /// Whether the paths of `leg` still lead to what is open.
+    #[must_use]
+    pub fn is_at(&self, leg: &Leg) -> bool {
+        let recorded = leg.extents.iter().filter(|extent| extent.length_bytes > 0);
+        let mut extents = self.layout.extents().iter().zip(recorded);
+        extents.all(|(open, extent)| {
+            let found = self.luns[open.lun].is_at(&extent.path);
+            found.is_ok_and(|same| same)
+        })
+    }
+
+    /// Checksum of those parts of the leg that mounts and volume managers change.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn fingerprint(&self) -> std::io::Result<u64> {
+        self.layout.extents().iter().try_fold(0_u64, |sum, extent| {
+            let part = self.luns[extent.lun].fingerprint(extent.start, extent.length)?;
+            Ok(sum.rotate_left(7) ^ part)
         })
     }
 
@@ -111,16 +160,18 @@ impl OpenLeg {
     }
 }
 
+/// How the LUNs of a leg are opened.
+const OPTIONS: OpenOptions = OpenOptions {
+    write: true,
+    exclusive: true,
+    direct: true,
+};
+
 fn open_claimed(path: &std::path::Path, busy_limit: Duration) -> Result<Lun, OpenError> {
     const RETRY: Duration = Duration::from_millis(5);
-    let options = OpenOptions {
-        write: true,
-        exclusive: true,
-        direct: true,
-    };
     let started = Instant::now();
     loop {
-        match Lun::open(path, &options) {
+        match Lun::open(path, &OPTIONS) {
             Err(OpenError::Busy { .. }) if started.elapsed() < busy_limit => {
                 std::thread::sleep(RETRY);
             }

@@ -4,7 +4,10 @@ use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use migration_core::route::Side;
-use ublk_target::serve::{self, Options};
+use ublk_target::{
+    custody::{Inherited, InheritedArgument},
+    serve::{self, Options},
+};
 
 /// The data plane of Shunt. It is started by shuntd; by hand only to look for faults.
 #[derive(Debug, Parser)]
@@ -43,6 +46,10 @@ enum Command {
         /// The UUID of the volume; a map file of another one is refused.
         #[arg(long)]
         volume_id: Option<String>,
+        /// The claim of the last process of the volume on its LUNs, and the descriptors of them:
+        /// CLAIM:DESCRIPTOR,DESCRIPTOR... For shuntd.
+        #[arg(long, hide = true)]
+        inherited: Option<InheritedArgument>,
         /// Hardware queues; at most one a processor, and one with a driver that cannot recover several.
         #[arg(long, default_value_t = 1)]
         queues: u16,
@@ -84,12 +91,14 @@ fn main() -> ExitCode {
             map,
             socket,
             volume_id,
+            inherited,
             queues,
             queue_depth,
-        } => serve::serve(&Options {
+        } => serve::serve(Options {
             map,
             socket,
             volume_id,
+            inherited: inherited.as_ref().map(Inherited::take),
             queues,
             queue_depth,
         }),

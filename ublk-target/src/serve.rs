@@ -34,7 +34,8 @@ use migration_proto::{
 use nix::errno::Errno;
 
 use crate::{
-    engine::{Engine, EngineError, Inbox, Parts, Shape},
+    custody::{self, Inherited},
+    engine::{Engine, EngineError, Inbox, Parts, Shape, Snapshot},
     legs::OpenLeg,
     socket::{Facts, Server, THREADS_MAX, Wake},
     ublk::{
@@ -64,7 +65,7 @@ const WAKES_MAX: usize = THREADS_MAX + 1;
 pub const EXIT_LOCKED: u8 = 3;
 
 /// What to serve.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Options {
     /// The map file.
     pub map: PathBuf,
@@ -72,6 +73,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// The UUID of the volume, if it is known.
     pub volume_id: Option<String>,
+    /// What the last process of the volume had open.
+    pub inherited: Option<Inherited>,
     /// Hardware queues; an old driver gets one.
     pub queues: u16,
     /// Tags a queue.
@@ -86,11 +89,11 @@ const REQUEST_BYTES_MAX: u32 = 256 << 10;
 ///
 /// # Errors
 /// With what was tried, on what.
-pub fn serve(options: &Options) -> anyhow::Result<()> {
+pub fn serve(mut options: Options) -> anyhow::Result<()> {
     let mut control = Control::open()?;
     let needed = Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE;
     let features = control.require_features(needed, CONTROL_LIMIT)?;
-    let map = MapFile::open(&options.map, PREDECESSOR_LIMIT)?;
+    let mut map = MapFile::open(&options.map, PREDECESSOR_LIMIT)?;
     if let Some(id) = &options.volume_id {
         map.require_volume(id)?;
     }
@@ -99,13 +102,19 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
     protect_process();
 
     let predecessor = control.find_device(tag, CONTROL_LIMIT)?;
-    let shape = shape(options, features, predecessor.as_ref());
-    let ([source, target], mirror_problem) = open_legs(&map)?;
+    let shape = shape(&options, features, predecessor.as_ref());
+    let inherited = options.inherited.take();
+    let ([source, target], mirror_problem) = open_legs(&map, inherited.as_ref())?;
+    let legs = [source.as_ref(), target.as_ref()];
+    let taken = custody::take(&mut map, legs, inherited.as_ref())?;
+    drop(inherited);
     let params = device_params(&descriptor, source.as_ref().or(target.as_ref()));
     let inbox = Arc::new(Inbox::new().context("create an eventfd")?);
+    let mut kept_map = map.duplicate()?;
     let parts = Parts {
         shape,
         map,
+        doubt: taken.doubt,
         source,
         target,
         mirror_problem,
@@ -135,8 +144,9 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
         device: PathBuf::from(format!("/dev/ublkb{device}")),
         driver_features: features.names().map(str::to_owned).collect(),
         recovered,
+        claim: taken.claim,
     };
-    Server::new(facts, inbox, wake)
+    Server::new(facts, Arc::clone(&inbox), wake)
         .listen(&options.socket)
         .with_context(|| format!("listen on {}", options.socket.display()))?;
     tracing::info!(
@@ -145,7 +155,10 @@ pub fn serve(options: &Options) -> anyhow::Result<()> {
         recovered,
         "serving"
     );
-    attend(&mut control, device, features, &wakes, engine)?;
+    let last = attend(&mut control, device, features, &wakes, engine, &inbox)?;
+    if let Err(error) = custody::release(&mut kept_map, &last) {
+        tracing::warn!("the next process will copy or compare everything: {error:#}");
+    }
     let _ = std::fs::remove_file(&options.socket);
     Ok(())
 }
@@ -216,17 +229,19 @@ fn run_engine(
     let _ = wake.try_send(Wake::EngineEnded);
 }
 
-/// Waits for the end: a stop, or the end of the engine.
+/// Waits for the end: a stop, or the end of the engine. Returns how the volume was before a stop.
 fn attend(
     control: &mut Control,
     device: DeviceId,
     features: Features,
     wakes: &Receiver<Wake>,
     engine: EngineThread,
-) -> anyhow::Result<()> {
+    inbox: &Inbox,
+) -> anyhow::Result<Snapshot> {
     /// The connection has to write its answer before the process ends.
     const ANSWER: Duration = Duration::from_millis(50);
     while let Wake::Stop(reply) = wakes.recv().unwrap_or(Wake::EngineEnded) {
+        let last = inbox.snapshot().context("the engine has ended")?;
         if let Err(error) = stop(control, device, features) {
             let _ = reply.send(Err(error.to_string()));
             continue;
@@ -237,7 +252,7 @@ fn attend(
         control.del_dev(device, CONTROL_LIMIT)?;
         let _ = reply.send(Ok(()));
         std::thread::sleep(ANSWER);
-        return Ok(());
+        return Ok(last);
     }
     engine.next_event()?;
     bail!("the device /dev/ublkb{device} was taken away by somebody else")
@@ -378,14 +393,18 @@ fn shape(options: &Options, features: Features, predecessor: Option<&DevInfo>) -
 
 /// Opens the legs of the route. Without its mirror leg a volume is served all the same: what is wrong with that is the
 /// second value.
-fn open_legs(map: &MapFile) -> anyhow::Result<([Option<OpenLeg>; 2], Option<String>)> {
+fn open_legs(
+    map: &MapFile,
+    inherited: Option<&Inherited>,
+) -> anyhow::Result<([Option<OpenLeg>; 2], Option<String>)> {
     let route = map.chosen.record.route;
     let open = |side: Side| {
         let leg = map
             .descriptor
             .leg(side.into())
             .with_context(|| format!("the map file names no {side} leg"))?;
-        OpenLeg::open(leg, PREDECESSOR_LIMIT).with_context(|| format!("open the {side} leg"))
+        OpenLeg::open(leg, PREDECESSOR_LIMIT, inherited)
+            .with_context(|| format!("open the {side} leg"))
     };
     let authoritative = open(route.authoritative())?;
     let mirror = route.mirror().map(open).transpose();

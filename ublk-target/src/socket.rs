@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use migration_core::volume::CopierId;
+use migration_core::{custody::Claim, volume::CopierId};
 use migration_proto::{
     Hello, Welcome,
     frame::{self, FrameError},
@@ -56,6 +56,8 @@ pub struct Facts {
     pub driver_features: Vec<String>,
     /// Whether the device was taken over.
     pub recovered: bool,
+    /// The name of the claim on the legs.
+    pub claim: Claim,
 }
 
 /// What the thread that holds the device waits for.
@@ -364,6 +366,14 @@ impl Server {
         let map = snapshot
             .map_fault
             .map(|error| problem("the map file cannot be written", error));
+        let mut held = snapshot.authoritative.held();
+        if let Some(mirror) = snapshot
+            .mirror
+            .as_ref()
+            .filter(|_| !snapshot.doubt_unmarked)
+        {
+            held.extend(mirror.held());
+        }
         Response::Status(Box::new(Status {
             volume: descriptor.volume.clone(),
             volume_id: descriptor.volume_id.clone(),
@@ -405,6 +415,9 @@ impl Server {
             read_latency: snapshot.latencies.reads.counts().to_vec(),
             write_latency: snapshot.latencies.writes.counts().to_vec(),
             driver_features: self.facts.driver_features.clone(),
+            claim: self.facts.claim.0,
+            held,
+            doubt: snapshot.doubt.map(|doubt| doubt.to_string()),
             recovered: self.facts.recovered,
         }))
     }
@@ -444,7 +457,8 @@ impl Server {
             .target
             .as_ref()
             .ok_or_else(|| bad("no target leg".to_owned()))?;
-        let leg = OpenLeg::open(leg, LEG_BUSY_LIMIT).map_err(|error| bad(error.to_string()))?;
+        let leg =
+            OpenLeg::open(leg, LEG_BUSY_LIMIT, None).map_err(|error| bad(error.to_string()))?;
         check_mirror(&snapshot, &leg).map_err(bad)?;
         Ok(Ask::AddMirror {
             epoch,
@@ -474,7 +488,8 @@ impl Server {
             .target
             .as_ref()
             .ok_or_else(|| bad("no target leg".to_owned()))?;
-        let leg = OpenLeg::open(leg, LEG_BUSY_LIMIT).map_err(|error| bad(error.to_string()))?;
+        let leg =
+            OpenLeg::open(leg, LEG_BUSY_LIMIT, None).map_err(|error| bad(error.to_string()))?;
         check_mirror(&snapshot, &leg).map_err(bad)?;
         Ok(Ask::AddMirror {
             epoch,
@@ -484,10 +499,22 @@ impl Server {
         })
     }
 
-    /// Opens the mirror leg again: the device behind its name may be another one than before, with the same identity.
+    /// Tries the mirror leg again. Opens it again only if the device behind its name is another one
+    /// than before, with the same identity: while it is closed, others can write to it.
     fn retry_mirror(&self, epoch: u64) -> Response {
         let gone = || refused(Refusal::Failed, "the volume is ending");
         let ask = |ask| self.inbox.ask(ask).recv().unwrap_or_else(|_| gone());
+        let Some(before) = self.inbox.snapshot() else {
+            return gone();
+        };
+        let side = before.record.route.mirror();
+        let recorded = side.and_then(|side| before.descriptor.leg(side.into()));
+        if let (Some(recorded), Some(open)) = (recorded, &before.mirror)
+            && open.is_at(recorded)
+        {
+            let leg = Err("it is open".to_owned());
+            return ask(Ask::RetryMirror { epoch, leg });
+        }
         let released = ask(Ask::ReleaseMirror { epoch });
         if released != Response::Done {
             return released;
@@ -499,7 +526,7 @@ impl Server {
         let leg = side.and_then(|side| snapshot.descriptor.leg(side.into()));
         let leg = match (leg, &snapshot.mirror) {
             (Some(leg), None) => {
-                OpenLeg::open(leg, LEG_BUSY_LIMIT).map_err(|error| error.to_string())
+                OpenLeg::open(leg, LEG_BUSY_LIMIT, None).map_err(|error| error.to_string())
             }
             // It has not failed, or somebody else was faster.
             (None, _) | (_, Some(_)) => Err("it is open".to_owned()),

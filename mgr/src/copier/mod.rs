@@ -149,6 +149,8 @@ pub struct Progress {
     pub copied_bytes: AtomicU64,
     /// The part of `copied_bytes` that was deallocated instead of written.
     pub zero_bytes: AtomicU64,
+    /// Found to differ when they were compared before they were written.
+    pub differing_bytes: AtomicU64,
     /// How long something was being copied or compared, in nanoseconds.
     pub copying_nanoseconds: AtomicU64,
     /// Compared since the start; what was compared twice counts twice.

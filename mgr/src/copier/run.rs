@@ -26,6 +26,8 @@ struct Opened {
     from: Leg,
     to: Leg,
     from_side: Side,
+    /// Regions are written only where the legs differ.
+    compare_first: bool,
 }
 
 /// The copying itself.
@@ -37,6 +39,7 @@ struct Copying<'a> {
     /// Per LUN: it refused to deallocate, and is not asked again.
     zero_refused: Vec<bool>,
     from_side: Side,
+    compare_first: bool,
     plan: Box<dyn Conversation>,
     /// Per slot: the piece in flight.
     transfers: Vec<Option<Transfer>>,
@@ -97,6 +100,7 @@ fn prepare<'a>(config: &'a Config, ring: Ring, shared: &'a Shared) -> Result<Cop
         zero_refused: vec![false; luns.count()],
         luns,
         from_side: opened.from_side,
+        compare_first: opened.compare_first,
         plan,
         transfers: vec![None; config.queue_depth as usize],
         free: (0..config.queue_depth).rev().map(Slot).collect(),
@@ -129,6 +133,7 @@ fn greet(line: &mut Line<'_>) -> Result<Opened, Abort> {
             size_bytes,
             from,
             to,
+            compare_first,
         } if epoch == status_epoch => Ok(Opened {
             epoch,
             region_bytes,
@@ -136,6 +141,7 @@ fn greet(line: &mut Line<'_>) -> Result<Opened, Abort> {
             from,
             to,
             from_side,
+            compare_first,
         }),
         Response::CopierOpened { epoch, .. } => Err(Abort::Ended(Outcome::Refused {
             reason: Refusal::StaleEpoch,
@@ -257,7 +263,16 @@ impl Copying<'_> {
             }
             Step::Checked => {
                 let found = checksum(self.line.ring.bytes(slot, piece.length_bytes));
-                self.checked(&transfer, transfer.checksum == Some(found));
+                let same = transfer.checksum == Some(found);
+                if !same && self.compares_first(&transfer) {
+                    let differing_bytes = &self.shared.progress.differing_bytes;
+                    differing_bytes.fetch_add(u64::from(piece.length_bytes), Ordering::Relaxed);
+                    // The buffer has what the other leg has.
+                    transfer.differs = true;
+                    transfer.begin(Phase::Reading);
+                    return self.submit(slot, transfer);
+                }
+                self.checked(&transfer, same);
             }
             Step::Failed(fault) => {
                 let error = self.describe(&transfer, fault);
@@ -271,18 +286,28 @@ impl Copying<'_> {
     /// What to do with a piece that is in the buffer.
     fn after_reading(&self, slot: Slot, transfer: &mut Transfer) -> Phase {
         let bytes = self.line.ring.bytes(slot, transfer.piece.length_bytes);
+        let compares_first = self.compares_first(transfer);
         let compares = match self.config.task {
-            Task::Copy { read_back } => read_back,
+            Task::Copy { read_back } => read_back || compares_first,
             Task::Compare { .. } => true,
         };
         transfer.checksum = compares.then(|| checksum(bytes));
         let refused = self.zero_refused[transfer.piece.to.file.0 as usize];
         match self.config.task {
             Task::Compare { .. } => Phase::Checking,
+            Task::Copy { .. } if compares_first => Phase::Checking,
             Task::Copy { .. } if self.config.detect_zeroes && !refused && is_zero(bytes) => {
                 Phase::Zeroing
             }
             Task::Copy { .. } => Phase::Writing,
+        }
+    }
+
+    /// Whether the piece is compared before it is written.
+    const fn compares_first(&self, transfer: &Transfer) -> bool {
+        match self.config.task {
+            Task::Copy { .. } => self.compare_first && !transfer.differs,
+            Task::Compare { .. } => false,
         }
     }
 

@@ -7,6 +7,8 @@
 //!    |                      +--yes--> Zeroing +--refused            | read back
 //!    | compare                           +-------complete------> zeroed --+
 //!    +--------------------------------------------------------------------+--> Checking --complete--> checked
+//!
+//! If the legs may be equal in most places, a piece is compared first, and read again only if it differs.
 //! ```
 
 use super::legs::Span;
@@ -69,6 +71,8 @@ pub(super) struct Transfer {
     retries: u32,
     /// Of what was read, if it is to be compared.
     pub(super) checksum: Option<u128>,
+    /// It was compared, and the other leg has something else.
+    pub(super) differs: bool,
 }
 
 impl Transfer {
@@ -80,6 +84,7 @@ impl Transfer {
             done_bytes: 0,
             retries: 0,
             checksum: None,
+            differs: false,
         }
     }
 

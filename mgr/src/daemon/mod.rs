@@ -50,6 +50,7 @@ mod deferred;
 mod failure;
 mod feed;
 mod gauge;
+mod held;
 mod hours;
 mod link;
 mod locks;
@@ -312,6 +313,8 @@ struct Owner {
     silent: BTreeSet<String>,
     /// For each volume, the connection for which its names were made.
     named: BTreeMap<String, u64>,
+    /// For each volume, the claim on its legs whose doubt the history has.
+    doubted: BTreeMap<String, u64>,
     /// The volumes that are asked often how they are.
     watched: BTreeSet<String>,
     /// The pairs whose legs somebody wants to be compared.
@@ -346,6 +349,7 @@ impl Owner {
             deferred: Deferred::default(),
             silent: BTreeSet::new(),
             named: BTreeMap::new(),
+            doubted: BTreeMap::new(),
             watched: BTreeSet::new(),
             to_compare: BTreeMap::new(),
             starting: BTreeSet::new(),

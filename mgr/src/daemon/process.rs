@@ -4,7 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::Stdio;
 
@@ -14,6 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
+use super::held::HeldLuns;
 use super::volume::Setup;
 
 /// How much of the end of a log is searched for its last line, in bytes.
@@ -22,8 +23,9 @@ const LOG_TAIL_BYTES: u64 = 8192;
 /// The longest line of a log that is shown, in characters.
 const LOG_LINE_CHARACTERS_MAX: usize = 500;
 
-/// Starts `ublk-target serve` in a session of its own, without any descriptor of ours.
-pub(super) fn spawn_serve(setup: &Setup) -> io::Result<Child> {
+/// Starts `ublk-target serve` in a session of its own, without any descriptor of ours but those that
+/// `held` hands on.
+pub(super) fn spawn_serve(setup: &Setup, held: &HeldLuns) -> io::Result<Child> {
     let output = OpenOptions::new()
         .create(true)
         .append(true)
@@ -37,14 +39,25 @@ pub(super) fn spawn_serve(setup: &Setup) -> io::Result<Child> {
         .arg(&setup.socket)
         .arg("--volume-id")
         .arg(&setup.volume_id)
+        .args(
+            held.argument()
+                .iter()
+                .flat_map(|held| ["--inherited", held]),
+        )
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output)
         .kill_on_drop(false);
-    // SAFETY: between fork and exec only async-signal-safe calls are made: setsid and close_range.
+    let inherited = held.descriptors();
+    // SAFETY: between fork and exec only async-signal-safe calls are made: setsid, close_range and fcntl.
     unsafe {
-        command.pre_exec(detach);
+        command.pre_exec(move || {
+            detach()?;
+            inherited
+                .iter()
+                .try_for_each(|descriptor| inherit(*descriptor))
+        });
     }
     command.spawn()
 }
@@ -144,6 +157,50 @@ fn detach() -> io::Result<()> {
     }
 }
 
+fn inherit(descriptor: RawFd) -> io::Result<()> {
+    // SAFETY: F_SETFD changes the flags of the descriptor and touches no memory.
+    if unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// A duplicate of a descriptor of another process.
+pub(super) fn duplicate(pid: u32, descriptor: RawFd) -> io::Result<OwnedFd> {
+    let process = open_process(pid)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+    // SAFETY: pidfd_getfd takes three integers and returns a descriptor or -1.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_getfd,
+            process.as_raw_fd(),
+            descriptor,
+            0_u32,
+        )
+    };
+    owned(result)
+}
+
+/// The process with this id; `None` if there is none.
+fn open_process(pid: u32) -> io::Result<Option<OwnedFd>> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    // SAFETY: pidfd_open takes two integers and returns a descriptor or -1.
+    match owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0_u32) }) {
+        Ok(process) => Ok(Some(process)),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The descriptor that a system call returned.
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let descriptor = i32::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
 /// Waits for the end of a process that need not be a child.
 #[derive(Debug)]
 pub(super) struct ProcessEnd(AsyncFd<OwnedFd>);
@@ -151,20 +208,9 @@ pub(super) struct ProcessEnd(AsyncFd<OwnedFd>);
 impl ProcessEnd {
     /// Of the process with this id; `None` if there is none.
     pub(super) fn of(pid: u32) -> io::Result<Option<Self>> {
-        let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
-        // SAFETY: pidfd_open takes two integers and returns a descriptor or -1.
-        let result = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0_u32) };
-        if result < 0 {
-            let error = io::Error::last_os_error();
-            return if error.raw_os_error() == Some(libc::ESRCH) {
-                Ok(None)
-            } else {
-                Err(error)
-            };
-        }
-        let descriptor = i32::try_from(result).map_err(io::Error::other)?;
-        // SAFETY: the kernel has just given us this descriptor, and nobody else owns it.
-        let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        let Some(descriptor) = open_process(pid)? else {
+            return Ok(None);
+        };
         // SAFETY: the descriptor stays open and the same as long as the registration: an `OwnedFd` is never replaced or lent mutably here.
         let registered = unsafe { AsyncFd::register(descriptor) }?;
         Ok(Some(Self(registered)))

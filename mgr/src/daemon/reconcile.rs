@@ -170,6 +170,7 @@ impl Owner {
                 PairField::CopiedBytes(copied_bytes),
             )]);
         }
+        self.note_doubt(key, view);
         let had_problem = self
             .model
             .pair(key)
@@ -225,6 +226,25 @@ impl Owner {
         };
         self.copies.start(key, config, base_bytes, now);
         self.limits_changed(&key.session);
+    }
+
+    /// Writes to the history, once for each claim, why all of the mirror leg is compared again.
+    fn note_doubt(&mut self, key: &PairKey, view: &View) {
+        let Some((status, pair)) = view.status.as_deref().zip(self.model.pair(key)) else {
+            return;
+        };
+        let Some(doubt) = &status.doubt else {
+            return;
+        };
+        let volume = pair.volume.clone();
+        if self.doubted.insert(volume.clone(), status.claim) != Some(status.claim) {
+            let authoritative: Side = status.route.authoritative().into();
+            let what = format!(
+                "the legs are compared again, the {authoritative} is authoritative: {doubt}"
+            );
+            warn!(volume, "{what}");
+            self.record_aside(vec![note(Some(&key.session), Some(&volume), what)]);
+        }
     }
 
     /// A ublk-target that was started again does not know what to do when the authoritative leg fails, nor what writes do.

@@ -130,7 +130,10 @@ fn mirror_problem(status: &Status) -> Option<String> {
 /// What a volume says is wrong, beside the mirror leg.
 fn said(status: &Status) -> Option<String> {
     let authoritative = status.authoritative_problem.clone();
-    authoritative.or_else(|| status.map_problem.clone())
+    let doubt = status.doubt.as_ref();
+    authoritative
+        .or_else(|| status.map_problem.clone())
+        .or_else(|| doubt.map(|doubt| format!("the legs are compared again: {doubt}")))
 }
 
 pub(super) fn session(

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
+use super::held::HeldLuns;
 use super::link::{ConnectError, TargetLink};
 use super::process::{ProcessEnd, last_log_line, spawn_serve};
 use super::volume::{AskError, Command, POLL_IDLE, Setup, View};
@@ -80,6 +81,8 @@ pub(super) struct Supervisor {
     /// The process, if this shuntd started it.
     child: Option<Child>,
     poll_every: Duration,
+    /// The claims of the process that was connected last.
+    held: HeldLuns,
 }
 
 impl Supervisor {
@@ -95,6 +98,7 @@ impl Supervisor {
             process: None,
             child: None,
             poll_every: POLL_IDLE,
+            held: HeldLuns::default(),
         }
     }
 
@@ -186,7 +190,7 @@ impl Supervisor {
             ));
         }
         let log_offset = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
-        let child = spawn_serve(&self.setup)
+        let child = spawn_serve(&self.setup, &self.held)
             .map_err(|error| format!("cannot run {}: {error}", program.display()))?;
         let again = !std::mem::replace(&mut self.setup.new, false);
         info!(
@@ -331,6 +335,10 @@ impl Supervisor {
         limit: Duration,
         reply: oneshot::Sender<Result<Response, AskError>>,
     ) -> Result<(), String> {
+        if matches!(request, Request::RetryMirror { .. }) {
+            // It may have to open LUNs again whose device is another one now.
+            self.held.let_go().await;
+        }
         match link.ask(request, limit).await {
             Ok(response) => {
                 // Who asked finds the view as it is after the request; a loss right after it is found by the caller of this.
@@ -352,7 +360,10 @@ impl Supervisor {
     async fn stop(&mut self, link: &mut TargetLink, process: &ProcessEnd) -> Result<(), AskError> {
         match link.ask(&Request::Stop, STOP_MAX).await {
             Ok(Response::Done) => match timeout(STOP_MAX, process.wait()).await {
-                Ok(()) => Ok(()),
+                Ok(()) => {
+                    self.held.let_go().await;
+                    Ok(())
+                }
                 Err(_) => Err(AskError::Lost(format!(
                     "ublk-target (pid {}) has not ended {} s after it was stopped",
                     link.pid,
@@ -389,6 +400,7 @@ impl Supervisor {
                 link.pid, status.volume
             ));
         }
+        self.held.follow(&status).await;
         self.publish(|view| {
             view.connections += u64::from(!view.connected);
             view.connected = true;
@@ -427,6 +439,7 @@ impl Supervisor {
             let _ = child.start_kill();
             let _ = timeout(STOP_MAX, child.wait()).await;
         }
+        self.held.let_go().await;
         let _ = reply.send(());
     }
 }

@@ -406,6 +406,9 @@ impl Conversation {
             counters: Counters::default(),
             read_latency: Vec::new(),
             write_latency: Vec::new(),
+            claim: 1,
+            held: Vec::new(),
+            doubt: None,
             driver_features: Vec::new(),
             recovered: false,
         }
@@ -436,6 +439,7 @@ impl Conversation {
             size_bytes,
             from,
             to,
+            compare_first: false,
         }
     }
 

@@ -77,6 +77,28 @@ impl Volume {
         }
     }
 
+    /// The mirror leg was closed for a while, and others could write to it: it may differ anywhere.
+    pub fn doubt_mirror(&mut self, effects: &mut Vec<Effect>) {
+        let Some(regions) = &mut self.regions else {
+            return;
+        };
+        for region in (0..self.record.geometry.regions()).map(RegionIndex) {
+            match regions.get(region) {
+                RegionState::Clean => regions.set(region, RegionState::Dirty),
+                RegionState::Copying | RegionState::CopyingExclusive => {
+                    regions.set(region, RegionState::CopyingDirty);
+                }
+                RegionState::Dirty
+                | RegionState::DirtyAgain
+                | RegionState::Reserved
+                | RegionState::CopyingDirty => {}
+            }
+            self.intent.mark(region);
+        }
+        self.abandon_sweep();
+        self.write_map(effects);
+    }
+
     /// A write that has waited long enough waits no longer for the mirror leg or for the copier.
     pub(super) fn check_patience(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let mut retry = false;

@@ -444,6 +444,12 @@ impl Volume {
         self.intent.batch()
     }
 
+    /// Whether the map file says all that it should.
+    #[must_use]
+    pub fn is_map_written(&self) -> bool {
+        self.intent.is_written()
+    }
+
     /// The bytes of one of those sectors, as they are to be written.
     #[must_use]
     pub fn encode_sector(&self, sector: BitmapSector) -> [u8; crate::map::SECTOR_BYTES] {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use migration_core::{
+    custody::Doubt,
     latency::Latencies,
     map::RoleRecord,
     volume::{CopierId, CopyMode, Counters, Errno, OnAuthoritativeFailure},
@@ -42,6 +43,10 @@ pub struct Snapshot {
     pub stalled_writes: Option<u32>,
     /// Why it is not open, if it is not.
     pub mirror_problem: Option<String>,
+    /// Why all of the mirror leg is copied or compared again.
+    pub doubt: Option<Doubt>,
+    /// Not all regions that are dirty because of it are marked durably.
+    pub doubt_unmarked: bool,
     /// The last error of the authoritative leg.
     pub authoritative_fault: Option<Errno>,
     /// What to do then.
@@ -131,7 +136,7 @@ pub enum Ask {
         /// It ends by itself after this time, in milliseconds.
         for_ms: u64,
     },
-    /// Let go of a mirror leg that failed, so that it can be opened again.
+    /// Let go of a mirror leg whose device is gone, so that it can be opened again.
     ReleaseMirror {
         /// The epoch that the client knows.
         epoch: u64,

@@ -28,6 +28,7 @@ use std::{
 
 use io_uring::{opcode, types};
 use migration_core::{
+    custody::Doubt,
     latency::Latencies,
     map::SECTOR_BYTES,
     route::Side,
@@ -90,6 +91,8 @@ pub struct Parts {
     pub target: Option<OpenLeg>,
     /// Why the mirror leg of the route is not there, if it is not.
     pub mirror_problem: Option<String>,
+    /// Why every region was made dirty before this process began, if it was.
+    pub doubt: Option<Doubt>,
     /// Whether the kernel lets go of a registered file that is not used any more.
     pub registers_luns: bool,
 }
@@ -168,6 +171,11 @@ pub struct Engine {
     mirror: Mirror,
     /// Why the mirror leg is not open, if it is not.
     mirror_problem: Option<String>,
+    /// Why all of the mirror leg is copied or compared again, until it is.
+    doubt: Option<Doubt>,
+    /// The regions that are dirty because of a doubt are not all marked durably. Until they are, the
+    /// next process must not believe that the claim on the mirror leg was handed on.
+    doubt_unmarked: bool,
     flushes: Vec<LegFlush>,
     map_writes_pending: usize,
     map_write_result: IoResult,
@@ -205,6 +213,7 @@ impl Engine {
             source,
             target,
             mirror_problem,
+            doubt,
             registers_luns,
         } = parts;
         let tags = shape.tags();
@@ -256,6 +265,8 @@ impl Engine {
             latencies: Latencies::default(),
             mirror: Mirror::new(tags, MIRROR_PLACES),
             mirror_problem,
+            doubt,
+            doubt_unmarked: false,
             flushes: Vec::with_capacity(8),
             map_writes_pending: 0,
             map_write_result: Ok(()),
@@ -522,12 +533,20 @@ impl Engine {
             let result = core::mem::replace(&mut self.map_write_result, Ok(()));
             let now = self.now();
             self.volume.map_written(now, result, &mut self.effects);
+            self.doubt_unmarked &= !self.volume.is_map_written();
         }
     }
 
-    fn snapshot(&self) -> Option<Snapshot> {
+    fn snapshot(&mut self) -> Option<Snapshot> {
         let record = *self.volume.record();
         let geometry = record.geometry;
+        if self
+            .volume
+            .regions()
+            .is_none_or(|regions| regions.dirty_regions() == 0)
+        {
+            self.doubt = None;
+        }
         let leg = |side| {
             let files: &LegFiles = self.legs[side_index(side)].as_ref()?;
             Some(Arc::clone(&files.leg))
@@ -546,6 +565,8 @@ impl Engine {
             mirror_fault: self.volume.mirror_fault(),
             stalled_writes: self.volume.stalled_writes(),
             mirror_problem: self.mirror_problem.clone(),
+            doubt: self.doubt,
+            doubt_unmarked: self.doubt_unmarked,
             authoritative_fault: self.volume.authoritative_fault(),
             on_authoritative_failure: self.volume.on_authoritative_failure(),
             copy_mode: self.volume.copy_mode(),

@@ -3,6 +3,7 @@
 use std::sync::mpsc::SyncSender;
 
 use migration_core::{
+    custody::Doubt,
     map::RoleRecord,
     route::{Route, Side},
     units::{Epoch, Geometry, RegionIndex},
@@ -286,7 +287,13 @@ impl Engine {
                 register_leg(&mut self.ring, leg.into()).map_err(|error| error.to_string())
             });
             match files {
-                Ok(files) => self.legs[side_index(side)] = Some(files),
+                Ok(files) => {
+                    self.legs[side_index(side)] = Some(files);
+                    // Others could write to it meanwhile.
+                    self.doubt = Some(Doubt::LegMissing(side));
+                    self.volume.doubt_mirror(&mut self.effects);
+                    self.doubt_unmarked = !self.volume.is_map_written();
+                }
                 Err(problem) => {
                     self.mirror_problem = Some(problem.clone());
                     return refused(Refusal::BadLeg, problem);
@@ -316,6 +323,7 @@ impl Engine {
                 size_bytes: record.geometry.size_bytes(),
                 from,
                 to,
+                compare_first: self.doubt.is_some(),
             },
             _ => claim_refused(ClaimError::NotMirrored),
         }

@@ -97,6 +97,7 @@ fn a_volume_of_odd_size_on_two_extents_each_is_copied_in_any_order() {
             ],
         },
         busy: Vec::new(),
+        compare_first: false,
         folder,
     };
     // 7 and 22 have no common divisor: every region once, none beside the one before.
@@ -122,6 +123,28 @@ fn a_volume_of_odd_size_on_two_extents_each_is_copied_in_any_order() {
             extent.path
         );
     }
+}
+
+#[test]
+fn legs_that_may_be_equal_are_written_only_where_they_differ() {
+    const REGION: u64 = 256 * KIB;
+    let mut volume = Volume::simple(8, REGION);
+    volume.compare_first = true;
+    let path = volume.to.extents[0].path.clone();
+    let mut bytes = fs::read(&volume.from.extents[0].path).unwrap();
+    bytes[(3 * REGION + 4096) as usize] ^= 1;
+    write_file(&path, &bytes);
+    let target = Target::start(volume, (0..8).collect(), grant(3));
+    let (outcome, progress) = run(Config {
+        io_bytes: 64 << 10,
+        ..config(&target.socket)
+    });
+    let (volume, seen) = target.join();
+    assert_eq!(outcome, Outcome::InSync);
+    volume.assert_copied();
+    assert_eq!(seen.copied.len(), 8);
+    assert_eq!(progress.copied_bytes.load(Ordering::Relaxed), 8 * REGION);
+    assert_eq!(progress.differing_bytes.load(Ordering::Relaxed), 64 << 10);
 }
 
 #[test]

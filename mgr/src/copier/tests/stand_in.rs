@@ -58,6 +58,8 @@ pub(super) struct Volume {
     pub(super) to: Leg,
     /// Regions that are never found quiet unless their writes are held.
     pub(super) busy: Vec<u64>,
+    /// Copiers are to write only where the legs differ.
+    pub(super) compare_first: bool,
 }
 
 impl Volume {
@@ -78,6 +80,7 @@ impl Volume {
                 extents: vec![extent(&to, 0, size_bytes)],
             },
             busy: Vec::new(),
+            compare_first: false,
             folder,
         }
     }
@@ -210,6 +213,7 @@ pub(super) fn serve(
                 size_bytes: volume.size_bytes,
                 from: volume.from.clone(),
                 to: volume.to.clone(),
+                compare_first: volume.compare_first,
             },
             Request::Claim { regions_max } => {
                 seen.claims += 1;
@@ -315,6 +319,9 @@ pub(super) fn status(volume: &Volume) -> Status {
         counters: Counters::default(),
         read_latency: Vec::new(),
         write_latency: Vec::new(),
+        claim: 1,
+        held: Vec::new(),
+        doubt: None,
         driver_features: Vec::new(),
         recovered: false,
     }
