@@ -58,7 +58,8 @@ fn mount(line: &[u8]) -> Option<Mount> {
     let mount_point = path(fields.nth(1)?);
     fields.next()?;
     fields.find(|field| *field == b"-")?;
-    let file_system = std::str::from_utf8(fields.next()?).ok()?.to_owned();
+    // A user chooses what follows `fuse.`: any bytes.
+    let file_system = String::from_utf8_lossy(fields.next()?).into_owned();
     let source = path(fields.next()?);
     Some(Mount {
         number,
@@ -160,7 +161,7 @@ mod tests {
 
     #[test]
     fn mountinfo_keeps_paths_that_are_not_utf8() {
-        let mounts = parse_mountinfo(b"1 2 8:1 / /a\xff rw - ext4 /dev/sda1 rw").unwrap();
+        let mounts = parse_mountinfo(b"1 2 8:1 / /a\xff rw - fuse.\xfc /dev/sda1 rw").unwrap();
         assert_eq!(
             mounts[0].mount_point.as_os_str().as_encoded_bytes(),
             b"/a\xff"

@@ -197,7 +197,7 @@ fn parse_wipefs(output: &[u8]) -> Result<Vec<Signature>, SignatureError> {
         return Ok(Vec::new());
     }
     let document: Document =
-        serde_json::from_slice(output).map_err(|error| unexpected(error.to_string()))?;
+        serde_json::from_str(&readable(output)).map_err(|error| unexpected(error.to_string()))?;
     let mut signatures = Vec::with_capacity(document.signatures.len());
     for row in document.signatures {
         let offset = match row.offset {
@@ -218,6 +218,13 @@ fn parse_wipefs(output: &[u8]) -> Result<Vec<Signature>, SignatureError> {
         });
     }
     Ok(signatures)
+}
+
+/// Output of a program as text. A label is in whatever character set its owner had: bytes that are not UTF-8 become U+FFFD,
+/// control characters other than a newline become '?'.
+fn readable(output: &[u8]) -> String {
+    let is_odd = |c: char| c.is_control() && c != '\n';
+    String::from_utf8_lossy(output).replace(is_odd, "?")
 }
 
 /// Output of `blkid -p -o export`: at most a superblock and a partition table. `PART_ENTRY_*` tells where a partition
@@ -256,7 +263,7 @@ fn parse_blkid(output: &[u8]) -> Result<Vec<Signature>, SignatureError> {
 
 /// `NAME=value` lines; a backslash quotes the next character.
 fn export_fields(output: &[u8]) -> Result<Vec<(String, String)>, SignatureError> {
-    String::from_utf8_lossy(output)
+    readable(output)
         .lines()
         .filter(|line| !line.is_empty())
         .map(|line| {
@@ -417,6 +424,16 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(parse_wipefs(text.as_bytes()).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn labels_that_are_not_utf8_are_read() {
+        let wipefs = b"{\"signatures\": [{\"device\":\"0\",\"offset\":\"0x438\",\"type\":\"ext4\",\"usage\":\"filesystem\",\"uuid\":null,\"label\":\"B\xfcro\x1b\"}]}";
+        let blkid = b"LABEL=B\xfcro\x1b\nTYPE=ext4\nUSAGE=filesystem\n";
+        for found in [parse_wipefs(wipefs), parse_blkid(blkid)] {
+            let found = found.unwrap();
+            assert_eq!(found[0].label.as_deref(), Some("B\u{fffd}ro?"));
         }
     }
 
