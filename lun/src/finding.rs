@@ -26,6 +26,11 @@ pub enum Finding {
         /// What they are, with their names: "logical volume /dev/mapper/vg-data".
         names: Vec<String>,
     },
+    /// The kernel serves it to others: as an NVMe or SCSI target, for example. No process has it open.
+    Exported {
+        /// Which servers, with the folders that say so: "nvmet (/sys/kernel/config/nvmet/...)".
+        by: Vec<String>,
+    },
     /// It is one path of a multipath map.
     MultipathComponent {
         /// The map: `/dev/mapper/mpatha`.
@@ -91,6 +96,7 @@ impl Finding {
             Finding::Mounted { .. }
             | Finding::Swap
             | Finding::Holders { .. }
+            | Finding::Exported { .. }
             | Finding::MultipathComponent { .. }
             | Finding::PartitionInUse { .. }
             | Finding::DiskInUse { .. }
@@ -111,6 +117,7 @@ impl Finding {
             Finding::Mounted { .. }
             | Finding::Swap
             | Finding::Holders { .. }
+            | Finding::Exported { .. }
             | Finding::MultipathComponent { .. }
             | Finding::PartitionInUse { .. }
             | Finding::DiskInUse { .. } => true,
@@ -132,6 +139,9 @@ impl fmt::Display for Finding {
             Finding::Mounted { at } => write!(f, "is mounted at {at}: unmount it first"),
             Finding::Swap => f.write_str("is an active swap area: run swapoff on it first"),
             Finding::Holders { names } => write!(f, "is used by {}: name that one, or deactivate it first", names.join(", ")),
+            Finding::Exported { by } => {
+                write!(f, "is exported by the kernel: {}: disable that export first", by.join(", "))
+            }
             Finding::MultipathComponent { map } => {
                 write!(f, "is only one path of the multipath map {map}: name the map instead")
             }

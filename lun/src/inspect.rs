@@ -1,19 +1,26 @@
 //! Everything that speaks against using a LUN as a leg, and the word that confirms overwriting it all the same.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use crate::bounded::{Step, within};
+use crate::contents::Unrecognised;
 use crate::finding::Finding;
 use crate::identity::Identity;
 use crate::open::{Lun, OpenError, OpenOptions, other};
 use crate::openers::{Opened, openers_of};
 use crate::proc_text::DeviceNumber;
 use crate::signature::{Signature, signatures};
-use crate::stack::{Stack, beneath_device, beneath_path};
+use crate::stack::{Stack, beneath_device, beneath_path, block_device_at};
 use crate::usage::{Host, uses_of_lun};
 
 /// What is read from the start and the end of the LUN to see that it can be read at all, in bytes.
 const PROBE_BYTES: usize = 64 * 1024;
+/// How long an inspection may take: a LUN that works is read in far less.
+const INSPECT_MAX: Duration = Duration::from_secs(60);
+/// How long [`volumes_beneath`] may take.
+const BENEATH_MAX: Duration = Duration::from_secs(10);
 /// The name of the program that serves Shunt's volumes, as `/proc/PID/comm` has it.
 const VOLUME_SERVER: &str = "ublk-target";
 /// The kernel's name of a ublk block device starts so; its character device is `ublkcN`.
@@ -30,17 +37,53 @@ pub struct Inspection {
     pub signatures: Vec<Signature>,
     /// The label of a copy that was never finished ([`Lun::unfinished`]).
     pub unfinished: Option<String>,
+    /// Data on a LUN that has neither a signature nor such a label. Read by [`inspect_target`] only.
+    pub unrecognised: Option<Unrecognised>,
 }
 
-/// Examines the LUN at `path`. Reads only.
+/// Examines the LUN at `path`. Reads only, and takes at most [`INSPECT_MAX`].
 ///
 /// `protected`: folders that must not lie on the LUN (Shunt's state and logs); they need not exist yet. The root file system always counts.
 ///
 /// # Errors
 /// The path is no LUN, the LUN cannot be read, or a source of findings cannot be read: never fewer findings instead.
 pub fn inspect(path: &Path, protected: &[&Path]) -> Result<Inspection, OpenError> {
+    inspect_within(path, protected, false)
+}
+
+/// The same for a LUN that is to be overwritten: its first and last MiB are read too.
+///
+/// # Errors
+/// As of [`inspect`].
+pub fn inspect_target(path: &Path, protected: &[&Path]) -> Result<Inspection, OpenError> {
+    inspect_within(path, protected, true)
+}
+
+fn inspect_within(
+    path: &Path,
+    protected: &[&Path],
+    is_target: bool,
+) -> Result<Inspection, OpenError> {
+    let asked = path.to_owned();
+    let protected: Vec<PathBuf> = protected
+        .iter()
+        .map(|folder| (*folder).to_owned())
+        .collect();
+    within(INSPECT_MAX, move |step| {
+        inspect_now(&asked, &protected, is_target, step)
+    })
+    .map_err(|source| other(path, "examine", source))?
+}
+
+fn inspect_now(
+    path: &Path,
+    protected: &[PathBuf],
+    is_target: bool,
+    step: &Step,
+) -> Result<Inspection, OpenError> {
+    step.asks(path);
     let lun = Lun::open(path, &OpenOptions::default())?;
-    let host = Host::read(&lun.path)?;
+    let host = Host::read(&lun.path, step)?;
     let mut findings = uses_of_lun(&lun, &host)?;
     if lun.read_only {
         findings.push(Finding::ReadOnly);
@@ -48,29 +91,70 @@ pub fn inspect(path: &Path, protected: &[&Path]) -> Result<Inspection, OpenError
     let failed = |source| other(&lun.path, "find what stands on", source);
     if let Some(number) = lun.device_number {
         findings.extend(zoned(number, &host).map_err(failed)?);
-        findings.extend(shunt_volume(number, &host).map_err(failed)?);
     }
+    let beneath = match lun.device_number {
+        Some(number) => beneath_device(number, &host.sysfs, &host.mounts),
+        None => beneath_path(&lun.path, &host.sysfs, &host.mounts),
+    };
+    let volumes = beneath
+        .and_then(|stack| shunt_volumes(&stack, &host))
+        .map_err(failed)?;
+    findings.extend(
+        volumes
+            .into_iter()
+            .map(|volume| Finding::IsShuntVolume { volume }),
+    );
     findings.extend(system_disk(&lun, protected, &host).map_err(failed)?);
     // libblkid takes a sector that it cannot read for one without a signature.
+    step.asks(&lun.path);
     probe(&lun)?;
     let signatures = signatures(&lun)?;
     let unfinished = lun.unfinished()?;
+    let unrecognised = match is_target && signatures.is_empty() && unfinished.is_none() {
+        true => lun.unrecognised()?,
+        false => None,
+    };
     Ok(Inspection {
         lun,
         findings,
         signatures,
         unfinished,
+        unrecognised,
     })
+}
+
+/// The volumes of Shunt on which `path` lies: a folder, a file, or a block device itself. By the names of their devices:
+/// `/dev/ublkb0`. A path that does not exist yet: its nearest existing parent.
+///
+/// # Errors
+/// The kernel cannot be asked, or does not answer within [`BENEATH_MAX`].
+pub fn volumes_beneath(path: &Path) -> Result<Vec<String>, OpenError> {
+    let asked = path.to_owned();
+    within(BENEATH_MAX, move |step| {
+        step.asks(&asked);
+        let host = Host::read(&asked, step)?;
+        match block_device_at(&asked) {
+            Some(number) => beneath_device(number, &host.sysfs, &host.mounts),
+            None => beneath_path(&asked, &host.sysfs, &host.mounts),
+        }
+        .and_then(|stack| shunt_volumes(&stack, &host))
+        .map_err(|source| other(&asked, "find what is beneath", source))
+    })
+    .map_err(|source| other(path, "find what is beneath", source))?
 }
 
 /// A short word (eight hexadecimal digits) for exactly this LUN and what was found on it, for an operator to type when it is to be
 /// overwritten. Another LUN, or one more signature, has another word. It guards against mistakes, not against malice. Two LUNs that
-/// nothing but their size identifies ([`Identity::is_distinct`]) share a word.
+/// nothing but their size identifies ([`Identity::is_distinct`]) share a word. Data that is not recognised counts with its fingerprint.
 ///
 /// FNV-1a over all fields that are known and all signatures in order of their place, then MurmurHash3's finalizer, both
 /// halves combined. Stable between versions: a test holds one word.
 #[must_use]
-pub fn overwrite_word(identity: &Identity, signatures: &[Signature]) -> String {
+pub fn overwrite_word(
+    identity: &Identity,
+    signatures: &[Signature],
+    unrecognised: Option<&Unrecognised>,
+) -> String {
     let mut hash = Fnv::new();
     for (field, value) in identity.fields() {
         if let Some(value) = value {
@@ -95,28 +179,34 @@ pub fn overwrite_word(identity: &Identity, signatures: &[Signature]) -> String {
         hash.text(label.as_deref().unwrap_or_default());
         hash.text(&offset.map(|offset| offset.to_string()).unwrap_or_default());
     }
+    if let Some(data) = unrecognised {
+        hash.text("unrecognised");
+        hash.text(&data.fingerprint);
+    }
     hash.word()
 }
 
-struct Fnv(u64);
+/// A checksum against mistakes, not against malice.
+pub(crate) struct Fnv(u64);
 
 impl Fnv {
-    fn new() -> Fnv {
+    pub(crate) fn new() -> Fnv {
         Fnv(0xcbf2_9ce4_8422_2325)
     }
 
     /// Adds a text with its length, so that "ab" "c" and "a" "bc" differ.
     fn text(&mut self, text: &str) {
-        for byte in (text.len() as u64)
-            .to_le_bytes()
-            .iter()
-            .chain(text.as_bytes())
-        {
+        self.bytes(&(text.len() as u64).to_le_bytes());
+        self.bytes(text.as_bytes());
+    }
+
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+        for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
     }
 
-    fn word(self) -> String {
+    pub(crate) fn word(self) -> String {
         let mut hash = self.0;
         hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
@@ -136,11 +226,12 @@ fn zoned(number: DeviceNumber, host: &Host) -> io::Result<Option<Finding>> {
         .map(|model| Finding::Zoned { model }))
 }
 
-/// A ublk device in the stack beneath the LUN whose server is Shunt's. One without a server counts too: Shunt's between
-/// two lives looks like that.
-fn shunt_volume(number: DeviceNumber, host: &Host) -> io::Result<Option<Finding>> {
-    for number in beneath_device(number, &host.sysfs, &host.mounts)?.devices {
-        let device = host.sysfs.device(number)?;
+/// The ublk devices of a stack whose server is Shunt's. One without a server counts too: Shunt's between two lives looks like
+/// that.
+fn shunt_volumes(stack: &Stack, host: &Host) -> io::Result<Vec<String>> {
+    let mut volumes = Vec::new();
+    for number in &stack.devices {
+        let device = host.sysfs.device(*number)?;
         let name = device.name();
         let Some(index) = name
             .strip_prefix(UBLK_PREFIX)
@@ -149,19 +240,21 @@ fn shunt_volume(number: DeviceNumber, host: &Host) -> io::Result<Option<Finding>
             continue;
         };
         let servers = match host.sysfs.ublk_character_device(index) {
-            Some(character) => openers_of(&host.proc, &[Opened::CharacterDevice(character)])?,
+            Some(character) => openers_of(
+                &host.proc,
+                &[Opened::CharacterDevice(character)],
+                &host.step,
+            )?,
             None => Vec::new(),
         };
         if servers.is_empty() || servers.iter().any(|server| server.command == VOLUME_SERVER) {
-            return Ok(Some(Finding::IsShuntVolume {
-                volume: device.path(),
-            }));
+            volumes.push(device.path());
         }
     }
-    Ok(None)
+    Ok(volumes)
 }
 
-fn system_disk(lun: &Lun, protected: &[&Path], host: &Host) -> io::Result<Vec<Finding>> {
+fn system_disk(lun: &Lun, protected: &[PathBuf], host: &Host) -> io::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let root = beneath_path(Path::new("/"), &host.sysfs, &host.mounts)?;
     if is_in(lun, &root) {
@@ -223,13 +316,15 @@ mod tests {
             proc: "/proc".into(),
             mounts: parse_mountinfo(b"").unwrap(),
             swaps: Vec::new(),
+            exports: Vec::new(),
+            step: Step::default(),
         }
     }
 
     #[test]
     fn overwrite_word_is_stable() {
         assert_eq!(
-            overwrite_word(&disk(), &[signature("ext4", 1080)]),
+            overwrite_word(&disk(), &[signature("ext4", 1080)], None),
             "d252b3dc"
         );
     }
@@ -237,11 +332,11 @@ mod tests {
     #[test]
     fn overwrite_word_changes_with_the_lun_and_with_what_is_on_it() {
         let (ext4, xfs) = (signature("ext4", 1080), signature("xfs", 0));
-        let word = overwrite_word(&disk(), std::slice::from_ref(&ext4));
+        let word = overwrite_word(&disk(), std::slice::from_ref(&ext4), None);
         assert_eq!(word.len(), 8);
         assert_eq!(
-            overwrite_word(&disk(), &[ext4.clone(), xfs.clone()]),
-            overwrite_word(&disk(), &[xfs.clone(), ext4.clone()]),
+            overwrite_word(&disk(), &[ext4.clone(), xfs.clone()], None),
+            overwrite_word(&disk(), &[xfs.clone(), ext4.clone()], None),
             "the order of the program does not matter"
         );
         let labelled = Signature {
@@ -252,18 +347,24 @@ mod tests {
             uuid: Some("a".into()),
             ..ext4.clone()
         };
+        let data = Unrecognised {
+            first: Default::default(),
+            last: Default::default(),
+            fingerprint: "1".into(),
+        };
         let others = [
-            overwrite_word(&disk(), &[]),
-            overwrite_word(&disk(), std::slice::from_ref(&xfs)),
-            overwrite_word(&disk(), &[ext4.clone(), xfs]),
-            overwrite_word(&disk(), &[labelled]),
-            overwrite_word(&disk(), &[identified]),
+            overwrite_word(&disk(), &[], None),
+            overwrite_word(&disk(), std::slice::from_ref(&xfs), None),
+            overwrite_word(&disk(), &[ext4.clone(), xfs], None),
+            overwrite_word(&disk(), &[labelled], None),
+            overwrite_word(&disk(), &[identified], None),
             overwrite_word(
                 &Identity {
                     serial: Some("S2".into()),
                     ..disk()
                 },
                 std::slice::from_ref(&ext4),
+                None,
             ),
             overwrite_word(
                 &Identity {
@@ -272,14 +373,17 @@ mod tests {
                     ..disk()
                 },
                 std::slice::from_ref(&ext4),
+                None,
             ),
             overwrite_word(
                 &Identity {
                     size_bytes: 512,
                     ..disk()
                 },
-                &[ext4],
+                &[ext4.clone()],
+                None,
             ),
+            overwrite_word(&disk(), &[ext4], Some(&data)),
         ];
         for other in &others {
             assert_ne!(*other, word);
@@ -336,7 +440,7 @@ mod tests {
         fs::write(&path, [0; 4096]).unwrap();
         let mut lun = Lun::open(&path, &OpenOptions::default()).unwrap();
         lun.device_number = Some((1, 250));
-        let reasons: Vec<String> = system_disk(&lun, &[folder.path()], &host(&sys))
+        let reasons: Vec<String> = system_disk(&lun, &[folder.path().to_owned()], &host(&sys))
             .unwrap()
             .iter()
             .map(Finding::to_string)
@@ -350,7 +454,7 @@ mod tests {
         );
         lun.device_number = Some((1, 251));
         assert_eq!(
-            system_disk(&lun, &[folder.path()], &host(&sys)).unwrap(),
+            system_disk(&lun, &[folder.path().to_owned()], &host(&sys)).unwrap(),
             []
         );
     }
@@ -369,6 +473,11 @@ mod tests {
         assert_eq!(zoned((8, 16), &host(&sys)).unwrap(), None);
     }
 
+    fn volumes(number: DeviceNumber, host: &Host) -> Vec<String> {
+        let stack = beneath_device(number, &host.sysfs, &host.mounts).unwrap();
+        shunt_volumes(&stack, host).unwrap()
+    }
+
     #[test]
     fn volume_of_shunt_is_found_beneath_what_stands_on_it() {
         let sys = FakeSysfs::new();
@@ -376,12 +485,25 @@ mod tests {
         sys.add("dm-0", "253:0", &[]);
         sys.add("sda", "8:0", &[]);
         sys.stack("dm-0", "ublkb4");
-        let expected = Some(Finding::IsShuntVolume {
-            volume: "/dev/ublkb4".into(),
-        });
-        assert_eq!(shunt_volume((259, 7), &host(&sys)).unwrap(), expected);
-        assert_eq!(shunt_volume((253, 0), &host(&sys)).unwrap(), expected);
-        assert_eq!(shunt_volume((8, 0), &host(&sys)).unwrap(), None);
+        assert_eq!(volumes((259, 7), &host(&sys)), ["/dev/ublkb4"]);
+        assert_eq!(volumes((253, 0), &host(&sys)), ["/dev/ublkb4"]);
+        assert_eq!(volumes((8, 0), &host(&sys)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn volume_of_shunt_is_found_beneath_a_file_and_a_loop_device_over_it() {
+        let sys = FakeSysfs::new();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lun.img");
+        fs::write(&path, [0; 4096]).unwrap();
+        let (major, minor) = number_of(fs::metadata(&path).unwrap().dev());
+        sys.add("ublkb4", &format!("{major}:{minor}"), &[]);
+        let backing = format!("{}\n", path.display());
+        sys.add("loop0", "7:0", &[("loop/backing_file", &backing)]);
+        let host = host(&sys);
+        let stack = beneath_path(&path, &host.sysfs, &host.mounts).unwrap();
+        assert_eq!(shunt_volumes(&stack, &host).unwrap(), ["/dev/ublkb4"]);
+        assert_eq!(volumes((7, 0), &host), ["/dev/ublkb4"]);
     }
 
     #[test]
@@ -394,6 +516,6 @@ mod tests {
         let folder = sys.folder.path().join("class/ublk-char/ublkc4");
         fs::create_dir_all(&folder).unwrap();
         fs::write(folder.join("dev"), format!("{major}:{minor}\n")).unwrap();
-        assert_eq!(shunt_volume((259, 7), &host(&sys)).unwrap(), None);
+        assert_eq!(volumes((259, 7), &host(&sys)), Vec::<String>::new());
     }
 }

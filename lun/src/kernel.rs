@@ -3,11 +3,13 @@
 //! Numbers and structures are those of Linux's `include/uapi/linux/fs.h` (`BLK*`) and `loop.h`.
 #![allow(unsafe_code)]
 
-use std::ffi::{c_int, c_uint};
+use std::ffi::{CString, c_int, c_uint};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use crate::identity::FileId;
 
@@ -108,6 +110,46 @@ pub(crate) fn direct_io_alignment_bytes(fd: BorrowedFd<'_>) -> io::Result<Option
     // SAFETY: zeroed before and filled by the kernel; every bit pattern is valid.
     let status = unsafe { status.assume_init() };
     Ok((status.stx_mask & libc::STATX_DIOALIGN != 0).then_some(status.stx_dio_offset_align))
+}
+
+/// The kind and the numbers of what a path leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Status {
+    /// `S_IFMT` bits.
+    pub(crate) kind: u32,
+    pub(crate) file: FileId,
+    /// Major and minor number, if it is a device node.
+    pub(crate) device: (u32, u32),
+}
+
+/// Asks what `path` leads to, symbolic links and `/proc/PID/fd` links followed, from what the kernel knows: the server of
+/// a network file system is not asked, and nothing is mounted for it.
+pub(crate) fn status_unsynced(path: &Path) -> io::Result<Status> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut status = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is a C string that outlives the call; the kernel fills one struct statx.
+    let result = unsafe {
+        libc::statx(
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            libc::AT_STATX_DONT_SYNC | libc::AT_NO_AUTOMOUNT,
+            libc::STATX_TYPE | libc::STATX_INO,
+            status.as_mut_ptr(),
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed before and filled by the kernel; every bit pattern is valid.
+    let status = unsafe { status.assume_init() };
+    Ok(Status {
+        kind: u32::from(status.stx_mode) & libc::S_IFMT,
+        file: FileId {
+            device: libc::makedev(status.stx_dev_major, status.stx_dev_minor),
+            inode: status.stx_ino,
+        },
+        device: (status.stx_rdev_major, status.stx_rdev_minor),
+    })
 }
 
 /// Whether the file system of this file is mounted read-only.

@@ -15,6 +15,9 @@
 //! | `state` | what shows that others have written to a LUN |
 //! | `stack` | which devices lie beneath a path or a device |
 //! | `openers` | which processes have a LUN open |
+//! | `exports` | what the kernel itself serves to others |
+//! | `contents` | whether a LUN on which nothing is recognised holds data |
+//! | `bounded` | a time limit for questions that the kernel may never answer |
 //! | `signature` | what libblkid recognises on a LUN |
 //! | `retire` | making a LUN inaccessible, when that is asked for by name |
 //! | `unfinished` | the label of a LUN that is to become a copy |
@@ -27,6 +30,9 @@
 
 #![deny(unsafe_code)]
 
+mod bounded;
+mod contents;
+mod exports;
 mod finding;
 mod identity;
 mod inspect;
@@ -43,9 +49,10 @@ mod unfinished;
 mod usage;
 mod vpd;
 
+pub use contents::{Filled, Unrecognised};
 pub use finding::Finding;
 pub use identity::{Difference, FileId, Identity, Kind, Mismatch};
-pub use inspect::{Inspection, inspect, overwrite_word};
+pub use inspect::{Inspection, inspect, inspect_target, overwrite_word, volumes_beneath};
 pub use open::{Lun, OpenError, OpenOptions};
 pub use openers::{Opener, openers};
 pub use retire::{Saved, bring_online};

@@ -1,20 +1,28 @@
 //! Which processes have a LUN open: a scan of `/proc/PID/fd`.
+//!
+//! A process may have a file of a dead server open, and following the link of that descriptor must not wait for the
+//! server. So each descriptor is asked for what the kernel knows ([`status_unsynced`]), and the scan has a time limit for
+//! file systems that ask their server all the same.
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded::{Step, within};
 use crate::identity::FileId;
-use crate::open::{file_id, number_of};
+use crate::kernel::{Status, status_unsynced};
 use crate::proc_text::DeviceNumber;
 
 /// The write bit of a link in `/proc/PID/fd`: the descriptor is open for writing.
 const WRITE_BIT: u32 = 0o200;
+/// How long a scan may take.
+const SCAN_MAX: Duration = Duration::from_secs(20);
 
 /// A process that has a LUN open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,12 +49,16 @@ pub(crate) enum Opened {
 /// Not seen: processes of other users when not root, mappings whose descriptor is closed, and opens by the kernel itself (mounts, swap).
 ///
 /// # Errors
-/// `/proc` cannot be listed. What vanishes or is hidden during the scan is passed over.
+/// `/proc` cannot be listed, or the scan takes too long: then the text names what does not answer. What vanishes or is
+/// hidden during the scan is passed over.
 pub fn openers(device_number: (u32, u32)) -> io::Result<Vec<Opener>> {
-    openers_of(Path::new("/proc"), &[Opened::BlockDevice(device_number)])
+    let target = [Opened::BlockDevice(device_number)];
+    within(SCAN_MAX, move |step| {
+        openers_of(Path::new("/proc"), &target, step)
+    })?
 }
 
-pub(crate) fn openers_of(proc: &Path, targets: &[Opened]) -> io::Result<Vec<Opener>> {
+pub(crate) fn openers_of(proc: &Path, targets: &[Opened], step: &Step) -> io::Result<Vec<Opener>> {
     let mut found: BTreeMap<u32, bool> = BTreeMap::new();
     for process in fs::read_dir(proc)? {
         let process = process?;
@@ -61,7 +73,7 @@ pub(crate) fn openers_of(proc: &Path, targets: &[Opened]) -> io::Result<Vec<Open
             continue;
         };
         for descriptor in descriptors.flatten() {
-            if let Some(write) = opens(&descriptor.path(), targets) {
+            if let Some(write) = opens(&descriptor.path(), targets, step) {
                 *found.entry(pid).or_default() |= write;
             }
         }
@@ -84,9 +96,10 @@ pub(crate) fn is_this_process(proc: &Path, pid: u32) -> bool {
         return true;
     }
     let program = |pid: u32| fs::read_link(proc.join(format!("{pid}/exe"))).ok();
-    let parent = fs::read_to_string(proc.join(format!("{pid}/status")))
+    // The name of the program in it need not be UTF-8.
+    let parent = fs::read(proc.join(format!("{pid}/status")))
         .ok()
-        .and_then(|text| parent_in_status(&text));
+        .and_then(|text| parent_in_status(&String::from_utf8_lossy(&text)));
     parent == Some(own) && program(pid).is_some() && program(pid) == program(own)
 }
 
@@ -100,29 +113,27 @@ fn parent_in_status(text: &str) -> Option<u32> {
 }
 
 /// Whether this descriptor is one of the targets, and if so, whether it can write.
-fn opens(descriptor: &Path, targets: &[Opened]) -> Option<bool> {
+fn opens(descriptor: &Path, targets: &[Opened], step: &Step) -> Option<bool> {
     // Sockets and the like have no path; asking them for their status is useless work.
-    let names_a_path = fs::read_link(descriptor).is_ok_and(|target| target.is_absolute());
-    if !names_a_path {
-        return None;
-    }
-    let metadata = fs::metadata(descriptor).ok()?;
-    targets.iter().any(|target| target.is(&metadata)).then(|| {
+    let path = fs::read_link(descriptor)
+        .ok()
+        .filter(|path| path.is_absolute())?;
+    step.asks(&path);
+    let status = status_unsynced(descriptor).ok()?;
+    targets.iter().any(|target| target.is(&status)).then(|| {
         fs::symlink_metadata(descriptor)
             .is_ok_and(|link| link.permissions().mode() & WRITE_BIT != 0)
     })
 }
 
 impl Opened {
-    fn is(self, metadata: &Metadata) -> bool {
+    fn is(self, status: &Status) -> bool {
         match self {
-            Opened::BlockDevice(number) => {
-                metadata.file_type().is_block_device() && number_of(metadata.rdev()) == number
-            }
+            Opened::BlockDevice(number) => status.kind == libc::S_IFBLK && status.device == number,
             Opened::CharacterDevice(number) => {
-                metadata.file_type().is_char_device() && number_of(metadata.rdev()) == number
+                status.kind == libc::S_IFCHR && status.device == number
             }
-            Opened::File(file) => metadata.is_file() && file_id(metadata) == file,
+            Opened::File(file) => status.kind == libc::S_IFREG && status.file == file,
         }
     }
 }
@@ -144,7 +155,9 @@ fn command(proc: &Path, pid: u32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::open::{file_id, number_of};
     use std::fs::File;
+    use std::os::unix::fs::MetadataExt;
 
     fn me(openers: &[Opener]) -> Option<&Opener> {
         openers
@@ -158,7 +171,7 @@ mod tests {
         let path = folder.path().join("lun");
         fs::write(&path, [0; 512]).unwrap();
         let target = [Opened::File(file_id(&fs::metadata(&path).unwrap()))];
-        let scan = || openers_of(Path::new("/proc"), &target).unwrap();
+        let scan = || openers_of(Path::new("/proc"), &target, &Step::default()).unwrap();
         assert_eq!(me(&scan()), None);
         let reading = File::open(&path).unwrap();
         assert!(me(&scan()).is_some_and(|opener| !opener.write && !opener.command.is_empty()));
@@ -172,7 +185,7 @@ mod tests {
     fn character_device_is_not_taken_for_the_block_device_of_its_number() {
         let null = File::open("/dev/null").unwrap();
         let number = number_of(null.metadata().unwrap().rdev());
-        let scan = |target| openers_of(Path::new("/proc"), &[target]).unwrap();
+        let scan = |target| openers_of(Path::new("/proc"), &[target], &Step::default()).unwrap();
         assert!(me(&scan(Opened::CharacterDevice(number))).is_some());
         assert_eq!(me(&scan(Opened::BlockDevice(number))), None);
     }
@@ -206,6 +219,6 @@ mod tests {
 
     #[test]
     fn missing_proc_is_an_error_and_not_an_empty_answer() {
-        assert!(openers_of(Path::new("/nonexistent"), &[]).is_err());
+        assert!(openers_of(Path::new("/nonexistent"), &[], &Step::default()).is_err());
     }
 }

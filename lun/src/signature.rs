@@ -9,12 +9,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bounded::within;
 use crate::open::{Lun, OpenError, other};
 
 const PROGRAM_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+/// How long a program may read the LUN.
+const SIGNATURES_MAX: Duration = Duration::from_secs(60);
 const OPENED_LUN: &str = "/proc/self/fd/0";
 /// Exit statuses of `blkid -p` (blkid(8)).
 const BLKID_NOTHING: i32 = 2;
@@ -92,9 +96,14 @@ pub enum SignatureError {
 /// Everything that libblkid recognises on the LUN, in the order of the program. Empty: nothing.
 ///
 /// # Errors
-/// [`OpenError::Signatures`].
+/// [`OpenError::Signatures`]; a LUN that does not answer in time.
 pub fn signatures(lun: &Lun) -> Result<Vec<Signature>, OpenError> {
-    signatures_with(lun.duplicate()?, &PROGRAM_FOLDERS).map_err(|source| OpenError::Signatures {
+    let opened = lun.duplicate()?;
+    within(SIGNATURES_MAX, move |_| {
+        signatures_with(opened, &PROGRAM_FOLDERS)
+    })
+    .map_err(|source| other(&lun.path, "look for signatures on", source))?
+    .map_err(|source| OpenError::Signatures {
         path: lun.path.clone(),
         source,
     })

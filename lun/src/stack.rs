@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::identity::FileId;
+use crate::kernel::status_unsynced;
 use crate::open::{file_id, number_of};
 use crate::proc_text::{DeviceNumber, Mount};
 use crate::sysfs::Sysfs;
@@ -42,11 +43,8 @@ pub(crate) fn beneath_device(
 
 /// The number of the block device that this path is a node of.
 pub(crate) fn block_device_at(path: &Path) -> Option<DeviceNumber> {
-    let metadata = fs::metadata(path).ok()?;
-    metadata
-        .file_type()
-        .is_block_device()
-        .then(|| number_of(metadata.rdev()))
+    let status = status_unsynced(path).ok()?;
+    (status.kind == libc::S_IFBLK).then_some(status.device)
 }
 
 fn descend(

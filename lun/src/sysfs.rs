@@ -57,6 +57,24 @@ impl Sysfs {
         parse_device_number(text.trim())
     }
 
+    /// Whether a module is loaded, or built in with parameters.
+    pub(crate) fn has_module(&self, name: &str) -> bool {
+        self.root.join("module").join(name).exists()
+    }
+
+    /// The folders in a folder; none when it is not there.
+    pub(crate) fn folders(&self, place: &str) -> io::Result<Vec<PathBuf>> {
+        let mut folders = entries(&self.root.join(place))?;
+        folders.retain(|folder| folder.is_dir());
+        Ok(folders)
+    }
+
+    /// Number of the block device whose folder a link leads to.
+    pub(crate) fn linked_number(&self, link: &Path) -> Option<DeviceNumber> {
+        let folder = fs::canonicalize(link).ok()?;
+        BlockDevice { folder }.number()
+    }
+
     /// For every mounted btrfs: its UUID and the kernel's names of its devices.
     pub(crate) fn btrfs_members(&self) -> io::Result<Vec<(String, Vec<String>)>> {
         let mut all = Vec::new();
@@ -273,7 +291,7 @@ fn linked_devices(folder: &Path) -> io::Result<Vec<BlockDevice>> {
 }
 
 /// The entries of a folder in order of their names; none when the folder is not there.
-fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let listing = match fs::read_dir(folder) {
         Ok(listing) => listing,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -1,16 +1,23 @@
-//! Who uses a LUN: mounts, swap, holders, partitions in use, other paths, open descriptors, and claims that nobody explains.
+//! Who uses a LUN: mounts, swap, holders, exports, partitions in use, other paths, open descriptors, and claims that nobody explains.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use crate::bounded::{Step, within};
+use crate::exports::{Export, Exported, exports};
 use crate::finding::Finding;
 use crate::identity::Kind;
-use crate::open::{Lun, OpenError, OpenOptions, file_id, other};
+use crate::kernel::status_unsynced;
+use crate::open::{Lun, OpenError, OpenOptions, other};
 use crate::openers::{Opened, is_this_process, openers_of};
 use crate::proc_text::{DeviceNumber, Mount, parse_mountinfo, parse_swaps};
 use crate::stack::block_device_at;
 use crate::sysfs::{BlockDevice, Sysfs, is_multipath_uuid};
+
+/// How long [`in_use`] may take.
+const IN_USE_MAX: Duration = Duration::from_secs(20);
 
 /// The kernel's texts about this host, read once for one examination.
 pub(crate) struct Host {
@@ -19,6 +26,10 @@ pub(crate) struct Host {
     pub(crate) mounts: Vec<Mount>,
     /// Paths of swap areas.
     pub(crate) swaps: Vec<PathBuf>,
+    /// What the kernel serves to others.
+    pub(crate) exports: Vec<Export>,
+    /// What is being asked.
+    pub(crate) step: Step,
 }
 
 /// Who uses the LUN at `path` now. Empty: nobody that can be seen. Also for the volume's own device.
@@ -26,16 +37,21 @@ pub(crate) struct Host {
 /// This process is not counted as an opener; a claim that it holds itself is found as [`Finding::InUse`].
 ///
 /// # Errors
-/// The path is no LUN, or what the kernel says about the host cannot be read: never an empty answer instead.
+/// The path is no LUN, what the kernel says about the host cannot be read, or it does not answer in time: never an empty
+/// answer instead.
 pub fn in_use(path: &Path) -> Result<Vec<Finding>, OpenError> {
-    let lun = Lun::open(path, &OpenOptions::default())?;
-    let host = Host::read(&lun.path)?;
-    uses_of_lun(&lun, &host)
+    let asked = path.to_owned();
+    within(IN_USE_MAX, move |step| {
+        let lun = Lun::open(&asked, &OpenOptions::default())?;
+        let host = Host::read(&lun.path, step)?;
+        uses_of_lun(&lun, &host)
+    })
+    .map_err(|source| other(path, "find who uses", source))?
 }
 
 impl Host {
     /// Reads this host's texts. `path` is the LUN's, for the error.
-    pub(crate) fn read(path: &Path) -> Result<Host, OpenError> {
+    pub(crate) fn read(path: &Path, step: &Step) -> Result<Host, OpenError> {
         let proc = PathBuf::from("/proc");
         let mut mounts = mounts_in(&proc.join("self/mountinfo"))
             .map_err(|source| other(path, "list the mounts to check", source))?;
@@ -57,11 +73,16 @@ impl Host {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(source) => return Err(other(path, "list the swap areas to check", source)),
         };
+        let sysfs = Sysfs::new("/sys");
+        let exports = exports(&sysfs, &mounts, step)
+            .map_err(|source| other(path, "find who serves", source))?;
         Ok(Host {
-            sysfs: Sysfs::new("/sys"),
+            sysfs,
             proc,
             mounts,
             swaps,
+            exports,
+            step: step.clone(),
         })
     }
 }
@@ -74,6 +95,8 @@ pub(crate) fn uses_of_lun(lun: &Lun, host: &Host) -> Result<Vec<Finding>, OpenEr
             let device = host.sysfs.device(number).map_err(failed)?;
             let mut findings = uses_of_device(&device, host).map_err(failed)?;
             findings.extend(other_paths(&device, host).map_err(failed)?);
+            // A loop device is another way to its file.
+            findings.extend(exported_file(lun, host));
             findings
         }
         None => uses_of_file(lun, host).map_err(failed)?,
@@ -117,7 +140,7 @@ pub(crate) fn uses_of_device(device: &BlockDevice, host: &Host) -> io::Result<Ve
     Ok(findings)
 }
 
-/// Mounts, swap and holders of exactly this device.
+/// Mounts, swap, holders and exports of exactly this device.
 fn direct_uses(device: &BlockDevice, host: &Host) -> io::Result<Vec<Finding>> {
     let Some(number) = device.number() else {
         return Ok(Vec::new());
@@ -148,14 +171,31 @@ fn direct_uses(device: &BlockDevice, host: &Host) -> io::Result<Vec<Finding>> {
     if !names.is_empty() {
         findings.push(Finding::Holders { names });
     }
+    findings.extend(exported(Exported::Device(number), host));
     Ok(findings)
+}
+
+fn exported(what: Exported, host: &Host) -> Option<Finding> {
+    let by: Vec<String> = host
+        .exports
+        .iter()
+        .filter(|export| export.what == what)
+        .map(|export| export.by.clone())
+        .collect();
+    (!by.is_empty()).then_some(Finding::Exported { by })
+}
+
+fn exported_file(lun: &Lun, host: &Host) -> Option<Finding> {
+    exported(Exported::File(lun.identity.file?), host)
 }
 
 fn uses_of_file(lun: &Lun, host: &Host) -> io::Result<Vec<Finding>> {
     let is_the_lun = |path: &Path| {
-        fs::metadata(path).is_ok_and(|metadata| Some(file_id(&metadata)) == lun.identity.file)
+        status_unsynced(path).is_ok_and(|status| {
+            status.kind == libc::S_IFREG && Some(status.file) == lun.identity.file
+        })
     };
-    let mut findings = Vec::new();
+    let mut findings: Vec<Finding> = exported_file(lun, host).into_iter().collect();
     if host.swaps.iter().any(|area| is_the_lun(area)) {
         findings.push(Finding::Swap);
     }
@@ -229,10 +269,11 @@ fn holder_name(holder: &BlockDevice, dm_uuid: Option<&str>) -> String {
 fn loops_over(host: &Host, is_it: impl Fn(&Path) -> bool) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for disk in host.sysfs.disks()? {
-        if disk
-            .loop_backing_path()
-            .is_some_and(|backing| is_it(&backing))
-        {
+        let is_over = disk.loop_backing_path().is_some_and(|backing| {
+            host.step.asks(&backing);
+            is_it(&backing)
+        });
+        if is_over {
             names.push(format!("loop device {}", disk.path()));
         }
     }
@@ -302,7 +343,7 @@ fn opened_by(lun: &Lun, host: &Host) -> io::Result<Option<Finding>> {
     } else {
         targets.extend(lun.identity.file.map(Opened::File));
     }
-    let mut openers = openers_of(&host.proc, &targets)?;
+    let mut openers = openers_of(&host.proc, &targets, &host.step)?;
     openers.retain(|opener| !is_this_process(&host.proc, opener.pid));
     Ok((!openers.is_empty()).then_some(Finding::OpenedBy { openers }))
 }
@@ -322,6 +363,8 @@ mod tests {
             proc: "/proc".into(),
             mounts: parse_mountinfo(mountinfo.as_bytes()).unwrap(),
             swaps: Vec::new(),
+            exports: Vec::new(),
+            step: Step::default(),
         }
     }
 
@@ -482,6 +525,51 @@ mod tests {
             [Finding::Holders {
                 names: vec!["loop device /dev/loop3".into()]
             }]
+        );
+    }
+
+    #[test]
+    fn exports_of_a_disk_and_of_its_partitions_are_uses() {
+        let sys = disk_with_two_partitions();
+        let export = |number| Export {
+            what: Exported::Device(number),
+            by: "nvmet (/c/1)".into(),
+        };
+        let host = Host {
+            exports: vec![export((8, 16)), export((8, 1))],
+            ..host(&sys, "")
+        };
+        let text = "is exported by the kernel: nvmet (/c/1): disable that export first";
+        assert_eq!(uses(&host, (8, 16)), [text]);
+        assert_eq!(
+            uses(&host, (8, 0)),
+            [
+                format!("has the partition /dev/sda1, which {text}"),
+                "has partitions: /dev/sda1, /dev/sda2".to_owned()
+            ]
+        );
+        assert_eq!(uses(&host, (8, 2)), Vec::<String>::new());
+        let found = uses_of_device(&host.sysfs.device((8, 0)).unwrap(), &host).unwrap();
+        assert!(found[0].is_in_use() && found[0].explains_a_claim());
+    }
+
+    #[test]
+    fn exported_file_is_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lun.img");
+        fs::write(&path, [0; 4096]).unwrap();
+        let lun = Lun::open(&path, &OpenOptions::default()).unwrap();
+        let host = Host {
+            exports: vec![Export {
+                what: Exported::File(lun.identity.file.unwrap()),
+                by: "LIO backstore (/c/f)".into(),
+            }],
+            ..host(&FakeSysfs::new(), "")
+        };
+        let found = uses_of_lun(&lun, &host).unwrap();
+        assert!(
+            matches!(&found[..], [Finding::Exported { .. }]),
+            "{found:?}"
         );
     }
 

@@ -216,7 +216,7 @@ fn mounted_file_system_is_found_with_its_mount_point_and_what_it_protects() {
         ),
         ("ext4", SignatureUsage::Filesystem)
     );
-    let word = overwrite_word(&before.lun.identity, &before.signatures);
+    let word = overwrite_word(&before.lun.identity, &before.signatures, None);
     drop(before);
 
     let mount_point = device.folder.path().join("mount point");
@@ -235,7 +235,7 @@ fn mounted_file_system_is_found_with_its_mount_point_and_what_it_protects() {
         ]
     );
     assert_eq!(
-        overwrite_word(&mounted.lun.identity, &mounted.signatures),
+        overwrite_word(&mounted.lun.identity, &mounted.signatures, None),
         word
     );
     assert!(matches!(claim, Err(OpenError::Busy { .. })));

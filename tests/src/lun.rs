@@ -11,13 +11,28 @@ use std::{
 use crate::{run, sh};
 
 /// A disk of the machine, empty of signatures. 0 and 1 have the same size, 2 is smaller. No megabyte is as on another
-/// disk or as it was: a region that is not copied is found.
+/// disk or as it was: a region that is not copied is found. All but disk 0, which is a source as a rule, begin and end with
+/// zeroes: `create` accepts them as targets without `--overwrite`.
 #[must_use]
 pub fn disk(number: u32) -> String {
     let path = format!("/dev/disk/by-id/virtio-lun{number}");
     sh("wipefs", &["--all", "--force", "--quiet", &path]);
     scribble(&path);
+    if number != 0 {
+        blank_ends(&path);
+    }
     path
+}
+
+/// Writes zeroes to the first and the last MiB of a LUN: what `create` reads of a target.
+fn blank_ends(path: &str) {
+    const END: u64 = 1 << 20;
+    let lun = File::options().write(true).open(path).expect("a lun");
+    let zeroes = vec![0; END as usize];
+    for start in [0, size_of_open(&lun).saturating_sub(END)] {
+        lun.write_all_at(&zeroes, start).expect("a write");
+    }
+    lun.sync_all().expect("a flush");
 }
 
 /// Writes something that was never there into every megabyte of a LUN, beyond where signatures are.

@@ -99,6 +99,8 @@ fn targets_that_do_not_fit_are_refused() {
         sh("bash", &["-c", &format!("{make} {target}")]);
         refuse(&target, &[kind, "--overwrite"]);
         sh("wipefs", &["--all", "--quiet", &target]);
+        // The rest of it is still there.
+        refuse(&target, &["not recognised", "first MiB", "--overwrite"]);
     }
     sh(
         "bash",

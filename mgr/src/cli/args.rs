@@ -266,8 +266,9 @@ pub enum Command {
     /// Record a session: which volumes go to which targets
     ///
     /// Checks every target and records the pairs; nothing is copied yet. A target that is too small,
-    /// in use or the same device as the source is refused, and one that holds a file system or a
-    /// partition table is refused unless --overwrite is given.
+    /// in use or the same device as the source is refused, and one that holds a file system, a
+    /// partition table or data that is not recognised (its first and last MiB are read) is refused
+    /// unless --overwrite is given.
     #[command(after_help = "EXAMPLES:
   shunt create s1 db:/dev/disk/by-id/wwn-0x5000c500d4e5f607
   shunt create night db:/dev/mapper/new-db logs:/dev/mapper/new-logs --overwrite
@@ -303,7 +304,7 @@ FILE:
                                     "on_authoritative_failure", "rate", "priority", "switch", "mode", "every", "window_hours", "start_at", "max_duration", "switch_pairs",
                                     "max_latency_impact", "retire", "cutover_action", "attempts", "cutover_duration", "throttle_floor"])]
         file: Option<PathBuf>,
-        /// Accept targets that hold a file system or a partition table: what they hold is lost
+        /// Accept targets that hold a file system, a partition table or other data: what they hold is lost
         #[arg(long)]
         overwrite: bool,
         /// Look for zeroes while copying and leave them out on targets that can do so
@@ -356,7 +357,7 @@ FILE:
         #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
               conflicts_with_all = ["session", "pairs", "overwrite"])]
         file: Option<PathBuf>,
-        /// Accept targets that hold a file system or a partition table
+        /// Accept targets that hold a file system, a partition table or other data
         #[arg(long)]
         overwrite: bool,
     },

@@ -17,7 +17,7 @@ use migration_proto::target::Status;
 use tokio::process::Command;
 use tokio::time::sleep;
 
-use super::checks::{self, Candidate, Used};
+use super::checks::{self, Candidate, Purpose, Used};
 use super::context::{Context, blocking, note};
 use super::failure::{self, Answer, Done};
 use super::paths::{self, SOCKET_PATH_BYTES_MAX};
@@ -64,7 +64,7 @@ pub(super) async fn attach(
         })?;
     }
     let leg = context
-        .examine(paths)
+        .examine(paths, Purpose::Source)
         .await
         .map_err(|cause| failure::refused(&object, cause, &again))?;
     let judged = leg.clone();
@@ -425,8 +425,9 @@ async fn users_of(device: &Path, server: u32) -> Vec<String> {
         }
         let device = device.to_owned();
         users = match blocking(move || users_now(&device, server)).await {
-            Ok(users) => users,
-            Err(problem) => vec![problem],
+            Ok(Ok(users)) => users,
+            // It may have taken its whole time limit: not again.
+            Ok(Err(problem)) | Err(problem) => return vec![problem],
         };
         if users.is_empty() {
             break;
@@ -435,30 +436,27 @@ async fn users_of(device: &Path, server: u32) -> Vec<String> {
     users
 }
 
-fn users_now(device: &Path, server: u32) -> Vec<String> {
+fn users_now(device: &Path, server: u32) -> Result<Vec<String>, String> {
     // Without a block device (a test's ublk-target has none) there is nothing that could be open.
     let Some(number) = checks::device_number(device) else {
-        return Vec::new();
+        return Ok(Vec::new());
     };
-    let findings = match lun::in_use(device) {
-        Ok(findings) => findings,
-        Err(error) => return vec![format!("cannot be examined: {error}")],
-    };
+    let findings = lun::in_use(device)
+        .map_err(|error| format!("may be open, and cannot be examined: {error}"))?;
     let mut users: Vec<String> = findings
         .iter()
         .filter(|finding| finding.is_in_use() && !matches!(finding, lun::Finding::OpenedBy { .. }))
         .map(lun::Finding::to_string)
         .collect();
-    match lun::openers(number) {
-        Ok(openers) => users.extend(
-            openers
-                .iter()
-                .filter(|opener| opener.pid != server)
-                .map(|opener| format!("is open in {opener}")),
-        ),
-        Err(error) => users.push(format!("may be open, /proc cannot be searched: {error}")),
-    }
-    users
+    let openers = lun::openers(number)
+        .map_err(|error| format!("may be open, and /proc cannot be searched: {error}"))?;
+    users.extend(
+        openers
+            .iter()
+            .filter(|opener| opener.pid != server)
+            .map(|opener| format!("is open in {opener}")),
+    );
+    Ok(users)
 }
 
 /// Whether this kernel has ublk; loads the module if it is not there.

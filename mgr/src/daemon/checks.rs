@@ -3,7 +3,7 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use lun::{Finding, Identity, Inspection, Lun, OpenOptions, Signature};
+use lun::{Finding, Identity, Inspection, Lun, OpenOptions, Signature, Unrecognised};
 use migration_proto::luns::LunPaths;
 
 use crate::store::{LegRow, LunRow, lock_key};
@@ -20,6 +20,15 @@ pub(super) struct Candidate {
     pub(super) signatures: Vec<Signature>,
     /// What it says of itself, if it is a copy that was never finished.
     pub(super) unfinished: Option<String>,
+    /// Data on a target that has neither a signature nor such a label.
+    pub(super) unrecognised: Option<Unrecognised>,
+}
+
+/// What a LUN is examined for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Source,
+    Target,
 }
 
 /// A LUN that Shunt uses already.
@@ -43,7 +52,11 @@ pub(super) struct Fit<'a> {
 }
 
 /// Examines a LUN. Blocks.
-pub(super) fn examine(path: &Path, protected: &[PathBuf]) -> Result<Candidate, String> {
+pub(super) fn examine(
+    path: &Path,
+    purpose: Purpose,
+    protected: &[PathBuf],
+) -> Result<Candidate, String> {
     if !path.is_absolute() {
         return Err(format!("{} is not an absolute path", path.display()));
     }
@@ -53,7 +66,12 @@ pub(super) fn examine(path: &Path, protected: &[PathBuf]) -> Result<Candidate, S
         findings,
         signatures,
         unfinished,
-    } = lun::inspect(path, &protected).map_err(|error| error.to_string())?;
+        unrecognised,
+    } = match purpose {
+        Purpose::Source => lun::inspect(path, &protected),
+        Purpose::Target => lun::inspect_target(path, &protected),
+    }
+    .map_err(|error| error.to_string())?;
     Ok(Candidate {
         lun: LunRow {
             path: path.to_owned(),
@@ -64,6 +82,7 @@ pub(super) fn examine(path: &Path, protected: &[PathBuf]) -> Result<Candidate, S
         findings,
         signatures,
         unfinished,
+        unrecognised,
     })
 }
 
@@ -207,14 +226,20 @@ fn lun_refusals(candidate: &Candidate, fit: Fit<'_>) -> Vec<String> {
         refusals.extend(
             partitions.map(|finding| format!("{path} {finding} (--overwrite accepts their loss)")),
         );
-        let signatures = candidate.signatures.iter();
         refusals.extend(
-            signatures.map(|signature| {
-                format!("{path} holds {signature} (--overwrite accepts its loss)")
-            }),
+            contents(candidate)
+                .iter()
+                .map(|held| format!("{path} holds {held} (--overwrite accepts its loss)")),
         );
     }
     refusals
+}
+
+/// What a LUN holds, each in words; nothing if it is empty.
+pub(super) fn contents(candidate: &Candidate) -> Vec<String> {
+    let signatures = candidate.signatures.iter().map(Signature::to_string);
+    let data = candidate.unrecognised.iter().map(Unrecognised::to_string);
+    signatures.chain(data).collect()
 }
 
 /// Why LUNs are not those that were accepted, with what they held then; nothing if they are.
@@ -229,10 +254,10 @@ fn lun_changed(accepted: &LunRow, contents: Option<&str>, now: &Candidate) -> Op
     if let Err(mismatch) = accepted.identity.matches(&now.lun.identity) {
         return Some(format!("{} is {mismatch}", accepted.path.display()));
     }
-    if now.signatures.is_empty() || contents == Some(word(now).as_str()) {
+    let found = self::contents(now);
+    if found.is_empty() || contents == Some(word(now).as_str()) {
         return None;
     }
-    let found: Vec<String> = now.signatures.iter().map(Signature::to_string).collect();
     Some(format!(
         "{} holds something else than when the session was created: {}",
         accepted.path.display(),
@@ -247,7 +272,13 @@ pub(super) fn contents_words(leg: &[Candidate]) -> String {
 }
 
 fn word(candidate: &Candidate) -> String {
-    lun::overwrite_word(&candidate.lun.identity, &candidate.signatures)
+    let Candidate {
+        lun,
+        signatures,
+        unrecognised,
+        ..
+    } = candidate;
+    lun::overwrite_word(&lun.identity, signatures, unrecognised.as_ref())
 }
 
 fn used_already(candidate: &Candidate, holder: &str) -> String {
@@ -286,6 +317,7 @@ fn forbids(finding: &Finding) -> bool {
             Finding::Mounted { .. }
             | Finding::Swap
             | Finding::Holders { .. }
+            | Finding::Exported { .. }
             | Finding::MultipathComponent { .. }
             | Finding::PartitionInUse { .. }
             | Finding::DiskInUse { .. }
@@ -327,7 +359,7 @@ pub(super) fn device_number(path: &Path) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lun::{FileId, Kind, SignatureUsage};
+    use lun::{FileId, Filled, Kind, SignatureUsage};
 
     const MIB: u64 = 1 << 20;
 
@@ -357,6 +389,7 @@ mod tests {
             findings: Vec::new(),
             signatures: Vec::new(),
             unfinished: None,
+            unrecognised: None,
         }
     }
 
@@ -421,6 +454,38 @@ mod tests {
         );
     }
 
+    fn data(fingerprint: &str) -> Unrecognised {
+        Unrecognised {
+            first: Filled {
+                blocks: 256,
+                not_zero: 3,
+            },
+            last: Filled::default(),
+            fingerprint: fingerprint.to_owned(),
+        }
+    }
+
+    #[test]
+    fn data_that_is_not_recognised_needs_overwrite_as_a_signature_does() {
+        let mut holds = candidate(2);
+        holds.unrecognised = Some(data("1"));
+        assert_eq!(refusals(&holds, true), Vec::<String>::new());
+        let texts = refusals(&holds, false).join("; ");
+        for part in ["not recognised", "3 of 256 blocks", "--overwrite"] {
+            assert!(texts.contains(part), "{texts}");
+        }
+        assert_eq!(source_refusals(&[holds.clone()], &[]), Vec::<String>::new());
+        let (row, words) = (
+            leg_row(std::slice::from_ref(&holds)).unwrap(),
+            contents_words(std::slice::from_ref(&holds)),
+        );
+        let changed = |now: &Candidate| changed_since(&row, &words, std::slice::from_ref(now));
+        assert_eq!(changed(&holds), Vec::<String>::new());
+        assert_eq!(changed(&candidate(2)), Vec::<String>::new());
+        holds.unrecognised = Some(data("2"));
+        assert_eq!(changed(&holds).len(), 1);
+    }
+
     #[test]
     fn a_lun_in_use_is_refused_whatever_is_accepted() {
         let findings = [
@@ -428,6 +493,9 @@ mod tests {
             Finding::Swap,
             Finding::Holders {
                 names: vec!["/dev/dm-0".into()],
+            },
+            Finding::Exported {
+                by: vec!["nvmet".into()],
             },
             Finding::InUse,
             Finding::ReadOnly,

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tracing::info;
 
-use super::checks::{self, Candidate};
+use super::checks::{self, Candidate, Purpose};
 use super::paths::Config;
 use super::{Event, failure};
 use crate::store::{Change, Note, StoreError, StoreHandle};
@@ -68,7 +68,11 @@ impl Context {
     }
 
     /// Examines the LUNs of a leg on a thread of its own.
-    pub(super) async fn examine(&self, paths: LunPaths) -> Result<Vec<Candidate>, String> {
+    pub(super) async fn examine(
+        &self,
+        paths: LunPaths,
+        purpose: Purpose,
+    ) -> Result<Vec<Candidate>, String> {
         let protected = vec![
             self.config.state_directory.clone(),
             self.config.runtime_directory.clone(),
@@ -76,7 +80,7 @@ impl Context {
         blocking(move || {
             let paths = paths.paths().iter();
             paths
-                .map(|path| checks::examine(path, &protected))
+                .map(|path| checks::examine(path, purpose, &protected))
                 .collect()
         })
         .await?

@@ -7,7 +7,7 @@ use migration_core::route::Side;
 use migration_proto::luns::LunPaths;
 use migration_proto::manager::{Failure, PRIORITY_MAX, SessionOptions};
 
-use super::checks::{self, Candidate, Fit, Used};
+use super::checks::{self, Candidate, Fit, Purpose, Used};
 use super::context::{Context, blocking, note, now_ms};
 use super::failure::{self, Answer, Done};
 use super::{cutover, hours, schedule, split};
@@ -78,8 +78,7 @@ pub(super) async fn create(context: Context, wanted: Wanted) -> Answer {
 
 /// What an operator has accepted to lose.
 fn overwritten(candidate: &Candidate) -> Option<String> {
-    let lost = candidate.signatures.iter().map(lun::Signature::to_string);
-    let lost: Vec<String> = lost.collect();
+    let lost = checks::contents(candidate);
     (!lost.is_empty()).then(|| {
         let path = candidate.lun.path.display();
         format!("{path} will be overwritten: {}", lost.join("; "))
@@ -96,7 +95,7 @@ pub(super) async fn check_target(
     accepted: Option<(&LegRow, &str)>,
 ) -> Result<Vec<Candidate>, Vec<String>> {
     let leg = context
-        .examine(target.clone())
+        .examine(target.clone(), Purpose::Target)
         .await
         .map_err(|cause| vec![cause])?;
     let (volume, used, judged) = (volume.clone(), used.to_vec(), leg.clone());

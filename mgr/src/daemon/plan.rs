@@ -44,7 +44,7 @@ pub(super) async fn plan(
         match checked.await {
             Ok(leg) => {
                 accepted = checks::leg_row(&leg).ok().map(|target| target.key());
-                let lost = leg.iter().flat_map(|candidate| &candidate.signatures);
+                let lost = leg.iter().flat_map(checks::contents);
                 notes.extend(lost.map(|found| format!("will be overwritten: {found}")));
                 used.extend(leg.iter().map(|candidate| Used {
                     lun: candidate.lun.clone(),

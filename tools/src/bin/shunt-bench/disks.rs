@@ -2,18 +2,12 @@
 
 use std::{
     fmt,
-    fs::File,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
 use lun::Lun;
 
 use crate::process::{Until, run};
-
-/// What must be zero at both ends of a disk that is called blank, in bytes.
-const BLANK_BYTES: u64 = 1 << 20;
 
 /// A disk is refused; nothing changed.
 #[derive(Debug)]
@@ -66,7 +60,7 @@ fn refused<T>(cause: String) -> anyhow::Result<T> {
 }
 
 fn look_at(path: &Path, overwrite: bool) -> anyhow::Result<Lun> {
-    let inspection = lun::inspect(path, &[]).map_err(|error| Refused(error.to_string()))?;
+    let inspection = lun::inspect_target(path, &[]).map_err(|error| Refused(error.to_string()))?;
     let found = |what: String| refused(format!("{} {what}", path.display()));
     if inspection.lun.device_number.is_none() {
         return found("is a file, not a block device".to_owned());
@@ -78,26 +72,13 @@ fn look_at(path: &Path, overwrite: bool) -> anyhow::Result<Lun> {
     {
         return found(finding.to_string());
     }
-    let blank = inspection.signatures.is_empty() && is_blank(&inspection.lun)?;
-    if !blank && !overwrite {
+    let is_blank = inspection.signatures.is_empty()
+        && inspection.unfinished.is_none()
+        && inspection.unrecognised.is_none();
+    if !is_blank && !overwrite {
         return found("is not blank: --overwrite if what it holds may be lost".to_owned());
     }
     Ok(inspection.lun)
-}
-
-fn is_blank(lun: &Lun) -> anyhow::Result<bool> {
-    let file = File::from(lun.fd.try_clone()?);
-    let size = lun.identity.size_bytes;
-    let length = size.min(BLANK_BYTES);
-    let mut bytes = vec![0; usize::try_from(length)?];
-    for offset in [0, size - length] {
-        file.read_exact_at(&mut bytes, offset)
-            .with_context(|| format!("cannot read {}", lun.path.display()))?;
-        if bytes.iter().any(|byte| *byte != 0) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 impl Disks {
