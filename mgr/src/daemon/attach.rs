@@ -22,7 +22,7 @@ use super::context::{Context, blocking, note};
 use super::failure::{self, Answer, Done};
 use super::paths::{self, SOCKET_PATH_BYTES_MAX};
 use super::volume::{AskError, Setup, VolumeHandle, supervise};
-use super::{Event, process};
+use super::{Event, process, twice};
 use crate::store::{Change, OpenMapRow, VolumeRow, VolumeState};
 
 /// How long a new volume may take to come up.
@@ -150,13 +150,15 @@ async fn finish_attach(
             ),
         ));
     }
-    Ok(Done::changed(vec![format!(
+    let mut messages = vec![format!(
         "{} is ready: {} bytes on {} (now {})",
         link.display(),
         row.size_bytes,
         row.leg,
         status.device.display()
-    )]))
+    )];
+    messages.extend(twice::warnings(row, None).await);
+    Ok(Done::changed(messages))
 }
 
 /// Whether `paths` name the LUNs that an attached volume has.

@@ -10,7 +10,7 @@ use migration_proto::manager::{Failure, PRIORITY_MAX, SessionOptions};
 use super::checks::{self, Candidate, Fit, Purpose, Used};
 use super::context::{Context, blocking, note, now_ms};
 use super::failure::{self, Answer, Done};
-use super::{cutover, hours, schedule, split};
+use super::{cutover, hours, schedule, split, twice};
 use crate::store::{Change, Course, LegRow, PairRow, SessionRow, VolumeRow};
 
 /// What is asked for.
@@ -44,6 +44,7 @@ pub(super) async fn create(context: Context, wanted: Wanted) -> Answer {
         {
             Ok(leg) => {
                 messages.extend(leg.iter().filter_map(overwritten));
+                messages.extend(twice::warnings(volume, Some(target)).await);
                 used.extend(leg.iter().map(|candidate| Used {
                     lun: candidate.lun.clone(),
                     holder: format!("the target of {} in this session", volume.name),

@@ -27,6 +27,7 @@
 //! | `route_change` | asking for another route, whatever dies on the way |
 //! | `volume`, `supervisor`, `link`, `process` | one ublk-target: talking to it, keeping it running |
 //! | `checks` | whether a LUN may become a leg |
+//! | `twice` | warnings about programs that find a member on the volume and on its legs |
 //! | `copies` | the copiers that run |
 //! | `gauge` | what applications do, and how the copies go on |
 //! | `records`, `failure` | what the operator reads |
@@ -72,6 +73,7 @@ mod set;
 mod socket;
 mod split;
 mod supervisor;
+mod twice;
 mod verbs;
 mod verify;
 mod volume;

@@ -12,6 +12,7 @@ use super::checks::{self, Used};
 use super::context::{Context, blocking, now_ms};
 use super::create::{Wanted, check_target};
 use super::pace::{Pace, pace};
+use super::twice;
 use super::volume::VolumeHandle;
 use crate::store::{Change, Estimate, VolumeRow};
 
@@ -53,6 +54,7 @@ pub(super) async fn plan(
             }
             Err(reasons) => problems = reasons,
         }
+        notes.extend(twice::warnings(volume, Some(target)).await);
         problems.extend(state_problem(&context).await);
         let source = pace(volume.leg.paths()).await;
         let goal = pace(target).await;
