@@ -27,6 +27,7 @@
 //! | `route_change` | asking for another route, whatever dies on the way |
 //! | `volume`, `supervisor`, `link`, `process` | one ublk-target: talking to it, keeping it running |
 //! | `checks` | whether a LUN may become a leg |
+//! | `standing` | volumes that stand on themselves |
 //! | `twice` | warnings about programs that find a member on the volume and on its legs |
 //! | `copies` | the copiers that run |
 //! | `gauge` | what applications do, and how the copies go on |
@@ -72,6 +73,7 @@ mod sealed;
 mod set;
 mod socket;
 mod split;
+mod standing;
 mod supervisor;
 mod twice;
 mod verbs;
@@ -175,6 +177,10 @@ enum Event {
     },
     /// What came of comparing the legs of a pair is recorded, or could not be.
     ComparisonSettled(PairKey),
+    /// It is time to check whether a volume stands on itself.
+    CheckStanding,
+    /// The volumes that stand on themselves, each with what lies where.
+    Standing(Result<BTreeMap<String, String>, String>),
     /// A leg that was left behind is kept open from now on, or no longer.
     Held { key: PairKey, luns: Vec<lun::Lun> },
     /// The roles of a session that tracks were exchanged, or not.
@@ -337,6 +343,8 @@ struct Owner {
     feed: Feed,
     /// The states that they know.
     states: BTreeMap<feed::Watched, &'static str>,
+    /// The volumes that stand on themselves, each with what lies where.
+    standing: BTreeMap<String, String>,
 }
 
 impl Owner {
@@ -362,6 +370,7 @@ impl Owner {
             gauges: Gauges::default(),
             feed: Feed::new(),
             states: BTreeMap::new(),
+            standing: BTreeMap::new(),
         }
     }
 
@@ -381,6 +390,7 @@ impl Owner {
         self.forget_what_never_was();
         self.retire_again();
         self.seal_again();
+        self.check_standing();
     }
 
     async fn work(
@@ -426,6 +436,8 @@ impl Owner {
                 self.named.remove(&name);
                 self.watched.remove(&name);
             }
+            Event::CheckStanding => self.check_standing(),
+            Event::Standing(found) => self.standing_checked(found),
             Event::ComparisonSettled(key) => self.comparison_settled(&key),
             Event::Refreshed {
                 session,
@@ -601,6 +613,8 @@ impl Owner {
                     | Event::Supervised(_)
                     | Event::Unsupervised(_)
                     | Event::Refreshed { .. }
+                    | Event::CheckStanding
+                    | Event::Standing(_)
                     | Event::ComparisonSettled(_)
                     | Event::CutOver { .. }
                     | Event::CameBack { .. }

@@ -79,6 +79,7 @@ pub(super) fn volume(
     config: &Config,
     row: &VolumeRow,
     view: Option<&View>,
+    stands_on_itself: Option<&String>,
 ) -> Record {
     let view = view.cloned().unwrap_or_default();
     let status = view.status.as_deref();
@@ -101,7 +102,11 @@ pub(super) fn volume(
         pid: status.filter(|_| view.connected).map(|status| status.pid),
         restarts: view.restarts,
         route: status.map(|status| status.route),
-        problem: view.problem.clone().or_else(|| status.and_then(said)),
+        problem: view
+            .problem
+            .clone()
+            .or_else(|| status.and_then(said))
+            .or_else(|| stands_on_itself.cloned()),
     })
 }
 
@@ -175,7 +180,7 @@ pub(super) fn pair(
     copied: Option<Copied>,
     comparing: Option<&Comparison>,
     application: Option<ApplicationRecord>,
-) -> Record {
+) -> PairRecord {
     let status = view
         .and_then(|view| view.status.as_deref())
         .filter(|status| is_paired_with(status, row));
@@ -215,7 +220,7 @@ pub(super) fn pair(
                 .and_then(|status| mirror_problem(status).or_else(|| said(status)))
         })
         .or_else(|| row.problem.clone());
-    Record::Pair(PairRecord {
+    PairRecord {
         schema: JSON_SCHEMA,
         session: session.name.clone(),
         volume: row.volume.clone(),
@@ -244,7 +249,7 @@ pub(super) fn pair(
             .map(|copy_of| copy_of.at_ms)
             .filter(|_| position.state == PairState::Split),
         problem,
-    })
+    }
 }
 
 pub(super) fn event(note: Note) -> EventRecord {

@@ -7,7 +7,8 @@ use migration_core::route::Side;
 use migration_core::session::{self, SessionDecision};
 use migration_proto::luns::LunPaths;
 use migration_proto::manager::{
-    ApplicationRecord, Failure, PairSpec, Record, Request, Response, SessionMode, SessionOptions,
+    ApplicationRecord, Failure, PairRecord, PairSpec, Record, Request, Response, SessionMode,
+    SessionOptions,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -647,6 +648,7 @@ impl Owner {
                     &self.context.config,
                     row,
                     self.view(&row.name).as_ref(),
+                    self.standing.get(&row.name),
                 ));
             }
         }
@@ -672,7 +674,9 @@ impl Owner {
                     position: index,
                 };
                 let view = self.view(&pair.volume);
-                records.push(records::pair(
+                let is_ended = position.state.is_ended();
+                let stands_on_itself = self.standing.get(&pair.volume);
+                let record = records::pair(
                     session,
                     pair,
                     position,
@@ -685,7 +689,13 @@ impl Owner {
                             undisturbed_p99_us: self.copies.undisturbed_p99_us(&key),
                             ..application
                         }),
-                ));
+                );
+                records.push(Record::Pair(PairRecord {
+                    problem: record
+                        .problem
+                        .or_else(|| stands_on_itself.filter(|_| !is_ended).cloned()),
+                    ..record
+                }));
             }
         }
         Ok(records)

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lun::OpenOptions;
@@ -27,6 +28,7 @@ use super::route_change::{
 use super::schedule;
 use super::sealed::set_read_only;
 use super::split;
+use super::standing::{self, Place};
 use super::volume::VolumeHandle;
 use crate::copier::Copier;
 use crate::moments;
@@ -309,7 +311,53 @@ impl Operation {
         let paths = row.target.paths();
         let overwrite = self.session.options.overwrite;
         let checked = check_target(&self.context, volume, paths, overwrite, used, accepted).await;
-        Ok(checked.map(drop).map_err(|reasons| reasons.join("; ")))
+        let mut reasons = checked.err().unwrap_or_default();
+        // What stands on a volume is found on the target by the check of it.
+        let source = Place::new(
+            &row.volume,
+            self.device(&row.volume),
+            [("source", row.source.paths().paths())],
+        );
+        match standing::problems(&self.context.config, vec![source]).await {
+            Ok(found) => reasons.extend(found.into_values()),
+            Err(cause) => reasons.push(cause),
+        }
+        match reasons.is_empty() {
+            true => Ok(Ok(())),
+            false => Ok(Err(reasons.join("; "))),
+        }
+    }
+
+    /// The kernel's device of a volume, as it was reported last.
+    fn device(&self, volume: &str) -> Option<PathBuf> {
+        let status = self.handles.get(volume)?.view().status?;
+        Some(status.device.clone())
+    }
+
+    /// Refuses when a volume of these pairs stands on itself.
+    async fn check_standing(&self) -> Result<(), Failure> {
+        let places = self.pairs.iter().map(|position| {
+            let row = &self.session.pairs[*position];
+            let legs = [
+                ("source", row.source.paths().paths()),
+                ("target", row.target.paths().paths()),
+            ];
+            Place::new(&row.volume, self.device(&row.volume), legs)
+        });
+        let cause = match standing::problems(&self.context.config, places.collect()).await {
+            Ok(found) if found.is_empty() => return Ok(()),
+            Ok(found) => found
+                .iter()
+                .map(|(volume, problem)| format!("pair {volume}: {problem}"))
+                .collect::<Vec<_>>()
+                .join("; "),
+            Err(cause) => cause,
+        };
+        let name = &self.session.name;
+        let next = format!(
+            "correct the cause, then `shunt resume {name}` again, or `shunt cancel {name}`"
+        );
+        Err(failure::refused(self.object(), cause, next))
     }
 
     fn now_active(
@@ -355,6 +403,7 @@ impl Operation {
 
     /// Lets the copy go on, also where the mirror leg has failed.
     pub(super) async fn resume(self, states: Vec<PairState>) -> Answer {
+        self.check_standing().await?;
         let mut problems = Vec::new();
         let changes = vec![
             Change::SetPaused(self.session.name.clone(), false),
