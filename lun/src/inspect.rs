@@ -380,7 +380,7 @@ mod tests {
                     size_bytes: 512,
                     ..disk()
                 },
-                &[ext4.clone()],
+                std::slice::from_ref(&ext4),
                 None,
             ),
             overwrite_word(&disk(), &[ext4], Some(&data)),
