@@ -247,10 +247,8 @@ impl MapFile {
     /// # Errors
     /// If there is no descriptor for it.
     pub fn duplicate(&self) -> Result<Self, MapFileError> {
-        let file = self.file.try_clone().map_err(|source| MapFileError::Io {
-            path: self.path.clone(),
-            source,
-        })?;
+        let file = self.file.try_clone();
+        let file = file.map_err(|source| self.error(source))?;
         Ok(Self {
             file,
             path: self.path.clone(),
@@ -262,46 +260,31 @@ impl MapFile {
         })
     }
 
-    /// Makes every region dirty, durably and in what was read: the legs may differ anywhere.
+    /// Makes every region dirty, as [`make_all_dirty`].
     ///
     /// # Errors
     /// Those of the file. Some regions may be dirty then, which costs a copy and no data.
     pub fn make_all_dirty(&mut self) -> Result<(), MapFileError> {
-        let record = &self.chosen.record;
-        self.dirty.fill(u64::MAX);
-        for (index, words) in self.dirty.chunks(map::SECTOR_WORDS).enumerate() {
-            let sector = BitmapSector {
-                area: Area::Dirty,
-                index,
-            };
-            self.write(
-                &sector.encode(&record.volume_id, words),
-                sector.offset(record.geometry),
-            )?;
-        }
-        Ok(())
+        make_all_dirty(&self.file, &self.chosen.record, &mut self.dirty)
+            .map_err(|source| self.error(source))
     }
 
-    /// Writes who holds the legs, durably.
+    /// Writes who holds the legs, as [`write_custody`].
     ///
     /// # Errors
     /// Those of the file.
     pub fn write_custody(&mut self, custody: Custody) -> Result<(), MapFileError> {
-        self.write(
-            &custody.encode(&self.chosen.record.volume_id),
-            map::CUSTODY_OFFSET,
-        )?;
+        write_custody(&self.file, &self.chosen.record, &custody)
+            .map_err(|source| self.error(source))?;
         self.custody = Some(custody);
         Ok(())
     }
 
-    fn write(&self, sector: &[u8], offset: u64) -> Result<(), MapFileError> {
-        self.file
-            .write_all_at(sector, offset)
-            .map_err(|source| MapFileError::Io {
-                path: self.path.clone(),
-                source,
-            })
+    fn error(&self, source: io::Error) -> MapFileError {
+        MapFileError::Io {
+            path: self.path.clone(),
+            source,
+        }
     }
 
     /// Reads a map file without locking it, for tools that only look.
@@ -380,6 +363,38 @@ pub fn settle_role(file: &impl FileExt, chosen: &mut Chosen) -> io::Result<()> {
     }
     chosen.stale_slot = None;
     Ok(())
+}
+
+/// Makes every region dirty, in a map file that is opened durably and in the words that were read from it: the legs
+/// may differ anywhere.
+///
+/// # Errors
+/// Those of the file.
+pub fn make_all_dirty(
+    file: &impl FileExt,
+    record: &RoleRecord,
+    dirty: &mut [u64],
+) -> io::Result<()> {
+    dirty.fill(u64::MAX);
+    for (index, words) in dirty.chunks(map::SECTOR_WORDS).enumerate() {
+        let area = Area::Dirty;
+        let sector = BitmapSector { area, index };
+        let bytes = sector.encode(&record.volume_id, words);
+        file.write_all_at(&bytes, sector.offset(record.geometry))?;
+    }
+    Ok(())
+}
+
+/// Writes who holds the legs to a map file that is opened durably.
+///
+/// # Errors
+/// Those of the file.
+pub fn write_custody(
+    file: &impl FileExt,
+    record: &RoleRecord,
+    custody: &Custody,
+) -> io::Result<()> {
+    file.write_all_at(&custody.encode(&record.volume_id), map::CUSTODY_OFFSET)
 }
 
 /// The role record that holds, and the descriptor that it names.

@@ -70,6 +70,12 @@ impl Application {
             .collect()
     }
 
+    /// What others write, and nothing else.
+    pub(crate) const fn foreign_value(&mut self) -> Value {
+        self.next_value += 1;
+        self.next_value - 1
+    }
+
     /// A new request, if a tag is free.
     pub(crate) fn ask(&mut self, dice: &mut Dice) -> Option<Tag> {
         let mut tags = (0..TAGS as u16).map(Tag);
@@ -204,6 +210,14 @@ impl Application {
                 survivors.contains(&value),
                 "after the power loss block {block} has {value}, not one of {survivors:?}"
             );
+        }
+        self.accept(found);
+    }
+
+    /// What is on the authoritative leg while nothing runs is the data, whoever wrote it.
+    pub(crate) fn accept(&mut self, found: impl Fn(usize) -> Value) {
+        for block in 0..BLOCKS {
+            let value = found(block);
             self.possible[block] = BTreeSet::from([value]);
             self.survivors[block] = BTreeSet::from([value]);
         }

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use map_file::{Contents, MapFileError};
 use migration_core::{
+    custody::{self, BootId, Claim, Custody, Doubt, Found, LegState, Legs, Released, Takeover},
     map::{self, MapError, ROLE_OFFSETS, RoleRecord},
     region::RegionState,
     route::{Route, Side},
@@ -31,8 +32,8 @@ const SIZE: u64 = REGION * REGIONS as u64;
 pub(crate) enum Process {
     /// Nobody serves the volume.
     Down,
-    /// The map file is read, and the role settled.
-    Prepared(Box<Contents>),
+    /// The map file is read, the role settled, and the legs are claimed.
+    Prepared(Box<Contents>, Takeover),
     Serving(Box<Serving>),
     /// The map file is damaged: nothing is served until the operator says which leg is right.
     Refused,
@@ -44,6 +45,7 @@ pub(crate) struct Serving {
     pub(crate) effects: Vec<Effect>,
     pending: Vec<Pending>,
     pub(crate) descriptor: Descriptor,
+    claim: Claim,
     new_mirror: Option<(Call, Descriptor, Vec<u8>)>,
     /// Changes that somebody asked for and that have not ended.
     changes: BTreeSet<Call>,
@@ -95,6 +97,15 @@ pub(crate) struct Site {
     next_call: u64,
     /// The process dies when it has performed so many more effects.
     dies_after: Option<usize>,
+    /// The claim that shuntd would hand on.
+    pub(crate) held: Option<Claim>,
+    next_claim: u64,
+    /// Which boot of the host this is.
+    boot: u8,
+    /// Writes to each LUN that the kernel has counted since the boot.
+    counted: [u64; 2],
+    /// The process that starts next finds no mirror leg.
+    mirror_missing: bool,
 }
 
 fn leg(lun: usize) -> Leg {
@@ -180,6 +191,11 @@ impl Site {
             hung: [false; 2],
             next_call: 0,
             dies_after: None,
+            held: None,
+            next_claim: 0,
+            boot: 0,
+            counted: [0; 2],
+            mirror_missing: false,
         }
     }
 
@@ -193,7 +209,7 @@ impl Site {
     pub(crate) fn serving(&mut self) -> Option<&mut Serving> {
         match &mut self.process {
             Process::Serving(serving) => Some(serving),
-            Process::Down | Process::Prepared(_) | Process::Refused => None,
+            Process::Down | Process::Prepared(..) | Process::Refused => None,
         }
     }
 
@@ -749,14 +765,14 @@ impl Site {
     pub(crate) fn start(&mut self, now: Time, may_die: bool) -> Start {
         match &self.process {
             Process::Down => self.read_map(may_die),
-            Process::Prepared(_) if may_die && self.dice.one_in(10) => {
+            Process::Prepared(..) if may_die && self.dice.one_in(10) => {
                 self.note("deaths in recovery");
                 self.process = Process::Down;
                 Start::Died
             }
             // The driver refuses the recovery while I/O of the dead process is in flight.
-            Process::Prepared(_) if !self.ghosts.is_empty() => Start::Waits,
-            Process::Prepared(_) => self.serve(now),
+            Process::Prepared(..) if !self.ghosts.is_empty() => Start::Waits,
+            Process::Prepared(..) => self.serve(now),
             Process::Serving(_) => Start::Serves,
             Process::Refused => Start::Refused,
         }
@@ -781,16 +797,116 @@ impl Site {
             } else {
                 0
             };
-            self.map.dies_after(Some((self.dice.below(2) as u32, kept)));
+            // The role is written twice, then maybe the bitmap and the custody.
+            let writes = self.dice.below(4) as u32;
+            let kept = if writes < 2 { kept } else { 0 };
+            self.map.dies_after(Some((writes, kept)));
         }
         let settled = map_file::settle_role(&self.map, &mut contents.chosen);
+        let taken = settled.and_then(|()| self.take_over(&mut contents));
         self.map.dies_after(None);
-        if settled.is_err() {
+        let Ok(takeover) = taken else {
             self.note("deaths in recovery");
             return Start::Died;
-        }
-        self.process = Process::Prepared(Box::new(contents));
+        };
+        self.process = Process::Prepared(Box::new(contents), takeover);
         Start::Goes
+    }
+
+    /// As `ublk_target::custody::take`.
+    fn take_over(&mut self, contents: &mut Contents) -> std::io::Result<Takeover> {
+        let record = contents.chosen.record;
+        self.mirror_missing = self.settings.mirror_fails > 0
+            && record.route.mirror().is_some()
+            && self.dice.one_in(10);
+        let missing = record.route.mirror().filter(|_| self.mirror_missing);
+        let found = Found {
+            custody: contents.custody,
+            inherited: self.held.filter(|_| missing.is_none()),
+            boot: BootId([self.boot; 16]),
+            legs: self.leg_states(&contents.descriptor),
+        };
+        self.next_claim += 1;
+        let new = Claim(self.next_claim);
+        let takeover = custody::take_over(record.route, missing, &found, new);
+        if let Some(doubt) = takeover.doubt {
+            map_file::make_all_dirty(&self.map, &record, &mut contents.dirty)?;
+            self.note(match doubt {
+                Doubt::NoRecord | Doubt::NotCounted(_) => "doubts of other kinds",
+                Doubt::ClaimLapsed => "doubts because a claim lapsed",
+                Doubt::LegMissing(_) => "doubts because a leg is missing",
+                Doubt::Written(_) => "foreign writes found",
+            });
+        }
+        if takeover.is_new {
+            map_file::write_custody(&self.map, &record, &Custody::Held(takeover.claim))?;
+        }
+        Ok(takeover)
+    }
+
+    fn leg_states(&self, descriptor: &Descriptor) -> Legs {
+        let state = |side: Side| {
+            let lun = lun_of_leg(descriptor.leg(side.into())?);
+            Some(LegState {
+                // What every foreign write between two boots changes.
+                fingerprint: self.luns[lun].now(0),
+                changes: Some(self.counted[lun]),
+            })
+        };
+        Legs {
+            source: state(Side::Source),
+            target: state(Side::Target),
+        }
+    }
+
+    /// The process ends as a unit that is stopped: nothing is in flight, both legs are flushed. Says
+    /// whether it could.
+    pub(crate) fn stop_cleanly(&mut self) -> bool {
+        let idle = self.application.open.is_empty() && self.copying.is_gone();
+        let Process::Serving(serving) = &self.process else {
+            return false;
+        };
+        if !idle || !serving.pending.is_empty() || !serving.changes.is_empty() {
+            return false;
+        }
+        let record = *serving.volume.record();
+        let legs = self.leg_states(&serving.descriptor);
+        for lun in &mut self.luns {
+            let mark = lun.mark();
+            lun.make_durable(&mark);
+        }
+        let boot = BootId([self.boot; 16]);
+        let released = Custody::Released(Released { boot, legs });
+        map_file::write_custody(&self.map, &record, &released).expect("the map file lives");
+        self.kill();
+        self.held = None;
+        self.note("clean ends of ublk-target");
+        true
+    }
+
+    /// Others write to a LUN that nobody holds: while no process has it, or another system was booted.
+    pub(crate) fn foreign_write(&mut self) {
+        let Ok((route, authoritative)) = self.durable_route() else {
+            return;
+        };
+        let unclaimed = self.held.is_none() && matches!(self.process, Process::Down);
+        if route.mirror().is_some() && unclaimed && self.ghosts.is_empty() && self.copying.is_gone()
+        {
+            self.write_as_others(1 - authoritative, false);
+        }
+    }
+
+    fn write_as_others(&mut self, lun: usize, in_another_system: bool) {
+        let value = self.application.foreign_value();
+        let block = self.dice.below(BLOCKS);
+        self.luns[lun].write(block, value, true);
+        if in_another_system {
+            // A mount changes the superblock.
+            self.luns[lun].write(0, value, true);
+        } else {
+            self.counted[lun] += 1;
+        }
+        self.note("foreign writes");
     }
 
     fn is_bitmap_torn(&self) -> bool {
@@ -812,7 +928,8 @@ impl Site {
     }
 
     fn serve(&mut self, now: Time) -> Start {
-        let Process::Prepared(contents) = std::mem::replace(&mut self.process, Process::Down)
+        let Process::Prepared(contents, takeover) =
+            std::mem::replace(&mut self.process, Process::Down)
         else {
             return Start::Waits;
         };
@@ -824,7 +941,7 @@ impl Site {
             intent,
         } = *contents;
         let mut volume = Volume::load(&CONFIG, chosen.record, chosen.stale_slot, &dirty, &intent);
-        if self.settings.mirror_fails > 0 && volume.regions().is_some() && self.dice.one_in(10) {
+        if self.mirror_missing {
             volume.mirror_missing();
             self.note("starts without the mirror leg");
         }
@@ -835,6 +952,7 @@ impl Site {
             effects,
             pending: Vec::new(),
             descriptor,
+            claim: takeover.claim,
             new_mirror: None,
             changes: BTreeSet::new(),
             replies: Vec::new(),
@@ -859,17 +977,40 @@ impl Site {
             lun.lose_power(&mut self.dice);
         }
         self.hung = [false; 2];
+        (self.held, self.counted, self.boot) = (None, [0; 2], self.boot.wrapping_add(1));
         if self.is_bitmap_torn()
             && matches!(self.durable_route(), Err(MapFileError::Damaged { .. }))
         {
             self.application = Application::new();
             return;
         }
-        let (_, lun) = self.durable_route().expect("the map file is whole");
+        let (route, lun) = self.durable_route().expect("the map file is whole");
         let Self {
             application, luns, ..
         } = self;
         application.restarted(|block| luns[lun].now(block));
+        self.write_while_down(route, lun);
+    }
+
+    /// Between two boots of this host, or before anything of Shunt runs in this one.
+    fn write_while_down(&mut self, route: Route, authoritative: usize) {
+        let (lun, in_another_system) = (self.dice.below(2), self.dice.one_in(2));
+        // How a target that was left alone is judged is shuntd's.
+        let is_split_target = route == Route::Split && lun != authoritative;
+        if self.dice.one_in(3) && !is_split_target {
+            self.write_as_others(lun, in_another_system);
+            if lun == authoritative {
+                let Self {
+                    application, luns, ..
+                } = self;
+                application.accept(|block| luns[lun].now(block));
+            }
+        }
+    }
+
+    /// What shuntd keeps claimed while it lives.
+    pub(crate) fn hold(&mut self) {
+        self.held = self.serving().map(|serving| serving.claim);
     }
 
     /// What a process that starts now will find: the route, and the authoritative LUN.

@@ -109,6 +109,12 @@ impl World {
                 site.hung[lun] = self.dice.one_in(4);
             }
             190 if self.dice.one_in(self.settings.peace) => self.let_die(index),
+            191..193 => site.foreign_write(),
+            193 if self.dice.one_in(self.settings.peace) => {
+                if site.stop_cleanly() && self.dice.one_in(2) {
+                    site.foreign_write();
+                }
+            }
             _ => {}
         }
         self.perform();
@@ -177,6 +183,7 @@ impl World {
             self.note("deaths of shuntd");
             for site in &mut self.sites {
                 site.kill_copier();
+                site.held = None;
             }
         }
     }
@@ -225,6 +232,7 @@ impl World {
         let Some(status) = site.status() else {
             return;
         };
+        site.hold();
         view.connected = true;
         view.failures = 0;
         view.status = Some(status);

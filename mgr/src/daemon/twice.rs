@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn members_are_warned_about_with_the_lines_that_hide_every_leg() {
-        let path = |text: &str| LunPaths::from(std::path::PathBuf::from(text));
+        let path = |text: &str| text.parse::<LunPaths>().unwrap();
         let (source, target) = (path("/dev/a"), path("/dev/b"));
         let texts = |target, kinds: &[&str]| {
             let kinds: Vec<String> = kinds.iter().map(|kind| (*kind).to_owned()).collect();
