@@ -39,7 +39,7 @@ fn set_hours(hours: Hours) -> Request {
 }
 
 fn created(world: &World, change: impl FnOnce(&mut SessionOptions)) -> Request {
-    let (source, target) = (world.lun("a", SIZE, 1), world.lun("b", SIZE, 2));
+    let (source, target) = (world.lun("a", SIZE, 1), world.lun("b", SIZE, 0));
     world.changes(&attach("db", &source));
     let mut request = create("s1", &[("db", &target)]);
     if let Request::Create { options, .. } = &mut request {

@@ -282,7 +282,8 @@ fn what_is_served_or_whole_or_has_no_such_leg_is_not_recovered() {
 #[test]
 fn a_lock_whose_session_is_gone_is_explained_and_freed_and_no_other_one() {
     let world = World::new();
-    let [source, target, free] = ["a", "b", "c"].map(|name| world.lun(name, MIB, 1));
+    let [source, target, free] =
+        [("a", 1), ("b", 0), ("c", 0)].map(|(name, seed)| world.lun(name, MIB, seed));
     world.changes(&attach("db", &source));
     world.changes(&create("s1", &[("db", &target)]));
     let ask = |dry_run| world.done(&Request::FreeLocks { dry_run });

@@ -163,8 +163,11 @@ fn only_what_was_left_behind_is_retired() {
     let refused = world.refused(&retire(RetireHow::Offline));
     assert!(refused.cause.contains("SCSI"), "{refused:?}");
     assert_eq!(world.pairs("s1")[0].retired, None);
-    // It has become a leg again.
-    world.changes(&create("s2", &[("db", &target)]));
+    // It has become a leg again. The copy is still on it.
+    let request = create("s2", &[("db", &target)]);
+    let refused = world.refused(&request);
+    assert!(refused.cause.contains("not recognised"), "{refused:?}");
+    world.changes(&overwriting(request));
     let refused = world.refused(&retire(RetireHow::Hold));
     assert!(refused.cause.contains("target of volume db"), "{refused:?}");
 }

@@ -38,6 +38,7 @@ fn in_sync(world: &World) {
     let mut request = create("s1", &pairs);
     if let Request::Create { options, .. } = &mut request {
         options.mode = SessionMode::Copy;
+        options.overwrite = true;
     }
     world.changes(&request);
     world.changes(&start("s1"));
