@@ -4,7 +4,8 @@
 //!
 //! With it, a test writes the name of a place to the file that [`FILE_VARIABLE`] names. The first process that
 //! comes to that place removes the file and ends at once. So a place is armed while the programs run, and the successor of the
-//! process that ended, which has the same environment, passes it.
+//! process that ended, which has the same environment, passes it. With the word `panic` behind the name, the thread panics
+//! there instead.
 
 /// The environment variable that names the file.
 #[cfg(feature = "armed")]
@@ -32,10 +33,15 @@ pub fn here_after(name: &str, last: impl FnOnce()) {
     let Some(file) = std::env::var_os(FILE_VARIABLE) else {
         return;
     };
-    let is_meant = std::fs::read_to_string(&file).is_ok_and(|armed| armed.trim() == name);
-    // Whoever removes the file is the one that ends.
+    let Ok(armed) = std::fs::read_to_string(&file) else {
+        return;
+    };
+    let mut words = armed.split_whitespace();
+    let (is_meant, how) = (words.next() == Some(name), words.next());
+    // The one that removes the file is the one that ends.
     if is_meant && std::fs::remove_file(&file).is_ok() {
         last();
+        assert!(how != Some("panic"), "a panic at the crash point {name}");
         eprintln!("ended at the crash point {name}");
         // SAFETY: kill takes numbers only.
         unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
