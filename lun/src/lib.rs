@@ -18,6 +18,7 @@
 //! | `exports` | what the kernel itself serves to others |
 //! | `contents` | whether a LUN on which nothing is recognised holds data |
 //! | `bounded` | a time limit for questions that the kernel may never answer |
+//! | `users` | who uses the device of a volume |
 //! | `signature` | what libblkid recognises on a LUN |
 //! | `retire` | making a LUN inaccessible, when that is asked for by name |
 //! | `unfinished` | the label of a LUN that is to become a copy |
@@ -47,6 +48,7 @@ mod state;
 mod sysfs;
 mod unfinished;
 mod usage;
+mod users;
 mod vpd;
 
 pub use contents::{Filled, Unrecognised};
@@ -58,6 +60,7 @@ pub use openers::{Opener, openers};
 pub use retire::{Saved, bring_online};
 pub use signature::{Signature, SignatureError, SignatureUsage, signatures};
 pub use usage::in_use;
+pub use users::users;
 
 /// Tests that start programs, or that a copy of a descriptor in a program being started would disturb, run one after the other.
 #[cfg(test)]
