@@ -69,6 +69,15 @@ mod testing {
 
     static ALONE: Mutex<()> = Mutex::new(());
 
+    /// Reports that a test cannot run here; fails instead where every test has to run.
+    pub(crate) fn skip(reason: &str) {
+        assert!(
+            std::env::var_os("SHUNT_NO_SKIP").is_none(),
+            "SHUNT_NO_SKIP is set, and this test cannot run: {reason}"
+        );
+        eprintln!("skipped: {reason}");
+    }
+
     pub(crate) fn alone() -> MutexGuard<'static, ()> {
         ALONE.lock().unwrap_or_else(PoisonError::into_inner)
     }

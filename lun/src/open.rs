@@ -700,7 +700,7 @@ mod tests {
         ) {
             Ok(direct) => assert_eq!(direct.identity, buffered.identity),
             Err(OpenError::DirectUnsupported { .. }) => {
-                eprintln!("skipped: no direct i/o on {}", path.display())
+                crate::testing::skip(&format!("no direct i/o on {}", path.display()));
             }
             Err(error) => panic!("{error}"),
         }

@@ -578,7 +578,7 @@ mod tests {
         if find_program("wipefs", &PROGRAM_FOLDERS).is_none()
             || find_program("blkid", &PROGRAM_FOLDERS).is_none()
         {
-            eprintln!("skipped: no util-linux here");
+            crate::testing::skip("no util-linux here");
             return;
         }
         assert_eq!(signatures(&lun).unwrap(), []);
@@ -594,7 +594,7 @@ mod tests {
         };
         assert_eq!(by_blkid(), []);
         let Some(mkfs) = find_program("mkfs.ext4", &PROGRAM_FOLDERS) else {
-            eprintln!("skipped: no mkfs.ext4 here");
+            crate::testing::skip("no mkfs.ext4 here");
             return;
         };
         assert!(

@@ -59,6 +59,15 @@ fn run(program: &str, arguments: &[&str]) -> bool {
         .is_ok_and(|status| status.success())
 }
 
+/// Reports that a test cannot run here; fails instead where every test has to run.
+fn skip(reason: &str) {
+    assert!(
+        std::env::var_os("SHUNT_NO_SKIP").is_none(),
+        "SHUNT_NO_SKIP is set, and this test cannot run: {reason}"
+    );
+    eprintln!("skipped: {reason}");
+}
+
 fn loop_device(options: &[&str]) -> Option<LoopDevice> {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image");
@@ -73,7 +82,7 @@ fn loop_device(options: &[&str]) -> Option<LoopDevice> {
         .filter(|output| output.status.success())
         .map(|output| String::from_utf8(output.stdout).unwrap());
     if name.is_none() {
-        eprintln!("skipped: no loop device here (not root, or no driver)");
+        skip("no loop device here (not root, or no driver)");
     }
     let device = LoopDevice {
         folder,
@@ -203,7 +212,7 @@ fn mounted_file_system_is_found_with_its_mount_point_and_what_it_protects() {
     };
     let path = device.path.to_str().unwrap();
     if !run("mkfs.ext4", &["-q", path]) {
-        eprintln!("skipped: no mkfs.ext4 here");
+        skip("no mkfs.ext4 here");
         return;
     }
     let before = inspect(&device.path, &[]).unwrap();
@@ -274,7 +283,7 @@ fn active_swap_area_is_found() {
     };
     let path = device.path.to_str().unwrap();
     if !run("mkswap", &["--quiet", path]) || !run("swapon", &[path]) {
-        eprintln!("skipped: no swap here");
+        skip("no swap here");
         return;
     }
     let findings = in_use(&device.path);
@@ -297,7 +306,7 @@ fn partitions_are_told_apart_and_the_mounted_one_speaks_against_the_disk() {
     // blockdev --rereadpt is refused where the driver scans no partitions; partx tells the kernel itself.
     let known = run("partx", &["--add", path]) && wait_for(Path::new(&second));
     if !known {
-        eprintln!("skipped: no partitions on loop devices here");
+        skip("no partitions on loop devices here");
         return;
     }
     let one = Lun::open(Path::new(&first), &READ).unwrap().identity;
