@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use migration_proto::manager::{EventRecord, HostRecord, Record, Request, Response, SessionLimits};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::fake::Whim;
 use super::world::*;
@@ -226,8 +228,10 @@ fn a_queue_outlives_shuntd() {
     world.changes(&start("s1"));
     // The one that is being copied is the last to say so.
     world.set("v0", Whim::HoldStart);
-    world.kill_ublk_target("v0");
+    let pid = world.volume("v0").and_then(|volume| volume.pid).unwrap();
+    // Otherwise this shuntd may start the next one, and the next shuntd finds it busy.
     world.stop();
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
     world.start();
     std::thread::sleep(std::time::Duration::from_millis(300));
     world.unset("v0", Whim::HoldStart);
