@@ -10,6 +10,13 @@ use crate::route::{Leg, Route};
 /// The exit status of `ublk-target serve` when the map file is damaged: starting it again does not help.
 pub const EXIT_MAP_DAMAGED: u8 = 4;
 
+/// The name of the second socket of a volume's `ublk-target`, in the abstract namespace: it can be reached there when the
+/// folder of its first one is gone. Any user may take such a name, so a client checks that root is at the other end.
+#[must_use]
+pub fn abstract_name(volume_id: &str) -> String {
+    format!("shunt/ublk-target/{volume_id}")
+}
+
 /// A request to `ublk-target`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]

@@ -5,7 +5,7 @@
 //!        -> ADD_DEV, SET_PARAMS            | START_USER_RECOVERY   (nothing is allocated or logged
 //!        -> tags offered to the driver     |  tags offered          between these three)
 //!        -> START_DEV                      | END_USER_RECOVERY
-//!        -> control socket -> until Stop or the end of the device -> DEL_DEV
+//!        -> control socket -> until Stop, a signal or the end of the device -> DEL_DEV
 //! ```
 //!
 //! An old driver (without QUIESCE) can be left stuck by a death between START and END of a recovery, and crashes
@@ -35,7 +35,8 @@ use nix::errno::Errno;
 
 use crate::{
     custody::{self, Inherited},
-    engine::{Engine, EngineError, Inbox, Parts, Shape, Snapshot},
+    ending,
+    engine::{Engine, EngineError, Inbox, Parts, Shape, Stopped},
     legs::OpenLeg,
     socket::{Facts, Server, THREADS_MAX, Wake},
     ublk::{
@@ -45,7 +46,7 @@ use crate::{
 };
 
 /// How long the kernel may take for a control command.
-const CONTROL_LIMIT: Duration = Duration::from_secs(30);
+pub(crate) const CONTROL_LIMIT: Duration = Duration::from_secs(30);
 /// How long a dying predecessor's locks, claims and device are waited for. Its legs may be slow; shuntd starts
 /// another process after this one gives up.
 const PREDECESSOR_LIMIT: Duration = Duration::from_secs(20);
@@ -58,8 +59,9 @@ const OLD_DRIVER_IO_TIMEOUT_MS: u32 = 1000;
 /// The largest discard that is offered, in bytes.
 const DISCARD_BYTES_MAX: u64 = 1 << 30;
 
-/// Wakes that may wait; a stop waits for its answer, so there is one for each connection's thread at most.
-const WAKES_MAX: usize = THREADS_MAX + 1;
+/// Wakes that may wait; a stop waits for its answer, so there is one for each connection's thread at most. One more for the
+/// thread of the signals, and one for the engine.
+const WAKES_MAX: usize = THREADS_MAX + 2;
 
 /// The exit status of a process that finds another serving the volume.
 pub const EXIT_LOCKED: u8 = 3;
@@ -90,6 +92,9 @@ const REQUEST_BYTES_MAX: u32 = 256 << 10;
 /// # Errors
 /// With what was tried, on what.
 pub fn serve(mut options: Options) -> anyhow::Result<()> {
+    ending::abort_on_panic();
+    let (wake, wakes) = sync_channel(WAKES_MAX);
+    ending::catch_signals(wake.clone())?;
     let mut control = Control::open()?;
     let needed = Features::USER_RECOVERY | Features::USER_RECOVERY_REISSUE;
     let features = control.require_features(needed, CONTROL_LIMIT)?;
@@ -121,7 +126,6 @@ pub fn serve(mut options: Options) -> anyhow::Result<()> {
         // The kernels that have one got the other shortly before.
         registers_luns: features.contains(Features::QUIESCE),
     };
-    let (wake, wakes) = sync_channel(WAKES_MAX);
     let mut engine = EngineThread::start(parts, Arc::clone(&inbox), wake.clone())?;
 
     let (device, recovered) = match predecessor {
@@ -146,28 +150,30 @@ pub fn serve(mut options: Options) -> anyhow::Result<()> {
         recovered,
         claim: taken.claim,
     };
-    Server::new(facts, Arc::clone(&inbox), wake)
+    let server = Server::new(facts, Arc::clone(&inbox), wake);
+    server
         .listen(&options.socket)
         .with_context(|| format!("listen on {}", options.socket.display()))?;
+    if let Err(error) = server.listen_by_id(&descriptor.volume_id) {
+        tracing::warn!("listen by the volume's id: {error}; the socket file is the only way here");
+    }
     tracing::info!(
         volume = descriptor.volume,
         device = device.0,
         recovered,
         "serving"
     );
-    let last = attend(&mut control, device, features, &wakes, engine, &inbox)?;
-    if let Err(error) = custody::release(&mut kept_map, &last) {
-        tracing::warn!("the next process will copy or compare everything: {error:#}");
-    }
+    let device = (device, features);
+    attend(&mut control, device, &wakes, engine, &inbox, &mut kept_map)?;
     let _ = std::fs::remove_file(&options.socket);
     Ok(())
 }
 
 /// The engine in its thread. It is handed the device once, and ends with it.
-struct EngineThread {
+pub(crate) struct EngineThread {
     device: SyncSender<File>,
     events: Receiver<Result<(), EngineError>>,
-    thread: JoinHandle<()>,
+    pub(crate) thread: JoinHandle<Option<Stopped>>,
 }
 
 impl EngineThread {
@@ -195,7 +201,7 @@ impl EngineThread {
         self.next_event()
     }
 
-    fn next_event(&self) -> anyhow::Result<()> {
+    pub(crate) fn next_event(&self) -> anyhow::Result<()> {
         Ok(self
             .events
             .recv()
@@ -203,13 +209,14 @@ impl EngineThread {
     }
 }
 
+/// Runs the engine until its device ends; returns what is left of it then.
 fn run_engine(
     parts: Parts,
     inbox: Arc<Inbox>,
     device: &Receiver<File>,
     event: &SyncSender<Result<(), EngineError>>,
     wake: &SyncSender<Wake>,
-) {
+) -> Option<Stopped> {
     become_io_flusher();
     let outcome = (|| {
         let mut engine = Engine::prepare(parts, inbox)?;
@@ -217,57 +224,65 @@ fn run_engine(
         let device = device.recv().map_err(|_| EngineError::NoDevice)?;
         engine.take_device(device)?;
         let _ = event.send(Ok(()));
-        let outcome = engine.run();
-        if outcome.is_err() {
+        if let Err(error) = engine.run() {
             // The kernel may still read its buffers; they last until the process ends, which is at once.
             std::mem::forget(engine);
+            return Err(error);
         }
-        outcome
+        Ok(engine.into_stopped())
     })();
-    let _ = event.send(outcome);
+    let (stopped, result) = match outcome {
+        Ok(stopped) => (Some(stopped), Ok(())),
+        Err(error) => (None, Err(error)),
+    };
+    let _ = event.send(result);
     // There is always room, see WAKES_MAX.
     let _ = wake.try_send(Wake::EngineEnded);
+    stopped
 }
 
-/// Waits for the end: a stop, or the end of the engine. Returns how the volume was before a stop.
+/// Waits for the end: a stop, a signal, or the end of the engine.
 fn attend(
     control: &mut Control,
-    device: DeviceId,
-    features: Features,
+    (device, features): (DeviceId, Features),
     wakes: &Receiver<Wake>,
     engine: EngineThread,
     inbox: &Inbox,
-) -> anyhow::Result<Snapshot> {
+    map: &mut MapFile,
+) -> anyhow::Result<()> {
     /// The connection has to write its answer before the process ends.
     const ANSWER: Duration = Duration::from_millis(50);
-    while let Wake::Stop(reply) = wakes.recv().unwrap_or(Wake::EngineEnded) {
-        let last = inbox.snapshot().context("the engine has ended")?;
-        if let Err(error) = stop(control, device, features) {
-            let _ = reply.send(Err(error.to_string()));
-            continue;
+    loop {
+        let wake = wakes.recv().unwrap_or(Wake::EngineEnded);
+        let last = inbox.snapshot();
+        let (reply, stopped) = match (wake, last) {
+            (Wake::EngineEnded, _) | (_, None) => {
+                engine.next_event()?;
+                bail!("the device /dev/ublkb{device} was taken away by somebody else")
+            }
+            (Wake::Stop(reply), Some(last)) => {
+                let stopped = ending::stop_device(control, device, features);
+                (Some(reply), stopped.map(|()| last))
+            }
+            (Wake::Signal(signal, _handled), Some(last)) => {
+                let stopped = ending::obey(signal, control, device, features);
+                (None, stopped.map(|()| last))
+            }
+        };
+        let answer = |answer: Result<(), String>| {
+            // The one who asked may have left.
+            reply.map(|reply| reply.send(answer).ok())
+        };
+        match stopped {
+            Ok(last) => {
+                let ended = ending::stop_cleanly(control, device, engine, map, &last);
+                let said = ended.as_ref().err().map(|error| format!("{error:#}"));
+                answer(said.map_or(Ok(()), Err));
+                std::thread::sleep(ANSWER);
+                return ended;
+            }
+            Err(cause) => drop(answer(Err(cause))),
         }
-        engine.next_event()?;
-        let ended = engine.thread.join();
-        ended.map_err(|_| anyhow!("the engine panicked"))?;
-        control.del_dev(device, CONTROL_LIMIT)?;
-        let _ = reply.send(Ok(()));
-        std::thread::sleep(ANSWER);
-        return Ok(last);
-    }
-    engine.next_event()?;
-    bail!("the device /dev/ublkb{device} was taken away by somebody else")
-}
-
-fn stop(
-    control: &mut Control,
-    device: DeviceId,
-    features: Features,
-) -> Result<(), ublk::ControlError> {
-    if features.contains(Features::SAFE_STOP_DEV) {
-        control.try_stop_dev(device, CONTROL_LIMIT)
-    } else {
-        // This driver cannot tell; shuntd has looked for users.
-        control.stop_dev(device, CONTROL_LIMIT)
     }
 }
 

@@ -6,9 +6,12 @@
 use std::{
     collections::HashMap,
     io,
-    os::unix::{
-        fs::PermissionsExt,
-        net::{UnixListener, UnixStream},
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            fs::PermissionsExt,
+            net::{SocketAddr, UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
     sync::{
@@ -25,9 +28,15 @@ use migration_proto::{
     frame::{self, FrameError},
     places::{Admitted, ConnectionId, Places},
     route::{Descriptor, Leg, Route},
-    target::{CLAIM_REGIONS_MAX, Counters, Refusal, Request, Response, Status, WATCH_REGIONS_MAX},
+    target::{
+        CLAIM_REGIONS_MAX, Counters, Refusal, Request, Response, Status, WATCH_REGIONS_MAX,
+        abstract_name,
+    },
 };
-use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::{
+    signal::Signal,
+    socket::{getsockopt, sockopt::PeerCredentials},
+};
 
 use crate::{
     engine::{Ask, Command, Inbox, NewDescriptor, Said, Snapshot, refused},
@@ -44,6 +53,8 @@ const STACK_BYTES: usize = 256 << 10;
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the end of another connection's thread is waited for before that is looked at again.
 const THREAD_POLL: Duration = Duration::from_millis(1);
+/// How long the predecessor's hold of the abstract name is waited for.
+const NAME_LIMIT: Duration = Duration::from_secs(1);
 /// How long a LUN that is claimed by somebody is waited for when a mirror leg is added.
 const LEG_BUSY_LIMIT: Duration = Duration::ZERO;
 
@@ -65,6 +76,8 @@ pub struct Facts {
 pub enum Wake {
     /// A wish to end the device and the process; the answer is why not.
     Stop(SyncSender<Result<(), String>>),
+    /// A signal that asks for the end of the process. The next one is sent when the sender is dropped.
+    Signal(Signal, SyncSender<()>),
     /// The engine has ended.
     EngineEnded,
 }
@@ -115,9 +128,36 @@ impl Server {
         }
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        self.accept_on(listener)
+    }
+
+    /// Listens in the abstract namespace too, for a shuntd that finds no socket file ([`abstract_name`]).
+    ///
+    /// # Errors
+    /// If the name is taken.
+    pub fn listen_by_id(self: &Arc<Self>, volume_id: &str) -> io::Result<()> {
+        let address = SocketAddr::from_abstract_name(abstract_name(volume_id))?;
+        let started = Instant::now();
+        // The kernel may have closed the predecessor's map file, and not yet its sockets.
+        let listener = loop {
+            match UnixListener::bind_addr(&address) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse
+                        && started.elapsed() < NAME_LIMIT =>
+                {
+                    std::thread::sleep(THREAD_POLL);
+                }
+                other => break other?,
+            }
+        };
+        self.accept_on(listener)
+    }
+
+    fn accept_on(self: &Arc<Self>, listener: UnixListener) -> io::Result<()> {
         let server = Arc::clone(self);
         std::thread::Builder::new()
             .name("accept".to_owned())
+            .stack_size(STACK_BYTES)
             .spawn(move || {
                 for stream in listener.incoming() {
                     match stream {

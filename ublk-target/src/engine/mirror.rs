@@ -29,6 +29,7 @@ pub(super) struct Mirror {
     place_of_tag: Vec<Option<Place>>,
     buffer_of_tag: Vec<usize>,
     spare_buffers: Vec<usize>,
+    in_flight: usize,
 }
 
 impl Mirror {
@@ -45,6 +46,7 @@ impl Mirror {
             place_of_tag: vec![None; tags],
             buffer_of_tag: (0..tags).collect(),
             spare_buffers: (tags..tags + places).collect(),
+            in_flight: 0,
         }
     }
 
@@ -56,6 +58,11 @@ impl Mirror {
     /// The write in a place.
     pub(super) fn write(&mut self, place: Place) -> &mut MirrorWrite {
         &mut self.writes[usize::from(place.0)]
+    }
+
+    /// The writes that are not done, those of answered requests among them.
+    pub(super) const fn in_flight(&self) -> usize {
+        self.in_flight
     }
 
     /// A request's data is to be written to the mirror leg.
@@ -70,6 +77,7 @@ impl Mirror {
             tag: Some(tag),
         };
         self.place_of_tag[usize::from(tag.0)] = Some(place);
+        self.in_flight += 1;
     }
 
     /// The application is answered: the tag's buffer is for its next request.
@@ -85,6 +93,7 @@ impl Mirror {
     /// The mirror leg is done with a place.
     pub(super) fn done(&mut self, place: Place) {
         let MirrorWrite { tag, buffer, .. } = *self.write(place);
+        self.in_flight = self.in_flight.saturating_sub(1);
         match tag {
             Some(tag) => self.place_of_tag[usize::from(tag.0)] = None,
             None => self.spare_buffers.push(buffer),
@@ -115,6 +124,7 @@ mod tests {
         ];
         used.sort_unstable();
         assert_eq!(used, [0, 1, 2]);
+        assert_eq!(mirror.in_flight(), 2);
         mirror.done(Place(1));
         mirror.done(Place(0));
         // Done before the answer: the buffer stays the tag's.
@@ -124,5 +134,6 @@ mod tests {
         mirror.answered(Tag(0));
         assert_eq!(mirror.buffer(Tag(0)), own);
         assert_eq!(mirror.spare_buffers.len(), 2);
+        assert_eq!(mirror.in_flight(), 0);
     }
 }

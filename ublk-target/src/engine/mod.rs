@@ -30,7 +30,7 @@ use io_uring::{opcode, types};
 use migration_core::{
     custody::Doubt,
     latency::Latencies,
-    map::SECTOR_BYTES,
+    map::{RoleRecord, SECTOR_BYTES},
     route::Side,
     units::{Range, Tag, Time},
     volume::{self, Config, Effect, Errno, FlushId, IoResult, Op, Place, Request, Volume},
@@ -60,6 +60,9 @@ const MIRROR_PLACES: usize = 64;
 /// How long a write may wait for the mirror leg, in nanoseconds, before that is given up: a leg that answers so late does
 /// harm, and one that is only slow is not given up by mistake.
 const PATIENCE: u64 = 2_000_000_000;
+
+/// How often the volume's clock ticks.
+const TICK: Duration = Duration::from_nanos(volume::TICK_NANOSECONDS);
 
 /// The shape of the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +98,19 @@ pub struct Parts {
     pub doubt: Option<Doubt>,
     /// Whether the kernel lets go of a registered file that is not used any more.
     pub registers_luns: bool,
+}
+
+/// What is left of an engine whose device has ended: every request is answered, and nothing is written any more.
+#[derive(Debug)]
+pub struct Stopped {
+    /// The role record that holds.
+    pub record: RoleRecord,
+    /// The source leg, if it is open.
+    pub source: Option<Arc<OpenLeg>>,
+    /// The target leg, if it is open.
+    pub target: Option<Arc<OpenLeg>>,
+    /// Whether the mirror leg of the route has every write that it was given. Meaningless without one.
+    pub mirror_is_whole: bool,
 }
 
 /// Why the engine ended, other than by the end of the device.
@@ -311,26 +327,57 @@ impl Engine {
     /// [`EngineError`]
     pub fn run(&mut self) -> Result<(), EngineError> {
         self.listen();
-        let tick = Duration::from_nanos(volume::TICK_NANOSECONDS);
-        self.ring.start_timer(Timer::Tick, tick);
+        self.ring.start_timer(Timer::Tick, TICK);
         self.volume.begin(&mut self.effects);
         self.perform_effects();
-        while self.tags_aborted < self.shape.tags() || self.file_writes_pending > 0 {
-            self.ring.wait().map_err(setup("wait for io_uring"))?;
-            self.read_clock();
-            while let Some((token, result, more)) = self.ring.next_completion() {
-                if token == Token::Timer(Timer::Tick) && !more {
-                    self.ring.start_timer(Timer::Tick, tick);
-                }
-                self.complete(token, result)?;
-                self.perform_effects();
-            }
-            self.watch_deadline();
-            if let Some(error) = self.died.take() {
-                return Err(error);
-            }
+        while self.tags_aborted < self.shape.tags() {
+            self.turn()?;
+        }
+        // The device has ended: what is still written is drained, but a mirror leg that hangs must not hold up the end.
+        let ended = self.started.elapsed();
+        let patience = Duration::from_nanos(PATIENCE);
+        while self.file_writes_pending > 0
+            || self.mirror_is_writing() && self.started.elapsed() < ended + patience
+        {
+            self.turn()?;
         }
         Ok(())
+    }
+
+    /// Waits for completions and handles them. The tick wakes it at the latest.
+    fn turn(&mut self) -> Result<(), EngineError> {
+        self.ring.wait().map_err(setup("wait for io_uring"))?;
+        self.read_clock();
+        while let Some((token, result, more)) = self.ring.next_completion() {
+            if token == Token::Timer(Timer::Tick) && !more {
+                self.ring.start_timer(Timer::Tick, TICK);
+            }
+            self.complete(token, result)?;
+            self.perform_effects();
+        }
+        self.watch_deadline();
+        self.died.take().map_or(Ok(()), Err)
+    }
+
+    fn mirror_is_writing(&self) -> bool {
+        self.mirror.in_flight() > 0 && self.volume.mirror_fault().is_none()
+    }
+
+    /// Ends the engine after [`Self::run`]: closes its ring and its inbox, and keeps what a clean stop still needs.
+    #[must_use]
+    pub fn into_stopped(mut self) -> Stopped {
+        let [source, target] = [0, 1].map(|side| {
+            let files: Option<LegFiles> = self.legs[side].take();
+            files.map(|files| files.leg)
+        });
+        Stopped {
+            record: *self.volume.record(),
+            mirror_is_whole: self.mirror_problem.is_none()
+                && self.volume.mirror_fault().is_none()
+                && self.mirror.in_flight() == 0,
+            source,
+            target,
+        }
     }
 
     /// Once a wake-up: what comes in together happens at the same time.

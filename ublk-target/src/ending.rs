@@ -1,0 +1,228 @@
+//! How the process ends: by a panic, by a signal, or by a clean stop.
+//!
+//! A device that is open has to be served: a signal that a shutdown sends to every process does not end its server,
+//! or file systems could not be unmounted.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow};
+use map_file::MapFile;
+use nix::{
+    errno::Errno,
+    sys::signal::{SigSet, Signal},
+};
+
+use crate::{
+    custody,
+    engine::{Snapshot, Stopped},
+    legs::OpenLeg,
+    serve::{CONTROL_LIMIT, EngineThread},
+    socket::Wake,
+    ublk::{Control, DeviceId, Features},
+};
+
+/// The signals that ask a process to end.
+const ASKING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+/// The stack of the thread that waits for them, in bytes. All memory of this process is locked.
+const STACK_BYTES: usize = 128 << 10;
+/// How often a stop is tried: udev opens new and changed devices for a moment.
+const STOP_TRIES_MAX: u32 = 5;
+/// How long the next try waits.
+const STOP_RETRY: Duration = Duration::from_millis(200);
+
+/// Makes a panic of any thread end the process. The other threads would keep the lock and the socket of a volume that
+/// is not served any more; the process that follows takes over.
+pub fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
+}
+
+/// Hands the signals that ask for the end to a thread, which sends them as [`Wake::Signal`]. To be called before any
+/// other thread starts: threads inherit that the signals are blocked.
+///
+/// # Errors
+/// If the signals cannot be blocked, or the thread cannot be started.
+pub fn catch_signals(wake: SyncSender<Wake>) -> anyhow::Result<()> {
+    let signals: SigSet = ASKING.into_iter().collect();
+    signals.thread_block().context("block signals")?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            while let Ok(signal) = signals.wait() {
+                let (handled, wait) = sync_channel(1);
+                if wake.send(Wake::Signal(signal, handled)).is_err() {
+                    return;
+                }
+                // Never more than one of them waits: the end of the engine always finds room.
+                let _ = wait.recv();
+            }
+        })?;
+    Ok(())
+}
+
+/// Stops the device unless it is open, and drains its requests. The error says why not, and by whom it is open.
+///
+/// # Errors
+/// A text; the device goes on then.
+pub fn stop_device(
+    control: &mut Control,
+    device: DeviceId,
+    features: Features,
+) -> Result<(), String> {
+    let path = PathBuf::from(format!("/dev/ublkb{device}"));
+    let mut tries = 1;
+    loop {
+        let result = if features.contains(Features::SAFE_STOP_DEV) {
+            try_stop(control, device, &path)
+        } else {
+            stop_unless_open(control, device, &path)
+        };
+        match result {
+            Err(_) if tries < STOP_TRIES_MAX => std::thread::sleep(STOP_RETRY),
+            other => return other,
+        }
+        tries += 1;
+    }
+}
+
+fn try_stop(control: &mut Control, device: DeviceId, path: &Path) -> Result<(), String> {
+    match control.try_stop_dev(device, CONTROL_LIMIT) {
+        Ok(()) => Ok(()),
+        Err(error) if error.errno() == Some(Errno::EBUSY) => Err(in_use(path, &users(path))),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// An old driver stops a device that is open too, so its users are looked for. The exclusive open keeps mounts and
+/// other claims away meanwhile.
+fn stop_unless_open(control: &mut Control, device: DeviceId, path: &Path) -> Result<(), String> {
+    let found = users(path);
+    if !found.is_empty() {
+        return Err(in_use(path, &found));
+    }
+    let claim = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_EXCL)
+        .open(path);
+    let claim = match claim {
+        Ok(claim) => Some(claim),
+        // It has been taken away: nobody can open it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(in_use(path, &[error.to_string()])),
+    };
+    let stopped = control.stop_dev(device, CONTROL_LIMIT);
+    drop(claim);
+    stopped.map_err(|error| error.to_string())
+}
+
+fn users(path: &Path) -> Vec<String> {
+    lun::users(path, std::process::id())
+}
+
+fn in_use(path: &Path, users: &[String]) -> String {
+    match users {
+        [] => format!("{} is open", path.display()),
+        users => format!("{} is in use: {}", path.display(), users.join("; ")),
+    }
+}
+
+/// Ends the engine of a stopped device, makes what it has written durable on both legs, leaves them to the next process, and
+/// deletes the device. This is the only way in which a process ends with nothing left to recover. `last` is the volume as it
+/// was before the device was stopped.
+///
+/// # Errors
+/// If a leg cannot be flushed, or the engine or the kernel fails.
+pub(crate) fn stop_cleanly(
+    control: &mut Control,
+    device: DeviceId,
+    engine: EngineThread,
+    map: &mut MapFile,
+    last: &Snapshot,
+) -> anyhow::Result<()> {
+    let stopped = engine.join()?;
+    flush_legs(&stopped)?;
+    // A mirror leg that misses writes, or may still get one, is not vouched for.
+    if stopped.mirror_is_whole
+        && let Err(error) = custody::release(map, last)
+    {
+        tracing::warn!("the next process will copy or compare everything: {error:#}");
+    }
+    drop(stopped);
+    control.del_dev(device, CONTROL_LIMIT)?;
+    Ok(())
+}
+
+/// Flushes every leg of the route. One that failed has its regions marked, and is not waited for.
+fn flush_legs(stopped: &Stopped) -> anyhow::Result<()> {
+    use migration_core::route::Side;
+    let route = stopped.record.route;
+    for (side, leg) in [
+        (Side::Source, &stopped.source),
+        (Side::Target, &stopped.target),
+    ] {
+        let Some(leg) = leg else { continue };
+        let is_authoritative = side == route.authoritative();
+        if !is_authoritative && !stopped.mirror_is_whole {
+            continue;
+        }
+        match flush(leg) {
+            Ok(()) => {}
+            Err(error) if is_authoritative => {
+                return Err(error).with_context(|| format!("flush the {side} leg"));
+            }
+            Err(error) => tracing::warn!("flush the {side} leg: {error}"),
+        }
+    }
+    Ok(())
+}
+
+fn flush(leg: &Arc<OpenLeg>) -> io::Result<()> {
+    for lun in &leg.luns {
+        File::from(lun.fd.try_clone()?).sync_all()?;
+    }
+    Ok(())
+}
+
+/// Handles a signal that asks for the end: as [`stop_device`].
+pub(crate) fn obey(
+    signal: Signal,
+    control: &mut Control,
+    device: DeviceId,
+    features: Features,
+) -> Result<(), String> {
+    let stopped = stop_device(control, device, features);
+    match &stopped {
+        Ok(()) => tracing::info!(%signal, "stopped"),
+        Err(cause) => tracing::warn!(
+            %signal,
+            "not obeyed, the volume is served on: {cause}; to end it, stop or unmount what uses it, then detach it"
+        ),
+    }
+    stopped
+}
+
+impl EngineThread {
+    /// Waits for the end of the engine of a stopped device.
+    fn join(self) -> anyhow::Result<Stopped> {
+        self.next_event()?;
+        let stopped = self
+            .thread
+            .join()
+            .map_err(|_| anyhow!("the engine panicked"))?;
+        stopped.ok_or_else(|| anyhow!("the engine has ended without its device"))
+    }
+}
