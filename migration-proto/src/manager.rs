@@ -605,6 +605,8 @@ pub struct HostRecord {
     pub pairs_copied: u32,
     /// How many wait for their turn.
     pub pairs_queued: u32,
+    /// What is wrong with shuntd's own folders, each with what to do next.
+    pub problems: Vec<String>,
 }
 
 /// A volume.

@@ -4,6 +4,7 @@
 mod copies;
 mod cutover;
 mod deaths;
+mod ending;
 mod exclusion;
 mod failing;
 mod faults;

@@ -128,6 +128,20 @@ fn only_the_programs_for_tests_have_crash_points() {
 }
 
 #[test]
+fn a_panic_of_the_engine_ends_the_process_and_another_takes_over() {
+    let scene = Scene::in_sync();
+    let load = start_load();
+    for point in ["authoritative-done", "answered"] {
+        let old = scene.host.connect("db").status().pid;
+        scene.host.arm(&format!("{point} panic"));
+        scene.see_target_replaced(point, old);
+        let said = format!("a panic at the crash point {point}");
+        assert!(scene.host.log().contains(&said), "{}", scene.host.log());
+    }
+    scene.end(load);
+}
+
+#[test]
 fn ublk_target_ends_at_each_point_of_a_write_and_of_its_recovery() {
     let scene = Scene::in_sync();
     let load = start_load();

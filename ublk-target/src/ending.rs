@@ -130,7 +130,7 @@ fn stop_unless_open(control: &mut Control, device: DeviceId, path: &Path) -> Res
 }
 
 fn users(path: &Path) -> Vec<String> {
-    lun::users(path, std::process::id())
+    lun::users(path, std::process::id()).unwrap_or_else(|problem| vec![problem])
 }
 
 fn in_use(path: &Path, users: &[String]) -> String {

@@ -47,9 +47,8 @@ pub fn status(records: &[Record]) -> String {
         parts.push(session_part(session, &pairs(records, &session.session)));
     }
     parts.extend(records.iter().find_map(|record| match record {
-        Record::Host(host) if host.pairs_queued > 0 => Some(host_part(host)),
-        Record::Host(_)
-        | Record::Volume(_)
+        Record::Host(host) => Some(host_part(host)).filter(|text| !text.is_empty()),
+        Record::Volume(_)
         | Record::Session(_)
         | Record::Pair(_)
         | Record::Event(_)
@@ -189,14 +188,22 @@ fn sessions(records: &[Record]) -> impl Iterator<Item = &SessionRecord> {
     })
 }
 
-/// Why pairs wait.
+/// What is wrong with shuntd's folders, and why pairs wait.
 fn host_part(host: &HostRecord) -> String {
-    format!(
-        "{} of at most {} copied, {} queued; shunt set --max-pairs changes that\n",
-        count(host.pairs_copied, "pair"),
-        host.pairs_max,
-        host.pairs_queued,
-    )
+    let mut text: String = host
+        .problems
+        .iter()
+        .map(|problem| format!("problem: {problem}\n"))
+        .collect();
+    if host.pairs_queued > 0 {
+        text += &format!(
+            "{} of at most {} copied, {} queued; shunt set --max-pairs changes that\n",
+            count(host.pairs_copied, "pair"),
+            host.pairs_max,
+            host.pairs_queued,
+        );
+    }
+    text
 }
 
 fn volume_part(volumes: &[&VolumeRecord]) -> String {

@@ -403,6 +403,7 @@ mod tests {
             pairs_max: 4,
             pairs_copied: 1,
             pairs_queued: 2,
+            problems: Vec::new(),
         });
         let records = [host, session("night"), pair("night", Some("it is slow"))];
         let (screen, _) = drawn(Some(&records), 24, 0);

@@ -3,11 +3,15 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use migration_proto::frame::{self, FrameError, HEADER_BYTES};
+use migration_proto::target::abstract_name;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::geteuid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -43,6 +47,24 @@ impl Abort {
     }
 }
 
+/// Connects to the socket file, or by the volume's id when that is gone.
+fn connect(config: &Config) -> io::Result<UnixStream> {
+    let error = match UnixStream::connect(&config.socket) {
+        Ok(stream) => return Ok(stream),
+        Err(error) => error,
+    };
+    let Some(volume_id) = &config.volume_id else {
+        return Err(error);
+    };
+    let address = SocketAddr::from_abstract_name(abstract_name(volume_id))?;
+    let stream = UnixStream::connect_addr(&address).map_err(|_| error)?;
+    let peer = getsockopt(&stream, PeerCredentials)?.uid();
+    if peer == 0 || peer == geteuid().as_raw() {
+        return Ok(stream);
+    }
+    Err(io::ErrorKind::PermissionDenied.into())
+}
+
 /// The connection and the ring that it shares with the I/O.
 pub(super) struct Line<'a> {
     pub(super) ring: Ring,
@@ -58,7 +80,7 @@ impl<'a> Line<'a> {
         mut ring: Ring,
         shared: &'a Shared,
     ) -> Result<Self, Abort> {
-        let socket = UnixStream::connect(&config.socket).map_err(|error| {
+        let socket = connect(config).map_err(|error| {
             Abort::disconnected(format!(
                 "cannot connect to {}: {error}",
                 config.socket.display()

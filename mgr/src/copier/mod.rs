@@ -75,6 +75,8 @@ pub const IO_BYTES_ALIGNMENT: u32 = 4096;
 pub struct Config {
     /// The socket of the volume's `ublk-target`.
     pub socket: PathBuf,
+    /// The UUID of the volume: its `ublk-target` is reached by it when the socket file is gone.
+    pub volume_id: Option<String>,
     /// How many pieces are in flight at once; 1 to [`QUEUE_DEPTH_MAX`].
     pub queue_depth: u32,
     /// The largest piece, in bytes; a multiple of [`IO_BYTES_ALIGNMENT`], at most [`IO_BYTES_MAX`].
@@ -106,6 +108,7 @@ impl Config {
     pub fn new(socket: PathBuf) -> Self {
         Self {
             socket,
+            volume_id: None,
             queue_depth: QUEUE_DEPTH_DEFAULT,
             io_bytes: IO_BYTES_DEFAULT,
             detect_zeroes: false,

@@ -20,6 +20,7 @@ use tokio::time::sleep;
 use super::checks::{self, Candidate, Purpose, Used};
 use super::context::{Context, blocking, note};
 use super::failure::{self, Answer, Done};
+use super::folders::{make_directory, sync_parent};
 use super::paths::{self, SOCKET_PATH_BYTES_MAX};
 use super::volume::{AskError, Setup, VolumeHandle, supervise};
 use super::{Event, process, twice};
@@ -53,6 +54,10 @@ pub(super) async fn attach(
             cause,
             "choose a shorter name, or a shorter --runtime-dir",
         ));
+    }
+    if let Err(cause) = paths::check_name(&context.config.device_link(&name)) {
+        let next = format!("choose another name, or free this one, then `shunt attach {name} LUN`");
+        return Err(failure::refused(object, cause, next));
     }
     if context.config.host_checks.ublk {
         require_ublk().await.map_err(|cause| {
@@ -135,11 +140,10 @@ async fn finish_attach(
             ],
         )
         .await?;
-    if let Err(error) = paths::make_link(&link, &status.device) {
+    if let Err(error) = paths::make_link(&link, &status.device, None) {
         let cause = format!(
-            "the volume is there as {}, but {} cannot be made: {error}",
-            status.device.display(),
-            link.display()
+            "the volume is there as {}, but {error}",
+            status.device.display()
         );
         return Err(failure::failed(
             object,
@@ -212,6 +216,12 @@ pub(super) fn open_map(status: &Status, leg: &LunPaths) -> OpenMapRow {
     }
 }
 
+/// The device that a volume had last, if that was in this boot: its number may be another volume's in the next.
+pub(super) fn own_device(row: &VolumeRow) -> Option<&Path> {
+    let open_map = row.open_map.as_ref()?;
+    (open_map.boot_id == paths::boot_id()).then_some(open_map.kernel_device.as_path())
+}
+
 /// What the supervisor of a volume needs.
 pub(super) fn setup(context: &Context, row: &VolumeRow) -> Setup {
     let config = &context.config;
@@ -222,6 +232,7 @@ pub(super) fn setup(context: &Context, row: &VolumeRow) -> Setup {
         map: config.map(&row.name),
         socket: config.volume_socket(&row.name),
         log: config.log(&row.name),
+        silent_max: config.silent_max,
         new: row.state == VolumeState::Attaching,
     }
 }
@@ -232,7 +243,7 @@ async fn bring_up(
     physical_block_bytes: u32,
 ) -> Result<(VolumeHandle, Arc<Status>), String> {
     let directory = context.config.volume(&row.name);
-    std::fs::create_dir(&directory)
+    make_directory(&directory)
         .map_err(|error| format!("cannot make {}: {error}", directory.display()))?;
     let descriptor = Descriptor {
         volume: row.name.clone(),
@@ -286,7 +297,10 @@ fn remove_files(context: &Context, name: &str) -> io::Result<()> {
         other => other,
     };
     absent(std::fs::remove_file(context.config.volume_socket(name)))?;
-    absent(std::fs::remove_dir_all(context.config.volume(name)))
+    let directory = context.config.volume(name);
+    absent(std::fs::remove_dir_all(&directory))?;
+    // Otherwise a power loss can bring back the folder of a volume that is not recorded any more.
+    sync_parent(&directory)
 }
 
 /// Takes a volume away. `handle` is there unless the volume was never brought up.
@@ -332,9 +346,9 @@ pub(super) async fn detach(
 pub(super) async fn forget(context: &Context, row: &VolumeRow) -> Result<(), Failure> {
     let object = failure::volume(&row.name);
     let again = format!("remove it by hand, then `shunt detach {}`", row.name);
-    if let Some(open_map) = &row.open_map {
+    if let Some(device) = own_device(row) {
         let link = context.config.device_link(&row.name);
-        paths::remove_link(&link, &open_map.kernel_device).map_err(|error| {
+        paths::remove_link(&link, device).map_err(|error| {
             failure::failed(
                 &object,
                 format!("cannot remove {}: {error}", link.display()),
@@ -426,7 +440,7 @@ async fn users_of(device: &Path, server: u32) -> Vec<String> {
             sleep(OPEN_LOOK_EVERY).await;
         }
         let device = device.to_owned();
-        users = match blocking(move || users_now(&device, server)).await {
+        users = match blocking(move || lun::users(&device, server)).await {
             Ok(Ok(users)) => users,
             // It may have taken its whole time limit: not again.
             Ok(Err(problem)) | Err(problem) => return vec![problem],
@@ -436,29 +450,6 @@ async fn users_of(device: &Path, server: u32) -> Vec<String> {
         }
     }
     users
-}
-
-fn users_now(device: &Path, server: u32) -> Result<Vec<String>, String> {
-    // Without a block device (a test's ublk-target has none) there is nothing that could be open.
-    let Some(number) = checks::device_number(device) else {
-        return Ok(Vec::new());
-    };
-    let findings = lun::in_use(device)
-        .map_err(|error| format!("may be open, and cannot be examined: {error}"))?;
-    let mut users: Vec<String> = findings
-        .iter()
-        .filter(|finding| finding.is_in_use() && !matches!(finding, lun::Finding::OpenedBy { .. }))
-        .map(lun::Finding::to_string)
-        .collect();
-    let openers = lun::openers(number)
-        .map_err(|error| format!("may be open, and /proc cannot be searched: {error}"))?;
-    users.extend(
-        openers
-            .iter()
-            .filter(|opener| opener.pid != server)
-            .map(|opener| format!("is open in {opener}")),
-    );
-    Ok(users)
 }
 
 /// Whether this kernel has ublk; loads the module if it is not there.

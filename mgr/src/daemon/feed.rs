@@ -13,6 +13,7 @@ use migration_proto::manager::{
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+use super::clock::steady_ms;
 use super::context::now_ms;
 use super::{Event, Owner, records};
 use crate::store::{Note, PairKey};
@@ -47,7 +48,7 @@ pub(super) enum Watched {
 
 impl Feed {
     pub(super) fn new() -> Self {
-        let next = now_ms().saturating_mul(NUMBERS_A_MS);
+        let next = steady_ms().saturating_mul(NUMBERS_A_MS);
         Self {
             kept: Arc::new(Mutex::new(Kept {
                 next,

@@ -10,7 +10,7 @@ use migration_proto::target::Status;
 use tokio::sync::oneshot;
 
 use super::Owner;
-use super::context::now_ms;
+use super::clock::steady_ms;
 use super::failure;
 use super::volume::View;
 use crate::store::{Change, PairKey, Sample};
@@ -118,7 +118,7 @@ impl Gauges {
         let (application, copy_rate) = measured?;
         Some(Sample {
             pair: key.clone(),
-            at_ms: now_ms(),
+            at_ms: steady_ms(),
             dirty_bytes: status.dirty_bytes,
             copy_rate,
             read_rate: application.read_bytes_per_second,

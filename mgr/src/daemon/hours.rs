@@ -6,6 +6,7 @@ use migration_core::pair::{PairState, Verb};
 use migration_core::session::{self, SessionDecision};
 use migration_proto::manager::{EVERY_SECONDS_MAX, Hours, SessionOptions};
 
+use super::clock::steady_ms;
 use super::context::{note, now_ms};
 use super::failure::{Answer, Done};
 use super::schedule::Matter;
@@ -139,7 +140,7 @@ impl Owner {
 
     /// Pauses the sessions that have taken as long as they may.
     pub(super) fn pause_what_takes_too_long(&mut self) {
-        let now = now_ms();
+        let now = steady_ms();
         let is_late = |row: &SessionRow| {
             let live = row.pairs.iter().filter(|pair| !pair.phase.is_ended());
             let max_seconds = row.options.max_duration_seconds;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use migration_proto::frame::{self, FrameError, HEADER_BYTES};
-use migration_proto::target::{Request, Response};
+use migration_proto::target::{Request, Response, abstract_name};
 use migration_proto::{Hello, PROTOCOL_VERSION, Welcome};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -61,6 +61,14 @@ pub(super) enum ConnectError {
     /// Nobody listens.
     #[error("nobody listens: {0}")]
     Nobody(io::Error),
+    /// The process at the other end takes connections, and does not answer.
+    #[error("{problem}")]
+    Silent {
+        /// Its process id.
+        pid: u32,
+        /// What it did not answer.
+        problem: String,
+    },
     /// Somebody listens, but does not answer as ublk-target of this version does.
     #[error("{0}")]
     Strange(String),
@@ -75,11 +83,14 @@ pub(super) struct TargetLink {
 }
 
 impl TargetLink {
-    /// Connects and greets.
-    pub(super) async fn connect(socket: &Path) -> Result<Self, ConnectError> {
-        let stream = UnixStream::connect(socket)
-            .await
-            .map_err(ConnectError::Nobody)?;
+    /// Connects and greets: at its socket file, or by the volume's id when that is gone.
+    pub(super) async fn connect(socket: &Path, volume_id: &str) -> Result<Self, ConnectError> {
+        let stream = match UnixStream::connect(socket).await {
+            Ok(stream) => stream,
+            Err(error) => Self::connect_by_id(volume_id)
+                .await
+                .map_err(|_| ConnectError::Nobody(error))?,
+        };
         let strange = |error: &dyn std::fmt::Display| {
             ConnectError::Strange(format!("ublk-target does not greet: {error}"))
         };
@@ -105,11 +116,24 @@ impl TargetLink {
                 io::Error::from(io::ErrorKind::ConnectionReset),
             )),
             Ok(Err(error)) => Err(strange(&error)),
-            Err(_) => Err(strange(&format_args!(
-                "no answer within {} s",
-                GREETING_MAX.as_secs()
-            ))),
+            Err(_) => Err(ConnectError::Silent {
+                pid,
+                problem: format!(
+                    "ublk-target (pid {pid}) does not greet within {} s",
+                    GREETING_MAX.as_secs()
+                ),
+            }),
         }
+    }
+
+    async fn connect_by_id(volume_id: &str) -> io::Result<UnixStream> {
+        // A path that begins with a zero byte is a name in the abstract namespace.
+        let stream = UnixStream::connect(format!("\0{}", abstract_name(volume_id))).await?;
+        let peer = stream.peer_cred()?.uid();
+        if peer == 0 || peer == nix::unistd::geteuid().as_raw() {
+            return Ok(stream);
+        }
+        Err(io::ErrorKind::PermissionDenied.into())
     }
 
     /// Asks and waits for the answer. After an error the connection is of no more use.

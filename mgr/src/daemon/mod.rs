@@ -32,6 +32,8 @@
 //! | `copies` | the copiers that run |
 //! | `gauge` | what applications do, and how the copies go on |
 //! | `records`, `failure` | what the operator reads |
+//! | `folders` | the folders of state and sockets: made, locked, watched |
+//! | `clock` | a clock for durations that the wall clock does not disturb |
 //! | `socket`, `paths`, `context` | the control socket, where things are, what operations need |
 //!
 //! Invariants:
@@ -43,6 +45,7 @@
 
 mod attach;
 mod checks;
+mod clock;
 mod come_back;
 mod context;
 mod copies;
@@ -51,6 +54,7 @@ mod cutover;
 mod deferred;
 mod failure;
 mod feed;
+mod folders;
 mod gauge;
 mod held;
 mod hours;
@@ -81,16 +85,13 @@ mod verify;
 mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use migration_core::route::Side;
 use migration_proto::manager::{Failure, FailureKind, Response};
-use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, timeout};
 use tracing::{info, warn};
@@ -104,6 +105,7 @@ use cutover::Cutovers;
 use deferred::Deferred;
 use failure::Answer;
 use feed::Feed;
+use folders::Folders;
 use gauge::Gauges;
 pub use paths::{Config, HostChecks};
 use schedule::Attempts;
@@ -126,9 +128,20 @@ pub enum StartError {
     /// Not root.
     #[error("shuntd must be run by root: it opens disks and makes devices")]
     NotRoot,
-    /// Another one works on the same state.
-    #[error("another shuntd works on {}: stop it first, or name another --state-dir", .0.display())]
-    AlreadyRunning(PathBuf),
+    /// Another one works in the same folder.
+    #[error(
+        "another shuntd{} works in {}; next: stop that one, or name another {argument}",
+        pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(),
+        folder.display()
+    )]
+    AlreadyRunning {
+        /// The folder.
+        folder: PathBuf,
+        /// The argument that names it.
+        argument: &'static str,
+        /// The process, if it is known.
+        pid: Option<u32>,
+    },
     /// A directory or a file cannot be made or opened.
     #[error(
         "cannot {what} {}: {source}; volumes that run go on without shuntd; next: mend that, or name another \
@@ -181,6 +194,8 @@ enum Event {
     CheckStanding,
     /// The volumes that stand on themselves, each with what lies where.
     Standing(Result<BTreeMap<String, String>, String>),
+    /// What is wrong with the folders of state and sockets has changed.
+    Folders(Vec<String>),
     /// A leg that was left behind is kept open from now on, or no longer.
     Held { key: PairKey, luns: Vec<lun::Lun> },
     /// The roles of a session that tracks were exchanged, or not.
@@ -213,7 +228,11 @@ enum Busy {
 /// # Errors
 /// [`StartError`]; nothing was begun then.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
-    let _lock = prepare(&config)?;
+    if config.host_checks.root && !nix::unistd::geteuid().is_root() {
+        return Err(StartError::NotRoot);
+    }
+    let folders = Folders::prepare(&config)?;
+    clock::begin(&config.runtime_directory);
     let (store, model) = rebuild::open(&config).await?;
     let store = StoreHandle::start(store).map_err(|source| StartError::Io {
         what: "start a thread for",
@@ -233,7 +252,13 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let admission = socket::Admission {
         root_only: config.host_checks.root,
     };
-    let listening = tokio::spawn(socket::serve(listener, calls_in, admission));
+    let keeping = tokio::spawn(folders::keep(
+        folders,
+        config.clone(),
+        listener,
+        (calls_in, admission),
+        events_in.clone(),
+    ));
     let context = Context {
         config: Arc::new(config.clone()),
         store,
@@ -249,62 +274,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let mut owner = Owner::new(context, model);
     owner.bring_up();
     let events = owner.work(events, calls, shutdown).await;
-    listening.abort();
     owner.end(events).await;
-    // The next start removes it too.
+    // The next start removes it too. Before the folder's lock is released: after that it can be another shuntd's.
     let _ = std::fs::remove_file(&control);
+    keeping.abort();
     info!("shuntd has ended; the volumes go on");
-    Ok(())
-}
-
-/// Makes the directories, and takes the lock that keeps a second shuntd out.
-fn prepare(config: &Config) -> Result<Flock<File>, StartError> {
-    if config.host_checks.root && !nix::unistd::geteuid().is_root() {
-        return Err(StartError::NotRoot);
-    }
-    for directory in [
-        config.state_directory.clone(),
-        config.volumes(),
-        config.runtime_directory.clone(),
-        config.volume_sockets(),
-    ] {
-        make_directory(&directory).map_err(|source| StartError::Io {
-            what: "make the directory",
-            path: directory.clone(),
-            source,
-        })?;
-    }
-    let path = config.state_directory.join("shuntd.lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|source| StartError::Io {
-            what: "open",
-            path: path.clone(),
-            source,
-        })?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            Err(StartError::AlreadyRunning(config.state_directory.clone()))
-        }
-        Err((_, error)) => Err(StartError::Io {
-            what: "lock",
-            path,
-            source: error.into(),
-        }),
-    }
-}
-
-/// Makes a directory that only this user may enter. One that is there keeps its mode, except that others may not write to it.
-fn make_directory(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    let mode = std::fs::metadata(path)?.permissions().mode();
-    if mode & 0o022 != 0 {
-        std::fs::set_permissions(path, Permissions::from_mode(mode & !0o022))?;
-    }
     Ok(())
 }
 
@@ -319,10 +293,12 @@ struct Owner {
     deferred: Deferred,
     /// The volumes that have not yet said how they are since the start.
     silent: BTreeSet<String>,
-    /// For each volume, the connection for which its names were made.
-    named: BTreeMap<String, u64>,
     /// For each volume, the claim on its legs whose doubt the history has.
     doubted: BTreeMap<String, u64>,
+    /// For each volume whose stable name is not its own, why.
+    unnamed: BTreeMap<String, String>,
+    /// What is wrong with the folders of state and sockets.
+    problems: Vec<String>,
     /// The volumes that are asked often how they are.
     watched: BTreeSet<String>,
     /// The pairs whose legs somebody wants to be compared.
@@ -358,8 +334,9 @@ impl Owner {
             busy: BTreeMap::new(),
             deferred: Deferred::default(),
             silent: BTreeSet::new(),
-            named: BTreeMap::new(),
             doubted: BTreeMap::new(),
+            unnamed: BTreeMap::new(),
+            problems: Vec::new(),
             watched: BTreeSet::new(),
             to_compare: BTreeMap::new(),
             starting: BTreeSet::new(),
@@ -433,7 +410,7 @@ impl Owner {
             }
             Event::Unsupervised(name) => {
                 self.handles.remove(&name);
-                self.named.remove(&name);
+                self.unnamed.remove(&name);
                 self.watched.remove(&name);
             }
             Event::CheckStanding => self.check_standing(),
@@ -445,6 +422,7 @@ impl Owner {
                 reply,
             } => self.show(session.as_deref(), events, reply),
             Event::Held { key, luns } => self.held(key, luns),
+            Event::Folders(problems) => self.problems = problems,
             Event::CameBack { key, well } => self.came_back(&key, well),
             Event::CutOver { session, failed } => self.cut_over_ended(&session, failed),
             Event::CopierEnded { key, run, outcome } => self.copier_ended(&key, run, &outcome),
@@ -619,6 +597,7 @@ impl Owner {
                     | Event::CutOver { .. }
                     | Event::CameBack { .. }
                     | Event::Held { .. }
+                    | Event::Folders(_)
                     | Event::CopierEnded { .. },
                 )) => {}
                 Ok(None) | Err(_) => {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The longest path that a unix socket can have, in bytes, without its final zero (`sun_path`).
 pub(super) const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -17,9 +18,15 @@ pub struct Config {
     pub device_directory: PathBuf,
     /// The program that serves a volume.
     pub ublk_target: PathBuf,
+    /// How long a ublk-target that has served may give no useful answer before shuntd ends it, so that another one takes
+    /// over: one that hangs would hold up applications for ever.
+    pub silent_max: Duration,
     /// What the host must have.
     pub host_checks: HostChecks,
 }
+
+/// The default of [`Config::silent_max`]: well beyond what a host without free memory or processors needs for an answer.
+const SILENT_MAX: Duration = Duration::from_secs(30);
 
 /// What the host must have before anything is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +46,7 @@ impl Config {
             runtime_directory,
             device_directory: PathBuf::from("/dev/shunt"),
             ublk_target,
+            silent_max: SILENT_MAX,
             host_checks: HostChecks {
                 root: true,
                 ublk: true,
@@ -94,26 +102,22 @@ impl Config {
     }
 }
 
-/// Makes the stable name lead to `device`. Replaces a symbolic link, and nothing else.
-pub(super) fn make_link(link: &Path, device: &Path) -> io::Result<()> {
-    match std::fs::symlink_metadata(link) {
-        Ok(found) if found.is_symlink() => {
-            if std::fs::read_link(link)? == device {
-                return Ok(());
-            }
-        }
-        Ok(_) => {
-            return Err(io::Error::other(
-                "something that is not a symbolic link is there",
-            ));
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+/// Makes the stable name lead to `device`; whether it did not before. Replaces a symbolic link that leads nowhere or to `own`, a
+/// device that this volume had earlier in this boot, and nothing else: any other name belongs to another volume.
+///
+/// # Errors
+/// A text that says what holds the name, and what to do.
+pub(super) fn make_link(link: &Path, device: &Path, own: Option<&Path>) -> Result<bool, String> {
+    let failed = |error: io::Error| format!("{} cannot be made: {error}", link.display());
+    match std::fs::read_link(link) {
+        Ok(found) if found == device => return Ok(false),
+        Ok(found) if Some(found.as_path()) == own => {}
+        Ok(_) | Err(_) => check_name(link)?,
     }
     let directory = link
         .parent()
-        .ok_or_else(|| io::Error::other("it has no directory"))?;
-    std::fs::create_dir_all(directory)?;
+        .ok_or_else(|| failed(io::Error::other("it has no directory")))?;
+    std::fs::create_dir_all(directory).map_err(failed)?;
     // A name of a volume never begins with a dot.
     let mut temporary_name = std::ffi::OsString::from(".");
     temporary_name.push(link.file_name().unwrap_or_default());
@@ -121,10 +125,40 @@ pub(super) fn make_link(link: &Path, device: &Path) -> io::Result<()> {
     match std::fs::remove_file(&temporary) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+        Err(error) => return Err(failed(error)),
     }
-    std::os::unix::fs::symlink(device, &temporary)?;
-    std::fs::rename(&temporary, link)
+    std::os::unix::fs::symlink(device, &temporary).map_err(failed)?;
+    std::fs::rename(&temporary, link).map_err(failed)?;
+    Ok(true)
+}
+
+/// Refuses a stable name that is taken: by a link to something that is there, or by anything else than a link.
+///
+/// # Errors
+/// A text that says what holds the name, and what to do.
+pub(super) fn check_name(link: &Path) -> Result<(), String> {
+    let found = match std::fs::symlink_metadata(link) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(format!("{} cannot be examined: {error}", link.display())),
+    };
+    let path = link.display();
+    if !found.is_symlink() {
+        return Err(format!(
+            "the name {path} is taken: something that is not a symbolic link is there; next: move it away"
+        ));
+    }
+    match std::fs::metadata(link) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(_) | Err(_) => {
+            let leads_to = std::fs::read_link(link).unwrap_or_default();
+            Err(format!(
+                "the name {path} is taken: it leads to {}, which is not this volume's device; next: detach the volume that \
+                 has it (of another shuntd), or `rm {path}` if nothing uses it",
+                leads_to.display()
+            ))
+        }
+    }
 }
 
 /// Removes the stable name, if it is a symbolic link to `device`.
@@ -159,16 +193,37 @@ mod tests {
     fn a_link_is_made_moved_and_removed_only_if_it_is_ours() {
         let directory = tempfile::tempdir().unwrap();
         let link = directory.path().join("shunt/db");
-        let (first, second) = (Path::new("/dev/ublkb0"), Path::new("/dev/ublkb1"));
-        for device in [first, first, second] {
-            make_link(&link, device).unwrap();
-            assert_eq!(std::fs::read_link(&link).unwrap(), device);
+        let device = |name: &str| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, "").unwrap();
+            path
+        };
+        let (first, second, foreign) = (device("ublkb0"), device("ublkb1"), device("ublkb2"));
+        assert_eq!(make_link(&link, &first, None), Ok(true));
+        assert_eq!(make_link(&link, &first, None), Ok(false));
+        // The volume's device has another number now.
+        assert_eq!(make_link(&link, &second, Some(&first)), Ok(true));
+        assert_eq!(std::fs::read_link(&link).unwrap(), second);
+        // Another volume's.
+        for own in [None, Some(foreign.as_path())] {
+            let refused = make_link(&link, &first, own).unwrap_err();
+            assert!(
+                refused.contains("ublkb1") && refused.contains("next: "),
+                "{refused}"
+            );
+            assert_eq!(std::fs::read_link(&link).unwrap(), second);
         }
-        remove_link(&link, first).unwrap();
+        check_name(&link).unwrap_err();
+        // A dead one.
+        std::fs::remove_file(&second).unwrap();
+        check_name(&link).unwrap();
+        assert_eq!(make_link(&link, &first, None), Ok(true));
+        remove_link(&link, &second).unwrap();
         assert!(link.is_symlink());
-        remove_link(&link, second).unwrap();
+        remove_link(&link, &first).unwrap();
         assert!(!link.is_symlink());
-        remove_link(&link, second).unwrap();
+        remove_link(&link, &first).unwrap();
+        check_name(&link).unwrap();
     }
 
     #[test]
@@ -176,7 +231,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let link = directory.path().join("db");
         std::fs::write(&link, "mine").unwrap();
-        make_link(&link, Path::new("/dev/ublkb0")).unwrap_err();
+        make_link(&link, Path::new("/dev/ublkb0"), None).unwrap_err();
         remove_link(&link, Path::new("/dev/ublkb0")).unwrap();
         assert_eq!(std::fs::read_to_string(&link).unwrap(), "mine");
     }

@@ -1,10 +1,11 @@
 //! Starting ublk-target so that it outlives shuntd, and noticing that one has ended.
 //!
-//! The only unsafe code of the daemon.
+//! With `clock`, the only unsafe code of the daemon.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -23,15 +24,21 @@ const LOG_TAIL_BYTES: u64 = 8192;
 /// The longest line of a log that is shown, in characters.
 const LOG_LINE_CHARACTERS_MAX: usize = 500;
 
+/// What a process that serves a volume calls itself. systemd spares a process of root whose name begins with `@` when it
+/// kills what is left at a shutdown: file systems on the volume are unmounted after that.
+const SERVER_NAME: &str = "@ublk-target";
+
 /// Starts `ublk-target serve` in a session of its own, without any descriptor of ours but those that
 /// `held` hands on.
 pub(super) fn spawn_serve(setup: &Setup, held: &HeldLuns) -> io::Result<Child> {
     let output = OpenOptions::new()
         .create(true)
         .append(true)
+        .mode(0o600)
         .open(&setup.log)?;
     let mut command = Command::new(&setup.program);
     command
+        .arg0(SERVER_NAME)
         .arg("serve")
         .arg("--map")
         .arg(&setup.map)
@@ -216,6 +223,26 @@ impl ProcessEnd {
         Ok(Some(Self(registered)))
     }
 
+    /// Ends the process with SIGKILL. One that has ended already is no error.
+    pub(super) fn kill(&self) -> io::Result<()> {
+        // SAFETY: the descriptor stays open during the call, and no siginfo is passed.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.get_ref().as_raw_fd(),
+                libc::SIGKILL,
+                std::ptr::null::<libc::siginfo_t>(),
+                0_u32,
+            )
+        };
+        let error = io::Error::last_os_error();
+        if result == 0 || error.raw_os_error() == Some(libc::ESRCH) {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    }
+
     /// Returns when the process has ended.
     pub(super) async fn wait(&self) {
         // An error of the reactor can only come from the end of the runtime: then nobody waits any more.
@@ -246,11 +273,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_end_of_a_process_is_noticed() {
+    async fn a_process_is_ended_and_its_end_is_noticed() {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let end = ProcessEnd::of(child.id().unwrap()).unwrap().unwrap();
-        child.start_kill().unwrap();
+        end.kill().unwrap();
         end.wait().await;
         child.wait().await.unwrap();
+        end.kill().unwrap();
     }
 }

@@ -1,5 +1,6 @@
 //! What follows when a volume says how it is: phases that a crash left are settled, copiers are started, names are made.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use migration_core::pair::{PairState, Phase, Seen, Settlement, Verb, settle};
@@ -8,7 +9,8 @@ use migration_proto::manager::VerifyPolicy;
 use migration_proto::target::Request;
 use tracing::{info, warn};
 
-use super::context::{note, now_ms};
+use super::clock::steady_ms;
+use super::context::note;
 use super::failure::{self, Done};
 use super::verbs::{ended_changes, expected_text, leg_of};
 use super::verify::Comparison;
@@ -62,21 +64,28 @@ impl Owner {
         self.busy.contains_key(busy)
     }
 
-    /// The stable name leads to the device of this connection, and the open map says so.
+    /// Makes the stable name lead to the device, and records that in the open map. Checked at every report: a name that is
+    /// gone is made again, and one that another volume holds is a problem of this one.
     fn make_names(&mut self, row: &VolumeRow, view: &View) {
         let Some(status) = &view.status else {
             return;
         };
-        if row.state != VolumeState::Attached
-            || self.named.get(&row.name) == Some(&view.connections)
-        {
+        if row.state != VolumeState::Attached {
             return;
         }
         let link = self.context.config.device_link(&row.name);
-        match paths::make_link(&link, &status.device) {
-            Ok(()) => drop(self.named.insert(row.name.clone(), view.connections)),
-            Err(error) => {
-                warn!(volume = row.name, %error, "{} cannot be made, trying again", link.display());
+        match paths::make_link(&link, &status.device, attach::own_device(row)) {
+            Ok(is_new) => {
+                self.unnamed.remove(&row.name);
+                if is_new {
+                    self.remove_stale_names(&row.name, &status.device);
+                }
+            }
+            Err(problem) => {
+                if self.unnamed.get(&row.name) != Some(&problem) {
+                    warn!(volume = row.name, "{problem}");
+                    self.unnamed.insert(row.name.clone(), problem);
+                }
                 return;
             }
         }
@@ -94,6 +103,16 @@ impl Owner {
         let open_map = attach::open_map(status, leg);
         if row.open_map.as_ref() != Some(&open_map) {
             self.record_aside(vec![Change::SetOpenMap(row.name.clone(), open_map)]);
+        }
+    }
+
+    /// Removes the names of other volumes that lead to `device`: theirs had this number before.
+    fn remove_stale_names(&self, volume: &str, device: &Path) {
+        for name in self.model.volumes.keys().filter(|name| *name != volume) {
+            let link = self.context.config.device_link(name);
+            if let Err(error) = paths::remove_link(&link, device) {
+                warn!(volume = name, %error, "the stale name {} cannot be removed", link.display());
+            }
         }
     }
 
@@ -219,7 +238,13 @@ impl Owner {
             self.context.config.volume_socket(&pair.volume),
             pair.copied_bytes,
         );
+        let volume_id = self
+            .model
+            .volumes
+            .get(&pair.volume)
+            .map(|row| row.volume_id.clone());
         let config = Config {
+            volume_id,
             detect_zeroes,
             task,
             ..Config::new(socket)
@@ -420,7 +445,7 @@ impl Owner {
             }
         }
         if ended.in_sync {
-            let now_ms = now_ms();
+            let now_ms = steady_ms();
             let took = took(pair.course, now_ms);
             if pair.course.in_sync_ms.is_none() {
                 let field = PairField::InSync(Some(now_ms));

@@ -64,13 +64,14 @@ pub(super) fn facts(
     }
 }
 
-pub(super) fn host(pairs_max: u32, occupancy: Occupancy) -> Record {
+pub(super) fn host(pairs_max: u32, occupancy: Occupancy, problems: &[String]) -> Record {
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Record::Host(HostRecord {
         schema: JSON_SCHEMA,
         pairs_max,
         pairs_copied: number(occupancy.copied),
         pairs_queued: number(occupancy.queued),
+        problems: problems.to_vec(),
     })
 }
 
@@ -79,7 +80,7 @@ pub(super) fn volume(
     config: &Config,
     row: &VolumeRow,
     view: Option<&View>,
-    stands_on_itself: Option<&String>,
+    problem: Option<&String>,
 ) -> Record {
     let view = view.cloned().unwrap_or_default();
     let status = view.status.as_deref();
@@ -106,7 +107,7 @@ pub(super) fn volume(
             .problem
             .clone()
             .or_else(|| status.and_then(said))
-            .or_else(|| stands_on_itself.cloned()),
+            .or_else(|| problem.cloned()),
     })
 }
 

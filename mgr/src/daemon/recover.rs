@@ -21,6 +21,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::context::{Context, note, now_ms};
 use super::failure::{self, Answer, Done};
+use super::folders::{make_directory, sync_parent};
 use super::verbs::leg_of;
 use super::volume::{VolumeHandle, supervise};
 use super::{Event, attach, process};
@@ -292,7 +293,7 @@ fn set_aside(map: &Path) -> Result<(), String> {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let directory = map.parent().unwrap_or(map);
-            return std::fs::create_dir_all(directory).map_err(failed);
+            return make_directory(directory).map_err(failed);
         }
         Err(error) => return Err(failed(error)),
     };
@@ -304,5 +305,7 @@ fn set_aside(map: &Path) -> Result<(), String> {
         }
     })?;
     let kept = map.with_extension(format!("damaged-{}", now_ms()));
-    std::fs::rename(map, kept).map_err(failed)
+    std::fs::rename(map, kept)
+        .and_then(|()| sync_parent(map))
+        .map_err(failed)
 }

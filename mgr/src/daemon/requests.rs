@@ -641,14 +641,17 @@ impl Owner {
     fn status(&self, only: Option<&str>) -> Result<Vec<Record>, Failure> {
         let mut records = Vec::new();
         if only.is_none() {
-            records.push(records::host(self.model.pairs_max, self.occupancy()));
+            let host = records::host(self.model.pairs_max, self.occupancy(), &self.problems);
+            records.push(host);
             for row in self.model.volumes.values() {
                 records.push(records::volume(
                     &self.model,
                     &self.context.config,
                     row,
                     self.view(&row.name).as_ref(),
-                    self.standing.get(&row.name),
+                    self.standing
+                        .get(&row.name)
+                        .or_else(|| self.unnamed.get(&row.name)),
                 ));
             }
         }

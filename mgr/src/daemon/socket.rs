@@ -52,15 +52,25 @@ pub(super) struct Admission {
 
 /// Makes the socket, for root only.
 pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
+    to_tokio(listen(path)?)
+}
+
+/// The same without a runtime.
+pub(super) fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     match std::fs::remove_file(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
     // Until now the mode is that of the umask; SO_PEERCRED is asked at every connection as well.
     std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+pub(super) fn to_tokio(listener: std::os::unix::net::UnixListener) -> io::Result<UnixListener> {
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
 }
 
 /// Accepts connections for ever.

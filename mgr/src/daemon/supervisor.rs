@@ -80,6 +80,8 @@ pub(super) struct Supervisor {
     process: Option<ProcessEnd>,
     /// The process, if this shuntd started it.
     child: Option<Child>,
+    /// When ublk-target last gave a useful answer, was started, or was ended for its silence.
+    answered: Instant,
     poll_every: Duration,
     /// The claims of the process that was connected last.
     held: HeldLuns,
@@ -97,6 +99,7 @@ impl Supervisor {
             events,
             process: None,
             child: None,
+            answered: Instant::now(),
             poll_every: POLL_IDLE,
             held: HeldLuns::default(),
         }
@@ -127,6 +130,7 @@ impl Supervisor {
                     );
                     backoff.lived(since.elapsed());
                     self.disconnected(problem).await;
+                    self.end_silent();
                 }
             }
         }
@@ -157,9 +161,14 @@ impl Supervisor {
     /// Connects to the process that runs, or starts one.
     async fn establish(&mut self) -> Result<TargetLink, String> {
         loop {
-            match TargetLink::connect(&self.setup.socket).await {
+            match TargetLink::connect(&self.setup.socket, &self.setup.volume_id).await {
                 Ok(link) => return Ok(link),
                 Err(ConnectError::Strange(problem)) => return Err(problem),
+                Err(ConnectError::Silent { pid, problem }) => {
+                    self.process = ProcessEnd::of(pid).ok().flatten();
+                    self.end_silent();
+                    return Err(problem);
+                }
                 Err(ConnectError::Nobody(_)) => {}
             }
             let Some(process) = &self.process else {
@@ -170,7 +179,30 @@ impl Supervisor {
             } else {
                 let problem = "its ublk-target runs, but does not listen".to_owned();
                 self.publish(|view| view.problem = Some(problem)).await;
+                self.end_silent();
             }
+        }
+    }
+
+    /// Ends a ublk-target that has served and gives no useful answer any more: it holds the device, and no other process can
+    /// take over while it lives. Nothing is lost by that, as by any other death.
+    fn end_silent(&mut self) {
+        let silent = self.answered.elapsed();
+        let Some(process) = self
+            .process
+            .as_ref()
+            .filter(|_| silent >= self.setup.silent_max)
+        else {
+            return;
+        };
+        self.answered = Instant::now();
+        warn!(
+            volume = self.setup.name,
+            seconds = silent.as_secs(),
+            "ublk-target gives no useful answer, and is ended (SIGKILL)"
+        );
+        if let Err(error) = process.kill() {
+            warn!(volume = self.setup.name, %error, "ublk-target cannot be ended");
         }
     }
 
@@ -179,6 +211,7 @@ impl Supervisor {
             program,
             map,
             socket,
+            volume_id,
             log,
             ..
         } = self.setup.clone();
@@ -204,9 +237,14 @@ impl Supervisor {
         let started = Instant::now();
         let mut reported = false;
         loop {
-            match TargetLink::connect(&socket).await {
-                Ok(link) => return Ok(link),
-                Err(ConnectError::Strange(problem)) => return Err(problem),
+            match TargetLink::connect(&socket, &volume_id).await {
+                Ok(link) => {
+                    self.answered = Instant::now();
+                    return Ok(link);
+                }
+                Err(ConnectError::Strange(problem) | ConnectError::Silent { problem, .. }) => {
+                    return Err(problem);
+                }
                 Err(ConnectError::Nobody(_)) => {}
             }
             if let Some(ended) = self.child_ended_within(CONNECT_EVERY).await {
@@ -350,6 +388,8 @@ impl Supervisor {
                 refreshed
             }
             Err(problem) => {
+                // A request may take long: only a status that is not answered counts as silence.
+                self.answered = Instant::now();
                 self.disconnected(problem.clone()).await;
                 let _ = reply.send(Err(AskError::Lost(problem.clone())));
                 Err(problem)
@@ -375,6 +415,7 @@ impl Supervisor {
                 "ublk-target answers a stop with {other:?}"
             ))),
             Err(problem) => {
+                self.answered = Instant::now();
                 self.disconnected(problem.clone()).await;
                 Err(AskError::Lost(problem))
             }
@@ -401,6 +442,7 @@ impl Supervisor {
             ));
         }
         self.held.follow(&status).await;
+        self.answered = Instant::now();
         self.publish(|view| {
             view.connections += u64::from(!view.connected);
             view.connected = true;

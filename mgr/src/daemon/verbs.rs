@@ -16,6 +16,7 @@ use migration_proto::route::Route;
 use migration_proto::target::{Refusal, Request, Response};
 
 use super::checks::{Used, open_recorded};
+use super::clock::steady_ms;
 use super::context::{Context, blocking, note, now_ms};
 use super::create::check_target;
 use super::failure::{self, Answer, Done};
@@ -251,7 +252,7 @@ impl Operation {
                 Ok(changed) => {
                     let mut changes = self.now_active(&key, row, Side::Source, changed);
                     let set = |field| Change::SetPair(key.clone(), field);
-                    changes.push(set(PairField::Begun(now_ms())));
+                    changes.push(set(PairField::Begun(steady_ms())));
                     changes.push(set(PairField::InSync(None)));
                     changes.push(self.note(row, format!("mirrored onto {}", row.target)));
                     self.record(changes).await?;

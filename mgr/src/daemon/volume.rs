@@ -82,6 +82,8 @@ pub(super) struct Setup {
     pub(super) map: PathBuf,
     pub(super) socket: PathBuf,
     pub(super) log: PathBuf,
+    /// How long its ublk-target may give no useful answer before it is ended.
+    pub(super) silent_max: Duration,
     /// It has never been served: starting it is not starting it again.
     pub(super) new: bool,
 }

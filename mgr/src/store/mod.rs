@@ -29,6 +29,8 @@ pub use samples::Sample;
 
 /// How long a call waits for another process that has the database locked, in milliseconds.
 const BUSY_TIMEOUT_MS: u64 = 5_000;
+/// The mode of the database.
+const PRIVATE: u32 = 0o600;
 
 /// The most lines of history that are kept.
 const HISTORY_LINES_MAX: i64 = 100_000;
@@ -128,6 +130,7 @@ impl Store {
     /// # Errors
     /// SQLite cannot open it, it is damaged, or it is of a newer program.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
+        make_private(path);
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(std::time::Duration::from_millis(BUSY_TIMEOUT_MS))?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -484,6 +487,23 @@ const fn side_text(side: Side) -> &'static str {
     match side {
         Side::Source => "source",
         Side::Target => "target",
+    }
+}
+
+/// Creates the database, durably, for this user only; SQLite gives its log the same mode. An error is left to what opens it.
+fn make_private(path: &Path) {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    let file = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(PRIVATE)
+        .open(path);
+    if let Ok(file) = file {
+        let _ = file.set_permissions(std::fs::Permissions::from_mode(PRIVATE));
+        let _ = path
+            .parent()
+            .map(|folder| std::fs::File::open(folder).and_then(|folder| folder.sync_all()));
     }
 }
 

@@ -719,6 +719,7 @@ fn queued_pairs_are_explained() {
             pairs_max: 2,
             pairs_copied: 1,
             pairs_queued,
+            problems: Vec::new(),
         })
     };
     let shown = |pairs_queued| {
@@ -731,6 +732,21 @@ fn queued_pairs_are_explained() {
     assert!(
         text.contains("1 pair of at most 2 copied, 7 queued"),
         "{text}"
+    );
+    let broken = Record::Host(HostRecord {
+        schema: JSON_SCHEMA,
+        pairs_max: 2,
+        pairs_copied: 0,
+        pairs_queued: 0,
+        problems: vec!["the state folder is hidden; next: umount it".to_owned()],
+    });
+    let fake = FakeShuntd::answering(Response::Records {
+        records: vec![broken],
+    });
+    let text = fake.run(&["status"]).stdout;
+    assert_eq!(
+        text,
+        "problem: the state folder is hidden; next: umount it\n"
     );
     // A host on which there is nothing yet.
     let records = vec![host(0)];

@@ -4,7 +4,8 @@
 //! [`run_as_ublk_target`] as the only test. A file beside the map file makes it misbehave ([`Whim`]).
 
 use std::fs::File;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use migration_proto::frame;
 use migration_proto::route::{Descriptor, MapSummary, Route, Side};
 use migration_proto::target::{
     CopyMode, Counters, EXIT_MAP_DAMAGED, OnAuthoritativeFailure, Refusal, Request, Response,
-    Status, Suspended,
+    Status, Suspended, abstract_name,
 };
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,8 @@ pub(crate) enum Whim {
     DieBeforeRole,
     /// Dies after it has changed the role, before it answers, once.
     DieAfterRole,
+    /// Says that the volume is ending, and does not end.
+    Ending,
     /// Has not held requests when it is resumed after a split, once.
     LetGo,
 }
@@ -190,8 +193,16 @@ fn serve(path: &Path, socket: &Path, volume_id: &str) {
         throttle: Mutex::default(),
         suspended: Mutex::default(),
     });
+    let address = SocketAddr::from_abstract_name(abstract_name(volume_id)).unwrap();
+    let by_id = UnixListener::bind_addr(&address).unwrap();
+    let other = Arc::clone(&server);
+    std::thread::spawn(move || accept(&by_id, &other));
+    accept(&listener, &server);
+}
+
+fn accept(listener: &UnixListener, server: &Arc<Server>) {
     for stream in listener.incoming() {
-        let server = Arc::clone(&server);
+        let server = Arc::clone(server);
         std::thread::spawn(move || {
             Conversation {
                 server,
@@ -237,6 +248,9 @@ impl Conversation {
 
     fn answer(&mut self, request: Request) -> Response {
         match request {
+            Request::Status if Whim::Ending.is_set(&self.server.path) => {
+                refused(Refusal::Failed, "the volume is ending")
+            }
             Request::Status => Response::Status(Box::new(self.status())),
             Request::AddMirror { epoch, target, .. } => self.change(epoch, |map| {
                 if map.route.is_mirrored() {

@@ -9,6 +9,7 @@ mod hours;
 mod layouts;
 mod lost;
 mod plan;
+mod processes;
 mod queue;
 mod refusals;
 mod restarts;
