@@ -2,7 +2,8 @@
 //!
 //! What somebody else writes to such a target is not in the map: mirrored onto again it would count as equal, and a switch would
 //! lose what was acknowledged. The kernel refuses writes to it, and counts those that it has done. After a boot nothing has
-//! refused them for a while: a LUN to which nothing was written since then is sealed again, any other one is copied anew.
+//! refused them for a while: a LUN to which nothing was written since then is sealed again, any other one is copied anew. So is
+//! one whose writes nothing counts: a file, and a device without statistics.
 
 use lun::{Kind, Lun, OpenOptions};
 use migration_core::pair::Phase;
@@ -51,10 +52,13 @@ fn judge(
         Some(before) if before.boot_id != now.boot_id => Ok(Some(
             "this host was booted, and the target may have been written to before it was read-only again",
         )),
-        Some(before) if before.changes != now.changes => {
-            Err("was written to by somebody else since it was left alone")
-        }
-        Some(_) => Ok(None),
+        Some(before) => match (before.changes, now.changes) {
+            (Some(before), Some(now)) if before == now => Ok(None),
+            (Some(_), Some(_)) => Err("was written to by somebody else since it was left alone"),
+            (None, _) | (_, None) => Ok(Some(
+                "nothing counts the writes to the target, so that nobody knows whether there were any",
+            )),
+        },
     }
 }
 
@@ -151,7 +155,17 @@ mod tests {
         assert_eq!(judge(&sealed("a", Some(7)), true), Ok(None));
         judge(&sealed("a", Some(7)), false).unwrap_err();
         judge(&sealed("a", Some(8)), true).unwrap_err();
-        judge(&sealed("a", None), true).unwrap_err();
+        assert!(judge(&sealed("a", None), true).unwrap().is_some());
+        let before = sealed("a", None);
+        let uncounted = |now: &Sealed| super::judge(Some(&before), now, true).unwrap();
+        assert!(
+            uncounted(&sealed("a", None))
+                .unwrap()
+                .contains("nothing counts")
+        );
+        assert!(uncounted(&sealed("a", Some(7))).is_some());
+        let before = sealed("a", Some(7));
+        let judge = |now: &Sealed, read_only| super::judge(Some(&before), now, read_only);
         let why = judge(&sealed("b", Some(7)), true).unwrap();
         assert!(why.unwrap().contains("booted"));
         let why = super::judge(None, &before, true).unwrap();

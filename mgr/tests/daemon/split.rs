@@ -146,6 +146,27 @@ fn a_target_that_may_have_been_written_to_is_copied_anew() {
     assert_eq!(lines.iter().filter(|text| text.contains(line)).count(), 1);
 }
 
+/// Nothing counts what is written to a file.
+#[test]
+fn a_file_that_was_written_to_while_it_was_split_is_copied_from_scratch() {
+    let world = World::new();
+    in_sync(&world);
+    world.changes(&split());
+    let lun = |name: &str| world.directory.path().join(name);
+    let [source, target] = ["log-source", "log-target"].map(lun);
+    // Where the map says that both are the same.
+    let file = std::fs::File::options().write(true).open(&target).unwrap();
+    file.write_all_at(&[0xee; 4096], SIZE - 4096).unwrap();
+    world.changes(&resume("s1"));
+    world.wait_for_state("s1", "source-selected");
+    assert!(std::fs::read(&source).unwrap() == std::fs::read(&target).unwrap());
+    let history = world.history().join("\n");
+    assert!(
+        history.contains("everything is copied, because nothing counts"),
+        "{history}"
+    );
+}
+
 #[test]
 fn copies_follow_one_another_by_themselves() {
     let world = World::new();
