@@ -25,7 +25,8 @@
 //! is left alone. A `resume` mirrors onto it again. The route alone does not say that a copy counts: the volumes of a session are
 //! split one by one, and only when all of them were held at the same time the phase says so.
 //!
-//! What follows from the facts (`ours` = mirrored onto the LUN that this pair recorded):
+//! What follows from the facts (`ours` = mirrored, from and to the LUNs that this pair recorded;
+//! `Single(side)` = the LUN that it recorded for that side):
 //!
 //! | phase | volume | state |
 //! |---|---|---|
@@ -321,7 +322,7 @@ impl Phase {
 pub struct Seen {
     /// The route.
     pub route: Route,
-    /// Whether the volume's legs are the LUNs that this pair recorded.
+    /// Whether the legs that the route uses are the LUNs that this pair recorded.
     pub ours: bool,
     /// Whether the mirror leg may differ anywhere.
     pub dirty: bool,
@@ -347,6 +348,16 @@ impl Seen {
     #[must_use]
     pub const fn is_split(&self) -> bool {
         self.ours && matches!(self.route, Route::Split)
+    }
+
+    /// The leg that is used alone, if it is the LUN that this pair recorded for that side. In
+    /// another session the same side is another LUN.
+    #[must_use]
+    pub const fn single(&self) -> Option<Side> {
+        match self.route {
+            Route::Single(side) if self.ours => Some(side),
+            Route::Single(_) | Route::Mirrored { .. } | Route::Split => None,
+        }
     }
 }
 
@@ -384,10 +395,9 @@ impl Facts {
     pub fn position(&self) -> Position {
         let mirrored = self.seen.and_then(|seen| seen.mirrored());
         let split = self.seen.is_some_and(|seen| seen.is_split());
-        let single = match self.seen.map(|seen| seen.route) {
-            Some(Route::Single(side)) => Some(side),
-            Some(Route::Split) if split => Some(Side::Source),
-            Some(Route::Mirrored { .. } | Route::Split) | None => None,
+        let single = match split {
+            true => Some(Side::Source),
+            false => self.seen.and_then(|seen| seen.single()),
         };
         let authoritative = match self.phase {
             Phase::Setup | Phase::Cancelled => Side::Source,
@@ -550,22 +560,18 @@ pub fn settle(phase: Phase, seen: &Seen) -> Settlement {
             Some(_) => Settlement::Becomes(Phase::Active),
             None => Settlement::Contradiction,
         },
-        Phase::Committing => match (mirrored, seen.route) {
+        Phase::Committing => match (mirrored, seen.single()) {
             (Some(Side::Target), _) => Settlement::Finish(Verb::Commit),
             (Some(Side::Source), _) => Settlement::Becomes(Phase::Active),
-            (None, Route::Single(Side::Target)) => Settlement::Becomes(Phase::Committed),
-            (None, Route::Single(Side::Source) | Route::Mirrored { .. } | Route::Split) => {
-                Settlement::Contradiction
-            }
+            (None, Some(Side::Target)) => Settlement::Becomes(Phase::Committed),
+            (None, Some(Side::Source) | None) => Settlement::Contradiction,
         },
-        Phase::Cancelling => match (mirrored, seen.route) {
+        Phase::Cancelling => match (mirrored, seen.single()) {
             (Some(Side::Source), _) => Settlement::Finish(Verb::Cancel),
             (Some(Side::Target), _) => Settlement::Becomes(Phase::Active),
-            (None, Route::Split) if seen.is_split() => Settlement::Finish(Verb::Cancel),
-            (None, Route::Single(Side::Source)) => Settlement::Becomes(Phase::Cancelled),
-            (None, Route::Single(Side::Target) | Route::Mirrored { .. } | Route::Split) => {
-                Settlement::Contradiction
-            }
+            (None, _) if seen.is_split() => Settlement::Finish(Verb::Cancel),
+            (None, Some(Side::Source)) => Settlement::Becomes(Phase::Cancelled),
+            (None, Some(Side::Target) | None) => Settlement::Contradiction,
         },
     }
 }

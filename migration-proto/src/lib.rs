@@ -8,6 +8,7 @@
 //!
 //! Unknown fields and unknown variants are errors, never guesses.
 
+pub mod chain;
 pub mod frame;
 pub mod luns;
 pub mod manager;

@@ -232,7 +232,9 @@ pub const WATCH_REGIONS_MAX: usize = migration_core::volume::WATCHED_REGIONS_MAX
 pub struct CopyError {
     /// The leg that failed.
     pub side: crate::route::Side,
-    /// What it said.
+    /// What the kernel said, if it is an error of the kernel.
+    pub errno: Option<i32>,
+    /// The cause in words, with the place.
     pub cause: String,
 }
 
@@ -296,7 +298,7 @@ pub enum Response {
     },
     /// Done, nothing to say.
     Done,
-    /// Refused or failed; nothing changed.
+    /// Refused or failed; nothing changed, except that with [`Refusal::Ending`] that is unknown.
     Refused {
         /// The kind, for programs.
         reason: Refusal,
@@ -329,6 +331,8 @@ pub enum Refusal {
     DeviceOpen,
     /// A leg or the map file failed.
     Failed,
+    /// The process is ending. Whether the request was done is unknown.
+    Ending,
     /// The request makes no sense.
     Malformed,
 }

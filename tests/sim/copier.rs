@@ -264,6 +264,7 @@ impl Site {
             };
             let error = CopyError {
                 side: side.into(),
+                errno: None,
                 cause: "broken".to_owned(),
             };
             copier.pieces.swap_remove(index);

@@ -41,7 +41,18 @@ impl PairRow {
     }
 
     pub(crate) fn is_mirrored(&self, status: &Status) -> bool {
-        status.route.has_map() && status.target == Some(self.target)
+        status.route.has_map() && self.is_ours(status)
+    }
+
+    /// As `route_change::is_ours`.
+    pub(crate) fn is_ours(&self, status: &Status) -> bool {
+        let source = status.source == self.source;
+        let target = status.target == Some(self.target);
+        match status.route {
+            Route::Single(Side::Source) => source,
+            Route::Single(Side::Target) => target,
+            Route::Mirrored { .. } | Route::Split => source && target,
+        }
     }
 }
 
@@ -143,6 +154,8 @@ pub(crate) struct Operation {
     pub(crate) stage: Stage,
     pub(crate) asked: Option<Asked>,
     pub(crate) attempts: u32,
+    /// The outcome is unknown for the pair that did not follow.
+    pub(crate) unknown: bool,
 }
 
 impl Operation {
@@ -162,6 +175,7 @@ impl Operation {
             stage,
             asked: None,
             attempts: 0,
+            unknown: false,
         }
     }
 
@@ -221,14 +235,15 @@ impl Operation {
         match (self.verb, result) {
             (Verb::Start, Ok(())) => active(row, Side::Source),
             (Verb::Start, Err(Unchanged::Refused)) => row.phase = Phase::Setup,
-            // What the volume says next settles it.
+            // What the volume says next settles it, also below.
             (Verb::Start, Err(Unchanged::Unknown)) => {}
             (Verb::Switch, Ok(())) => active(row, Side::Target),
             (Verb::Undo, Ok(())) => active(row, Side::Source),
             (Verb::Switch | Verb::Undo, Err(_)) => return false,
             (Verb::Commit, Ok(())) => store.ended(pair, Side::Target),
             (Verb::Cancel, Ok(())) => store.ended(pair, Side::Source),
-            (Verb::Commit | Verb::Cancel, Err(_)) => row.phase = Phase::Active,
+            (Verb::Commit | Verb::Cancel, Err(Unchanged::Refused)) => row.phase = Phase::Active,
+            (Verb::Commit | Verb::Cancel, Err(Unchanged::Unknown)) => {}
             // It counts only when all have been split.
             (Verb::Split, result) => return result.is_ok(),
             (Verb::Pause | Verb::Resume, _) => {}
@@ -417,14 +432,8 @@ impl Daemon {
                 self.launch(verb);
                 Some("verbs finished after a death")
             }
-            Settlement::Contradiction => {
-                let side = seen.route.authoritative();
-                if row.authoritative == side {
-                    return None;
-                }
-                row.authoritative = side;
-                Some("contradictions")
-            }
+            // Nobody but shuntd asks for a route, and it knows what it has asked for.
+            Settlement::Contradiction => panic!("the volume contradicts {row:?}: {status:?}"),
         }
     }
 }
@@ -432,7 +441,7 @@ impl Daemon {
 fn seen(row: &PairRow, status: &Status) -> Seen {
     Seen {
         route: status.route,
-        ours: row.is_mirrored(status),
+        ours: row.is_ours(status),
         dirty: status.dirty,
         tracks: status.tracks,
         degraded: status.degraded,

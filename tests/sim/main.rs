@@ -45,6 +45,7 @@ const MUST_HAPPEN: &[(&str, u64)] = &[
     ("deaths of shuntd in an operation", 8),
     ("doubts because a claim lapsed", 5),
     ("doubts because a leg is missing", 30),
+    ("ends of which the outcome is unknown", 100),
     ("flushes of a leg that failed", 200),
     ("foreign writes", 5),
     ("foreign writes found", 60),

@@ -57,6 +57,7 @@ pub(crate) struct Serving {
 pub(crate) struct Status {
     pub(crate) epoch: Epoch,
     pub(crate) route: Route,
+    pub(crate) source: usize,
     pub(crate) target: Option<usize>,
     pub(crate) dirty: bool,
     pub(crate) degraded: bool,
@@ -659,6 +660,7 @@ impl Site {
         Some(Status {
             epoch: record.epoch,
             route: record.route,
+            source: lun_of_leg(&serving.descriptor.source),
             target: serving.descriptor.target.as_ref().map(lun_of_leg),
             dirty: regions.is_some_and(|regions| regions.dirty_bytes() > 0),
             degraded: serving.volume.mirror_fault().is_some(),

@@ -392,8 +392,10 @@ impl World {
         pair: usize,
         wanted: Option<Route>,
     ) -> Option<Result<(), Unchanged>> {
-        let patient = !self.dice.one_in(300);
         let operation = self.daemon.operation.as_mut()?;
+        // What ends a pair is rare, and an answer that does not come matters most there.
+        let ends = matches!(operation.verb, Verb::Commit | Verb::Cancel);
+        let patient = !self.dice.one_in(if ends { 20 } else { 300 });
         let (site, view) = (&mut self.sites[pair], &self.daemon.views[pair]);
         let row = &self.daemon.store.pairs[pair];
         if let Some(asked) = operation.asked {
@@ -417,11 +419,14 @@ impl World {
             Some(route) => status.route == route,
             None => row.is_mirrored(&status),
         };
-        let foreign = status.route.mirror().is_some() && !row.is_mirrored(&status);
+        let foreign = wanted.is_some() && !row.is_ours(&status);
         if is_done {
             return Some(Ok(()));
         }
-        if (wanted.is_some() && foreign) || operation.attempts == ATTEMPTS_MAX {
+        if foreign {
+            return Some(Err(Unchanged::Refused));
+        }
+        if operation.attempts == ATTEMPTS_MAX {
             return Some(Err(Unchanged::Unknown));
         }
         operation.attempts += 1;
@@ -435,7 +440,14 @@ impl World {
             Some(Err(error)) => {
                 self.note("changes refused");
                 self.refresh(pair);
-                (error != ChangeError::StaleEpoch).then_some(Err(Unchanged::from(error)))
+                // A suspension, and nothing that may be this very change.
+                let status = self.daemon.views[pair].status;
+                let idle = status.is_some_and(|status| !status.changing);
+                let unchanged = match Unchanged::from(error) {
+                    Unchanged::Unknown if idle => Unchanged::Refused,
+                    unchanged => unchanged,
+                };
+                (error != ChangeError::StaleEpoch).then_some(Err(unchanged))
             }
             None => {
                 self.daemon.views[pair].connected = false;
@@ -467,6 +479,7 @@ impl World {
                 return self.begin_to_let_go(true);
             }
             let failed = operation.at;
+            operation.unknown = result == Err(Unchanged::Unknown);
             operation.at = 0;
             operation.ask_anew();
             operation.stage = Stage::Back { failed };
@@ -479,6 +492,14 @@ impl World {
         operation.at += 1;
         operation.ask_anew();
         operation.stage = Stage::Work;
+        if result == Err(Unchanged::Unknown)
+            && matches!(operation.verb, Verb::Commit | Verb::Cancel)
+        {
+            *self
+                .counts
+                .entry("ends of which the outcome is unknown")
+                .or_default() += 1;
+        }
         let (verb, ended) = (operation.verb, operation.at == operation.pairs.len());
         self.note(match (verb, result) {
             (_, Err(_)) => "pairs that did not follow",
@@ -530,7 +551,7 @@ impl World {
         else {
             return;
         };
-        for pair in &operation.pairs[failed..] {
+        for pair in &operation.pairs[failed + usize::from(operation.unknown)..] {
             store.pairs[*pair].phase = Phase::Active;
         }
         self.finish("verbs that failed");

@@ -106,7 +106,10 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ublk-target: {error:#}");
+            eprintln!(
+                "ublk-target: {}",
+                migration_proto::chain::text(error.as_ref())
+            );
             serve::exit_code(&error)
         }
     }

@@ -28,6 +28,7 @@ use anyhow::{Context, anyhow, bail};
 use map_file::MapFile;
 use migration_core::route::Side;
 use migration_proto::{
+    chain,
     route::{Descriptor, MapSummary},
     target::EXIT_MAP_DAMAGED,
 };
@@ -426,8 +427,9 @@ fn open_legs(
     let (mirror, problem) = match mirror {
         Ok(mirror) => (mirror, None),
         Err(error) => {
-            tracing::warn!("served without its mirror leg: {error:#}");
-            (None, Some(format!("{error:#}")))
+            let error = chain::text(error.as_ref());
+            tracing::warn!("served without its mirror leg: {error}");
+            (None, Some(error))
         }
     };
     let authoritative = Some(authoritative);

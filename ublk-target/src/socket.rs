@@ -265,7 +265,7 @@ impl Server {
     }
 
     fn answer(&self, request: Request, id: CopierId, stream: &UnixStream) -> Response {
-        let gone = || refused(Refusal::Failed, "the volume is ending");
+        let gone = || refused(Refusal::Ending, "the volume is ending");
         let ask = match request {
             Request::Status => {
                 return self
@@ -300,11 +300,11 @@ impl Server {
                 failed,
                 error,
             } => {
-                let mirror_failed = self.is_mirror_error(error.map(|error| error.side));
+                let mirror_error = error.filter(|error| self.is_mirror(error.side));
                 let said = Said::Done {
                     copied,
                     failed,
-                    mirror_failed,
+                    mirror_error,
                 };
                 Ask::Regions {
                     copier: id,
@@ -398,7 +398,10 @@ impl Server {
             Some(missing) => Some(format!("the mirror leg is not there: {missing}")),
             None => snapshot
                 .mirror_fault
-                .map(|error| problem("the mirror leg failed", error)),
+                .map(|error| match &snapshot.mirror_cause {
+                    Some(cause) => format!("the mirror leg failed: {cause}"),
+                    None => problem("the mirror leg failed", error),
+                }),
         };
         let authoritative = snapshot
             .authoritative_fault
@@ -465,12 +468,12 @@ impl Server {
     fn stop(&self) -> Response {
         let (sender, receiver) = sync_channel(1);
         if self.stop.send(Wake::Stop(sender)).is_err() {
-            return refused(Refusal::Busy, "the volume is ending already");
+            return refused(Refusal::Ending, "the volume is ending already");
         }
         match receiver.recv() {
             Ok(Ok(())) => Response::Done,
             Ok(Err(cause)) => refused(Refusal::DeviceOpen, cause),
-            Err(_) => refused(Refusal::Failed, "the volume is ending already"),
+            Err(_) => refused(Refusal::Ending, "the volume is ending already"),
         }
     }
 
@@ -480,7 +483,7 @@ impl Server {
         let snapshot = self
             .inbox
             .snapshot()
-            .ok_or_else(|| Box::new(refused(Refusal::Failed, "the volume is ending")))?;
+            .ok_or_else(|| Box::new(refused(Refusal::Ending, "the volume is ending")))?;
         if snapshot.record.route.has_map() {
             let cause = "the volume has a mirror leg already";
             return Err(Box::new(refused(Refusal::WrongRoute, cause)));
@@ -522,7 +525,7 @@ impl Server {
         let snapshot = self
             .inbox
             .snapshot()
-            .ok_or_else(|| Box::new(refused(Refusal::Failed, "the volume is ending")))?;
+            .ok_or_else(|| Box::new(refused(Refusal::Ending, "the volume is ending")))?;
         let leg = snapshot
             .descriptor
             .target
@@ -542,7 +545,7 @@ impl Server {
     /// Tries the mirror leg again. Opens it again only if the device behind its name is another one
     /// than before, with the same identity: while it is closed, others can write to it.
     fn retry_mirror(&self, epoch: u64) -> Response {
-        let gone = || refused(Refusal::Failed, "the volume is ending");
+        let gone = || refused(Refusal::Ending, "the volume is ending");
         let ask = |ask| self.inbox.ask(ask).recv().unwrap_or_else(|_| gone());
         let Some(before) = self.inbox.snapshot() else {
             return gone();
@@ -587,18 +590,18 @@ impl Server {
             Ok(true) => Ok(()),
             Ok(false) => Err(Box::new(refused(
                 Refusal::CopierBusy,
-                "the mirror leg is locked: another copier lives, or its last I/O is not done",
+                "the mirror leg is locked, by another program or for I/O of an earlier copier that is not done",
             ))),
             Err(error) => Err(Box::new(refused(Refusal::Failed, error.to_string()))),
         }
     }
 
-    fn is_mirror_error(&self, side: Option<migration_proto::route::Side>) -> bool {
+    fn is_mirror(&self, side: migration_proto::route::Side) -> bool {
         let mirror = self
             .inbox
             .snapshot()
             .and_then(|snapshot| snapshot.record.route.mirror());
-        side.is_some_and(|side| Some(side.into()) == mirror)
+        Some(side.into()) == mirror
     }
 }
 

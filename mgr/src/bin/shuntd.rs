@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     match start(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("shuntd: {error:#}");
+            eprintln!("shuntd: {}", migration_proto::chain::text(error.as_ref()));
             ExitCode::FAILURE
         }
     }

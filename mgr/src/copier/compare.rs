@@ -311,7 +311,7 @@ impl Conversation for Comparing {
         self.found.error = Some(error.clone());
         self.window.piece_ended(slot, false);
         if self.failed_regions >= ERRORS_MAX {
-            let CopyError { side, cause } = error;
+            let CopyError { side, cause, .. } = error;
             self.end(Outcome::Failed { side, cause });
         }
     }
@@ -609,7 +609,8 @@ mod tests {
             } else {
                 let cause = "broken".to_owned();
                 let side = Side::Target;
-                plan.piece_failed(slot, CopyError { side, cause });
+                let errno = None;
+                plan.piece_failed(slot, CopyError { side, errno, cause });
             }
         };
         let outcome = World::new(3).run(all_granted, all_known, failing);

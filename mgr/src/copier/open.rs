@@ -134,7 +134,7 @@ fn lock(lun: &Lun) -> Result<(), Outcome> {
         Ok(false) => Err(refused(
             Refusal::CopierBusy,
             format!(
-                "{} is locked by somebody else, or the I/O of an earlier copier is not finished",
+                "{} is locked, by another program or for I/O of an earlier copier that is not done",
                 lun.path.display()
             ),
         )),

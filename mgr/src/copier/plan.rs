@@ -226,7 +226,7 @@ impl Plan {
             RegionEnd::Failed => {
                 self.failed_regions += 1;
                 if self.failed_regions >= ERRORS_MAX
-                    && let Some(CopyError { side, cause }) = self.last_error.clone()
+                    && let Some(CopyError { side, cause, .. }) = self.last_error.clone()
                 {
                     self.end(Outcome::Failed { side, cause });
                 }
@@ -395,6 +395,7 @@ mod tests {
     fn error() -> CopyError {
         CopyError {
             side: Side::Source,
+            errno: None,
             cause: "broken".to_owned(),
         }
     }
@@ -548,7 +549,7 @@ mod tests {
             assert_eq!(plan.outcome(), None, "not before the answer");
             plan.answered(Response::Done, now);
         }
-        let CopyError { side, cause } = error();
+        let CopyError { side, cause, .. } = error();
         assert_eq!(plan.outcome(), Some(&Outcome::Failed { side, cause }));
     }
 

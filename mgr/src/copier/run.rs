@@ -334,6 +334,7 @@ impl Copying<'_> {
             Task::Copy { .. } => {
                 let error = CopyError {
                     side: self.side(End::To),
+                    errno: None,
                     cause: format!(
                         "{} bytes at {} of {} do not read back as they were written",
                         piece.length_bytes,
@@ -404,6 +405,7 @@ impl Copying<'_> {
         };
         CopyError {
             side,
+            errno: fault.errno,
             cause: format!(
                 "cannot {verb} {} bytes at {} of {}: {what}",
                 piece.length_bytes,

@@ -23,7 +23,7 @@ use super::failure::{self, Answer, Done};
 use super::folders::{make_directory, sync_parent};
 use super::paths::{self, SOCKET_PATH_BYTES_MAX};
 use super::volume::{AskError, Setup, VolumeHandle, supervise};
-use super::{Event, process, twice};
+use super::{Event, process, truth, twice};
 use crate::store::{Change, OpenMapRow, VolumeRow, VolumeState};
 
 /// How long a new volume may take to come up.
@@ -83,13 +83,13 @@ pub(super) async fn attach(
     let directory = context.config.volume(&name);
     if directory.exists() {
         let cause = format!(
-            "{} exists already, and no volume is known for it",
+            "{} exists already, and no volume is known for it: its map file may be all that is left of one",
             directory.display()
         );
         return Err(failure::refused(
             object,
             cause,
-            "move it away, or choose another name",
+            "choose another name; the log of shuntd says at its start why that volume was not taken over",
         ));
     }
     let row = row_of(&name, &leg).map_err(|cause| failure::refused(&object, cause, &again))?;
@@ -310,6 +310,14 @@ pub(super) async fn detach(
     handle: Option<VolumeHandle>,
 ) -> Answer {
     let object = failure::volume(&row.name);
+    if let Err(failure) = truth::require_single(&context, &row, handle.as_ref()).await {
+        if row.state == VolumeState::Detaching {
+            context
+                .record(&object, not_detached(&row.name, &failure.cause))
+                .await?;
+        }
+        return Err(failure);
+    }
     if row.state != VolumeState::Detaching {
         let changes = vec![
             Change::SetVolumeState(row.name.clone(), VolumeState::Detaching),
@@ -320,15 +328,16 @@ pub(super) async fn detach(
     }
     match take_down(&context, &row, handle.as_ref()).await {
         Ok(()) => {}
-        Err(failure) => {
-            let changes = vec![
-                Change::SetVolumeState(row.name.clone(), VolumeState::Attached),
-                note(
-                    None,
-                    Some(&row.name),
-                    format!("not detached: {}", failure.cause),
-                ),
-            ];
+        Err(NotDown::Unknown(failure)) => {
+            // When its ublk-target answers again, the detach continues.
+            let what = format!("whether it is detached is not known: {}", failure.cause);
+            context
+                .record(&object, vec![note(None, Some(&row.name), what)])
+                .await?;
+            return Err(failure);
+        }
+        Err(NotDown::Up(failure)) => {
+            let changes = not_detached(&row.name, &failure.cause);
             context.record(&object, changes).await?;
             return Err(failure);
         }
@@ -340,6 +349,13 @@ pub(super) async fn detach(
         "volume {} is gone; its data is on {}",
         row.name, row.leg
     )]))
+}
+
+fn not_detached(name: &str, cause: &str) -> Vec<Change> {
+    vec![
+        Change::SetVolumeState(name.to_owned(), VolumeState::Attached),
+        note(None, Some(name), format!("not detached: {cause}")),
+    ]
 }
 
 /// Removes everything of a volume whose device is gone.
@@ -372,11 +388,19 @@ pub(super) async fn forget(context: &Context, row: &VolumeRow) -> Result<(), Fai
     context.record(&object, changes).await
 }
 
+/// Why a device may still be there.
+enum NotDown {
+    /// It is.
+    Up(Failure),
+    /// The stop was not answered.
+    Unknown(Failure),
+}
+
 async fn take_down(
     context: &Context,
     row: &VolumeRow,
     handle: Option<&VolumeHandle>,
-) -> Result<(), Failure> {
+) -> Result<(), NotDown> {
     let object = failure::volume(&row.name);
     let again = format!("`shunt detach {}`", row.name);
     let view = handle.map(VolumeHandle::view).unwrap_or_default();
@@ -393,11 +417,11 @@ async fn take_down(
         let cause = format!(
             "its ublk-target does not answer, and it alone can delete the device: {problem}"
         );
-        return Err(failure::failed(
+        return Err(NotDown::Up(failure::failed(
             object,
             cause,
             format!("correct the cause (it is started again by itself), then {again}"),
-        ));
+        )));
     };
     let users = users_of(&status.device, status.pid).await;
     if !users.is_empty() {
@@ -406,21 +430,26 @@ async fn take_down(
             status.device.display(),
             users.join("; ")
         );
-        return Err(failure::refused(
+        return Err(NotDown::Up(failure::refused(
             object,
             cause,
             format!("stop or unmount what uses it, then {again}"),
-        ));
+        )));
     }
     handle.stop().await.map_err(|error| match error {
-        AskError::Refused(cause) => failure::refused(
+        AskError::Refused(cause) => NotDown::Up(failure::refused(
             &object,
             cause,
             format!("stop or unmount what uses it, then {again}"),
-        ),
-        AskError::Down(cause) | AskError::Lost(cause) => {
-            failure::failed(&object, cause, format!("{again} again"))
+        )),
+        AskError::Down(cause) => {
+            NotDown::Up(failure::failed(&object, cause, format!("{again} again")))
         }
+        AskError::Lost(cause) => NotDown::Unknown(failure::failed(
+            &object,
+            cause,
+            format!("see `shunt status`: the detach continues when its ublk-target answers; or {again} again"),
+        )),
     })
 }
 

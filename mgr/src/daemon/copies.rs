@@ -30,6 +30,9 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A copier that ran so long has not failed repeatedly.
 const STEADY_AFTER: Duration = Duration::from_secs(10);
+/// A mirror leg that is locked is reported when the delay before the next copier has reached this: udev locks a disk for a moment
+/// whenever it has changed.
+const LOCKED_REPORTED_FROM: Duration = Duration::from_secs(2);
 /// How often what is copied is made durable.
 const PERSIST_EVERY: Duration = Duration::from_secs(30);
 
@@ -371,7 +374,8 @@ impl Copies {
         }
         let running = self.running.remove(key)?;
         let copied_bytes = running.copied_bytes();
-        let problem = problem_of(outcome, running.task);
+        let problem = problem_of(outcome, running.task)
+            .filter(|_| !self.is_locked_for_a_moment(key, outcome));
         let found = match outcome {
             Outcome::Compared(found) => Some(found.clone()),
             _ => None,
@@ -405,6 +409,18 @@ impl Copies {
             compares_no_more,
             copier: running.copier,
         })
+    }
+
+    fn is_locked_for_a_moment(&self, key: &PairKey, outcome: &Outcome) -> bool {
+        let is_locked = matches!(
+            outcome,
+            Outcome::Refused {
+                reason: Refusal::CopierBusy,
+                ..
+            }
+        );
+        let pause = self.pauses.get(key);
+        is_locked && pause.is_none_or(|pause| pause.delay < LOCKED_REPORTED_FROM)
     }
 
     fn hold_back(&mut self, key: &PairKey, now: Instant, lived: Duration) {
@@ -463,6 +479,11 @@ fn problem_of(outcome: &Outcome, task: Task) -> Option<String> {
             reason: Refusal::StaleEpoch,
             ..
         } if matches!(task, Task::Copy { .. }) => None,
+        // The mirror leg has failed, and somebody has to say that it is well again.
+        Outcome::Refused {
+            reason: Refusal::Failed,
+            cause,
+        } => Some(format!("{what} is held up: {cause}")),
         Outcome::Refused { cause, .. } => Some(format!("{what} is held up, and {then}: {cause}")),
         Outcome::Failed { side, cause } => {
             let side = migration_core::route::Side::from(*side);
@@ -538,6 +559,28 @@ mod tests {
         assert_eq!(problem_of(&outcome, Task::Copy { read_back: false }), None);
         let problem = problem_of(&outcome, Task::Compare { repair: false }).unwrap();
         assert!(problem.contains("is over"), "{problem}");
+    }
+
+    #[test]
+    fn a_mirror_leg_that_is_locked_is_reported_when_that_lasts() {
+        let (events, _received) = mpsc::channel(1);
+        let mut copies = Copies::new(events);
+        let key = PairKey {
+            session: "s1".into(),
+            position: 0,
+        };
+        let refused = |reason| Outcome::Refused {
+            reason,
+            cause: "locked".to_owned(),
+        };
+        let mut said = Vec::new();
+        for _ in 0..6 {
+            let outcome = refused(Refusal::CopierBusy);
+            said.push(!copies.is_locked_for_a_moment(&key, &outcome));
+            assert!(!copies.is_locked_for_a_moment(&key, &refused(Refusal::BadLeg)));
+            copies.hold_back(&key, Instant::now(), Duration::ZERO);
+        }
+        assert_eq!(said, [false, false, false, false, true, true]);
     }
 
     #[test]

@@ -22,6 +22,7 @@
 //! | `split`, `sealed` | targets that are left alone, as copies of one instant |
 //! | `retire` | the legs that an ended session has left behind |
 //! | `feed` | what happens, for those who watch |
+//! | `truth` | what the map files say against the database |
 //! | `rebuild` | another database when that of before is damaged or missing |
 //! | `recover`, `locks` | another map file when that of before is damaged or missing; locks whose holder is gone |
 //! | `route_change` | asking for another route, whatever dies on the way |
@@ -79,6 +80,7 @@ mod socket;
 mod split;
 mod standing;
 mod supervisor;
+mod truth;
 mod twice;
 mod verbs;
 mod verify;

@@ -5,6 +5,8 @@
 //! a copy was paused, the history. So each mirrored volume gets a session of its own, paused: nothing is written to a LUN
 //! before the operator has looked.
 //!
+//! A database that is there and older than the map files (restored from a backup) gets the volumes that it does not know.
+//!
 //! The new database is made under another name and then renamed, so that one that is there is whole. The damaged one is kept.
 //! One that is locked, of a newer program, or cannot be read for another reason is left alone, and shuntd does not start.
 
@@ -12,19 +14,16 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use migration_core::pair::Phase;
 use migration_core::route::{Route, Side};
-use migration_proto::manager::SessionOptions;
 use migration_proto::route::MapSummary;
 use tracing::{info, warn};
 
 use super::context::{note, now_ms};
 use super::paths::Config;
+use super::truth::{self, Truth};
 use super::{StartError, failure, process};
 use crate::names;
-use crate::store::{
-    Change, Course, LegRow, Model, PairRow, SessionRow, Store, StoreError, VolumeRow, VolumeState,
-};
+use crate::store::{Change, LegRow, Model, Store, StoreError, VolumeRow, VolumeState};
 
 /// What SQLite keeps beside a database.
 const COMPANIONS: [&str; 3] = ["", "-wal", "-shm"];
@@ -38,7 +37,8 @@ pub(super) async fn open(config: &Config) -> Result<(Store, Model), StartError> 
     let why = if is_there(&database).map_err(|source| io_error("examine", &database, source))? {
         match open_and_load(&database) {
             Err(error) if error.is_damage() => error.to_string(),
-            other => return other.map_err(|source| store_error(&database, source)),
+            Err(source) => return Err(store_error(&database, source)),
+            Ok((store, model)) => return follow_the_maps(config, store, model).await,
         }
     } else {
         let volumes = volumes(config)?;
@@ -50,6 +50,63 @@ pub(super) async fn open(config: &Config) -> Result<(Store, Model), StartError> 
     };
     warn!(why, "another database is made from the map files");
     rebuild(config, &why).await
+}
+
+/// A database that is older than the map files gets what they say: volumes that it does not have, and routes that no session of it
+/// explains.
+async fn follow_the_maps(
+    config: &Config,
+    mut store: Store,
+    model: Model,
+) -> Result<(Store, Model), StartError> {
+    let failed = |source| store_error(&config.database(), source);
+    let mut changed = false;
+    for name in volumes(config)? {
+        if !config.map(&name).exists() {
+            continue;
+        }
+        let found = match process::describe(&config.ublk_target, &config.map(&name)).await {
+            Ok(found) => found,
+            Err(cause) => {
+                warn!(
+                    volume = name,
+                    cause, "its map file cannot be compared with the database"
+                );
+                continue;
+            }
+        };
+        let missing = match model.volumes.get(&name) {
+            Some(row) if found.descriptor.volume_id != row.volume_id => continue,
+            Some(row) => truth::adoption(&model, row, &Truth::of_map(&found)),
+            None => changes(&name, &found).map(|(mut changes, line)| {
+                let what = format!("the database is older than the map file: {line}");
+                changes.push(note(None, Some(&name), what));
+                changes
+            }),
+        };
+        let recorded = match missing {
+            Ok(changes) if changes.is_empty() => continue,
+            Ok(changes) => match store.apply(&changes) {
+                Err(error) if error.is_conflict() => Err(error.to_string()),
+                other => Ok(other.map_err(failed)?),
+            },
+            Err(cause) => Err(cause),
+        };
+        match recorded {
+            Ok(()) => changed = true,
+            Err(cause) => {
+                warn!(
+                    volume = name,
+                    cause, "the database is older than its map file, and does not follow it"
+                );
+            }
+        }
+    }
+    let model = match changed {
+        true => store.load().map_err(failed)?,
+        false => model,
+    };
+    Ok((store, model))
 }
 
 fn open_and_load(database: &Path) -> Result<(Store, Model), StoreError> {
@@ -179,57 +236,28 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
         logical_block_bytes: descriptor.logical_block_bytes,
         open_map: None,
     };
-    let mut changes = vec![Change::AddVolume(row)];
-    changes.extend(locks(&first, &failure::volume(name)));
+    let mut changes = vec![Change::AddVolume(row.clone())];
+    let locks = first.locks(&failure::volume(name));
+    changes.extend(locks.into_iter().map(Change::Lock));
     let authoritative = route.authoritative();
     if !route.has_map() {
         let line = format!("restored: it uses {first} alone");
         return Ok((changes, line));
     }
     let target = leg(Side::Target)?;
-    let session = session_name(name, &descriptor.volume_id);
+    let session = truth::session_name(name, &descriptor.volume_id);
     let line = format!(
         "restored as session {session}, paused: {first} to {target}, the {authoritative} is authoritative"
     );
-    changes.extend(locks(&target, &failure::target_of(name, &session)));
-    changes.push(Change::AddSession(SessionRow {
-        name: session,
-        id: uuid::Uuid::new_v4().to_string(),
-        created_at_ms: now_ms(),
-        options: SessionOptions::default(),
-        paused: true,
-        pairs: vec![PairRow {
-            volume: name.to_owned(),
-            source: first,
-            target,
-            // It was judged when the migration began.
-            target_contents: String::new(),
-            size_bytes: descriptor.size_bytes,
-            phase: Phase::Active,
-            authoritative,
-            copied_bytes: 0,
-            last_pause_us: None,
-            problem: Some(FOUND.to_owned()),
-            verification: None,
-            retired: None,
-            copy_of: None,
-            course: Course::default(),
-        }],
-    }));
+    changes.extend(truth::found_session(
+        &row,
+        session,
+        first,
+        target,
+        authoritative,
+        FOUND,
+    ));
     Ok((changes, line))
-}
-
-fn locks(leg: &LegRow, holder: &str) -> impl Iterator<Item = Change> {
-    leg.locks(holder).into_iter().map(Change::Lock)
-}
-
-fn session_name(volume: &str, volume_id: &str) -> String {
-    let name = format!("found-{volume}");
-    match names::check(&name) {
-        Ok(()) => name,
-        // The name of the volume is too long for that.
-        Err(_) => format!("found-{volume_id}"),
-    }
 }
 
 /// Gives what is there of a database another name. The log belongs to the database: another one must not find it.

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use migration_core::pair::{PairState, Phase, Seen, Settlement, Verb, settle};
-use migration_core::route::{Route, Side};
+use migration_core::pair::{PairState, Phase, Settlement, Verb, settle};
+use migration_core::route::Side;
 use migration_proto::manager::VerifyPolicy;
 use migration_proto::target::Request;
 use tracing::{info, warn};
@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::clock::steady_ms;
 use super::context::note;
 use super::failure::{self, Done};
+use super::truth::{self, Truth};
 use super::verbs::{ended_changes, expected_text, leg_of};
 use super::verify::Comparison;
 use super::volume::{POLL_COPYING, POLL_IDLE, View};
@@ -349,16 +350,23 @@ impl Owner {
                 vec![
                     set(PairField::Phase(phase)),
                     set(PairField::Authoritative(side)),
+                    // Such as that the outcome was unknown.
+                    set(PairField::Problem(None)),
                     tell(what),
                 ]
             }
             Settlement::Finish(verb) => return self.finish_verb(&key.session.clone(), verb),
             Settlement::Contradiction => {
+                let next = match (seen.ours, seen.route.authoritative()) {
+                    (true, Side::Source) => format!("`shunt cancel {}` ends it", key.session),
+                    (true, Side::Target) => format!("`shunt commit {}` ends it", key.session),
+                    // No verb of this session has anything to do with those LUNs.
+                    (false, _) => truth::REBUILD.to_owned(),
+                };
                 let problem = format!(
-                    "it is recorded as {}, but the volume {}: end it with `shunt cancel` if the source is authoritative, \
-                     with `shunt commit` if the target is",
+                    "it is recorded as {}, but the volume {}: {next}",
                     pair.phase.name(),
-                    route_text(&seen)
+                    Truth::of_status(status).text()
                 );
                 if pair.problem.as_ref() == Some(&problem) {
                     return false;
@@ -368,7 +376,9 @@ impl Owner {
                     set(PairField::Problem(Some(problem))),
                 ];
                 // The route rules, also over what is recorded.
-                changes.push(set(PairField::Authoritative(seen.route.authoritative())));
+                if seen.ours {
+                    changes.push(set(PairField::Authoritative(seen.route.authoritative())));
+                }
                 changes
             }
         };
@@ -487,6 +497,14 @@ impl Owner {
         };
         for row in self.model.volumes.values() {
             add(&row.leg, failure::volume(&row.name));
+            // The database may be older than the map file.
+            let view = self.view(&row.name);
+            let truth = view.and_then(|view| Some(Truth::of_status(view.status.as_deref()?)));
+            let legs = truth.as_ref().map(Truth::legs).unwrap_or_default();
+            let legs = legs.into_iter().filter_map(LegRow::of);
+            for leg in legs.filter(|leg| *leg != row.leg) {
+                add(&leg, failure::volume(&row.name));
+            }
         }
         for session in self
             .model
@@ -515,15 +533,4 @@ fn took(course: Course, now_ms: u64) -> String {
         expected_text(units::duration(Duration::from_secs(estimate.copy_seconds)))
     });
     format!(", in {took}{expected}")
-}
-
-fn route_text(seen: &Seen) -> String {
-    match seen.route {
-        Route::Single(side) => format!("uses the {side} alone"),
-        Route::Mirrored { authoritative } if seen.ours => {
-            format!("is mirrored, and the {authoritative} is authoritative")
-        }
-        Route::Split if seen.ours => "is split from its target".to_owned(),
-        Route::Mirrored { .. } | Route::Split => "is mirrored onto another lun".to_owned(),
-    }
 }

@@ -12,7 +12,8 @@ use migration_proto::target::{CopyMode, Status};
 use super::copies::Copied;
 use super::paths::Config;
 use super::queue::Occupancy;
-use super::route_change::is_paired_with;
+use super::route_change::{is_ours, is_paired_with};
+use super::truth;
 use super::verbs::leg_of;
 use super::verify::Comparison;
 use super::volume::View;
@@ -23,7 +24,7 @@ use crate::store::{Model, Note, PairRow, SessionRow, VolumeRow, VolumeState};
 pub(super) fn seen(status: &Status, pair: &PairRow) -> Seen {
     Seen {
         route: status.route.into(),
-        ours: is_paired_with(status, pair),
+        ours: is_ours(status, pair),
         dirty: status.dirty_bytes > 0,
         tracks: status.copy_mode == CopyMode::Track
             && status.route.is_mirrored()
@@ -106,6 +107,7 @@ pub(super) fn volume(
         problem: view
             .problem
             .clone()
+            .or_else(|| truth::contradiction(model, row, Some(&view)))
             .or_else(|| status.and_then(said))
             .or_else(|| problem.cloned()),
     })
@@ -122,14 +124,16 @@ pub(super) const fn volume_state(row: &VolumeRow, view: &View) -> &'static str {
 }
 
 /// What is wrong with the mirror leg.
-fn mirror_problem(status: &Status) -> Option<String> {
+fn mirror_problem(session: &str, status: &Status) -> Option<String> {
     let failed = status.degraded.as_ref()?;
     let from_source = status.route.authoritative() == Side::Source;
     Some(match status.stalled_writes {
         Some(_) if from_source => {
             format!("{failed}; when it answers again, what it misses is copied by itself")
         }
-        Some(_) | None => failed.clone(),
+        Some(_) | None => {
+            format!("{failed}; repair the leg, then `shunt resume {session}`")
+        }
     })
 }
 
@@ -218,7 +222,7 @@ pub(super) fn pair(
         .or_else(|| {
             status
                 .filter(|_| !ended)
-                .and_then(|status| mirror_problem(status).or_else(|| said(status)))
+                .and_then(|status| mirror_problem(&session.name, status).or_else(|| said(status)))
         })
         .or_else(|| row.problem.clone());
     PairRecord {

@@ -22,6 +22,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::context::{Context, note, now_ms};
 use super::failure::{self, Answer, Done};
 use super::folders::{make_directory, sync_parent};
+use super::truth::{self, Truth};
 use super::verbs::leg_of;
 use super::volume::{VolumeHandle, supervise};
 use super::{Event, attach, process};
@@ -56,6 +57,7 @@ pub(super) fn command(volume: &str) -> String {
 impl Recovery {
     pub(super) async fn run(self) -> Answer {
         let (damage, summary) = self.examine().await?;
+        self.check_legs(summary.as_ref())?;
         let record = self.record(summary.as_ref());
         self.check(record)?;
         let plan = self.plan(&damage, record);
@@ -166,6 +168,22 @@ impl Recovery {
             | Phase::Cancelled => Some(pair.authoritative),
         };
         mirrored.or(recorded)
+    }
+
+    /// What is left of the map file names the legs that are recorded.
+    fn check_legs(&self, summary: Option<&MapSummary>) -> Result<(), Failure> {
+        let (source, target) = self.legs();
+        let Some(truth) = summary.map(Truth::of_map) else {
+            return Ok(());
+        };
+        if truth.is_single_on(&self.row.leg) || truth.is_of(&source, target.as_ref()) {
+            return Ok(());
+        }
+        let cause = format!(
+            "its map file says that it {}, which is not what is recorded: the database is older than the map file",
+            truth.text()
+        );
+        Err(failure::refused(self.object(), cause, truth::REBUILD))
     }
 
     fn check(&self, record: Option<Side>) -> Result<(), Failure> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use migration_core::pair::{Facts, Phase, Position, Reason, Verb};
+use migration_core::pair::{Facts, PairState, Phase, Position, Reason, Verb};
 use migration_core::route::Side;
 use migration_core::session::{self, SessionDecision};
 use migration_proto::luns::LunPaths;
@@ -143,11 +143,8 @@ impl Owner {
                 "it is part of session {}, which has not ended",
                 session.name
             );
-            let next = format!(
-                "`shunt commit {0}` or `shunt cancel {0}` first",
-                session.name
-            );
-            return Self::refuse(reply, failure::refused(failure::volume(name), cause, next));
+            let failure = failure::refused(failure::volume(name), cause, self.end_first(session));
+            return Self::refuse(reply, failure);
         }
         let handle = self.handles.get(name).cloned();
         self.launch(
@@ -229,14 +226,11 @@ impl Owner {
         create::check_request(&session, &volumes, &options)?;
         self.require_nothing_retired(&session)?;
         let object = failure::session(&session);
-        if self
-            .model
-            .sessions
-            .get(&session)
-            .is_some_and(SessionRow::is_live)
-        {
+        let before = self.model.sessions.get(&session);
+        if let Some(before) = before.filter(|before| before.is_live()) {
             let next = format!(
-                "see `shunt status {session}`, choose another name, or `shunt cancel {session}` first"
+                "see `shunt status {session}`, choose another name, or {}",
+                self.end_first(before)
             );
             return Err(failure::refused(
                 object,
@@ -283,11 +277,7 @@ impl Owner {
                     "volume {} is part of session {}, which has not ended",
                     row.name, session.name
                 );
-                let next = format!(
-                    "`shunt commit {0}` or `shunt cancel {0}` first",
-                    session.name
-                );
-                Err(failure::refused(object, cause, next))
+                Err(failure::refused(object, cause, self.end_first(session)))
             }
             None => Ok(()),
         }
@@ -535,6 +525,21 @@ impl Owner {
         records::facts(session, pair, view.as_ref(), comparing.is_some())
     }
 
+    /// The command that ends a session, as the first step before something else.
+    pub(super) fn end_first(&self, session: &SessionRow) -> String {
+        let name = &session.name;
+        let verbs = session::allowed(&self.positions(session));
+        let ends = [Verb::Commit, Verb::Cancel].into_iter();
+        let ends: Vec<String> = ends
+            .filter(|verb| verbs.contains(verb))
+            .map(|verb| format!("`shunt {verb} {name}`"))
+            .collect();
+        match ends.is_empty() {
+            true => format!("end it when `shunt status {name}` allows that"),
+            false => format!("{} first", ends.join(" or ")),
+        }
+    }
+
     /// Why a verb is refused, and what can be done.
     fn refusal(
         &self,
@@ -571,31 +576,13 @@ impl Owner {
             "; the {} is authoritative",
             position.authoritative
         ));
-        let allowed: Vec<&str> = session::allowed(positions)
-            .into_iter()
-            .map(Verb::name)
-            .collect();
+        let verbs = session::allowed(positions);
+        let first = first_step(name, reason, &position, session.paused, &verbs);
+        let allowed: Vec<&str> = verbs.into_iter().map(Verb::name).collect();
         let allowed = if allowed.is_empty() {
             "nothing but status and history".to_owned()
         } else {
             allowed.join(", ")
-        };
-        let first = match reason {
-            Reason::NotInSync if session.paused => format!("`shunt resume {name}`"),
-            Reason::NotInSync => format!(
-                "`shunt wait {name} --for {}-selected`",
-                position.authoritative
-            ),
-            Reason::NotStarted => format!("`shunt start {name}`"),
-            Reason::Queued => format!(
-                "`shunt wait {name} --for source-selected`, or `shunt set --max-pairs` to copy more pairs at once"
-            ),
-            Reason::MirrorFailed => format!("repair the leg, then `shunt resume {name}`"),
-            Reason::Split => format!("`shunt resume {name}` mirrors onto it again"),
-            Reason::SourceRules => format!("`shunt switch {name}` first, or `shunt cancel {name}`"),
-            Reason::TargetRules => format!("`shunt undo {name}` first, or `shunt commit {name}`"),
-            Reason::UnderWay | Reason::NeedsRecovery => format!("`shunt status {name}`"),
-            Reason::Ended => "`shunt create` makes another session".to_owned(),
         };
         let next = format!("{first} (allowed now: {allowed})");
         failure::refused(failure::pair(name, &row.volume), cause, next)
@@ -729,5 +716,116 @@ impl Owner {
             // Whoever asked may have left.
             let _ = reply.send(response);
         });
+    }
+}
+
+/// What the operator can do about a refusal, of what the state of the session allows.
+fn first_step(
+    name: &str,
+    reason: Reason,
+    position: &Position,
+    paused: bool,
+    allowed: &[Verb],
+) -> String {
+    let command = |verb: Verb| format!("`shunt {verb} {name}`");
+    let may = |verb: Verb| allowed.contains(&verb);
+    let status = format!("see `shunt status {name}`");
+    let in_sync = match paused && may(Verb::Resume) {
+        true => command(Verb::Resume),
+        false => format!(
+            "`shunt wait {name} --for {}-selected`",
+            position.authoritative
+        ),
+    };
+    // The role has to move first, or the session ends where it is.
+    let move_or_end = |moves: Verb, ends: Verb| {
+        let first = match position.state {
+            _ if may(moves) => format!("{} first", command(moves)),
+            PairState::Degraded => {
+                format!(
+                    "repair the leg, then {}, then {}",
+                    command(Verb::Resume),
+                    command(moves)
+                )
+            }
+            PairState::Syncing | PairState::Paused => format!("{in_sync}, then {}", command(moves)),
+            PairState::Setup
+            | PairState::Queued
+            | PairState::Tracking
+            | PairState::SourceSelected
+            | PairState::Splitting
+            | PairState::Split
+            | PairState::Switching
+            | PairState::TargetSelected
+            | PairState::Committing
+            | PairState::Committed
+            | PairState::Retired
+            | PairState::Cancelled
+            | PairState::Failed
+            | PairState::NeedsRecovery
+            | PairState::Verifying => status.clone(),
+        };
+        match may(ends) {
+            true => format!("{first}, or {}", command(ends)),
+            false => first,
+        }
+    };
+    match reason {
+        Reason::NotInSync => in_sync,
+        Reason::NotStarted if may(Verb::Start) => command(Verb::Start),
+        Reason::Queued => format!(
+            "`shunt wait {name} --for source-selected`, or `shunt set --max-pairs` to copy more pairs at once"
+        ),
+        Reason::MirrorFailed if may(Verb::Resume) => {
+            format!("repair the leg, then {}", command(Verb::Resume))
+        }
+        Reason::Split if may(Verb::Resume) => {
+            format!("{} mirrors onto it again", command(Verb::Resume))
+        }
+        Reason::SourceRules => move_or_end(Verb::Switch, Verb::Cancel),
+        Reason::TargetRules => move_or_end(Verb::Undo, Verb::Commit),
+        Reason::NotStarted
+        | Reason::MirrorFailed
+        | Reason::Split
+        | Reason::UnderWay
+        | Reason::NeedsRecovery => status,
+        Reason::Ended => "`shunt create` makes another session".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first command that is named can be given now.
+    #[test]
+    fn a_refusal_names_a_command_that_is_allowed() {
+        let states = PairState::ALL.into_iter();
+        for (state, side) in states.flat_map(|state| [(state, Side::Source), (state, Side::Target)])
+        {
+            let position = Position {
+                state,
+                authoritative: side,
+            };
+            let allowed = session::allowed(&[position]);
+            for verb in Verb::ALL {
+                let SessionDecision::Refuse { reason, .. } =
+                    session::decide_session(verb, &[position])
+                else {
+                    continue;
+                };
+                for paused in [false, true] {
+                    let text = first_step("s1", reason, &position, paused, &allowed);
+                    let command = text.split("`shunt ").nth(1).unwrap_or_default();
+                    let word = command.split([' ', '`']).next().unwrap_or_default();
+                    let named = Verb::ALL.into_iter().find(|verb| verb.name() == word);
+                    let reads = ["status", "wait", "create"].contains(&word);
+                    assert!(
+                        reads || named.is_some_and(|named| allowed.contains(&named)),
+                        "{verb} in {state} on the {side}: {text}"
+                    );
+                }
+            }
+        }
     }
 }

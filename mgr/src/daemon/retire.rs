@@ -182,6 +182,16 @@ impl Leg {
                     context.tell(Event::Held { key, luns }).await;
                 }
                 Ok(luns) => close(luns).await,
+                // A discard that fails may have been done in part.
+                Err((_, cause)) if how == RetireHow::Discard => {
+                    let cause = format!("{cause}; part of it may be discarded already");
+                    let mut changes =
+                        vec![self.set(None), self.note(format!("not retired: {cause}"))];
+                    changes.extend(self.row.unlock());
+                    context.record(&self.object(), changes).await?;
+                    let next = format!("`shunt retire {} --how discard` again", self.key.session);
+                    return Err(failure::failed(self.object(), cause, next));
+                }
                 Err((0, cause)) => {
                     // Nothing was done to it.
                     let mut changes = vec![self.set(None)];
@@ -419,7 +429,7 @@ impl Owner {
             let state = migration_core::session::state(&self.positions(row));
             let state = state.map_or("", migration_core::pair::PairState::name);
             let cause = format!("it is {state}: both legs are used until it has ended");
-            let next = format!("`shunt commit {name}` or `shunt cancel {name}` first");
+            let next = self.end_first(row);
             return Err(failure::refused(failure::session(name), cause, next));
         }
         let used = self.used_luns(None);

@@ -1,13 +1,15 @@
 //! Asking a volume's ublk-target for another route, and knowing afterwards whether it has happened.
 //!
 //! A connection that ends on the way leaves that open. Then the volume is waited for, and its route says what has happened: done,
-//! or asked for once more. ublk-target refuses a request with an old epoch, so nothing is done twice.
+//! or asked for once more. ublk-target refuses a request with an old epoch, so nothing is done twice. What is still open after
+//! that is an outcome of its own ([`NotChanged::is_unknown`]), which is never recorded as not done.
 
 use std::time::Duration;
 
 use migration_proto::route::{Leg, Route, Side};
 use migration_proto::target::{Refusal, Request, Response, Status};
 
+use super::truth::Truth;
 use super::volume::{AskError, VolumeHandle};
 use crate::store::PairRow;
 
@@ -28,14 +30,30 @@ pub(super) struct Changed {
     pub(super) pause_us: Option<u64>,
 }
 
-/// Why the route is not as it was asked for.
+/// Why it is not known that the route is as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{cause}")]
 pub(super) struct NotChanged {
-    /// What ublk-target said it was, if it refused.
+    /// The kind of the refusal: the route is as before. `None`: the outcome is unknown, because no
+    /// answer came, or an earlier change is in progress.
     pub(super) refusal: Option<Refusal>,
     /// In words.
     pub(super) cause: String,
+}
+
+impl NotChanged {
+    pub(super) fn refused(refusal: Refusal, cause: impl Into<String>) -> Self {
+        Self {
+            refusal: Some(refusal),
+            cause: cause.into(),
+        }
+    }
+
+    /// The change may have happened, or may still happen. The phase stays what it is, and the next
+    /// status of the volume settles it (`migration_core::pair::settle`).
+    pub(super) const fn is_unknown(&self) -> bool {
+        self.refusal.is_none()
+    }
 }
 
 impl From<AskError> for NotChanged {
@@ -49,15 +67,29 @@ impl From<AskError> for NotChanged {
 
 /// Whether a volume is mirrored onto the target of a pair.
 pub(super) fn is_mirrored_on(status: &Status, pair: &PairRow) -> bool {
-    let target = status.target.as_ref();
-    status.route.is_mirrored() && target.is_some_and(|target| pair.target.is(target))
+    status.route.is_mirrored() && is_ours(status, pair)
 }
 
-/// Whether the target of a pair is the other leg of a volume, be it written or left alone.
+/// Whether the target of a pair is the other leg of a volume, mirrored or split.
 pub(super) fn is_paired_with(status: &Status, pair: &PairRow) -> bool {
     let has_other = matches!(status.route, Route::Mirrored { .. } | Route::Split);
-    let target = status.target.as_ref();
-    has_other && target.is_some_and(|target| pair.target.is(target))
+    has_other && is_ours(status, pair)
+}
+
+/// Whether the legs that a volume uses are those of a pair, each on its side.
+pub(super) fn is_ours(status: &Status, pair: &PairRow) -> bool {
+    let source = || pair.source.is(&status.source);
+    let target = || {
+        status
+            .target
+            .as_ref()
+            .is_some_and(|leg| pair.target.is(leg))
+    };
+    match status.route {
+        Route::Single { leg: Side::Source } => source(),
+        Route::Single { leg: Side::Target } => target(),
+        Route::Mirrored { .. } | Route::Split => source() && target(),
+    }
 }
 
 /// Adds the pair's target as the mirror leg.
@@ -66,6 +98,11 @@ pub(super) async fn add_mirror(
     pair: &PairRow,
     target: &Leg,
 ) -> Result<Changed, NotChanged> {
+    let status = handle.status(COME_BACK_MAX).await?;
+    let truth = Truth::of_status(&status);
+    if !is_paired_with(&status, pair) && !truth.is_single_on(&pair.source) {
+        return Err(another(pair, &truth));
+    }
     let done = |status: &Status| is_mirrored_on(status, pair);
     let request = |status: &Status| Request::AddMirror {
         epoch: status.epoch,
@@ -84,18 +121,10 @@ pub(super) async fn set_route(
     copies_rest: bool,
 ) -> Result<Changed, NotChanged> {
     let status = handle.status(COME_BACK_MAX).await?;
-    let has_other = !matches!(status.route, Route::Single { .. });
-    if has_other && !is_paired_with(&status, pair) {
-        let cause = format!(
-            "volume {} is mirrored onto another lun than {}",
-            pair.volume, pair.target
-        );
-        return Err(NotChanged {
-            refusal: None,
-            cause,
-        });
+    if !is_ours(&status, pair) {
+        return Err(another(pair, &Truth::of_status(&status)));
     }
-    let done = |status: &Status| status.route == route;
+    let done = |status: &Status| status.route == route && is_ours(status, pair);
     let request = |status: &Status| Request::SetRoute {
         epoch: status.epoch,
         route,
@@ -103,6 +132,18 @@ pub(super) async fn set_route(
         copies_rest,
     };
     change(handle, deadline_ms, done, request).await
+}
+
+/// The volume does not use the LUNs of the pair, so that the pair has nothing to decide.
+fn another(pair: &PairRow, truth: &Truth) -> NotChanged {
+    let cause = format!(
+        "volume {} {}, and the pair is {} to {}: the database is older than the map file",
+        pair.volume,
+        truth.text(),
+        pair.source,
+        pair.target
+    );
+    NotChanged::refused(Refusal::WrongRoute, cause)
 }
 
 /// The route in which both legs are used and `authoritative` rules.
@@ -133,12 +174,27 @@ async fn change(
                 });
             }
             Ok(Response::Refused { reason, cause }) => {
-                last = NotChanged {
-                    refusal: Some(reason),
-                    cause,
-                };
-                if reason != Refusal::StaleEpoch {
-                    return Err(last);
+                last = NotChanged::refused(reason, cause);
+                let view = handle.view();
+                match reason {
+                    Refusal::StaleEpoch => {}
+                    // Its successor knows.
+                    Refusal::Ending => last.refusal = None,
+                    // What is in progress may be this very change, asked for before an answer was lost.
+                    Refusal::Busy if !view.status.is_some_and(|status| !status.changing) => {
+                        last.refusal = None;
+                        return Err(last);
+                    }
+                    Refusal::Busy
+                    | Refusal::NotInSync
+                    | Refusal::WrongRoute
+                    | Refusal::Deadline
+                    | Refusal::BadLeg
+                    | Refusal::CopierBusy
+                    | Refusal::NotCopier
+                    | Refusal::DeviceOpen
+                    | Refusal::Failed
+                    | Refusal::Malformed => return Err(last),
                 }
             }
             Ok(other) => {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use migration_core::pair::Phase;
 use migration_proto::manager::{EVERY_SECONDS_MAX, Failure, SessionMode, SessionOptions};
 use migration_proto::route::{Route, Side};
-use migration_proto::target::{Request, Response, Suspended};
+use migration_proto::target::{Refusal, Request, Response, Suspended};
 use tokio::task::JoinSet;
 use tracing::warn;
 
@@ -153,7 +153,7 @@ impl Operation {
             ];
             match mirror_again(item.handle, item.row).await {
                 Ok(()) => changes.push(set(PairField::Problem(None))),
-                Err(cause) => {
+                Err(NotChanged { cause, .. }) => {
                     problems.push(format!("pair {}: {cause}", item.row.volume));
                     changes.push(set(PairField::Problem(Some(cause))));
                 }
@@ -200,12 +200,16 @@ impl Operation {
                 None => mirror_again(item.handle, item.row).await,
                 Some(_) => self.copy_anew(item).await,
             };
-            let problem = outcome.err();
+            let unknown = outcome.as_ref().is_err_and(NotChanged::is_unknown);
+            let problem = outcome.err().map(|error| error.cause);
             let what = match (&problem, why) {
                 (None, None) => {
                     "mirrored again; what was written since the split is copied".to_owned()
                 }
                 (None, Some(why)) => format!("mirrored again; everything is copied, because {why}"),
+                (Some(cause), _) if unknown => {
+                    format!("whether it is mirrored again is not known: {cause}")
+                }
                 (Some(cause), _) => format!("not mirrored again: {cause}"),
             };
             if let Some(cause) = &problem {
@@ -213,7 +217,9 @@ impl Operation {
             }
             let set = |field| Change::SetPair(item.key.clone(), field);
             let mut changes = vec![self.note(item.row, what)];
-            if problem.is_some() && is_split(item.handle) {
+            if unknown {
+                // Its phase stays: it is no copy any more, and the volume's next status settles what it is.
+            } else if problem.is_some() && is_split(item.handle) {
                 // Nothing was written to it: it is what it was.
                 changes.push(set(PairField::Phase(item.row.phase)));
                 changes.push(set(PairField::CopyOf(item.row.copy_of.clone())));
@@ -242,16 +248,17 @@ impl Operation {
     }
 
     /// Gives up what is known of a target that was left alone, and begins as if it had never been copied to.
-    async fn copy_anew(&self, item: &Item<'_>) -> Result<(), String> {
+    async fn copy_anew(&self, item: &Item<'_>) -> Result<(), NotChanged> {
         let (handle, row) = (item.handle, item.row);
         let route = Route::Single { leg: Side::Source };
-        let left = set_route(handle, row, route, DEADLINE_MS, false).await;
-        left.map_err(|error| error.cause)?;
-        set_read_only(&row.target, false).await?;
+        set_route(handle, row, route, DEADLINE_MS, false).await?;
+        let bad = |cause| NotChanged::refused(Refusal::BadLeg, cause);
+        set_read_only(&row.target, false).await.map_err(bad)?;
         let target = row.target.layout(row.size_bytes);
-        mark_unfinished(&self.session.name, row).await?;
-        let added = add_mirror(handle, row, &target).await;
-        added.map(drop).map_err(|error| error.cause)
+        mark_unfinished(&self.session.name, row)
+            .await
+            .map_err(bad)?;
+        add_mirror(handle, row, &target).await.map(drop)
     }
 }
 
@@ -293,23 +300,30 @@ async fn in_order(
 }
 
 /// Mirrors onto a target that was left alone, if it was.
-async fn mirror_again(handle: &VolumeHandle, row: &PairRow) -> Result<(), String> {
-    let status = handle.status(RESUME_MAX).await;
-    if status.map_err(|error| error.to_string())?.route != Route::Split {
+async fn mirror_again(handle: &VolumeHandle, row: &PairRow) -> Result<(), NotChanged> {
+    // A split of which no answer came may be in progress.
+    let view = handle.while_not_changing().await?;
+    if view
+        .status
+        .is_some_and(|status| status.route != Route::Split)
+    {
         return Ok(());
     }
-    set_read_only(&row.target, false).await?;
+    set_read_only(&row.target, false)
+        .await
+        .map_err(|cause| NotChanged::refused(Refusal::BadLeg, cause))?;
     let route = mirrored(Side::Source);
     match set_route(handle, row, route, DEADLINE_MS, false).await {
         Ok(_) => Ok(()),
-        Err(NotChanged { cause, .. }) => {
-            // Otherwise it has come about after all.
-            if is_split(handle)
+        Err(error) => {
+            // Otherwise it has come about after all, or may do so.
+            if !error.is_unknown()
+                && is_split(handle)
                 && let Err(cause) = set_read_only(&row.target, true).await
             {
                 warn!("{cause}");
             }
-            Err(cause)
+            Err(error)
         }
     }
 }

@@ -18,7 +18,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use migration_proto::target::{EXIT_MAP_DAMAGED, Request, Response};
+use migration_proto::target::{EXIT_MAP_DAMAGED, Refusal, Request, Response};
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -410,6 +410,10 @@ impl Supervisor {
                     STOP_MAX.as_secs()
                 ))),
             },
+            Ok(Response::Refused {
+                reason: Refusal::Ending,
+                cause,
+            }) => Err(AskError::Lost(cause)),
             Ok(Response::Refused { cause, .. }) => Err(AskError::Refused(cause)),
             Ok(other) => Err(AskError::Lost(format!(
                 "ublk-target answers a stop with {other:?}"

@@ -234,6 +234,27 @@ impl Operation {
         ]
     }
 
+    /// Nobody has said whether a pair has changed. Its phase stays, and the volume's next status settles it. Returns also what the
+    /// operator reads.
+    pub(super) fn unknown(
+        &self,
+        key: &PairKey,
+        row: &PairRow,
+        verb: &str,
+        error: &NotChanged,
+    ) -> (Vec<Change>, String) {
+        let problem = format!("whether the {verb} has happened is not known: {error}");
+        let changes = vec![
+            Change::SetPair(key.clone(), PairField::Problem(Some(problem.clone()))),
+            self.note(row, &problem),
+        ];
+        let text = format!(
+            "pair {}: {problem}; it is recorded when the volume answers",
+            row.volume
+        );
+        (changes, text)
+    }
+
     async fn add_mirrors(&self, mut messages: Vec<String>) -> Answer {
         let mut problems = Vec::new();
         for Item {
@@ -258,13 +279,13 @@ impl Operation {
                     self.record(changes).await?;
                     messages.push(format!("{} is copied to {}", row.source, row.target));
                 }
-                Err(NotChanged { cause, refusal }) => {
-                    // Otherwise it may still happen: what the volume says next settles it.
-                    let changes = match refusal.is_some_and(|refusal| refusal != Refusal::Busy) {
-                        true => self.not_started(&key, row, &cause),
-                        false => vec![self.note(row, format!("not started: {cause}"))],
-                    };
+                Err(error) if error.is_unknown() => {
+                    let (changes, problem) = self.unknown(&key, row, "start", &error);
                     self.record(changes).await?;
+                    problems.push(problem);
+                }
+                Err(NotChanged { cause, .. }) => {
+                    self.record(self.not_started(&key, row, &cause)).await?;
                     problems.push(format!("pair {}: {cause}", row.volume));
                 }
             }
@@ -552,26 +573,37 @@ impl Operation {
                     self.record(changes).await?;
                     texts.push(format!("pair {} went back to the {back}", row.volume));
                 }
+                // Its phase says nothing of the role: the route that the volume reports is recorded.
+                Err(error) if error.is_unknown() => texts.push(format!(
+                    "pair {} is on the {to}, and whether it has gone back is not known: {error}",
+                    row.volume
+                )),
                 Err(error) => texts.push(format!(
                     "pair {} stays on the {to}, it did not go back: {error}",
                     row.volume
                 )),
             }
         }
-        for Item { key, row, .. } in &items[failed..] {
-            let changes = vec![
-                Change::SetPair(key.clone(), PairField::Phase(Phase::Active)),
-                self.note(row, format!("the role did not move to the {to}: {error}")),
-            ];
+        let (name, verb) = (
+            &self.session.name,
+            if to == Side::Target { "switch" } else { "undo" },
+        );
+        for (index, Item { key, row, .. }) in items.iter().enumerate().skip(failed) {
+            let changes = if index == failed && error.is_unknown() {
+                let (changes, text) = self.unknown(key, row, verb, error);
+                texts[0] = text;
+                changes
+            } else {
+                vec![
+                    Change::SetPair(key.clone(), PairField::Phase(Phase::Active)),
+                    self.note(row, format!("the role did not move to the {to}: {error}")),
+                ]
+            };
             self.record(changes).await?;
         }
         texts.push(format!(
             "the {back} is authoritative wherever nothing else is said"
         ));
-        let (name, verb) = (
-            &self.session.name,
-            if to == Side::Target { "switch" } else { "undo" },
-        );
         let next = match error.refusal {
             Some(Refusal::Deadline) => format!(
                 "`shunt {verb} {name}` again, with a longer --max-pause or at a quieter time"
@@ -590,6 +622,7 @@ impl Operation {
                 | Refusal::NotCopier
                 | Refusal::DeviceOpen
                 | Refusal::Failed
+                | Refusal::Ending
                 | Refusal::Malformed,
             )
             | None => format!("see `shunt status {name}`, then `shunt {verb} {name}` again"),
@@ -613,7 +646,7 @@ impl Operation {
             return Ok(Done::changed(messages));
         }
         self.intend(phase, what).await?;
-        let mut problems = Vec::new();
+        let (mut problems, mut unknown) = (Vec::new(), false);
         for Item {
             key, row, handle, ..
         } in self.items()?
@@ -639,9 +672,16 @@ impl Operation {
                     self.record(changes).await?;
                     messages.push(ended_text(row, side));
                 }
+                Err(error) if error.is_unknown() => {
+                    let (changes, problem) = self.unknown(&key, row, what, &error);
+                    self.record(changes).await?;
+                    problems.push(problem);
+                    unknown = true;
+                }
                 Err(NotChanged { cause, .. }) => {
                     let changes = vec![
-                        Change::SetPair(key, PairField::Phase(Phase::Active)),
+                        Change::SetPair(key.clone(), PairField::Phase(Phase::Active)),
+                        Change::SetPair(key, PairField::Problem(None)),
                         self.note(row, format!("the {what} failed: {cause}")),
                     ];
                     self.record(changes).await?;
@@ -663,11 +703,13 @@ impl Operation {
         }
         problems.extend(messages);
         let name = &self.session.name;
-        Err(failure::failed(
-            self.object(),
-            problems.join("; "),
-            format!("`shunt {what} {name}` again ends the others"),
-        ))
+        let next = match unknown {
+            true => format!(
+                "see `shunt status {name}`: the {what} is finished by itself when the volume answers"
+            ),
+            false => format!("`shunt {what} {name}` again ends the others"),
+        };
+        Err(failure::failed(self.object(), problems.join("; "), next))
     }
 
     /// A cancel of pairs that were never mirrored needs no ublk-target. They leave the operation.

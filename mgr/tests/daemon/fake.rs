@@ -54,6 +54,8 @@ pub(crate) enum Whim {
     Ending,
     /// Has not held requests when it is resumed after a split, once.
     LetGo,
+    /// Says of a change of the route that another one is under way, and makes it when this is gone.
+    Later,
 }
 
 impl Whim {
@@ -87,6 +89,8 @@ struct Server {
     copy_mode: Mutex<CopyMode>,
     throttle: Mutex<u64>,
     suspended: Mutex<bool>,
+    /// A change of the route is under way.
+    changing: Mutex<bool>,
 }
 
 #[test]
@@ -192,6 +196,7 @@ fn serve(path: &Path, socket: &Path, volume_id: &str) {
         copy_mode: Mutex::default(),
         throttle: Mutex::default(),
         suspended: Mutex::default(),
+        changing: Mutex::default(),
     });
     let address = SocketAddr::from_abstract_name(abstract_name(volume_id)).unwrap();
     let by_id = UnixListener::bind_addr(&address).unwrap();
@@ -247,6 +252,40 @@ impl Conversation {
     }
 
     fn answer(&mut self, request: Request) -> Response {
+        let changes = matches!(
+            request,
+            Request::AddMirror { .. } | Request::SetRoute { .. }
+        );
+        if changes && (Whim::Later.is_set(&self.server.path) || self.is_changing()) {
+            return self.later(request);
+        }
+        self.obey(request)
+    }
+
+    fn is_changing(&self) -> bool {
+        *self.server.changing.lock().unwrap()
+    }
+
+    fn later(&self, request: Request) -> Response {
+        if !std::mem::replace(&mut *self.server.changing.lock().unwrap(), true) {
+            let server = Arc::clone(&self.server);
+            std::thread::spawn(move || {
+                while Whim::Later.is_set(&server.path) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                let mut own = Self {
+                    server: Arc::clone(&server),
+                    claimed: Vec::new(),
+                    is_copier: false,
+                };
+                own.obey(request);
+                *server.changing.lock().unwrap() = false;
+            });
+        }
+        refused(Refusal::Busy, "another change of the route is under way")
+    }
+
+    fn obey(&mut self, request: Request) -> Response {
         match request {
             Request::Status if Whim::Ending.is_set(&self.server.path) => {
                 refused(Refusal::Failed, "the volume is ending")
@@ -413,7 +452,7 @@ impl Conversation {
             throttle_bytes_per_second: *self.server.throttle.lock().unwrap(),
             map_problem: None,
             suspended: false,
-            changing: false,
+            changing: self.is_changing(),
             copier: *self.server.copier.lock().unwrap(),
             source: map.descriptor.source.clone(),
             target: map.descriptor.target.clone(),

@@ -8,6 +8,7 @@ mod fake;
 mod hours;
 mod layouts;
 mod lost;
+mod older;
 mod plan;
 mod processes;
 mod queue;

@@ -139,6 +139,98 @@ fn a_switch_during_which_shuntd_died_is_settled_by_the_route() {
 }
 
 #[test]
+fn a_change_of_which_the_outcome_is_unknown_is_not_recorded_as_not_done() {
+    for (verb, on, then) in [
+        (commit("s1"), Side::Target, "committed"),
+        (cancel("s1"), Side::Source, "cancelled"),
+        (switch("s1"), Side::Source, "target-selected"),
+        (undo("s1"), Side::Target, "source-selected"),
+    ] {
+        let world = in_sync();
+        if on == Side::Target {
+            world.changes(&switch("s1"));
+        }
+        world.set("db", Whim::Later);
+        let failure = world.fails(FailureKind::Failed, &verb);
+        assert!(failure.cause.contains("is not known"), "{failure:?}");
+        let problem = world.pairs("s1")[0].problem.clone().unwrap();
+        assert!(problem.contains("is not known"), "{problem}");
+        // It happens after all.
+        world.unset("db", Whim::Later);
+        world.wait_for_state("s1", then);
+        assert_eq!(world.pairs("s1")[0].problem, None);
+    }
+}
+
+#[test]
+fn a_start_of_which_the_outcome_is_unknown_is_found_done() {
+    let world = World::new();
+    world.changes(&attach("db", &world.lun("a", MIB, 1)));
+    world.changes(&create("s1", &[("db", &world.lun("b", MIB, 0))]));
+    world.set("db", Whim::Later);
+    let failure = world.fails(FailureKind::Failed, &start("s1"));
+    assert!(failure.cause.contains("is not known"), "{failure:?}");
+    world.unset("db", Whim::Later);
+    world.wait_for_state("s1", "source-selected");
+    assert_eq!(world.pairs("s1")[0].problem, None);
+}
+
+#[test]
+fn a_session_that_is_switched_in_part_shows_where_each_pair_is_and_can_go_either_way() {
+    for verb in [switch("s1"), undo("s1")] {
+        let mut world = World::new();
+        let pairs = ["data", "log"].map(|name| {
+            world.changes(&attach(name, &world.lun(name, MIB, 1)));
+            (name, world.lun(&format!("{name}-target"), MIB, 0))
+        });
+        let pairs = pairs
+            .each_ref()
+            .map(|(name, target)| (*name, target.as_path()));
+        world.changes(&create("s1", &pairs));
+        world.changes(&start("s1"));
+        world.wait_for_state("s1", "source-selected");
+        world.set("log", Whim::Later);
+        let failure = world.fails(FailureKind::Failed, &switch("s1"));
+        assert!(failure.cause.contains("pair data went back"), "{failure:?}");
+        // shuntd does not see how it ends.
+        world.stop();
+        world.unset("log", Whim::Later);
+        world.start();
+        world.wait("the second pair is found on its target", |world| {
+            let sides: Vec<Side> = world
+                .pairs("s1")
+                .iter()
+                .map(|pair| pair.authoritative)
+                .collect();
+            (sides == [Side::Source, Side::Target]).then_some(())
+        });
+        let history = world.history().join("\n");
+        assert!(
+            history.contains("switching was interrupted; found: active, the target is"),
+            "{history}"
+        );
+        let allowed = world.wait("the copiers say that all is in sync", |world| {
+            let session = world.session("s1");
+            (session.state == "source-selected").then_some(session.allowed)
+        });
+        for verb in ["switch", "undo"] {
+            assert!(allowed.contains(&verb.to_owned()), "{allowed:?}");
+        }
+        let side = match verb {
+            migration_proto::manager::Request::Switch { .. } => Side::Target,
+            _ => Side::Source,
+        };
+        world.changes(&verb);
+        assert!(
+            world
+                .pairs("s1")
+                .iter()
+                .all(|pair| pair.authoritative == side)
+        );
+    }
+}
+
+#[test]
 fn a_start_during_which_shuntd_died_is_taken_back_or_found_done() {
     let mut world = World::new();
     world.changes(&attach("db", &world.lun("a", MIB, 1)));
@@ -183,6 +275,16 @@ fn a_commit_and_a_cancel_during_which_shuntd_died_are_finished() {
             world.volume("db").unwrap().route,
             Some(Route::Single { leg: side })
         );
+        // The history says how it ended.
+        let end = match side {
+            Side::Source => "a alone",
+            Side::Target => "b alone",
+        };
+        let ends = |world: &World| {
+            let lines = world.history();
+            lines.iter().filter(|line| line.contains(end)).count()
+        };
+        assert_eq!(ends(&world), 1 + usize::from(done_before));
         world.changes(&detach("db"));
     }
 }

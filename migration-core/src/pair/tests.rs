@@ -425,6 +425,37 @@ fn a_change_that_a_crash_interrupted_is_settled_by_the_route() {
     }
 }
 
+/// The database is older than the map file: the side has the same name in every session, the LUN
+/// has not.
+#[test]
+fn a_leg_that_another_session_left_settles_nothing() {
+    for side in [Side::Source, Side::Target] {
+        let seen = Seen {
+            ours: false,
+            ..seen(Route::Single(side))
+        };
+        for phase in Phase::ALL {
+            let expected = match phase {
+                Phase::Setup | Phase::Queued | Phase::Committed | Phase::Cancelled => {
+                    Settlement::Nothing
+                }
+                Phase::Starting => Settlement::Becomes(Phase::Setup),
+                Phase::Active
+                | Phase::Splitting
+                | Phase::Split
+                | Phase::Switching
+                | Phase::Undoing
+                | Phase::Committing
+                | Phase::Cancelling => {
+                    assert_eq!(state(phase, Some(seen)), PairState::NeedsRecovery);
+                    Settlement::Contradiction
+                }
+            };
+            assert_eq!(settle(phase, &seen), expected, "{phase:?} on the {side}");
+        }
+    }
+}
+
 #[test]
 fn nothing_is_asked_of_a_pair_while_its_volume_is_changing_its_route() {
     for phase in Phase::ALL {

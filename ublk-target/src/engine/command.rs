@@ -18,7 +18,7 @@ use migration_core::{
 };
 use migration_proto::{
     route::{Descriptor, Route},
-    target::{Refusal, Response},
+    target::{CopyError, Refusal, Response},
 };
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
@@ -39,6 +39,8 @@ pub struct Snapshot {
     pub claimed_bytes: u64,
     /// Why the mirror leg is not written.
     pub mirror_fault: Option<Errno>,
+    /// The words of the copier for that, if it was the one who found it.
+    pub mirror_cause: Option<String>,
     /// How many writes it has not ended, if it was given up because it kept others waiting.
     pub stalled_writes: Option<u32>,
     /// Why it is not open, if it is not.
@@ -177,8 +179,8 @@ pub enum Said {
         copied: Vec<u64>,
         /// Not copied.
         failed: Vec<u64>,
-        /// The mirror leg failed.
-        mirror_failed: bool,
+        /// How the mirror leg failed, if it did.
+        mirror_error: Option<CopyError>,
     },
     /// These are about to be compared.
     ToCompare {

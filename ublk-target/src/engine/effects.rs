@@ -239,11 +239,11 @@ impl Engine {
         }
         match route {
             Route::Single(side) => {
-                self.mirror_problem = None;
+                (self.mirror_problem, self.mirror_cause) = (None, None);
                 self.legs[side_index(side.other())].take()
             }
             Route::Split => {
-                self.mirror_problem = None;
+                (self.mirror_problem, self.mirror_cause) = (None, None);
                 self.legs[side_index(Side::Target)].take()
             }
             Route::Mirrored { .. } => None,

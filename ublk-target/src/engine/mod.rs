@@ -192,6 +192,8 @@ pub struct Engine {
     /// The regions that are dirty because of a doubt are not all marked durably. Until they are, the
     /// next process must not believe that the claim on the mirror leg was handed on.
     doubt_unmarked: bool,
+    /// What the copier said of the mirror leg's failure. Only while that failure lasts.
+    mirror_cause: Option<String>,
     flushes: Vec<LegFlush>,
     map_writes_pending: usize,
     map_write_result: IoResult,
@@ -283,6 +285,7 @@ impl Engine {
             mirror_problem,
             doubt,
             doubt_unmarked: false,
+            mirror_cause: None,
             flushes: Vec::with_capacity(8),
             map_writes_pending: 0,
             map_write_result: Ok(()),
@@ -610,6 +613,7 @@ impl Engine {
                 regions.claimed_regions() as u64 * geometry.region_bytes()
             }),
             mirror_fault: self.volume.mirror_fault(),
+            mirror_cause: self.mirror_cause.clone(),
             stalled_writes: self.volume.stalled_writes(),
             mirror_problem: self.mirror_problem.clone(),
             doubt: self.doubt,

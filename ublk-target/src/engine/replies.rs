@@ -12,7 +12,7 @@ use migration_core::{
         Target,
     },
 };
-use migration_proto::target::{Refusal, Response};
+use migration_proto::target::{CopyError, Refusal, Response};
 
 use super::{Ask, Command, Engine, NewMirrorLeg, Said, command::refused, register_leg, side_index};
 use crate::legs::OpenLeg;
@@ -162,19 +162,21 @@ impl Engine {
             Said::Done {
                 copied,
                 failed,
-                mirror_failed,
+                mirror_error,
             } => {
                 let (copied, failed) = (indexes(copied)?, indexes(failed)?);
-                let error = mirror_failed.then_some(Errno(libc::EIO));
                 let report = Report {
                     epoch,
                     copied: &copied,
                     failed: &failed,
-                    mirror_error: error,
+                    mirror_error: mirror_error.as_ref().map(errno),
                 };
-                self.volume
-                    .report(now, copier, &report, effects)
-                    .map(|()| Response::Done)
+                let was_well = self.volume.mirror_fault().is_none();
+                let reported = self.volume.report(now, copier, &report, effects);
+                if was_well && self.volume.mirror_fault().is_some() {
+                    self.mirror_cause = mirror_error.map(|error| error.cause);
+                }
+                reported.map(|()| Response::Done)
             }
             Said::ToCompare { regions, hold } => self
                 .volume
@@ -302,7 +304,10 @@ impl Engine {
         }
         self.mirror_problem = None;
         match self.volume.retry_mirror() {
-            Ok(_) => Response::Done,
+            Ok(_) => {
+                self.mirror_cause = None;
+                Response::Done
+            }
             Err(error) => claim_refused(error),
         }
     }
@@ -394,6 +399,15 @@ fn change_refused(error: ChangeError) -> Response {
     }
 }
 
+/// The error number of the copier's error. A request that the device gave up after its time is no leg
+/// that keeps requests waiting, which is what `ETIMEDOUT` says in the volume.
+fn errno(error: &CopyError) -> Errno {
+    Errno(match error.errno {
+        Some(libc::ETIMEDOUT) | None => libc::EIO,
+        Some(errno) => errno,
+    })
+}
+
 /// The regions of a message.
 fn indexes(geometry: Geometry, list: &[u64]) -> Result<Vec<RegionIndex>, Response> {
     let index = |region: &u64| {
@@ -436,4 +450,23 @@ fn claim_refused(error: ClaimError) -> Response {
 /// An error number in words.
 pub(super) fn words(error: Errno) -> String {
     std::io::Error::from_raw_os_error(error.0).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_of_the_copier_stays_what_it_is() {
+        let said = |errno| {
+            let side = migration_proto::route::Side::Target;
+            let cause = String::new();
+            super::errno(&CopyError { side, errno, cause }).0
+        };
+        for errno in [libc::ENOSPC, libc::EROFS, libc::EREMOTEIO, libc::EBADE] {
+            assert_eq!(said(Some(errno)), errno);
+        }
+        // What does not read back is no error of the kernel, and a time-out no stall.
+        assert_eq!([None, Some(libc::ETIMEDOUT)].map(said), [libc::EIO; 2]);
+    }
 }

@@ -84,7 +84,10 @@ fn main() -> ExitCode {
             ExitCode::from(EXIT_USAGE)
         }
         Err(Failure::Unreadable(error)) => {
-            eprintln!("shunt-compare: {error:#}");
+            eprintln!(
+                "shunt-compare: {}",
+                migration_proto::chain::text(error.as_ref())
+            );
             ExitCode::from(EXIT_UNREADABLE)
         }
     }

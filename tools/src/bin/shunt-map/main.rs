@@ -58,7 +58,10 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(EXIT_DAMAGED),
         Err(error) => {
-            eprintln!("shunt-map: {error:#}");
+            eprintln!(
+                "shunt-map: {}",
+                migration_proto::chain::text(error.as_ref())
+            );
             ExitCode::from(EXIT_UNREADABLE)
         }
     }

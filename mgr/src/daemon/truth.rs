@@ -1,0 +1,282 @@
+//! The route of a volume as its map file has it, compared with what the database has recorded.
+//!
+//! The database can be older than the map files: restored from a backup, or with its file system.
+//! Then the map files rule. When shuntd starts, a route that the database does not know is recorded
+//! ([`adoption`]), and nothing is detached, ended or recovered against a map file.
+
+use migration_core::pair::Phase;
+use migration_core::route::Side;
+use migration_proto::manager::{Failure, SessionOptions};
+use migration_proto::route::{Leg, MapSummary, Route};
+use migration_proto::target::Status;
+
+use super::context::{Context, note, now_ms};
+use super::failure;
+use super::volume::{View, VolumeHandle};
+use super::{process, recover};
+use crate::names;
+use crate::store::{Change, Course, LegRow, Model, PairRow, SessionRow, VolumeRow, VolumeState};
+
+/// The next step when the database does not fit the map file and shuntd does not correct it.
+pub(super) const REBUILD: &str = "end shuntd, move shunt.db in the state directory away, and start shuntd: it makes the database again \
+                                  from the map files";
+/// Why a leg on parts of LUNs is refused.
+const NOT_WHOLE: &str = "a leg that is not made of whole LUNs";
+
+/// The route of a volume and its legs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Truth {
+    route: Route,
+    source: Leg,
+    target: Option<Leg>,
+}
+
+impl Truth {
+    pub(super) fn of_status(status: &Status) -> Self {
+        Self {
+            route: status.route,
+            source: status.source.clone(),
+            target: status.target.clone(),
+        }
+    }
+
+    pub(super) fn of_map(summary: &MapSummary) -> Self {
+        Self {
+            route: summary.route,
+            source: summary.descriptor.source.clone(),
+            target: summary.descriptor.target.clone(),
+        }
+    }
+
+    fn leg(&self, side: Side) -> Option<&Leg> {
+        match side {
+            Side::Source => Some(&self.source),
+            Side::Target => self.target.as_ref(),
+        }
+    }
+
+    /// The legs that the route uses.
+    pub(super) fn legs(&self) -> Vec<&Leg> {
+        let sides = match self.route {
+            Route::Single { leg } => vec![Side::from(leg)],
+            Route::Mirrored { .. } | Route::Split => vec![Side::Source, Side::Target],
+        };
+        sides
+            .into_iter()
+            .filter_map(|side| self.leg(side))
+            .collect()
+    }
+
+    /// Whether the volume uses this leg alone.
+    pub(super) fn is_single_on(&self, row: &LegRow) -> bool {
+        let is_single = matches!(self.route, Route::Single { .. });
+        is_single && matches!(self.legs().as_slice(), [leg] if row.is(leg))
+    }
+
+    /// Whether the legs that the volume uses are these, each on its side.
+    pub(super) fn is_of(&self, source: &LegRow, target: Option<&LegRow>) -> bool {
+        let is_source = source.is(&self.source);
+        let is_target = match (target, &self.target) {
+            (Some(row), Some(leg)) => row.is(leg),
+            (None, _) | (_, None) => false,
+        };
+        match self.route {
+            Route::Single {
+                leg: migration_proto::route::Side::Source,
+            } => is_source,
+            Route::Single {
+                leg: migration_proto::route::Side::Target,
+            } => is_target,
+            Route::Mirrored { .. } | Route::Split => is_source && is_target,
+        }
+    }
+
+    pub(super) fn text(&self) -> String {
+        let authoritative = migration_core::route::Route::from(self.route).authoritative();
+        let name = |side| self.leg(side).map_or_else(|| "no LUN".to_owned(), paths);
+        let (source, target) = (name(Side::Source), name(Side::Target));
+        match self.route {
+            Route::Single { .. } => format!("uses {} alone", name(authoritative)),
+            Route::Mirrored { .. } => format!(
+                "is mirrored, {source} to {target}, and the {authoritative} is authoritative"
+            ),
+            Route::Split => format!("is on {source}, and split from its target {target}"),
+        }
+    }
+}
+
+fn paths(leg: &Leg) -> String {
+    let paths = leg.extents.iter();
+    let paths: Vec<String> = paths
+        .map(|extent| extent.path.display().to_string())
+        .collect();
+    paths.join(",")
+}
+
+/// The truth about a volume: of its living ublk-target, else of its map file. `None`: there is no map file.
+///
+/// # Errors
+/// It cannot be found out, and why.
+pub(super) async fn ask(
+    context: &Context,
+    row: &VolumeRow,
+    handle: Option<&VolumeHandle>,
+) -> Result<Option<Truth>, String> {
+    let view = handle.map(VolumeHandle::view).unwrap_or_default();
+    if let (true, Some(status)) = (view.connected, view.status) {
+        return Ok(Some(Truth::of_status(&status)));
+    }
+    let map = context.config.map(&row.name);
+    let there = map.try_exists();
+    if !there.map_err(|error| format!("{} cannot be examined: {error}", map.display()))? {
+        return Ok(None);
+    }
+    let summary = process::describe(&context.config.ublk_target, &map).await?;
+    if summary.descriptor.volume_id != row.volume_id {
+        return Err(format!(
+            "{} is that of another volume, {}",
+            map.display(),
+            summary.descriptor.volume
+        ));
+    }
+    Ok(Some(Truth::of_map(&summary)))
+}
+
+/// Refuses unless the volume uses the recorded leg alone, or was never served.
+pub(super) async fn require_single(
+    context: &Context,
+    row: &VolumeRow,
+    handle: Option<&VolumeHandle>,
+) -> Result<(), Failure> {
+    let object = failure::volume(&row.name);
+    match ask(context, row, handle).await {
+        Ok(Some(truth)) if truth.is_single_on(&row.leg) => Ok(()),
+        Ok(Some(truth)) => Err(failure::refused(object, against(row, &truth), REBUILD)),
+        // An attach has not made it yet, or a detach has removed it.
+        Ok(None) if row.state != VolumeState::Attached => Ok(()),
+        Ok(None) => {
+            let map = context.config.map(&row.name);
+            let cause = format!(
+                "the map file {} is missing, so that which leg has the data is not known",
+                map.display()
+            );
+            Err(failure::refused(object, cause, recover::command(&row.name)))
+        }
+        Err(cause) => {
+            let cause = format!("which leg has the data is not known: {cause}");
+            Err(failure::refused(object, cause, recover::command(&row.name)))
+        }
+    }
+}
+
+fn against(row: &VolumeRow, truth: &Truth) -> String {
+    format!(
+        "the volume {}, but the database has recorded {} alone: the database is older than the map file",
+        truth.text(),
+        row.leg
+    )
+}
+
+/// How the volume contradicts what is recorded, if no session explains it.
+pub(super) fn contradiction(model: &Model, row: &VolumeRow, view: Option<&View>) -> Option<String> {
+    let status = view.filter(|view| view.connected)?.status.as_deref()?;
+    let truth = Truth::of_status(status);
+    let explained = row.state != VolumeState::Attached
+        || model.live_pair_of(&row.name).is_some()
+        || truth.is_single_on(&row.leg);
+    (!explained).then(|| against(row, &truth))
+}
+
+/// The session in which a mirrored volume is found again, with the locks of its target.
+pub(super) fn found_session(
+    row: &VolumeRow,
+    name: String,
+    source: LegRow,
+    target: LegRow,
+    authoritative: Side,
+    problem: &str,
+) -> Vec<Change> {
+    let locks = target.locks(&failure::target_of(&row.name, &name));
+    let mut changes: Vec<Change> = locks.into_iter().map(Change::Lock).collect();
+    changes.push(Change::AddSession(SessionRow {
+        name,
+        id: uuid::Uuid::new_v4().to_string(),
+        created_at_ms: now_ms(),
+        options: SessionOptions::default(),
+        paused: true,
+        pairs: vec![PairRow {
+            volume: row.name.clone(),
+            source,
+            target,
+            // It was judged when the migration began.
+            target_contents: String::new(),
+            size_bytes: row.size_bytes,
+            phase: Phase::Active,
+            authoritative,
+            copied_bytes: 0,
+            last_pause_us: None,
+            problem: Some(problem.to_owned()),
+            verification: None,
+            retired: None,
+            copy_of: None,
+            course: Course::default(),
+        }],
+    }));
+    changes
+}
+
+/// The name of the session in which a volume is found again.
+pub(super) fn session_name(volume: &str, volume_id: &str) -> String {
+    let name = format!("found-{volume}");
+    match names::check(&name) {
+        Ok(()) => name,
+        // The name of the volume is too long for that.
+        Err(_) => format!("found-{volume_id}"),
+    }
+}
+
+/// What the operator reads of such a session.
+const FOUND: &str = "the database was older than the map file of the volume, in which this was found: see `shunt history`, then resume, \
+                     commit or cancel it";
+
+/// Records the route of a volume, if the database knows another one and has no session that explains it.
+///
+/// # Errors
+/// It cannot be recorded, and why.
+pub(super) fn adoption(
+    model: &Model,
+    row: &VolumeRow,
+    truth: &Truth,
+) -> Result<Vec<Change>, String> {
+    if model.live_pair_of(&row.name).is_some() || truth.is_single_on(&row.leg) {
+        return Ok(Vec::new());
+    }
+    let mut session = session_name(&row.name, &row.volume_id);
+    if model.sessions.contains_key(&session) {
+        session = format!("found-{}", uuid::Uuid::new_v4());
+    }
+    let mut legs = Vec::new();
+    for leg in truth.legs() {
+        legs.push(LegRow::of(leg).ok_or(NOT_WHOLE)?);
+    }
+    let mut legs = legs.into_iter();
+    let first = legs
+        .next()
+        .ok_or("its route names a leg that is not there")?;
+    let mut changes = vec![note(
+        None,
+        Some(&row.name),
+        format!("found: {}", against(row, truth)),
+    )];
+    if first != row.leg {
+        changes.extend(row.leg.unlock());
+        let locks = first.locks(&failure::volume(&row.name));
+        changes.extend(locks.into_iter().map(Change::Lock));
+        changes.push(Change::SetVolumeLeg(row.name.clone(), first.clone()));
+    }
+    if let Some(target) = legs.next() {
+        let side = migration_core::route::Route::from(truth.route).authoritative();
+        changes.extend(found_session(row, session, first, target, side, FOUND));
+    }
+    Ok(changes)
+}
