@@ -13,8 +13,8 @@
 //!        +----------copied------ CopyingExclusive <+
 //! ```
 //!
-//! When a flush of the mirror leg fails, what was copied since the last one may be lost: `Clean` regions that are
-//! marked become `Dirty`, and claimed ones `CopyingDirty`.
+//! When a leg fails, what it was given since its last flush may be lost: `Clean` regions that are marked become `Dirty`,
+//! and claimed ones `CopyingDirty`.
 //!
 //! While the volume tracks, no claim is exclusive: `CopyingDirty` becomes `Dirty`, and `DirtyAgain` becomes `Copying`.
 //!

@@ -111,12 +111,10 @@ pub enum Request {
         epoch: u64,
         /// The same on both legs.
         same: Vec<u64>,
-        /// Not the same.
+        /// Not the same: dirty from now on.
         differing: Vec<u64>,
         /// They could not be read.
         unread: Vec<u64>,
-        /// Let what differs be dirty, so that it is copied again.
-        repair: bool,
     },
     /// Stop the device and end the process. Refused while the device is open, if the kernel can tell.
     /// Answer: [`Response::Done`], then the connection closes.

@@ -99,7 +99,7 @@ fn acknowledged(setup: &Setup, world: &World) -> Result<(), Violation> {
     let lun = world.lun_of(record, record.route.authoritative());
     for block in 0..setup.blocks() {
         let value = world.luns[lun].0[block].newest();
-        let known = world.possible[block] | world.in_flight(setup, block);
+        let known = world.possible[block] | world.lost[block] | world.in_flight(setup, block);
         require(known & only(value) != 0, Checker::AcknowledgedWrite, || {
             format!("block {block} of LUN {lun} holds {value}, which is not one of {known:#b}")
         })?;
@@ -120,7 +120,9 @@ fn clean_is_equal(setup: &Setup, world: &World) -> Result<(), Violation> {
             let is_failed = |index: &usize| world.failed >> index & 1 == 1;
             let mut failed = (0..setup.requests.len()).filter(is_failed);
             let redone = failed.any(|index| writes_block(setup, index, block));
-            if redone || landing(0) | landing(1) != 0 {
+            // What a leg lost counts no more once the other one has taken over; until then nothing is read.
+            let given_up = world.volume.fails_over() && world.lost[block] != 0;
+            if redone || given_up || landing(0) | landing(1) != 0 {
                 continue;
             }
             let [source, target] = [0, 1].map(|lun| world.luns[lun].0[block].newest());

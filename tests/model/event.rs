@@ -57,12 +57,16 @@ pub(crate) enum Event {
     CopierEnds,
     CopierDies,
     LateReport,
+    /// The copier reports a region that it has, as of an older epoch.
+    OldReport(u8),
     GhostLands(u8),
     GhostVanishes(u8),
     Changes(Change),
     Suspends,
     Resumes,
     RetriesMirror,
+    /// A mirror leg that was given up loses what it has in its cache.
+    MirrorForgets,
     /// It mirrors, or tracks, from now on.
     ChangesMode,
     Tick(Timer),
@@ -118,13 +122,11 @@ fn completions(setup: &Setup, world: &World, events: &mut Vec<Event>) {
             Io::Mirror { .. } => false,
             Io::Flush { .. } => true,
         };
-        if !is_read {
+        // A flush that failed and has done its work is like one of which nobody knows.
+        if !is_read && !(is_flush && on_authoritative) {
             events.push(Event::IoDone(index, Outcome::FailedDone));
         }
-        // What the authoritative leg loses, nobody else can know.
-        if !(is_flush && on_authoritative) {
-            events.push(Event::IoDone(index, Outcome::FailedLost));
-        }
+        events.push(Event::IoDone(index, Outcome::FailedLost));
     }
     let outcomes: &[Outcome] = if budget.map_faults > 0 {
         &[Outcome::Done, Outcome::FailedDone, Outcome::FailedLost]
@@ -163,6 +165,7 @@ fn copier(world: &World, events: &mut Vec<Event>) {
     }
     for (index, (_, copy)) in copier.regions.iter().enumerate() {
         events.push(Event::CopierCopies(index as u8, false));
+        events.push(Event::OldReport(index as u8));
         if *copy == Copy::Claimed
             && world
                 .io
@@ -207,10 +210,21 @@ fn operator(world: &World, events: &mut Vec<Event>) {
     }
     if world.volume.mirror_fault().is_some() {
         events.push(Event::RetriesMirror);
+        if let Some(lun) = mirror_lun(world)
+            && world.has_volatile(lun)
+        {
+            events.push(Event::MirrorForgets);
+        }
     }
     if budget.modes > 0 {
         events.push(Event::ChangesMode);
     }
+}
+
+fn mirror_lun(world: &World) -> Option<usize> {
+    let record = world.volume.record();
+    let mirror = record.route.mirror();
+    mirror.map(|side| world.lun_of(record, side))
 }
 
 fn authoritative_is_source(world: &World) -> bool {
@@ -335,6 +349,7 @@ pub(crate) fn apply(
     let mut effects = Vec::new();
     happen(setup, world, event, &mut effects)?;
     world.perform(setup, effects.clone())?;
+    world.note_fail_over();
     world.forget_history();
     check::state(setup, world)?;
     Ok(effects)
@@ -394,6 +409,7 @@ fn happen(
             world.kill_copier(effects);
         }
         Event::LateReport => world.report_late(effects)?,
+        Event::OldReport(index) => world.report_old(usize::from(index), effects)?,
         Event::GhostLands(index) => world.land_ghost(setup, usize::from(index)),
         Event::GhostVanishes(index) => {
             world.ghosts.remove(usize::from(index));
@@ -413,6 +429,11 @@ fn happen(
         }
         Event::RetriesMirror => {
             let _ = world.volume.retry_mirror();
+        }
+        Event::MirrorForgets => {
+            if let Some(lun) = mirror_lun(world) {
+                world.lose_cache(lun);
+            }
         }
         Event::ChangesMode => {
             world.budget.modes -= 1;
@@ -462,13 +483,19 @@ fn io_done(
             world.budget.mirror_faults -= 1;
         }
     }
-    let is_flush = matches!(io, Io::Flush { .. });
+    let ask = match io {
+        Io::Request { request, .. } => Some(setup.requests[usize::from(request)].ask),
+        Io::Mirror { .. } | Io::Flush { .. } => None,
+    };
+    let is_flush = matches!(io, Io::Flush { .. }) || ask == Some(Ask::Flush);
     match outcome {
         Outcome::Done => world.land(setup, &io),
         Outcome::FailedDone if is_flush => {}
         Outcome::FailedDone => world.land(setup, &io),
-        Outcome::FailedLost if is_flush => world.luns[io.lun()].settle(false),
-        Outcome::FailedLost => {}
+        // A failed read says nothing of the cache.
+        Outcome::FailedLost if ask == Some(Ask::Read) => {}
+        // It has lost its power for a moment.
+        Outcome::FailedLost => world.lose_cache(io.lun()),
     }
     let (volume, result) = (&mut world.volume, outcome.result());
     match io {
@@ -554,6 +581,8 @@ fn kill(
             open.delivered = false;
         }
     }
+    // Who knew of an error that was still to be told is dead.
+    world.accept_loss(true);
     world.reload(setup, effects)
 }
 
@@ -596,6 +625,7 @@ fn lose_power(
         world.possible[block] = crate::disk::only(value);
         world.survivors[block] = crate::disk::only(value);
     }
+    world.lost = Default::default();
     Ok(())
 }
 

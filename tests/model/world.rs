@@ -37,6 +37,7 @@ pub(crate) struct Open {
     pub(crate) delivered: bool,
     /// A read: what each block may be. A flush: what may survive once it is answered.
     pub(crate) allowed: [Values; BLOCKS_MAX],
+    is_read: bool,
     /// A write: what was answered while it was in flight.
     concurrent: [Values; BLOCKS_MAX],
 }
@@ -138,6 +139,9 @@ pub(crate) struct World {
     pub(crate) budget: Budget,
     /// The authoritative leg has failed.
     pub(crate) authoritative_failed: bool,
+    /// What the blocks of the authoritative leg fell back to when it failed and lost its cache, until the application
+    /// has seen an error.
+    pub(crate) lost: [Values; BLOCKS_MAX],
     /// Requests that the authoritative leg has failed and that are not answered, one bit each.
     pub(crate) failed: u8,
     /// Reads that returned what was never there or is no more, one bit each.
@@ -215,6 +219,7 @@ impl World {
             late: None,
             budget: setup.budget,
             authoritative_failed: false,
+            lost: [0; BLOCKS_MAX],
             failed: 0,
             misread: 0,
             drained: false,
@@ -279,12 +284,14 @@ impl World {
 
     pub(crate) fn issue(&mut self, setup: &Setup, index: usize) {
         let is_write = matches!(setup.requests[index].ask, Ask::Write | Ask::ForcedWrite);
+        let is_read = setup.requests[index].ask == Ask::Read;
         // Kept only where it is looked at, so that there are fewer states.
         let allowed = core::array::from_fn(|block| {
             if is_write {
                 0
             } else {
-                self.possible[block] | self.in_flight(setup, block)
+                let lost = if is_read { self.lost[block] } else { 0 };
+                self.possible[block] | self.in_flight(setup, block) | lost
             }
         });
         for block in (0..BLOCKS_MAX).filter(|block| writes_block(setup, index, *block)) {
@@ -300,6 +307,7 @@ impl World {
         }
         self.requests[index] = Stage::Open(Open {
             delivered: false,
+            is_read,
             allowed,
             concurrent: [0; BLOCKS_MAX],
         });
@@ -345,10 +353,15 @@ impl World {
             },
         )?;
         let is_write = matches!(request.ask, Ask::Write | Ask::ForcedWrite);
+        if result.is_err() && request.ask != Ask::Read {
+            // A flush that is still open must fail too if this was one; a leg that fails a write promises nothing.
+            self.accept_loss(is_write);
+        }
         for block in (0..setup.blocks()).filter(|block| writes_block(setup, index, *block)) {
             let value = only(index as Value + 1);
             if result.is_ok() {
                 self.possible[block] = open.concurrent[block] | value;
+                self.lost[block] = 0;
                 if request.ask == Ask::ForcedWrite {
                     self.survivors[block] = self.possible[block] | self.in_flight(setup, block);
                 }
@@ -403,7 +416,17 @@ impl World {
                 newer: [0; BLOCKS_MAX],
             }),
             Effect::WriteMap => self.map.map_write = Some(self.encoded_batch()),
-            Effect::WriteDescriptor { .. } => self.map.descriptor_write = true,
+            Effect::WriteDescriptor { .. } => {
+                let free = !core::mem::replace(&mut self.map.descriptor_write, true);
+                require(free, Checker::OneAuthoritative, || {
+                    "two descriptors are being written to one slot".to_owned()
+                })?;
+                let is_mirror = |io: &Io| matches!(io, Io::Mirror { .. });
+                let quiet = !self.io.iter().any(is_mirror);
+                return require(quiet, Checker::Drained, || {
+                    "a mirror leg is added while an old one is still written".to_owned()
+                });
+            }
             Effect::WriteRole { record, slot } => {
                 let free = self.map.role_write.is_none();
                 self.map.role_write = Some((record, slot));
@@ -482,6 +505,66 @@ impl World {
     }
 
     // ---- the media -------------------------------------------------------------------------
+
+    /// Whether a LUN has something in its cache alone.
+    pub(crate) fn has_volatile(&self, lun: usize) -> bool {
+        let mut cells = self.luns[lun].0.iter();
+        cells.any(|cell| cell.durable() != cell.newest())
+    }
+
+    /// A LUN that failed has lost what was in its cache alone.
+    pub(crate) fn lose_cache(&mut self, lun: usize) {
+        let before = self.luns[lun];
+        self.luns[lun].settle(false);
+        let authoritative = self.volume.record().route.authoritative();
+        if lun != self.lun_now(authoritative) {
+            return;
+        }
+        for block in 0..BLOCKS_MAX {
+            let value = self.luns[lun].0[block].newest();
+            if value == before.0[block].newest() {
+                continue;
+            }
+            self.lost[block] |= only(value);
+            self.allow_reads(block, only(value));
+        }
+    }
+
+    /// Reads in flight may return what a leg fell back to: nothing can tell before a flush.
+    fn allow_reads(&mut self, block: usize, values: Values) {
+        for stage in &mut self.requests {
+            if let Stage::Open(open) = stage
+                && open.is_read
+                && open.allowed[block] != 0
+            {
+                open.allowed[block] |= values;
+            }
+        }
+    }
+
+    /// The application has seen an error of the leg, and knows that what it did not flush may be gone. `also_flushes`: also
+    /// those that it waits for.
+    pub(crate) fn accept_loss(&mut self, also_flushes: bool) {
+        for block in 0..BLOCKS_MAX {
+            let lost = core::mem::take(&mut self.lost[block]);
+            self.possible[block] |= lost;
+            for stage in &mut self.requests {
+                if let Stage::Open(open) = stage
+                    && open.allowed[block] != 0
+                    && (also_flushes || open.is_read)
+                {
+                    open.allowed[block] |= lost;
+                }
+            }
+        }
+    }
+
+    /// The leg that took over has lost nothing.
+    pub(crate) fn note_fail_over(&mut self) {
+        if self.volume.counters().fail_overs > 0 {
+            self.lost = [0; BLOCKS_MAX];
+        }
+    }
 
     pub(crate) fn write_block(&mut self, lun: usize, block: usize, value: Value) {
         let flushes = self.io.iter_mut().filter(|io| io.lun() == lun);
@@ -684,6 +767,24 @@ impl World {
         for (value, block) in ghost.values.into_iter().zip(setup.of_region(ghost.region)) {
             self.write_block(usize::from(ghost.lun), block, value);
         }
+    }
+
+    pub(crate) fn report_old(
+        &mut self,
+        index: usize,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Violation> {
+        let Some(copier) = &self.copier else {
+            return Ok(());
+        };
+        let (region, epoch) = (copier.regions[index].0, Epoch(copier.epoch.0 - 1));
+        let id = copier.id;
+        let reported = self
+            .volume
+            .report(NOW, id, &Report::copied(epoch, &[region]), effects);
+        require(reported.is_err(), Checker::StaleActor, || {
+            "a report of an older epoch is accepted".to_owned()
+        })
     }
 
     pub(crate) fn report_late(&mut self, effects: &mut Vec<Effect>) -> Result<(), Violation> {

@@ -32,8 +32,12 @@ pub(crate) const EXHAUSTIVE: &[&Setup] = &[
     &START,
     &START_POWER,
     &CANCEL,
+    &RESTART,
     &FLUSH_FAILS,
+    &FLUSH_LOSES,
+    &FLUSH_LOSES_OVER,
     &MIRROR_FAILS,
+    &MIRROR_LOSES,
     &STALL,
     &HANG,
     &MAP_FAILS,
@@ -165,7 +169,57 @@ pub(crate) const BROKEN: &[(SeededBug, &Setup, Checker)] = &[
         &MIRROR_FAILS,
         Checker::CleanIsEqual,
     ),
-    (SeededBug::FailedWriteIsDirty, &READS, Checker::CleanIsEqual),
+    (
+        SeededBug::LostMirrorCacheIsDirty,
+        &MIRROR_LOSES,
+        Checker::CleanIsEqual,
+    ),
+    (
+        SeededBug::LostMirrorCacheIsDirty,
+        &STALL,
+        Checker::CleanIsEqual,
+    ),
+    (
+        SeededBug::LostFormerCacheIsDirty,
+        &FAIL_OVER,
+        Checker::CleanIsEqual,
+    ),
+    (
+        SeededBug::LostCacheIsDirty,
+        &FLUSH_LOSES,
+        Checker::CleanIsEqual,
+    ),
+    (
+        SeededBug::FailedFlushIsReported,
+        &FLUSH_LOSES,
+        Checker::FlushedWrite,
+    ),
+    (
+        SeededBug::FailedFlushIsOfAll,
+        &FLUSH_LOSES,
+        Checker::FlushedWrite,
+    ),
+    (
+        SeededBug::ReportsOfThisEpochOnly,
+        &COPY,
+        Checker::StaleActor,
+    ),
+    (
+        SeededBug::NewMirrorAwaitsOldWrites,
+        &RESTART,
+        Checker::Drained,
+    ),
+    (
+        SeededBug::OneDescriptorWrite,
+        &RESTART,
+        Checker::OneAuthoritative,
+    ),
+    (SeededBug::LostCacheIsDirty, &READS, Checker::CleanIsEqual),
+    (
+        SeededBug::FailedLegIsNotBelieved,
+        &FAIL_OVER,
+        Checker::FlushedWrite,
+    ),
     (
         SeededBug::FailedFlushIsDirty,
         &FLUSH_FAILS,
@@ -347,6 +401,20 @@ const CANCEL: Setup = Setup {
     ..PLAIN
 };
 
+/// A mirror leg hangs and is given up; another one is added, twice.
+const RESTART: Setup = Setup {
+    name: "restart",
+    regions: 1,
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    budget: Budget {
+        starts: 2,
+        ends: 1,
+        ..NOTHING
+    },
+    patience: true,
+    ..PLAIN
+};
+
 /// The mirror leg cannot flush, and loses what it had cached.
 const FLUSH_FAILS: Setup = Setup {
     name: "flush-fails",
@@ -369,6 +437,47 @@ const MIRROR_FAILS: Setup = Setup {
         ..KILL
     },
     ..PLAIN
+};
+
+/// The mirror leg fails, and has lost what it acknowledged before.
+const MIRROR_LOSES: Setup = Setup {
+    name: "mirror-loses",
+    requests: &[one(Ask::Write, 0), one(Ask::Write, 1)],
+    budget: Budget {
+        mirror_faults: 1,
+        exchanges: 1,
+        ..NOTHING
+    },
+    sweeps: true,
+    ..PLAIN
+};
+
+/// A sweep, a switch or the application flushes the authoritative leg; it fails, and has lost what it acknowledged before.
+const FLUSH_LOSES: Setup = Setup {
+    name: "flush-loses",
+    regions: 1,
+    requests: &[one(Ask::Write, 0), FLUSH, FLUSH],
+    budget: Budget {
+        authoritative_faults: 1,
+        exchanges: 1,
+        power_losses: 1,
+        ..NOTHING
+    },
+    sweeps: true,
+    ..PLAIN
+};
+
+/// The same, and the other leg takes over if it can.
+const FLUSH_LOSES_OVER: Setup = Setup {
+    name: "flush-loses-over",
+    requests: &[one(Ask::Write, 0), FLUSH],
+    policy: OnAuthoritativeFailure::Switch,
+    budget: Budget {
+        authoritative_faults: 1,
+        exchanges: 1,
+        ..NOTHING
+    },
+    ..FLUSH_LOSES
 };
 
 /// One place; the mirror leg is given up while it still writes, and tried again.

@@ -43,6 +43,10 @@ pub(crate) struct Application {
     /// What each block may be after a power loss.
     survivors: Vec<BTreeSet<Value>>,
     next_value: Value,
+    /// What blocks of the authoritative leg fell back to when it failed and lost its cache, until an error says so.
+    lost: Vec<BTreeSet<Value>>,
+    /// A flush that nobody waited for has failed: the next one is to be answered with that.
+    pub(crate) flush_fails: bool,
     /// Where it writes and reads at present: the rest comes to rest, and may lose its marks.
     focus: std::ops::Range<usize>,
 }
@@ -53,6 +57,8 @@ impl Application {
             open: BTreeMap::new(),
             possible: vec![BTreeSet::from([0]); BLOCKS],
             survivors: vec![BTreeSet::from([0]); BLOCKS],
+            lost: vec![BTreeSet::new(); BLOCKS],
+            flush_fails: false,
             next_value: 1,
             focus: 0..BLOCKS,
         }
@@ -110,6 +116,9 @@ impl Application {
             .map(|block| {
                 let mut set = self.possible[block].clone();
                 set.extend(self.in_flight(block));
+                if op == Op::Read {
+                    set.extend(&self.lost[block]);
+                }
                 set
             })
             .collect();
@@ -140,12 +149,24 @@ impl Application {
 
     /// The request is answered.
     pub(crate) fn answered(&mut self, tag: Tag, result: IoResult) {
-        let done = self.open.remove(&tag).expect("an open request");
+        let mut done = self.open.remove(&tag).expect("an open request");
+        let is_flush = done.request.op == Op::Flush;
+        if is_flush && result.is_err() && !done.failed {
+            done.failed = std::mem::take(&mut self.flush_fails);
+        }
+        let may_fail = done.failed || done.request.op == Op::Discard;
         assert!(
-            result.is_ok() || done.failed,
+            result.is_ok() || may_fail,
             "{result:?} is answered, and no leg has failed to do {:?}",
             done.request
         );
+        assert!(
+            result.is_err() || !is_flush || !self.flush_fails,
+            "the error of a flush is not told"
+        );
+        if result.is_err() && (is_flush || matches!(done.request.op, Op::Write { .. })) {
+            self.accept_loss(!is_flush);
+        }
         match (done.request.op, result) {
             (Op::Write { force_unit_access }, Ok(())) => {
                 self.written(&done);
@@ -190,8 +211,59 @@ impl Application {
             let mut possible = done.concurrent[block].clone();
             possible.insert(done.value);
             self.possible[block] = possible;
+            self.lost[block].clear();
             self.note_concurrent(block, done.value);
         }
+    }
+
+    /// A flush that the application did not ask for has failed: those that it waits for are to fail, or the next one.
+    pub(crate) fn flush_failed(&mut self) {
+        let flushes = self.open.values_mut();
+        let mut any = false;
+        for open in flushes.filter(|open| open.request.op == Op::Flush) {
+            open.failed = true;
+            any = true;
+        }
+        self.flush_fails |= !any;
+    }
+
+    /// A block of the authoritative leg fell back to this when it lost its cache. Reads can tell nothing of it.
+    pub(crate) fn lost(&mut self, block: usize, value: Value) {
+        self.lost[block].insert(value);
+        for open in self.open.values_mut() {
+            if open.request.op == Op::Read {
+                open.allowed[block].insert(value);
+            }
+        }
+    }
+
+    pub(crate) fn has_lost(&self) -> bool {
+        self.lost.iter().any(|lost| !lost.is_empty())
+    }
+
+    /// An error has been answered. After that of a write a leg promises nothing: `also_flushes`.
+    pub(crate) fn accept_loss(&mut self, also_flushes: bool) {
+        for block in 0..BLOCKS {
+            let lost = std::mem::take(&mut self.lost[block]);
+            for open in self.open.values_mut() {
+                if open.request.op == Op::Read || also_flushes {
+                    open.allowed[block].extend(&lost);
+                }
+            }
+            self.possible[block].extend(lost);
+        }
+    }
+
+    /// The other leg has taken over, and has lost nothing.
+    pub(crate) fn failed_over(&mut self) {
+        self.flush_fails = false;
+        self.lost.iter_mut().for_each(BTreeSet::clear);
+    }
+
+    /// The process that knew of an error dies.
+    pub(crate) fn forget_errors(&mut self) {
+        self.flush_fails = false;
+        self.accept_loss(true);
     }
 
     fn note_concurrent(&mut self, block: usize, value: Value) {
@@ -203,6 +275,7 @@ impl Application {
     /// The power has failed, and this is what the authoritative leg has.
     pub(crate) fn restarted(&mut self, found: impl Fn(usize) -> Value) {
         self.open.clear();
+        self.failed_over();
         for block in 0..BLOCKS {
             let value = found(block);
             let survivors = &self.survivors[block];

@@ -79,6 +79,11 @@ impl Pending {
         Self { io, landed: 0 }
     }
 
+    /// The medium has lost what it had not made durable: what is acknowledged later has to land again.
+    pub(crate) const fn begin_again(&mut self) {
+        self.landed = 0;
+    }
+
     /// Chooses parts to land now, each at most once.
     pub(crate) fn choose(&mut self, mut chosen: impl FnMut() -> bool) -> Vec<usize> {
         let parts: Vec<usize> = (0..self.io.parts())

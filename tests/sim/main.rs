@@ -33,6 +33,7 @@ const OLD_SEEDS: &str = include_str!("../seeds");
 /// One world in how many must have met each of these: a world in which nothing happens proves nothing. Some four times
 /// rarer than they are.
 const MUST_HAPPEN: &[(&str, u64)] = &[
+    ("caches lost by a leg that failed", 20),
     ("changes past their deadline", 10),
     ("changes that failed", 40),
     ("clean ends of ublk-target", 5),
@@ -49,6 +50,7 @@ const MUST_HAPPEN: &[(&str, u64)] = &[
     ("flushes of a leg that failed", 200),
     ("foreign writes", 5),
     ("foreign writes found", 60),
+    ("flushes of the authoritative leg that failed", 200),
     ("ghosts of a copier", 5),
     ("ghosts of ublk-target", 1),
     ("mirror legs given up", 60),

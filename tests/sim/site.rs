@@ -526,23 +526,34 @@ impl Site {
         match &pending.io {
             Io::FlushLeg { lun, .. } => {
                 let lun = *lun;
-                if Some(lun) != authoritative && self.dice.one_in(2) {
-                    self.luns[lun].lose_cache(&mut self.dice);
+                if Some(lun) == authoritative {
+                    self.application.flush_failed();
+                    self.note("flushes of the authoritative leg that failed");
                 }
+                self.may_lose_cache(lun);
                 self.note("flushes of a leg that failed");
             }
-            Io::Leg { tag, .. } => {
-                let tag = *tag;
+            Io::Leg { tag, lun, .. } => {
+                let (tag, lun) = (*tag, *lun);
                 let open = self.application.open.get_mut(&tag).expect("it is open");
                 open.failed = true;
-                let is_flush = open.request.op == Op::Flush;
-                if !is_flush {
+                let op = open.request.op;
+                if op == Op::Flush {
+                    self.application.flush_failed();
+                } else {
                     self.land_some(pending, false);
+                }
+                // A failed read says nothing of the cache, and of one leg alone nothing is promised.
+                let mirrored = self.serving().is_some_and(|s| s.volume.regions().is_some());
+                if op != Op::Read && mirrored {
+                    self.may_lose_cache(lun);
                 }
                 self.note("requests that a leg failed to do");
             }
-            Io::Mirror { .. } => {
+            Io::Mirror { lun, .. } => {
+                let lun = *lun;
                 self.land_some(pending, false);
+                self.may_lose_cache(lun);
                 self.note("mirror writes that failed");
             }
             Io::Map(_) | Io::Descriptor(_) | Io::Role { .. } => {
@@ -553,6 +564,46 @@ impl Site {
             }
         }
         Err(EIO)
+    }
+
+    /// A leg that fails has lost its power for a moment, or not.
+    fn may_lose_cache(&mut self, lun: usize) {
+        if self.dice.one_in(2) {
+            return;
+        }
+        let now = |lun: &Lun| (0..BLOCKS).map(|block| lun.now(block)).collect::<Vec<_>>();
+        let before = now(&self.luns[lun]);
+        self.luns[lun].lose_cache(&mut self.dice);
+        if let Some(serving) = self.serving() {
+            let of_lun = |pending: &&mut Pending| pending.io.lun() == Some(lun);
+            serving
+                .pending
+                .iter_mut()
+                .filter(of_lun)
+                .for_each(Pending::begin_again);
+        }
+        self.note("caches lost by a leg that failed");
+        if self.authoritative_lun() == Some(lun) {
+            let after = now(&self.luns[lun]).into_iter().zip(before);
+            for (block, (after, before)) in after.enumerate() {
+                if after != before {
+                    self.application.lost(block, after);
+                }
+            }
+        }
+    }
+
+    /// A mirror leg that was given up may lose its cache at any moment, until it is tried again.
+    pub(crate) fn may_lose_mirror_cache(&mut self) {
+        let Some(serving) = self.serving() else {
+            return;
+        };
+        let given_up = serving.volume.mirror_fault().is_some();
+        let mirror = serving.volume.record().route.mirror();
+        let lun = mirror.map(|side| lun_of(&serving.descriptor, side));
+        if let (true, Some(lun)) = (given_up, lun) {
+            self.may_lose_cache(lun);
+        }
     }
 
     fn completed(&mut self, now: Time, io: &Io, result: IoResult) {
@@ -592,6 +643,7 @@ impl Site {
         let exchanged = volume.counters().fail_overs > failed_over;
         let gives_up = given_up.is_none() && volume.mirror_fault().is_some();
         if exchanged {
+            self.application.failed_over();
             self.note("roles moved by a failure");
         } else if gives_up {
             self.note("mirror legs given up");
@@ -742,6 +794,7 @@ impl Site {
     pub(crate) fn kill(&mut self) {
         self.dies_after = None;
         if let Process::Serving(serving) = std::mem::replace(&mut self.process, Process::Down) {
+            self.application.forget_errors();
             self.ghosts.extend(serving.pending);
             self.note("kills of ublk-target");
         }
@@ -1032,6 +1085,10 @@ impl Site {
         let Some(regions) = serving.volume.regions() else {
             return;
         };
+        // The roles are about to move to the leg that has lost nothing; until then nothing is read.
+        if serving.volume.is_changing() && self.application.has_lost() {
+            return;
+        }
         for region in (0..REGIONS).map(RegionIndex) {
             if regions.get(region) != RegionState::Clean {
                 continue;

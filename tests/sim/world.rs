@@ -108,6 +108,7 @@ impl World {
                 let lun = self.dice.below(2);
                 site.hung[lun] = self.dice.one_in(4);
             }
+            191 => site.may_lose_mirror_cache(),
             190 if self.dice.one_in(self.settings.peace) => self.let_die(index),
             191..193 => site.foreign_write(),
             193 if self.dice.one_in(self.settings.peace) => {

@@ -24,9 +24,10 @@ fn a_difference_is_found_under_load_forbids_a_switch_and_is_repaired() {
     let said = host.shunt(&["verify", "move"]);
     assert_eq!(said.code, FAILED, "{said:?}");
     let at = (SPOILED << 20).to_string();
-    for word in ["db", "1.00 MiB", &at, "shunt verify move --repair"] {
+    for word in ["db", "1.00 MiB", &at, "shunt verify move"] {
         assert!(said.error.contains(word), "no {word:?} in {said:?}");
     }
+    host.wait_for("move", "source-selected");
     host.refused(&["switch", "move"], REFUSED, &["move", "differ"]);
     load.go_on();
     host.ok(&["verify", "move", "--repair"]);

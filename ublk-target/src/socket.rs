@@ -330,7 +330,6 @@ impl Server {
                 same,
                 differing,
                 unread,
-                repair,
             } => Ask::Regions {
                 copier: id,
                 epoch,
@@ -338,7 +337,6 @@ impl Server {
                     same,
                     differing,
                     unread,
-                    repair,
                 },
             },
             Request::SetRoute {

@@ -505,8 +505,9 @@ FILE:
     /// Reads all of both LUNs, region by region. Applications do not wait for it; only a region that
     /// is written without a pause is held for a moment. Waits until all is compared, with a progress
     /// bar on a terminal; Ctrl-C ends the waiting, not the comparison. Ends with exit status 1 if
-    /// anything differs, or could not be compared. While a difference is known and not repaired,
-    /// switch and undo are refused.
+    /// anything differs, or could not be compared. What differs is copied again, from the
+    /// authoritative leg to the other one. Until a comparison finds nothing, switch and undo are
+    /// refused, and no failure moves the role.
     #[command(after_help = "EXAMPLES:
   shunt verify s1
   shunt verify s1 --repair
@@ -514,7 +515,7 @@ FILE:
     Verify {
         /// The session
         session: String,
-        /// Copy what differs again, from the authoritative leg to the other one
+        /// Once what differs is copied again, allow switch and undo without another comparison
         #[arg(long)]
         repair: bool,
         /// Begin, and do not wait for the end

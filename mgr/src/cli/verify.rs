@@ -86,7 +86,7 @@ fn judge(
     let text = render::verification(found, pair.total_bytes);
     if found.is_different() {
         let next =
-            format!("shunt verify {session} --repair copies it again; shunt status {session}");
+            format!("shunt wait {session} --for source-selected, then shunt verify {session}");
         return Err(Problem::failed(object, text, next));
     }
     if found.unknown_bytes > 0 {

@@ -76,7 +76,6 @@ enum Wish {
 #[derive(Debug)]
 pub struct Comparing {
     epoch: u64,
-    repair: bool,
     window: Window,
     bucket: Bucket,
     volume_bytes: u64,
@@ -103,7 +102,6 @@ impl Comparing {
     #[must_use]
     pub fn new(
         epoch: u64,
-        repair: bool,
         window: Window,
         volume_bytes: u64,
         queue_bytes: u64,
@@ -113,7 +111,6 @@ impl Comparing {
         let watched = usize::try_from(watched).unwrap_or(WATCH_REGIONS_MAX);
         Self {
             epoch,
-            repair,
             bucket: Bucket::new(window.region_bytes(), now),
             window,
             volume_bytes,
@@ -328,7 +325,6 @@ impl Conversation for Comparing {
                 same: report.same.clone(),
                 differing: report.differing.clone(),
                 unread: report.unread.clone(),
-                repair: self.repair,
             };
             self.awaiting = Awaiting::Compared { report };
             return Some(request);
@@ -435,7 +431,7 @@ mod tests {
             };
             let leg = LegMap::contiguous(regions * REGION, FileIndex(0));
             let window = Window::new(sizes, leg.clone(), leg).unwrap();
-            let plan = Comparing::new(EPOCH, false, window, volume_bytes, 2 * REGION, now);
+            let plan = Comparing::new(EPOCH, window, volume_bytes, 2 * REGION, now);
             Self {
                 plan,
                 now,

@@ -95,11 +95,8 @@ pub enum Task {
         /// Read from the mirror leg what was written there, before it counts as copied.
         read_back: bool,
     },
-    /// Compares what is clean.
-    Compare {
-        /// Let what differs be dirty.
-        repair: bool,
-    },
+    /// Compares what is clean. What differs is dirty from then on.
+    Compare,
 }
 
 impl Config {

@@ -81,16 +81,9 @@ fn prepare<'a>(config: &'a Config, ring: Ring, shared: &'a Shared) -> Result<Cop
     let (epoch, now) = (opened.epoch, Instant::now());
     let plan: Box<dyn Conversation> = match config.task {
         Task::Copy { .. } => Box::new(Plan::new(epoch, window, queue_bytes, now)),
-        Task::Compare { repair } => {
+        Task::Compare => {
             let size_bytes = opened.size_bytes;
-            Box::new(Comparing::new(
-                epoch,
-                repair,
-                window,
-                size_bytes,
-                queue_bytes,
-                now,
-            ))
+            Box::new(Comparing::new(epoch, window, size_bytes, queue_bytes, now))
         }
     };
     Ok(Copying {
@@ -289,12 +282,12 @@ impl Copying<'_> {
         let compares_first = self.compares_first(transfer);
         let compares = match self.config.task {
             Task::Copy { read_back } => read_back || compares_first,
-            Task::Compare { .. } => true,
+            Task::Compare => true,
         };
         transfer.checksum = compares.then(|| checksum(bytes));
         let refused = self.zero_refused[transfer.piece.to.file.0 as usize];
         match self.config.task {
-            Task::Compare { .. } => Phase::Checking,
+            Task::Compare => Phase::Checking,
             Task::Copy { .. } if compares_first => Phase::Checking,
             Task::Copy { .. } if self.config.detect_zeroes && !refused && is_zero(bytes) => {
                 Phase::Zeroing
@@ -307,7 +300,7 @@ impl Copying<'_> {
     const fn compares_first(&self, transfer: &Transfer) -> bool {
         match self.config.task {
             Task::Copy { .. } => self.compare_first && !transfer.differs,
-            Task::Compare { .. } => false,
+            Task::Compare => false,
         }
     }
 
@@ -321,7 +314,7 @@ impl Copying<'_> {
     fn checked(&mut self, transfer: &Transfer, same: bool) {
         let piece = &transfer.piece;
         match self.config.task {
-            Task::Compare { .. } => {
+            Task::Compare => {
                 let compared_bytes = &self.shared.progress.compared_bytes;
                 compared_bytes.fetch_add(u64::from(piece.length_bytes), Ordering::Relaxed);
                 if same {

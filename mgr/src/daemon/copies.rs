@@ -95,7 +95,7 @@ impl Running {
     fn compared_bytes(&self) -> Option<u64> {
         match self.task {
             Task::Copy { .. } => None,
-            Task::Compare { .. } => Some(
+            Task::Compare => Some(
                 self.copier
                     .progress()
                     .compared_bytes
@@ -149,7 +149,7 @@ impl Copies {
 
     pub(super) fn is_comparing(&self, key: &PairKey) -> bool {
         let running = self.running.get(key);
-        running.is_some_and(|running| matches!(running.task, Task::Compare { .. }))
+        running.is_some_and(|running| matches!(running.task, Task::Compare))
     }
 
     pub(super) fn is_running(&self, key: &PairKey) -> bool {
@@ -396,7 +396,7 @@ impl Copies {
             ),
         }
         let in_sync = *outcome == Outcome::InSync;
-        let compares = matches!(running.task, Task::Compare { .. });
+        let compares = matches!(running.task, Task::Compare);
         let compares_no_more = compares && !is_tried_again(outcome, running.task);
         let lived = now.duration_since(running.started);
         // After the end in sync the status that is known may be older: it is not to start another copier.
@@ -463,7 +463,7 @@ fn is_tried_again(outcome: &Outcome, task: Task) -> bool {
 fn problem_of(outcome: &Outcome, task: Task) -> Option<String> {
     let what = match task {
         Task::Copy { .. } => "the copy",
-        Task::Compare { .. } => "the comparison",
+        Task::Compare => "the comparison",
     };
     let then = match is_tried_again(outcome, task) {
         true => "is tried again",
@@ -557,7 +557,7 @@ mod tests {
             cause: "the epoch is 4".to_owned(),
         };
         assert_eq!(problem_of(&outcome, Task::Copy { read_back: false }), None);
-        let problem = problem_of(&outcome, Task::Compare { repair: false }).unwrap();
+        let problem = problem_of(&outcome, Task::Compare).unwrap();
         assert!(problem.contains("is over"), "{problem}");
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use migration_core::pair::{PairState, Phase, Settlement, Verb, settle};
 use migration_core::route::Side;
 use migration_proto::manager::VerifyPolicy;
-use migration_proto::target::Request;
+use migration_proto::target::{OnAuthoritativeFailure, Request};
 use tracing::{info, warn};
 
 use super::clock::steady_ms;
@@ -14,7 +14,7 @@ use super::context::note;
 use super::failure::{self, Done};
 use super::truth::{self, Truth};
 use super::verbs::{ended_changes, expected_text, leg_of};
-use super::verify::Comparison;
+use super::verify::{self, Comparison};
 use super::volume::{POLL_COPYING, POLL_IDLE, View};
 use super::{Busy, Owner, attach, checks, paths, records};
 use crate::copier::{Config, Outcome, Task};
@@ -226,13 +226,7 @@ impl Owner {
             _ if facts.wants_copier() => Task::Copy {
                 read_back: verify != VerifyPolicy::None,
             },
-            (
-                PairState::Verifying,
-                Some(Comparison {
-                    repair,
-                    over: false,
-                }),
-            ) => Task::Compare { repair },
+            (PairState::Verifying, Some(Comparison { over: false, .. })) => Task::Compare,
             _ => return,
         };
         let (socket, base_bytes) = (
@@ -275,10 +269,20 @@ impl Owner {
 
     /// A ublk-target that was started again does not know what to do when the authoritative leg fails, nor what writes do.
     fn tell_policy(&self, session: &SessionRow, key: &PairKey, view: &View) {
-        let (policy, mode) = (
-            session.options.on_authoritative_failure,
-            self.come_backs.copy_mode(session, key),
-        );
+        let mode = self.come_backs.copy_mode(session, key);
+        // A failure moves no role that a command may not move either.
+        let movable = session.pairs.get(key.position).is_some_and(|pair| {
+            let verb = match pair.authoritative {
+                Side::Source => Verb::Switch,
+                Side::Target => Verb::Undo,
+            };
+            verify::not_compared(session, pair, verb).is_none()
+        });
+        let policy = if movable {
+            session.options.on_authoritative_failure
+        } else {
+            OnAuthoritativeFailure::Error
+        };
         let Some(status) = &view.status else {
             return;
         };

@@ -13,7 +13,7 @@ use crate::store::{Change, PairField, PairKey, PairRow, SessionRow};
 /// A comparison of the legs of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Comparison {
-    /// What differs is to be copied again.
+    /// Once what differs is copied again, it is no reason to refuse a switch.
     pub(super) repair: bool,
     /// It has ended, and its result is being recorded: until that is known it counts as going on.
     pub(super) over: bool,
@@ -63,15 +63,10 @@ impl Owner {
             let what = format!("the legs of session {name} are being compared already");
             return Ok(Done::already(what));
         }
-        let how = if repair {
-            "; what differs is copied again"
-        } else {
-            ""
-        };
         let mut notes = Vec::new();
         for key in keys {
             let volume = &session.pairs[key.position].volume;
-            let what = format!("verify: both legs are compared{how}");
+            let what = "verify: both legs are compared; what differs is copied again".to_owned();
             notes.push(note(Some(name), Some(volume), what));
             let asked = Comparison {
                 repair,
@@ -190,7 +185,8 @@ impl Owner {
                 found.differing_bytes, found.compared_bytes
             ),
             (Some(at), false) => format!(
-                "verify: {} of {} bytes differ, the first at {at}: `shunt verify {name} --repair` copies them again",
+                "verify: {} of {} bytes differed, the first at {at}; they are copied again, and no role moves before \
+                 `shunt verify {name}` finds nothing",
                 found.differing_bytes, found.compared_bytes
             ),
         };
@@ -222,33 +218,43 @@ impl Owner {
         if !matches!(verb, Verb::Switch | Verb::Undo) {
             return Ok(());
         }
-        let name = &session.name;
         for position in pairs {
             let pair = &session.pairs[*position];
-            let found = pair.verification.as_ref();
-            let different = found.filter(|found| found.is_different());
-            let proved = found.is_some_and(Verification::is_clean);
-            let unproved =
-                verb == Verb::Switch && session.options.verify == VerifyPolicy::Full && !proved;
-            let (cause, next) = match different {
-                Some(found) => (
-                    format!(
-                        "{} bytes of its legs differ, as the last comparison has found",
-                        found.differing_bytes
-                    ),
-                    format!("`shunt verify {name} --repair`, then `shunt {verb} {name}`"),
-                ),
-                None if unproved => (
-                    "it was created with --verify full, and its legs have not been compared as a whole"
-                        .to_owned(),
-                    format!("`shunt verify {name}`, then `shunt {verb} {name}`"),
-                ),
-                None => continue,
-            };
-            let object = failure::pair(name, &pair.volume);
-            return Err(failure::refused(object, cause, next));
+            if let Some((cause, next)) = not_compared(session, pair, verb) {
+                let object = failure::pair(&session.name, &pair.volume);
+                return Err(failure::refused(object, cause, next));
+            }
         }
         Ok(())
+    }
+}
+
+/// The cause and the next command if a role must not move because of what a comparison has found, or because there was
+/// none.
+pub(super) fn not_compared(
+    session: &SessionRow,
+    pair: &PairRow,
+    verb: Verb,
+) -> Option<(String, String)> {
+    let name = &session.name;
+    let found = pair.verification.as_ref();
+    let different = found.filter(|found| found.is_different());
+    let proved = found.is_some_and(Verification::is_clean);
+    let unproved = verb == Verb::Switch && session.options.verify == VerifyPolicy::Full && !proved;
+    match different {
+        Some(found) => Some((
+            format!(
+                "{} bytes of its legs differed when they were compared last, and nothing says that they are the same now",
+                found.differing_bytes
+            ),
+            format!("`shunt verify {name}`, then `shunt {verb} {name}`"),
+        )),
+        None if unproved => Some((
+            "it was created with --verify full, and its legs have not been compared as a whole"
+                .to_owned(),
+            format!("`shunt verify {name}`, then `shunt {verb} {name}`"),
+        )),
+        None => None,
     }
 }
 

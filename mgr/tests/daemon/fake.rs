@@ -340,11 +340,9 @@ impl Conversation {
                 let (dirty, regions) = regions.iter().partition(|at| map.dirty.contains(at));
                 Response::Watched { regions, dirty }
             }
-            Request::Compared {
-                differing, repair, ..
-            } => {
+            Request::Compared { differing, .. } => {
                 let mut map = self.map();
-                map.dirty.extend(differing.iter().filter(|_| repair));
+                map.dirty.extend(differing);
                 save(&self.server.path, &map);
                 Response::Compared {
                     unknown: Vec::new(),

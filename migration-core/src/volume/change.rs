@@ -17,7 +17,8 @@
 use alloc::vec::Vec;
 
 use super::{
-    Call, Effect, FlushId, IoResult, Reply, Rule, Volume, failure::FAIL_OVER_NANOSECONDS_MAX,
+    Call, Effect, FlushId, Flushed, IoResult, Reply, Rule, Volume,
+    failure::FAIL_OVER_NANOSECONDS_MAX,
 };
 use crate::{
     map::RoleRecord,
@@ -141,6 +142,16 @@ impl Change {
         self.next.route
     }
 
+    /// Whether a flush belongs to it.
+    pub(super) fn waits_for(&self, flush: FlushId) -> bool {
+        match &self.step {
+            Step::PreFlush(waited_for) | Step::Flush(waited_for) => {
+                waited_for.contains(&Some(flush))
+            }
+            Step::Prepare { .. } | Step::RoleSlots | Step::Drain | Step::Role => false,
+        }
+    }
+
     pub(super) const fn step(&self) -> Step {
         self.step
     }
@@ -246,6 +257,7 @@ impl Volume {
             Target::AddMirror(_) => {
                 self.intent.fill_dirty();
                 let slot = next.descriptor_slot;
+                self.descriptor_write_in_flight = true;
                 effects.push(Effect::WriteDescriptor { slot });
                 self.write_map(effects);
                 Step::Prepare {
@@ -272,6 +284,7 @@ impl Volume {
 
     /// The descriptor of [`Effect::WriteDescriptor`] is written, or not.
     pub fn descriptor_written(&mut self, now: Time, result: IoResult, effects: &mut Vec<Effect>) {
+        self.descriptor_write_in_flight = false;
         let Some(change) = &mut self.change else {
             return;
         };
@@ -355,9 +368,14 @@ impl Volume {
             return Err(ChangeError::WrongRoute);
         }
         let copies_rest = matches!(target, Target::CopyRest(_)) && self.claims_copier();
+        // The former mirror leg still does what it was given; the new one would be taken for it.
+        let flushes_old = self.flushes.iter().any(|flush| flush.of == Flushed::Former);
+        let is_written = (!self.writes.is_empty() || flushes_old)
+            && !self.breaks(Rule::NewMirrorAwaitsOldWrites);
+        // Of a change that is over. It goes to the slot that the next one goes to, and either may land last.
+        let describes = self.descriptor_write_in_flight && !self.breaks(Rule::OneDescriptorWrite);
         match (&self.regions, next) {
-            // The former mirror leg still does what it was given; the new one would be taken for it.
-            (None, Route::Mirrored { .. }) if !self.writes.is_empty() => Err(ChangeError::Busy),
+            (None, Route::Mirrored { .. }) if is_written || describes => Err(ChangeError::Busy),
             (None, _) => Ok(()),
             (Some(_), Route::Single(_)) if self.claims_copier() => {
                 Err(ChangeError::CopierConnected)
@@ -381,6 +399,15 @@ impl Volume {
             _ if self.breaks(Rule::InSyncBeforeRoles) => Ok(()),
             dirty => Err(ChangeError::NotInSync(dirty)),
         }
+    }
+
+    /// Whether a flush is under way: of any leg, or only of the mirror leg.
+    fn is_flushing(&self, only_mirror: bool) -> bool {
+        self.flushes.iter().any(|flush| match flush.of {
+            Flushed::Authoritative => !only_mirror,
+            Flushed::Mirror => true,
+            Flushed::Former => false,
+        })
     }
 
     fn claims_copier(&self) -> bool {
@@ -469,8 +496,8 @@ impl Volume {
         }
         match change.next.route {
             Route::Mirrored { .. } if self.is_split() => self.write_role(effects),
-            // A sweep's flush that fails would make regions dirty while the role is being written.
-            Route::Mirrored { .. } | Route::Split if self.is_sweeping() => {}
+            // One that fails would make regions dirty while the role is being written.
+            Route::Mirrored { .. } | Route::Split if self.is_flushing(change.is_fail_over()) => {}
             Route::Mirrored { .. } | Route::Split if self.regions.is_some() => match self
                 .may_exchange_roles()
             {
@@ -527,6 +554,20 @@ impl Volume {
         }
     }
 
+    /// Whether the record of another route is being written.
+    pub(super) fn writes_role(&self) -> bool {
+        matches!(&self.change, Some(change) if change.step == Step::Role)
+    }
+
+    /// A leg may have lost what it has just been flushed for: the flushes that the change waits for prove nothing any more.
+    pub(super) fn flush_again(&mut self) {
+        if let Some(change) = &mut self.change
+            && matches!(change.step, Step::Flush(_))
+        {
+            change.step = Step::Drain;
+        }
+    }
+
     fn set_step(&mut self, step: Step) {
         if let Some(change) = &mut self.change {
             change.step = step;
@@ -553,22 +594,27 @@ impl Volume {
         };
         let before = self.record.route;
         self.record = change.next;
+        let exchanged = before.mirror().is_some() && self.record.route.mirror().is_some();
+        for flush in &mut self.flushes {
+            flush.of = match flush.of {
+                Flushed::Authoritative if exchanged => Flushed::Mirror,
+                Flushed::Mirror if exchanged => Flushed::Authoritative,
+                Flushed::Mirror | Flushed::Former => Flushed::Former,
+                Flushed::Authoritative => Flushed::Authoritative,
+            };
+        }
         if change.is_fail_over() {
             self.failed_over();
         }
-        self.forget_faults();
+        self.forget_faults(change.is_fail_over());
         // A copier that is still connected would copy in the old direction.
         self.dismiss_copier(effects);
         match (self.record.route, before) {
             (Route::Mirrored { .. }, Route::Single(_)) => {
                 self.regions = Some(RegionMap::all_dirty(self.record.geometry));
                 self.intent.cover_all();
-                self.last_flush_before_mirror = self.last_flush;
             }
-            (Route::Mirrored { .. }, Route::Split) => {
-                self.last_flush_before_mirror = self.last_flush;
-            }
-            (Route::Mirrored { .. }, Route::Mirrored { .. }) => {}
+            (Route::Mirrored { .. }, Route::Split | Route::Mirrored { .. }) => {}
             (Route::Split, _) if self.breaks(Rule::SplitHolds) => {}
             (Route::Split, _) => {
                 // Maybe nothing comes to be held.
@@ -601,6 +647,18 @@ impl Volume {
     }
 
     pub(super) fn fail_change(&mut self, now: Time, error: ChangeError, effects: &mut Vec<Effect>) {
+        let Some(change) = &self.change else {
+            return;
+        };
+        if change.is_fail_over() {
+            self.distrust_authoritative();
+        }
+        self.end_change(error, effects);
+        self.open_gate(now, effects);
+    }
+
+    /// Gives the change up. The gate is still to be opened.
+    pub(super) fn end_change(&mut self, error: ChangeError, effects: &mut Vec<Effect>) {
         let Some(change) = self.change.take() else {
             return;
         };
@@ -612,7 +670,6 @@ impl Volume {
             effects.push(Effect::Reply { call, reply });
         }
         self.gate.changing = false;
-        self.open_gate(now, effects);
     }
 
     fn end_suspension(&mut self, now: Time, effects: &mut Vec<Effect>) -> Option<Suspended> {
@@ -626,7 +683,7 @@ impl Volume {
     }
 
     /// Lets go what was held, if nothing holds it any more.
-    fn open_gate(&mut self, now: Time, effects: &mut Vec<Effect>) {
+    pub(super) fn open_gate(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if self.gate.is_closed() || self.breaks(Rule::HeldGoesOn) {
             return;
         }
@@ -635,11 +692,7 @@ impl Volume {
         }
         self.retry_waiting(effects);
         while let Some(tag) = self.held.pop_front() {
-            match self.slot(tag).fault {
-                // It was to be done on the other leg, and that did not come about.
-                Some(error) => self.answer(tag, Err(error), effects),
-                None => self.admit(now, tag, effects),
-            }
+            self.admit(now, tag, effects);
         }
         self.write_map(effects);
     }

@@ -15,6 +15,9 @@ pub const CLAIMED_REGIONS_MAX: usize = 1024;
 /// that are copied exclusively.
 pub const RESERVED_REGIONS_MAX: usize = 4;
 
+/// How often the patience of writes with the copier is doubled: from 2 s to 16 s.
+const PATIENCE_DOUBLINGS_MAX: u32 = 3;
+
 /// The caller's name for a connection of a copier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CopierId(pub u64);
@@ -72,9 +75,22 @@ pub(super) struct Claims {
     pending: Option<Pending>,
     /// Where the search for the next region begins.
     cursor: usize,
+    /// How often a write has waited in vain for a region to be copied, since the copier connected.
+    shared: u32,
     /// So many regions may be granted before the next pass, while the volume tracks.
     pass: usize,
     next_pass: Time,
+}
+
+impl Claims {
+    /// The copy of a region took longer than writes wait for it.
+    pub(super) const fn note_shared(&mut self) {
+        self.shared = self.shared.saturating_add(1);
+    }
+
+    pub(super) fn claimed(&self) -> &[RegionIndex] {
+        &self.claimed
+    }
 }
 
 #[cfg(feature = "seeded-bugs")]
@@ -85,8 +101,9 @@ impl Claims {
     }
 
     /// See [`Volume::forget_history`].
-    pub(super) fn sort(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.claimed.sort_unstable();
+        self.shared = 0;
     }
 }
 
@@ -172,8 +189,12 @@ impl Volume {
         if self.claims.copier != Some(copier) && !self.breaks(Rule::ReportsFromCopierOnly) {
             return Err(ClaimError::NotCopier);
         }
-        if self.record.epoch != epoch {
+        if self.record.epoch != epoch && !self.breaks(Rule::ReportsOfThisEpochOnly) {
             return Err(ClaimError::StaleEpoch);
+        }
+        // Nothing is claimed then; an error would make regions dirty while the role moves.
+        if self.writes_role() {
+            return Err(ClaimError::RouteChanging);
         }
         let known = |region: &RegionIndex| self.claims.claimed.contains(region);
         if !copied.iter().chain(failed).all(known) {
@@ -207,6 +228,7 @@ impl Volume {
         self.watches.clear();
         self.claims.copier = None;
         self.claims.pending = None;
+        self.claims.shared = 0;
         self.rest_copied(now, effects);
         self.retry_waiting(effects);
         self.write_map(effects);
@@ -265,6 +287,13 @@ impl Volume {
         if copied {
             self.counters.copied_bytes += self.record.geometry.range(region).length;
         }
+    }
+
+    /// How long a write waits for the copier. A region that is written all the time has to be copied while writes wait: if
+    /// the patience was too short for that, the next writes have twice as much, up to a limit.
+    pub(super) fn claim_patience(&self) -> u64 {
+        let doublings = self.claims.shared.min(PATIENCE_DOUBLINGS_MAX);
+        self.patience.saturating_mul(1 << doublings)
     }
 
     /// The regions that the copier has.

@@ -82,12 +82,10 @@ pub struct Watched {
 pub struct Comparison {
     /// They have the same on both legs.
     pub same: Vec<RegionIndex>,
-    /// They do not.
+    /// They do not: dirty from now on.
     pub differing: Vec<RegionIndex>,
     /// They could not be read.
     pub unread: Vec<RegionIndex>,
-    /// What differs is dirty from now on.
-    pub repair: bool,
 }
 
 impl Volume {
@@ -158,8 +156,9 @@ impl Volume {
         for region in &found.differing {
             if !self.end_watch(*region) {
                 unknown.push(*region);
-            } else if found.repair {
+            } else {
                 self.intent.mark(*region);
+                self.intent.keep_mark(*region);
                 if let Some(regions) = &mut self.regions {
                     regions.set(*region, RegionState::Dirty);
                 }

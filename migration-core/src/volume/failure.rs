@@ -1,16 +1,18 @@
 //! What happens when a leg fails, or keeps the application waiting.
 //!
-//! The mirror leg is given up: what it misses is dirty, and nobody waits for it. It may still be doing what it was
-//! given; those writes keep their places until they end, and their regions are not copied before.
+//! The mirror leg is given up, and nobody waits for it. What it acknowledged since it was last flushed may have been in a
+//! cache that is gone: every region that is marked is dirty, and what it misses from now on too. It may still be doing what
+//! it was given; those writes keep their places until they end, and their regions are not copied before.
 //!
 //! The authoritative leg's errors are the application's, with two exceptions. A read of clean regions is done on the
 //! mirror leg. And if the policy says so and the legs are equal, a write or flush that failed is held, the roles are
-//! exchanged as in a switch, and it is done on the new authoritative leg; the failed one is the mirror, given up.
+//! exchanged as in a switch, and it is done on the new authoritative leg; the failed one is the mirror, given up like any
+//! other.
 
 use alloc::vec::Vec;
 
 use super::{
-    Effect, Errno, Op, Rule, Stage, Volume,
+    Effect, Errno, FlushId, Op, Rule, Stage, Volume,
     change::{Change, Step},
     requests::Obstacle,
 };
@@ -53,21 +55,46 @@ impl Volume {
         self.on_authoritative_failure = policy;
     }
 
-    /// The mirror leg is not written any more until the operator says so; what it misses is dirty.
+    /// The mirror leg is not written any more until the operator says so; what it may have lost is dirty.
     pub(super) fn fail_mirror(&mut self, error: Errno, effects: &mut Vec<Effect>) {
         if self.healthy_mirror().is_none() {
             return;
         }
         self.mirror_fault = Some(error);
-        for index in 0..self.writes.len() {
-            let write = self.writes[index];
-            if write.place.is_some() {
-                self.differ(write.range);
+        if self.breaks(Rule::LostMirrorCacheIsDirty) {
+            for index in 0..self.writes.len() {
+                let write = self.writes[index];
+                if write.place.is_some() {
+                    self.differ(write.range);
+                }
             }
+            self.abandon_sweep();
+        } else if !self.breaks(Rule::MirrorFailureIsDirty) {
+            self.distrust_marked();
         }
         self.share_claims();
-        self.abandon_sweep();
         self.refuse_claim(effects);
+    }
+
+    /// Makes every clean region that is marked dirty, and every copy that is under way void: one leg may have lost what it
+    /// acknowledged since it was last flushed, and the other has it. Only what was flushed on both and has lost its mark
+    /// since is still equal.
+    pub(super) fn distrust_marked(&mut self) {
+        let Some(regions) = &mut self.regions else {
+            return;
+        };
+        self.intent.for_each_marked(|region| {
+            if regions.get(region) == RegionState::Clean {
+                regions.set(region, RegionState::Dirty);
+            }
+        });
+        for region in self.claims.claimed() {
+            if regions.get(*region).is_claimed() {
+                regions.set(*region, RegionState::CopyingDirty);
+            }
+        }
+        self.abandon_sweep();
+        self.flush_again();
     }
 
     /// The mirror leg is not there. To be called before [`Self::begin`].
@@ -114,6 +141,15 @@ impl Volume {
                     return;
                 }
                 Err(Obstacle::Claim(region)) => {
+                    let copied = self.regions.as_ref().map(|regions| regions.get(region));
+                    let is_copied = copied == Some(RegionState::CopyingExclusive);
+                    let waited = now.since(slot.since);
+                    if is_copied && waited < self.claim_patience() {
+                        continue;
+                    }
+                    if is_copied {
+                        self.claims.note_shared();
+                    }
                     self.share_claim(region);
                     retry = true;
                 }
@@ -148,8 +184,57 @@ impl Volume {
             self.held.push_back(tag);
             self.fail_over(now, effects);
         } else {
+            self.distrust_authoritative();
             self.answer(tag, Err(error), effects);
         }
+    }
+
+    /// The authoritative leg keeps its role although it failed a write or a flush: it may have lost what the mirror leg has.
+    /// A failed read says nothing of its cache.
+    pub(super) fn distrust_authoritative(&mut self) {
+        if !self.breaks(Rule::LostCacheIsDirty) {
+            self.distrust_marked();
+        }
+    }
+
+    /// A flush of the authoritative leg has failed: every flush that the application waits for has failed with it.
+    pub(super) fn spoil_flushes(&mut self, error: Errno) {
+        let spoils = !self.breaks(Rule::FailedFlushIsOfAll);
+        for slot in &mut self.slots {
+            if slot.request.op == Op::Flush && slot.stage != Stage::Free && spoils {
+                slot.fault = Some(error);
+            }
+        }
+    }
+
+    /// A flush of the authoritative leg that the volume asked for has failed. Without the volume it would have been the
+    /// application's: those that it waits for get the error, and every other one until one was answered with it.
+    pub(super) fn note_lost_flush(&mut self, error: Errno) {
+        self.authoritative_fault = Some(error);
+        self.spoil_flushes(error);
+        if !self.breaks(Rule::FailedFlushIsReported) {
+            self.unreported = Some(error);
+        }
+    }
+
+    /// What follows from that: the roles are exchanged by the policy, or what the leg may have lost is dirty.
+    pub(super) fn authoritative_flush_failed(
+        &mut self,
+        now: Time,
+        flush: FlushId,
+        error: Errno,
+        effects: &mut Vec<Effect>,
+    ) {
+        let waits = |change: &Change| change.waits_for(flush);
+        if self.change.as_ref().is_some_and(waits) {
+            self.end_change(super::ChangeError::Flush(error), effects);
+        }
+        if self.may_fail_over() {
+            self.fail_over(now, effects);
+        } else {
+            self.distrust_authoritative();
+        }
+        self.open_gate(now, effects);
     }
 
     /// Does a read that the authoritative leg failed to do on the mirror leg, if that has the same; otherwise the read has
@@ -174,6 +259,13 @@ impl Volume {
         true
     }
 
+    /// Whether the roles are being exchanged because the authoritative leg failed: what that leg says of flushes and reads
+    /// counts no more, they are done again.
+    pub(super) fn is_failing_over(&self) -> bool {
+        self.change.as_ref().is_some_and(Change::is_fail_over)
+            && !self.breaks(Rule::FailedLegIsNotBelieved)
+    }
+
     fn may_fail_over(&self) -> bool {
         let wanted = match self.on_authoritative_failure {
             OnAuthoritativeFailure::Error => false,
@@ -196,18 +288,27 @@ impl Volume {
         self.role_slots_settled(now, effects);
     }
 
-    /// The roles were exchanged because the former authoritative leg failed: it is not written any more, and what failed
-    /// is done again.
+    /// The roles were exchanged because the former authoritative leg failed: it is not written any more, what it may have
+    /// lost is dirty, and what failed is done again.
     pub(super) fn failed_over(&mut self) {
         self.mirror_fault = self.authoritative_fault;
         self.counters.fail_overs += 1;
+        // The leg that took over has it all, and was flushed.
+        self.unreported = None;
+        if !self.breaks(Rule::LostFormerCacheIsDirty) {
+            self.distrust_marked();
+        }
     }
 
-    /// No error of the former authoritative leg counts any more.
-    pub(super) fn forget_faults(&mut self) {
+    /// No error of the former authoritative leg counts any more, but for flushes that it has failed, unless it has lost its
+    /// role for that.
+    pub(super) fn forget_faults(&mut self, failed_over: bool) {
         self.authoritative_fault = None;
         for tag in self.held.iter().chain(&self.waiting) {
-            self.slots[usize::from(tag.0)].fault = None;
+            let slot = &mut self.slots[usize::from(tag.0)];
+            if slot.request.op != Op::Flush || failed_over {
+                slot.fault = None;
+            }
         }
     }
 

@@ -11,11 +11,10 @@
 
 use alloc::vec::Vec;
 
-use super::{Effect, Errno, FlushId, IoResult, Rule, Volume};
+use super::{Effect, Flush, FlushId, Flushed, IoResult, Rule, Volume};
 use crate::{
     bits::Bits,
     map::{self, Area, BitmapSector, SECTOR_WORDS},
-    region::RegionState,
     route::Side,
     units::{Geometry, Range, RegionIndex, Time},
 };
@@ -165,6 +164,28 @@ impl Intent {
             bits.clear();
         }
         self.sweep = None;
+    }
+
+    /// Calls `act` with every region that is marked, on disk or soon.
+    pub(super) fn for_each_marked(&self, mut act: impl FnMut(RegionIndex)) {
+        for (index, (dirty, intent)) in self
+            .dirty
+            .words()
+            .iter()
+            .zip(self.intent.words())
+            .enumerate()
+        {
+            let mut rest = dirty | intent;
+            while rest != 0 {
+                act(RegionIndex(index * 64 + rest.trailing_zeros() as usize));
+                rest &= rest - 1;
+            }
+        }
+    }
+
+    /// The region was found to differ while a sweep may be under way: its mark stays.
+    pub(super) fn keep_mark(&mut self, region: RegionIndex) {
+        self.swept.remove(region);
     }
 
     pub(super) fn mark(&mut self, region: RegionIndex) {
@@ -325,20 +346,25 @@ impl Volume {
         result: IoResult,
         effects: &mut Vec<Effect>,
     ) {
-        // An older one was asked of another leg.
-        let of_mirror =
-            Some(side) == self.record.route.mirror() && flush > self.last_flush_before_mirror;
-        if let (Err(error), true) = (result, of_mirror) {
-            self.distrust_mirror(error, effects);
+        let Some(index) = self.flushes.iter().position(|other| other.id == flush) else {
+            return;
+        };
+        let Flush { of, .. } = self.flushes.swap_remove(index);
+        match (result, of) {
+            (Err(error), Flushed::Mirror) if !self.breaks(Rule::FailedFlushIsDirty) => {
+                self.fail_mirror(error, effects);
+            }
+            (Err(error), Flushed::Authoritative) => self.note_lost_flush(error),
+            (Ok(()), _) | (Err(_), Flushed::Mirror | Flushed::Former) => {}
         }
         self.sweep_flushed(side, flush, result, effects);
-        self.change_flushed(now, flush, result, effects);
+        match (result, of) {
+            (Err(error), Flushed::Authoritative) => {
+                self.authoritative_flush_failed(now, flush, error, effects);
+            }
+            (Ok(()) | Err(_), _) => self.change_flushed(now, flush, result, effects),
+        }
         self.drained_if_quiet(now, effects);
-    }
-
-    /// Whether a flush for a sweep is under way.
-    pub(super) fn is_sweeping(&self) -> bool {
-        self.intent.sweep.is_some()
     }
 
     pub(super) fn mark_intent(&mut self, range: Range) {
@@ -427,30 +453,16 @@ impl Volume {
         self.write_map(effects);
     }
 
-    /// The mirror leg could not be flushed: whatever it was given since the last flush may be lost.
-    fn distrust_mirror(&mut self, error: Errno, effects: &mut Vec<Effect>) {
-        let trusts = self.breaks(Rule::FailedFlushIsDirty);
-        if let (Some(regions), false) = (&mut self.regions, trusts) {
-            for region in self.intent.cover.iter() {
-                match regions.get(region) {
-                    RegionState::Clean => regions.set(region, RegionState::Dirty),
-                    RegionState::Copying | RegionState::CopyingExclusive => {
-                        regions.set(region, RegionState::CopyingDirty);
-                    }
-                    RegionState::Dirty
-                    | RegionState::DirtyAgain
-                    | RegionState::Reserved
-                    | RegionState::CopyingDirty => {}
-                }
-            }
-        }
-        self.fail_mirror(error, effects);
-    }
-
     /// Asks for a flush of a leg.
     pub(super) fn flush(&mut self, side: Side, effects: &mut Vec<Effect>) -> FlushId {
         self.last_flush.0 += 1;
         let flush = self.last_flush;
+        let of = if side == self.record.route.authoritative() {
+            Flushed::Authoritative
+        } else {
+            Flushed::Mirror
+        };
+        self.flushes.push(Flush { id: flush, of });
         effects.push(Effect::FlushLeg { side, flush });
         flush
     }

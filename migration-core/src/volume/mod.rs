@@ -182,7 +182,7 @@ pub struct Config {
     pub tags: usize,
     /// The number of writes to the mirror leg that can be in flight at once, those of answered requests included.
     pub places: usize,
-    /// How long a write may wait for the mirror leg or the copier, in nanoseconds.
+    /// How long a write may wait for the mirror leg, in nanoseconds, and for the copier, as long as that is enough for it.
     pub patience: u64,
 }
 
@@ -235,7 +235,7 @@ struct Slot {
     /// Since when it waits.
     since: Time,
     /// What the authoritative leg said, if that is not the answer yet: a read is tried on the mirror leg, a write or flush
-    /// on the other leg once the roles are exchanged.
+    /// on the other leg once the roles are exchanged. A flush has the error of any other flush that failed meanwhile.
     fault: Option<Errno>,
 }
 
@@ -262,6 +262,22 @@ struct Write {
     tag: Option<Tag>,
     /// Its place, while the mirror leg writes it.
     place: Option<Place>,
+}
+
+/// A flush of a leg that the volume asked for and that is not answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Flush {
+    id: FlushId,
+    of: Flushed,
+}
+
+/// The leg that a flush was asked of, as the roles are now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Flushed {
+    Authoritative,
+    Mirror,
+    /// A mirror leg that was given up since.
+    Former,
 }
 
 /// One volume. See the module.
@@ -293,13 +309,17 @@ pub struct Volume {
     /// The role slot that does not yet say the same as the other.
     stale_role_slot: Option<usize>,
     role_write_in_flight: bool,
+    /// Also that of a change which is over.
+    descriptor_write_in_flight: bool,
     last_flush: FlushId,
-    /// The last flush that was asked for before the present mirror leg was added.
-    last_flush_before_mirror: FlushId,
+    flushes: Vec<Flush>,
     /// Why the mirror leg is not written.
     mirror_fault: Option<Errno>,
     /// The last error of the authoritative leg, until the roles change.
     authoritative_fault: Option<Errno>,
+    /// The error of a flush of the authoritative leg that the volume asked for, until a flush of the application is answered
+    /// with it: the leg reports what it lost once, to whom it was flushed for.
+    unreported: Option<Errno>,
     /// The last error of a write to the map file, until one succeeds.
     map_fault: Option<Errno>,
     counters: Counters,
@@ -343,10 +363,12 @@ impl Volume {
             change: None,
             stale_role_slot,
             role_write_in_flight: false,
+            descriptor_write_in_flight: false,
             last_flush: FlushId(0),
-            last_flush_before_mirror: FlushId(0),
+            flushes: Vec::with_capacity(FLUSHES_EXPECTED),
             mirror_fault: None,
             authoritative_fault: None,
+            unreported: None,
             map_fault: None,
             counters: Counters::default(),
             #[cfg(feature = "seeded-bugs")]
@@ -511,6 +533,9 @@ impl Volume {
         }
     }
 }
+
+/// How many flushes are in flight at once, but for those of legs that hang: two of a sweep and two of a change.
+const FLUSHES_EXPECTED: usize = 8;
 
 /// How often a pass begins while the volume tracks, in nanoseconds.
 const PASS_NANOSECONDS: u64 = 500_000_000;

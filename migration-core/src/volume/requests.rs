@@ -2,12 +2,16 @@
 
 use alloc::vec::Vec;
 
-use super::{Effect, IoResult, Op, Place, Request, Rule, Slot, Stage, Volume, Write};
+use super::{Effect, Errno, IoResult, Op, Place, Request, Rule, Slot, Stage, Volume, Write};
 use crate::{
     region::RegionState,
     route::Side,
     units::{Range, RegionIndex, Tag, Time},
 };
+
+/// "Remote I/O error", as every Linux architecture but Alpha, MIPS, PA-RISC and SPARC numbers it: the device does not do what
+/// it was asked for, and trying again or on another path is no use. The block layer turns "not supported" into success.
+const EREMOTEIO: Errno = Errno(121);
 
 /// Why a write may not start yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +35,7 @@ impl Volume {
         *self.slot(tag) = Slot {
             stage: Stage::Held,
             request,
+            fault: self.unreported.filter(|_| request.op == Op::Flush),
             ..Slot::FREE
         };
         if self.gate.is_closed() {
@@ -65,7 +70,17 @@ impl Volume {
                 found
             });
         }
+        let is_flush = slot.request.op == Op::Flush;
+        if let (Err(error), true, Some(_)) = (result, is_flush, &self.regions) {
+            self.spoil_flushes(error);
+        }
+        let may_be_lost = is_flush || slot.request.op == Op::Read;
         match (result, slot.fault) {
+            (Ok(()), None) if may_be_lost && self.is_failing_over() => {
+                self.slot(tag).stage = Stage::Held;
+                self.held.push_back(tag);
+            }
+            (_, Some(error)) if is_flush => self.authoritative_failed(now, tag, error, effects),
             (Ok(()), Some(_))
                 if self.is_clean(slot.request.range) || self.breaks(Rule::MirrorReadsStayClean) =>
             {
@@ -93,33 +108,31 @@ impl Volume {
         result: IoResult,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(range) = self.end_write(|write| {
+        if !self.writes.iter().any(|write| write.place == Some(place)) {
+            return;
+        }
+        if let Err(error) = result {
+            self.fail_mirror(error, effects);
+        }
+        self.end_write(|write| {
             let found = write.place == Some(place);
             if found {
                 write.place = None;
             }
             found
-        }) else {
-            return;
-        };
+        });
         self.free_places.push(place);
-        if let Err(error) = result {
-            if !self.breaks(Rule::MirrorFailureIsDirty) {
-                self.differ(range);
-            }
-            self.fail_mirror(error, effects);
-        }
         self.after_write(true, now, effects);
     }
 
-    /// Takes a leg off a write in flight, which ends with its last one. Returns its range.
-    fn end_write(&mut self, mut take: impl FnMut(&mut Write) -> bool) -> Option<Range> {
-        let index = self.writes.iter_mut().position(&mut take)?;
-        let write = self.writes[index];
-        if write.tag.is_none() && write.place.is_none() {
-            self.writes.swap_remove(index);
+    /// Takes a leg off a write in flight, which ends with its last one.
+    fn end_write(&mut self, mut take: impl FnMut(&mut Write) -> bool) {
+        if let Some(index) = self.writes.iter_mut().position(&mut take) {
+            let write = self.writes[index];
+            if write.tag.is_none() && write.place.is_none() {
+                self.writes.swap_remove(index);
+            }
         }
-        Some(write.range)
     }
 
     /// Something may go on now.
@@ -134,7 +147,11 @@ impl Volume {
 
     /// Gives a request that the gate lets pass its place.
     pub(super) fn admit(&mut self, now: Time, tag: Tag, effects: &mut Vec<Effect>) {
-        let request = self.slot(tag).request;
+        let Slot { request, fault, .. } = *self.slot(tag);
+        if let Some(error) = fault {
+            // It was to be done on the other leg, which was not possible, or is a flush that has failed with another.
+            return self.answer(tag, Err(error), effects);
+        }
         let mirrored_route = self.regions.is_some();
         match request.op {
             Op::Write { .. } if mirrored_route => {
@@ -144,11 +161,11 @@ impl Volume {
                     self.wait(now, tag);
                 }
             }
-            // A discard may do nothing, and nothing is the one result that both legs share.
+            // Two devices may read differently afterwards. It is refused, so that nobody believes that it was done.
             Op::Discard if mirrored_route => {
                 effects.push(Effect::Answer {
                     tag,
-                    result: Ok(()),
+                    result: Err(EREMOTEIO),
                 });
                 *self.slot(tag) = Slot::FREE;
             }
@@ -311,13 +328,12 @@ impl Volume {
         effects.push(Effect::Leg { tag, side, op });
     }
 
-    /// Answers the application. A write that failed may have been done on one leg.
+    /// Answers the application.
     pub(super) fn answer(&mut self, tag: Tag, result: IoResult, effects: &mut Vec<Effect>) {
         let request = core::mem::replace(self.slot(tag), Slot::FREE).request;
         self.count(request, result);
-        let may_differ = result.is_err() && !self.breaks(Rule::FailedWriteIsDirty);
-        if may_differ && matches!(request.op, Op::Write { .. }) {
-            self.differ(request.range);
+        if result.is_err() && request.op == Op::Flush {
+            self.unreported = None;
         }
         effects.push(Effect::Answer { tag, result });
     }

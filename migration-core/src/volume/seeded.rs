@@ -28,6 +28,8 @@ pub enum Rule {
     ClaimsDieWithCopier,
     /// Only the copier that is connected may report.
     ReportsFromCopierOnly,
+    /// Nor may it report what it claimed before the roles changed.
+    ReportsOfThisEpochOnly,
     /// Marks are cleared after flushes.
     SweepFlushes,
     /// Both legs are flushed before marks are cleared.
@@ -42,10 +44,20 @@ pub enum Rule {
     OverlappingWritesWait,
     /// Overlapping writes follow each other on the mirror leg.
     TrailingWritesAreWaitedFor,
-    /// A failed write to the mirror leg makes its regions dirty.
+    /// A mirror leg that fails makes regions dirty.
     MirrorFailureIsDirty,
-    /// A failed write to the authoritative leg makes its regions dirty.
-    FailedWriteIsDirty,
+    /// Not only those that are being written when it fails: what it acknowledged before may be gone with its cache.
+    LostMirrorCacheIsDirty,
+    /// The same of the former authoritative leg, after an exchange of the roles because it failed.
+    LostFormerCacheIsDirty,
+    /// The same of an authoritative leg that fails and keeps its role.
+    LostCacheIsDirty,
+    /// A failed flush of the authoritative leg is an error of the application's next flush.
+    FailedFlushIsReported,
+    /// And of every flush that the application waits for.
+    FailedFlushIsOfAll,
+    /// While the roles are exchanged because the authoritative leg failed, it answers nothing any more.
+    FailedLegIsNotBelieved,
     /// What a mirror leg that cannot be flushed was given is dirty.
     FailedFlushIsDirty,
     /// Writes to an exclusively claimed region wait.
@@ -60,6 +72,10 @@ pub enum Rule {
     FlushBeforeRoles,
     /// An exchange of the roles is answered when it is durable.
     DurableBeforeAnswer,
+    /// A new mirror leg is added only when the last write to the old one has ended.
+    NewMirrorAwaitsOldWrites,
+    /// A descriptor is written only when the last one is written.
+    OneDescriptorWrite,
     /// Every region is durably dirty before a mirror leg is added.
     DirtyBeforeMirror,
     /// What a failed or late change of the route has held goes on.
@@ -157,7 +173,10 @@ mod model {
                 FlushId(before.count() as u64)
             };
             self.counters = Counters::default();
-            self.last_flush_before_mirror = rank(self.last_flush_before_mirror);
+            for flush in &mut self.flushes {
+                flush.id = rank(flush.id);
+            }
+            self.flushes.sort_unstable_by_key(|flush| flush.id);
             self.last_flush = FlushId(in_flight.len() as u64);
             self.intent.rename_flushes(rank);
             self.change
@@ -166,7 +185,13 @@ mod model {
             self.free_places.sort_unstable_by(|a, b| b.cmp(a));
             self.writes
                 .sort_unstable_by_key(|write| (write.range.start, write.tag, write.place));
-            self.claims.sort();
+            self.claims.forget();
+        }
+
+        /// Whether the roles are being exchanged because the authoritative leg failed.
+        pub fn fails_over(&self) -> bool {
+            let mut change = self.change.iter();
+            change.any(crate::volume::change::Change::is_fail_over)
         }
 
         /// The requests that the gate holds or that wait for their turn.

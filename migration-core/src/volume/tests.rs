@@ -5,6 +5,7 @@ mod cases;
 mod compare;
 mod copying;
 mod failures;
+mod lost;
 mod split;
 mod tracking;
 

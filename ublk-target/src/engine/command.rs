@@ -197,8 +197,6 @@ pub enum Said {
         differing: Vec<u64>,
         /// They could not be read.
         unread: Vec<u64>,
-        /// What differs is dirty from now on.
-        repair: bool,
     },
 }
 

@@ -164,15 +164,19 @@ impl Engine {
     }
 
     fn write_descriptor(&mut self, slot: u8) {
-        let new = self.new_mirror.as_ref();
-        let Some(new) = new.and_then(|new| new.descriptor.as_ref()) else {
+        let new = self.new_mirror.as_mut();
+        let Some(new) = new.and_then(|new| new.descriptor.as_mut()) else {
             let now = self.now();
             let result = Err(Errno(libc::EINVAL));
             return self
                 .volume
                 .descriptor_written(now, result, &mut self.effects);
         };
-        let (data, length) = (new.bytes.as_ptr(), new.bytes.len() as u32);
+        self.descriptor_buffer = core::mem::take(&mut new.bytes);
+        let (data, length) = (
+            self.descriptor_buffer.as_ptr(),
+            self.descriptor_buffer.len() as u32,
+        );
         let offset = map::DESCRIPTOR_OFFSETS[usize::from(slot)];
         self.write_to_map(data, length, offset, Token::Descriptor(length));
     }

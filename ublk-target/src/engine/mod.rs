@@ -172,6 +172,9 @@ pub struct Engine {
     map_buffer: Box<[u8; MAP_BATCH_SECTORS_MAX * SECTOR_BYTES]>,
     role_buffer: Box<[u8; SECTOR_BYTES]>,
     wake_buffer: Box<[u8; 8]>,
+    /// The descriptor that is being written, or was last: the change that it belongs to may be over before the kernel has
+    /// read it. The volume asks for one at a time.
+    descriptor_buffer: Vec<u8>,
     new_mirror: Option<NewMirrorLeg>,
     requests: Vec<IoDescriptors>,
     shape: Shape,
@@ -271,6 +274,7 @@ impl Engine {
             map_buffer: Box::new([0; MAP_BATCH_SECTORS_MAX * SECTOR_BYTES]),
             role_buffer: Box::new([0; SECTOR_BYTES]),
             wake_buffer: Box::new([0; 8]),
+            descriptor_buffer: Vec::new(),
             new_mirror: None,
             requests: Vec::with_capacity(usize::from(shape.queues)),
             shape,

@@ -189,13 +189,11 @@ impl Engine {
                 same,
                 differing,
                 unread,
-                repair,
             } => {
                 let found = Comparison {
                     same: indexes(same)?,
                     differing: indexes(differing)?,
                     unread: indexes(unread)?,
-                    repair,
                 };
                 self.volume
                     .compared(copier, epoch, &found, effects)

@@ -158,7 +158,7 @@ fn both_legs_are_compared_and_what_differs_is_told() {
     volume.busy = vec![5];
     let target = Target::start(volume, Vec::new(), grant(0));
     let (outcome, progress) = run(Config {
-        task: Task::Compare { repair: true },
+        task: Task::Compare,
         ..config(&target.socket)
     });
     let (volume, mut seen) = target.join();

@@ -271,10 +271,8 @@ pub(super) fn serve(
                 same,
                 differing,
                 unread,
-                repair,
                 ..
             } => {
-                assert!(repair);
                 seen.same.extend(same);
                 seen.differing.extend(differing);
                 seen.unread.extend(unread);

@@ -15,7 +15,6 @@ impl Bench {
             same: same.to_vec(),
             differing: differing.to_vec(),
             unread: Vec::new(),
-            repair: true,
         };
         let epoch = self.volume.record().epoch;
         self.volume
@@ -79,28 +78,52 @@ fn a_region_that_is_being_written_is_not_compared() {
     assert_eq!(bench.watch(&[R0], false).watched, [R0]);
 }
 
+/// A volume in which the first region was found to differ.
+fn different(authoritative: Side) -> Bench {
+    let mut bench = Bench::new(authoritative);
+    bench.volume.open_copier(COPIER).unwrap();
+    bench.watch(&[R0], false);
+    assert_eq!(bench.compared(&[], &[R0]), []);
+    assert_eq!(bench.state(R0), RegionState::Dirty);
+    assert_eq!(bench.volume.regions().unwrap().dirty_regions(), 1);
+    bench.take();
+    bench
+}
+
 #[test]
-fn a_difference_is_copied_again_if_that_is_wanted() {
-    for repair in [false, true] {
-        let mut bench = comparing();
-        bench.watch(&[R0], false);
-        let epoch = bench.volume.record().epoch;
-        let found = Comparison {
-            differing: [R0].into(),
-            repair,
-            ..Comparison::default()
-        };
-        let effects = &mut bench.effects;
-        let unknown = bench.volume.compared(COPIER, epoch, &found, effects);
-        assert_eq!(unknown, Ok(Vec::new()));
-        bench.volume.check_invariants();
-        let dirty = bench.state(R0) == RegionState::Dirty;
-        assert_eq!(dirty, repair);
-        assert_eq!(
-            bench.volume.regions().unwrap().dirty_regions(),
-            usize::from(repair)
-        );
-    }
+fn a_region_that_was_found_to_differ_is_not_read_from_the_mirror_leg() {
+    let mut bench = different(Side::Source);
+    bench.request(0, Op::Read, 0);
+    let failed = [answer(0, Err(FAULT))];
+    assert_eq!(bench.leg(0, Side::Source, Err(FAULT)), failed);
+}
+
+#[test]
+fn a_failure_does_not_move_the_role_to_a_leg_that_was_found_to_differ() {
+    let mut bench = different(Side::Target);
+    bench.request(0, WRITE, 4);
+    let failed = [answer(0, Err(FAULT))];
+    assert_eq!(bench.leg(0, Side::Target, Err(FAULT)), failed);
+}
+
+#[test]
+fn a_region_that_was_found_to_differ_during_a_sweep_keeps_its_mark() {
+    let mut bench = comparing();
+    bench.watch(&[R0], false);
+    bench.now = bench.now.plus(IDLE_SWEEP_NANOSECONDS);
+    bench.volume.tick(bench.now, &mut bench.effects);
+    let sweep = bench.take();
+    bench.compared(&[], &[R0]);
+    bench.volume.claim(COPIER, Call(1), 1, &mut bench.effects);
+    let (epoch, effects) = (bench.volume.record().epoch, &mut bench.effects);
+    bench
+        .volume
+        .report(bench.now, COPIER, &Report::copied(epoch, &[R0]), effects)
+        .unwrap();
+    assert_eq!(bench.state(R0), RegionState::Clean);
+    bench.take();
+    bench.flush(&sweep, Ok(()));
+    assert!(bench.volume.intent.is_covered(R0));
 }
 
 #[test]
