@@ -460,7 +460,6 @@ const FLUSH_LOSES: Setup = Setup {
     budget: Budget {
         authoritative_faults: 1,
         exchanges: 1,
-        power_losses: 1,
         ..NOTHING
     },
     sweeps: true,

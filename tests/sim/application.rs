@@ -45,7 +45,7 @@ pub(crate) struct Application {
     next_value: Value,
     /// What blocks of the authoritative leg fell back to when it failed and lost its cache, until an error says so.
     lost: Vec<BTreeSet<Value>>,
-    /// A flush that nobody waited for has failed: the next one is to be answered with that.
+    /// A flush that the application did not ask for has failed, and none is answered with that yet.
     pub(crate) flush_fails: bool,
     /// Where it writes and reads at present: the rest comes to rest, and may lose its marks.
     focus: std::ops::Range<usize>,
@@ -135,7 +135,7 @@ impl Application {
                 allowed,
                 concurrent: vec![BTreeSet::new(); BLOCKS],
                 begun: value,
-                failed: false,
+                failed: op == Op::Flush && self.flush_fails,
                 read: Vec::new(),
             },
         );
@@ -151,8 +151,8 @@ impl Application {
     pub(crate) fn answered(&mut self, tag: Tag, result: IoResult) {
         let mut done = self.open.remove(&tag).expect("an open request");
         let is_flush = done.request.op == Op::Flush;
-        if is_flush && result.is_err() && !done.failed {
-            done.failed = std::mem::take(&mut self.flush_fails);
+        if is_flush && result.is_err() {
+            done.failed |= std::mem::take(&mut self.flush_fails);
         }
         let may_fail = done.failed || done.request.op == Op::Discard;
         assert!(
@@ -216,15 +216,14 @@ impl Application {
         }
     }
 
-    /// A flush that the application did not ask for has failed: those that it waits for are to fail, or the next one.
-    pub(crate) fn flush_failed(&mut self) {
+    /// A flush of the authoritative leg has failed: those that are open may fail with it. `own`: the application asked for it.
+    /// If not, each has to, until one is answered with the error.
+    pub(crate) fn flush_failed(&mut self, own: bool) {
         let flushes = self.open.values_mut();
-        let mut any = false;
         for open in flushes.filter(|open| open.request.op == Op::Flush) {
             open.failed = true;
-            any = true;
         }
-        self.flush_fails |= !any;
+        self.flush_fails |= !own;
     }
 
     /// A block of the authoritative leg fell back to this when it lost its cache. Reads can tell nothing of it.

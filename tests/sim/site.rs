@@ -527,7 +527,7 @@ impl Site {
             Io::FlushLeg { lun, .. } => {
                 let lun = *lun;
                 if Some(lun) == authoritative {
-                    self.application.flush_failed();
+                    self.application.flush_failed(false);
                     self.note("flushes of the authoritative leg that failed");
                 }
                 self.may_lose_cache(lun);
@@ -539,7 +539,7 @@ impl Site {
                 open.failed = true;
                 let op = open.request.op;
                 if op == Op::Flush {
-                    self.application.flush_failed();
+                    self.application.flush_failed(true);
                 } else {
                     self.land_some(pending, false);
                 }

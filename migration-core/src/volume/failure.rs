@@ -281,6 +281,8 @@ impl Volume {
         if self.change.is_some() {
             return;
         }
+        // What the failing leg says of its flushes counts no more: the marks stay.
+        self.abandon_sweep();
         let authoritative = self.record.route.authoritative().other();
         let next = self.next_record(super::Target::Route(Route::Mirrored { authoritative }));
         self.change = Some(Change::fail_over(next, now.plus(FAIL_OVER_NANOSECONDS_MAX)));
