@@ -123,7 +123,7 @@ fn completions(setup: &Setup, world: &World, events: &mut Vec<Event>) {
             Io::Flush { .. } => true,
         };
         // A flush that failed and has done its work is like one of which nobody knows.
-        if !is_read && !(is_flush && on_authoritative) {
+        if !(is_read || is_flush && on_authoritative) {
             events.push(Event::IoDone(index, Outcome::FailedDone));
         }
         events.push(Event::IoDone(index, Outcome::FailedLost));

@@ -110,11 +110,12 @@ impl World {
             }
             191 => site.may_lose_mirror_cache(),
             190 if self.dice.one_in(self.settings.peace) => self.let_die(index),
-            191..193 => site.foreign_write(),
-            193 if self.dice.one_in(self.settings.peace) => {
-                if site.stop_cleanly() && self.dice.one_in(2) {
-                    site.foreign_write();
-                }
+            192..194 => site.foreign_write(),
+            194 if self.dice.one_in(self.settings.peace)
+                && site.stop_cleanly()
+                && self.dice.one_in(2) =>
+            {
+                site.foreign_write();
             }
             _ => {}
         }

@@ -181,7 +181,7 @@ async fn change(
                     // Its successor knows.
                     Refusal::Ending => last.refusal = None,
                     // What is in progress may be this very change, asked for before an answer was lost.
-                    Refusal::Busy if !view.status.is_some_and(|status| !status.changing) => {
+                    Refusal::Busy if view.status.is_none_or(|status| status.changing) => {
                         last.refusal = None;
                         return Err(last);
                     }

@@ -104,25 +104,12 @@ impl Volume {
         }
     }
 
-    /// The mirror leg was closed for a while, and others could write to it: it may differ anywhere.
+    /// Makes every region dirty: the mirror leg was closed for a while, and others could write to it.
     pub fn doubt_mirror(&mut self, effects: &mut Vec<Effect>) {
-        let Some(regions) = &mut self.regions else {
-            return;
-        };
         for region in (0..self.record.geometry.regions()).map(RegionIndex) {
-            match regions.get(region) {
-                RegionState::Clean => regions.set(region, RegionState::Dirty),
-                RegionState::Copying | RegionState::CopyingExclusive => {
-                    regions.set(region, RegionState::CopyingDirty);
-                }
-                RegionState::Dirty
-                | RegionState::DirtyAgain
-                | RegionState::Reserved
-                | RegionState::CopyingDirty => {}
-            }
             self.intent.mark(region);
         }
-        self.abandon_sweep();
+        self.distrust_marked();
         self.write_map(effects);
     }
 
