@@ -263,6 +263,12 @@ impl Application {
     pub(crate) fn forget_errors(&mut self) {
         self.flush_fails = false;
         self.accept_loss(true);
+        // Another flush was answered with the error already; the next process knows nothing of it (decision 0010).
+        for open in self.open.values_mut().filter(|open| open.failed) {
+            for (allowed, possible) in open.allowed.iter_mut().zip(&self.possible) {
+                allowed.extend(possible);
+            }
+        }
     }
 
     fn note_concurrent(&mut self, block: usize, value: Value) {
