@@ -955,12 +955,9 @@ impl Site {
         let value = self.application.foreign_value();
         let block = self.dice.below(BLOCKS);
         self.luns[lun].write(block, value, true);
-        if in_another_system {
-            // A mount changes the superblock.
-            self.luns[lun].write(0, value, true);
-        } else {
-            self.counted[lun] += 1;
-        }
+        // A mount changes the superblock. What changes nothing of the fingerprint is a documented limit.
+        self.luns[lun].write(0, value, true);
+        self.counted[lun] += u64::from(!in_another_system);
         self.note("foreign writes");
     }
 

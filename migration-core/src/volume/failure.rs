@@ -163,6 +163,8 @@ impl Volume {
             if !self.try_read_elsewhere(tag, effects) {
                 self.wait(now, tag);
             }
+        } else if op == Op::Flush && self.error_is_due {
+            self.answer(tag, Err(error), effects);
         } else if self.may_fail_over() {
             let slot = self.slot(tag);
             slot.stage = Stage::Held;
@@ -182,6 +184,20 @@ impl Volume {
         if !self.breaks(Rule::LostCacheIsDirty) {
             self.distrust_marked();
         }
+        self.error_is_due = self.owes_error();
+    }
+
+    /// Whether a flush is still to be answered with an error.
+    fn owes_error(&self) -> bool {
+        let mut slots = self.slots.iter();
+        self.unreported.is_some()
+            || slots.any(|slot| slot.request.op == Op::Flush && slot.fault.is_some())
+    }
+
+    /// An application flush was answered with an error.
+    pub(super) fn error_reported(&mut self) {
+        self.unreported = None;
+        self.error_is_due &= self.owes_error();
     }
 
     /// A flush of the authoritative leg has failed: every flush that the application waits for has failed with it.
@@ -283,7 +299,7 @@ impl Volume {
         self.mirror_fault = self.authoritative_fault;
         self.counters.fail_overs += 1;
         // The leg that took over has it all, and was flushed.
-        self.unreported = None;
+        self.unreported = self.unreported.filter(|_| self.error_is_due);
         if !self.breaks(Rule::LostFormerCacheIsDirty) {
             self.distrust_marked();
         }
@@ -295,7 +311,7 @@ impl Volume {
         self.authoritative_fault = None;
         for tag in self.held.iter().chain(&self.waiting) {
             let slot = &mut self.slots[usize::from(tag.0)];
-            if slot.request.op != Op::Flush || failed_over {
+            if slot.request.op != Op::Flush || failed_over && !self.error_is_due {
                 slot.fault = None;
             }
         }

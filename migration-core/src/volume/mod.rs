@@ -320,6 +320,9 @@ pub struct Volume {
     /// The error of a flush of the authoritative leg that the volume asked for, until a flush of the application is answered
     /// with it: the leg reports what it lost once, to whom it was flushed for.
     unreported: Option<Errno>,
+    /// The leg whose flush failed has kept its role, so that what it lost may have been copied to the other leg too: the
+    /// flushes that have failed are answered with the error, and no exchange of the roles makes up for it.
+    error_is_due: bool,
     /// The last error of a write to the map file, until one succeeds.
     map_fault: Option<Errno>,
     counters: Counters,
@@ -369,6 +372,7 @@ impl Volume {
             mirror_fault: None,
             authoritative_fault: None,
             unreported: None,
+            error_is_due: false,
             map_fault: None,
             counters: Counters::default(),
             #[cfg(feature = "seeded-bugs")]

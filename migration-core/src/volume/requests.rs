@@ -333,7 +333,7 @@ impl Volume {
         let request = core::mem::replace(self.slot(tag), Slot::FREE).request;
         self.count(request, result);
         if result.is_err() && request.op == Op::Flush {
-            self.unreported = None;
+            self.error_reported();
         }
         effects.push(Effect::Answer { tag, result });
     }
