@@ -123,6 +123,7 @@ pub(crate) const BROKEN: &[(SeededBug, &Setup, Checker)] = &[
         Checker::CopyStays,
     ),
     (SeededBug::ClaimsDieWithCopier, &COPY, Checker::CleanIsEqual),
+    (SeededBug::CopiedIsMarked, &FAIL_OVER, Checker::CleanIsEqual),
     (SeededBug::ReportsFromCopierOnly, &COPY, Checker::StaleActor),
     (
         SeededBug::ExclusiveClaimHoldsWrites,

@@ -125,8 +125,8 @@ fn after_a_commit_the_next_session_moves_from_there() {
     let (first, second) = (world.lun("a", MIB, 1), world.lun("b", MIB, 0));
     world.changes(&attach("db", &first));
     for (source, target) in [(&first, &second), (&second, &first)] {
-        // The name of an ended session is free again.
-        world.changes(&create("s1", &[("db", target)]));
+        // The name of an ended session is free again. The second target holds the data of before.
+        world.changes(&overwriting(create("s1", &[("db", target)])));
         assert_eq!(world.pairs("s1")[0].source, *source);
         world.changes(&start("s1"));
         world.wait_for_state("s1", "source-selected");

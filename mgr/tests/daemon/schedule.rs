@@ -176,6 +176,10 @@ fn a_session_that_takes_too_long_is_paused_once() {
     stays(&world, "syncing");
     world.unset("db", Whim::HoldClaims);
     world.wait_for_state("s1", "source-selected");
+    world.wait("that is recorded", |world| {
+        let mut history = world.history().into_iter();
+        history.any(|line| line.contains("in sync;")).then_some(())
+    });
     // In sync once, it may take as long as it takes.
     let limits = SessionLimits {
         max_duration_seconds: Some(1),

@@ -391,7 +391,7 @@ impl Volume {
                 let turn = tracks || !self.comes_last(region);
                 let allowed =
                     is_claimable(state) && turn && (!again || exclusive < RESERVED_REGIONS_MAX);
-                if allowed && !self.is_written(region) {
+                if allowed && !self.is_written(region) && self.may_be_copied(region) {
                     granted.push(region);
                     exclusive += usize::from(again);
                 }
@@ -421,7 +421,9 @@ impl Volume {
             let Some(region) = regions.not_clean().next_from(from) else {
                 return;
             };
-            let reserves = is_claimable(regions.get(region)) && !self.comes_last(region);
+            let reserves = is_claimable(regions.get(region))
+                && !self.comes_last(region)
+                && self.may_be_copied(region);
             if let (true, Some(regions)) = (reserves, &mut self.regions) {
                 regions.set(region, RegionState::Reserved);
                 self.claims.reserved.push(region);
@@ -442,6 +444,12 @@ impl Volume {
         let ends = [0, last].map(RegionIndex);
         let ends_not_clean = ends.iter().filter(|end| not_clean.contains(**end)).count();
         is_end(region) && last > 0 && not_clean.count() > ends_not_clean
+    }
+
+    /// Whether the next process would find the region dirty too. Otherwise what a dead copier had in flight could land on a
+    /// region that counts as clean again.
+    fn may_be_copied(&self, region: RegionIndex) -> bool {
+        self.intent.is_covered(region) || self.breaks(Rule::CopiedIsMarked)
     }
 
     fn exclusive_regions(&self) -> usize {

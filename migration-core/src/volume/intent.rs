@@ -333,6 +333,7 @@ impl Volume {
         if !self.breaks(Rule::WaitingGoesOn) {
             self.retry_waiting(effects);
         }
+        self.retry_claim(effects);
         self.map_settled(now, effects);
         self.write_map(effects);
     }

@@ -24,6 +24,8 @@ pub enum Rule {
     SplitIsLeftAlone,
     /// A volume that was split holds requests until it is resumed.
     SplitHolds,
+    /// What the copier may copy is marked durably.
+    CopiedIsMarked,
     /// What a dead copier had claimed is dirty.
     ClaimsDieWithCopier,
     /// Only the copier that is connected may report.
