@@ -1,14 +1,16 @@
 //! One volume: its LUNs, its map file, its application, and the ublk-target that serves it or does not.
 
+mod checks;
+mod custody;
+
 use std::{collections::BTreeSet, path::Path};
 
 use map_file::{Contents, MapFileError};
 use migration_core::{
-    custody::{self, BootId, Claim, Custody, Doubt, Found, LegState, Legs, Released, Takeover},
+    custody::{Claim, Takeover},
     map::{self, MapError, ROLE_OFFSETS, RoleRecord},
-    region::RegionState,
     route::{Route, Side},
-    units::{Epoch, Geometry, RegionIndex, Tag, Time},
+    units::{Epoch, Geometry, Tag, Time},
     volume::{
         COPIED_SWEEP_NANOSECONDS, Call, ChangeError, CopyMode, Effect, Errno,
         IDLE_SWEEP_NANOSECONDS, IoResult, NewMirror, OnAuthoritativeFailure, Op, Reply, Suspended,
@@ -868,99 +870,6 @@ impl Site {
         Start::Goes
     }
 
-    /// As `ublk_target::custody::take`.
-    fn take_over(&mut self, contents: &mut Contents) -> std::io::Result<Takeover> {
-        let record = contents.chosen.record;
-        self.mirror_missing = self.settings.mirror_fails > 0
-            && record.route.mirror().is_some()
-            && self.dice.one_in(10);
-        let missing = record.route.mirror().filter(|_| self.mirror_missing);
-        let found = Found {
-            custody: contents.custody,
-            inherited: self.held.filter(|_| missing.is_none()),
-            boot: BootId([self.boot; 16]),
-            legs: self.leg_states(&contents.descriptor),
-        };
-        self.next_claim += 1;
-        let new = Claim(self.next_claim);
-        let takeover = custody::take_over(record.route, missing, &found, new);
-        if let Some(doubt) = takeover.doubt {
-            map_file::make_all_dirty(&self.map, &record, &mut contents.dirty)?;
-            self.note(match doubt {
-                Doubt::NoRecord | Doubt::NotCounted(_) => "doubts of other kinds",
-                Doubt::ClaimLapsed => "doubts because a claim lapsed",
-                Doubt::LegMissing(_) => "doubts because a leg is missing",
-                Doubt::Written(_) => "foreign writes found",
-            });
-        }
-        if takeover.is_new {
-            map_file::write_custody(&self.map, &record, &Custody::Held(takeover.claim))?;
-        }
-        Ok(takeover)
-    }
-
-    fn leg_states(&self, descriptor: &Descriptor) -> Legs {
-        let state = |side: Side| {
-            let lun = lun_of_leg(descriptor.leg(side.into())?);
-            Some(LegState {
-                // What every foreign write between two boots changes.
-                fingerprint: self.luns[lun].now(0),
-                changes: Some(self.counted[lun]),
-            })
-        };
-        Legs {
-            source: state(Side::Source),
-            target: state(Side::Target),
-        }
-    }
-
-    /// The process ends as a unit that is stopped: nothing is in flight, both legs are flushed. Says
-    /// whether it could.
-    pub(crate) fn stop_cleanly(&mut self) -> bool {
-        let idle = self.application.open.is_empty() && self.copying.is_gone();
-        let Process::Serving(serving) = &self.process else {
-            return false;
-        };
-        if !idle || !serving.pending.is_empty() || !serving.changes.is_empty() {
-            return false;
-        }
-        let record = *serving.volume.record();
-        let legs = self.leg_states(&serving.descriptor);
-        for lun in &mut self.luns {
-            let mark = lun.mark();
-            lun.make_durable(&mark);
-        }
-        let boot = BootId([self.boot; 16]);
-        let released = Custody::Released(Released { boot, legs });
-        map_file::write_custody(&self.map, &record, &released).expect("the map file lives");
-        self.kill();
-        self.held = None;
-        self.note("clean ends of ublk-target");
-        true
-    }
-
-    /// Others write to a LUN that nobody holds: while no process has it, or another system was booted.
-    pub(crate) fn foreign_write(&mut self) {
-        let Ok((route, authoritative)) = self.durable_route() else {
-            return;
-        };
-        let unclaimed = self.held.is_none() && matches!(self.process, Process::Down);
-        if route.mirror().is_some() && unclaimed && self.ghosts.is_empty() && self.copying.is_gone()
-        {
-            self.write_as_others(1 - authoritative, false);
-        }
-    }
-
-    fn write_as_others(&mut self, lun: usize, in_another_system: bool) {
-        let value = self.application.foreign_value();
-        let block = self.dice.below(BLOCKS);
-        self.luns[lun].write(block, value, true);
-        // A mount changes the superblock. What changes nothing of the fingerprint is a documented limit.
-        self.luns[lun].write(0, value, true);
-        self.counted[lun] += u64::from(!in_another_system);
-        self.note("foreign writes");
-    }
-
     fn is_bitmap_torn(&self) -> bool {
         self.torn.iter().any(|offset| *offset >= map::BITMAP_OFFSET)
     }
@@ -1044,148 +953,10 @@ impl Site {
         self.write_while_down(route, lun);
     }
 
-    /// Between two boots of this host, or before anything of Shunt runs in this one.
-    fn write_while_down(&mut self, route: Route, authoritative: usize) {
-        let (lun, in_another_system) = (self.dice.below(2), self.dice.one_in(2));
-        // How a target that was left alone is judged is shuntd's.
-        let is_split_target = route == Route::Split && lun != authoritative;
-        if self.dice.one_in(3) && !is_split_target {
-            self.write_as_others(lun, in_another_system);
-            if lun == authoritative {
-                let Self {
-                    application, luns, ..
-                } = self;
-                application.accept(|block| luns[lun].now(block));
-            }
-        }
-    }
-
-    /// What shuntd keeps claimed while it lives.
-    pub(crate) fn hold(&mut self) {
-        self.held = self.serving().map(|serving| serving.claim);
-    }
-
     /// What a process that starts now will find: the route, and the authoritative LUN.
     pub(crate) fn durable_route(&self) -> Result<(Route, usize), MapFileError> {
         let contents = map_file::read(&self.map, Path::new("map"))?;
         let route = contents.chosen.record.route;
         Ok((route, lun_of(&contents.descriptor, route.authoritative())))
-    }
-
-    // ---- checks ----------------------------------------------------------------------------
-
-    /// Invariant 2, where no write is in flight.
-    fn check_clean_is_equal(&self) {
-        let Process::Serving(serving) = &self.process else {
-            return;
-        };
-        let Some(regions) = serving.volume.regions() else {
-            return;
-        };
-        // The roles are about to move to the leg that has lost nothing; until then nothing is read.
-        if serving.volume.is_changing() && self.application.has_lost() {
-            return;
-        }
-        for region in (0..REGIONS).map(RegionIndex) {
-            if regions.get(region) != RegionState::Clean {
-                continue;
-            }
-            let here = geometry().range(region);
-            let trails = serving.pending.iter().any(
-                |pending| matches!(&pending.io, Io::Mirror { range, .. } if range.overlaps(here)),
-            );
-            let busy = self.application.open.values().any(|open| {
-                matches!(open.request.op, Op::Write { .. }) && open.request.range.overlaps(here)
-            });
-            if !trails && !busy {
-                for block in blocks(here) {
-                    let values = [self.luns[0].now(block), self.luns[1].now(block)];
-                    assert_eq!(values[0], values[1], "clean block {block} differs");
-                }
-            }
-        }
-    }
-
-    /// Invariant 5.
-    fn check_drained(&self) {
-        let Process::Serving(serving) = &self.process else {
-            return;
-        };
-        let (record, fault) = (serving.volume.record(), serving.volume.mirror_fault());
-        let given_up = fault.is_some() || record.route.mirror().is_none();
-        for pending in &serving.pending {
-            match &pending.io {
-                Io::Leg { .. } => panic!("invariant 5: {:?} after the drain", pending.io),
-                Io::Mirror { .. } => assert!(given_up, "invariant 5: {:?}", pending.io),
-                Io::FlushLeg { .. } | Io::Map(_) | Io::Descriptor(_) | Io::Role { .. } => {}
-            }
-        }
-    }
-
-    /// Invariant 6, at the moment at which the change is issued.
-    fn check_exchange(&self, next: &RoleRecord) {
-        self.check_drained();
-        let Process::Serving(serving) = &self.process else {
-            return;
-        };
-        let record = serving.volume.record();
-        let (Route::Mirrored { .. }, Route::Mirrored { authoritative }) =
-            (record.route, next.route)
-        else {
-            return;
-        };
-        let new = lun_of(&serving.descriptor, authoritative);
-        let asked = !serving.changes.is_empty();
-        for block in 0..BLOCKS {
-            assert!(
-                self.luns[new].is_durable(block),
-                "invariant 6: block {block} of the next authoritative leg is not flushed"
-            );
-            if asked {
-                assert_eq!(
-                    self.luns[new].now(block),
-                    self.luns[1 - new].now(block),
-                    "invariant 6: block {block} differs at the change of the role"
-                );
-            }
-        }
-    }
-
-    /// Nothing is asked any more and nothing is in flight.
-    pub(crate) fn is_quiet(&mut self) -> bool {
-        let copier_gone = self.copying.is_gone();
-        let requests = self.application.open.is_empty();
-        let ghosts = self.ghosts.is_empty();
-        let Some(serving) = self.serving() else {
-            return false;
-        };
-        let clean = serving
-            .volume
-            .regions()
-            .is_none_or(|regions| regions.dirty_regions() == 0);
-        copier_gone
-            && requests
-            && ghosts
-            && clean
-            && serving.pending.is_empty()
-            && serving.changes.is_empty()
-    }
-
-    pub(crate) fn check_at_the_end(&mut self, session: impl Fn() -> String) {
-        if !self.is_quiet() {
-            let (open, copier) = (self.application.open.clone(), format!("{:?}", self.copying));
-            let engine = self
-                .serving()
-                .map(|serving| format!("{:?}, pending {:?}", serving.volume, serving.pending));
-            panic!(
-                "it does not come to rest: {}, open {open:?}, copier {copier}, {engine:?}",
-                session()
-            );
-        }
-        self.check_clean_is_equal();
-        let lun = self.authoritative_lun().expect("it serves");
-        for block in 0..BLOCKS {
-            self.application.check(block, self.luns[lun].now(block));
-        }
     }
 }
