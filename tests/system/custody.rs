@@ -1,0 +1,57 @@
+//! What others write to a leg while no process of Shunt holds it, and who holds it when.
+
+use tests::{host::Host, lun, wait_until};
+
+/// A pair in sync whose map file marks no region any more: what the marks say is copied again is nothing.
+fn in_sync_and_unmarked(host: &Host, source: &str, target: &str) {
+    host.bring_into_sync("db", source, target, "move");
+    wait_until("no region is marked", || {
+        let map = map_file::MapFile::open_read_only(&host.map("db"));
+        map.is_ok_and(|map| map.dirty.iter().chain(&map.intent).all(|word| *word == 0))
+    });
+}
+
+fn end(host: &Host) {
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn a_leg_that_others_wrote_to_while_nobody_held_it_is_compared_before_it_counts() {
+    let mut host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    in_sync_and_unmarked(&host, &source, &target);
+    host.kill_shuntd();
+    host.kill_target_only("db");
+    lun::write_megabyte(&target, 40, 0xee).unwrap();
+    host.start_shuntd();
+    host.wait_for("move", "source-selected");
+    let history = host.ok(&["history", "move"]).out;
+    assert!(history.contains("the legs are compared again"), "{history}");
+    host.ok(&["switch", "move"]);
+    assert_ne!(
+        lun::read_megabyte(&Host::device("db"), 40).unwrap()[0],
+        0xee
+    );
+    host.ok(&["undo", "move"]);
+    host.assert_legs_equal("db", &source, &target);
+    end(&host);
+}
+
+#[test]
+fn the_luns_of_a_ublk_target_that_died_stay_claimed_and_nothing_is_compared() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    in_sync_and_unmarked(&host, &source, &target);
+    let before = host.connect("db").status();
+    assert_eq!(before.held.len(), 2);
+    host.kill_target("db");
+    let after = host.connect("db").status();
+    assert_ne!(after.pid, before.pid);
+    assert_eq!(after.claim, before.claim, "the claim was handed on");
+    assert_eq!(after.doubt, None);
+    assert_eq!(after.copied_bytes + after.dirty_bytes, 0);
+    assert!(!lun::is_free(&source) && !lun::is_free(&target));
+    end(&host);
+    assert!(lun::is_free(&source) && lun::is_free(&target));
+}
