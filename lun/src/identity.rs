@@ -79,18 +79,20 @@ pub struct Mismatch {
 }
 
 impl Identity {
-    /// Whether `now` is the LUN that `self` recorded. Kind, size and logical block size must be equal; every other field
-    /// that was recorded must still be there and equal; what was absent when recorded is not compared.
+    /// Whether `now` is the LUN that `self` recorded. Kind and logical block size must be equal; the size too, but a LUN that
+    /// is [distinct](Self::is_distinct) may have grown. Every other field that was recorded must still be there and equal;
+    /// what was absent when recorded is not compared.
     ///
     /// # Errors
     /// All fields that differ.
     pub fn matches(&self, now: &Identity) -> Result<(), Mismatch> {
+        let grown = self.is_distinct() && now.size_bytes > self.size_bytes;
         let differences: Vec<Difference> = self
             .fields()
             .into_iter()
             .zip(now.fields())
             .filter_map(|((field, recorded), (_, found))| {
-                let recorded = recorded?;
+                let recorded = recorded.filter(|_| !(grown && field == "size"))?;
                 (found.as_ref() != Some(&recorded)).then(|| Difference {
                     field,
                     recorded,
@@ -285,7 +287,7 @@ pub(crate) mod tests {
         type Change = fn(&mut Identity);
         let table: [(&str, Change); 10] = [
             ("kind", |i| i.kind = Kind::RegularFile),
-            ("size", |i| i.size_bytes += 512),
+            ("size", |i| i.size_bytes -= 512),
             ("logical block size", |i| i.logical_block_bytes = 4096),
             ("wwn", |i| i.wwn = Some("naa.601".into())),
             ("serial", |i| i.serial = None),
@@ -310,6 +312,21 @@ pub(crate) mod tests {
             assert_eq!(fields, [field]);
         }
         assert_eq!(full().matches(&all).unwrap_err().differences.len(), 10);
+    }
+
+    #[test]
+    fn a_lun_that_has_grown_is_the_same_lun_if_more_than_its_size_tells() {
+        let larger = |identity: &Identity| Identity {
+            size_bytes: identity.size_bytes + 512,
+            ..identity.clone()
+        };
+        assert_eq!(full().matches(&larger(&full())), Ok(()));
+        let nameless = Identity {
+            wwn: None,
+            serial: None,
+            ..disk()
+        };
+        nameless.matches(&larger(&nameless)).unwrap_err();
     }
 
     #[test]

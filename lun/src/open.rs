@@ -650,7 +650,7 @@ mod tests {
             .write(true)
             .open(&path)
             .unwrap()
-            .set_len(2 << 20)
+            .set_len(1 << 19)
             .unwrap();
         let now = lun.read_identity().unwrap();
         assert_eq!(

@@ -1,5 +1,16 @@
 //! Sessions that track a volume which is written faster than its target can take.
 
+use std::{
+    fs::File,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
 use tests::{
     host::{Host, Said},
     load::Load,
@@ -7,12 +18,59 @@ use tests::{
     wait_until,
 };
 
-const SIZE_BYTES: u64 = 16 << 20;
+const SIZE_BYTES: u64 = 32 << 20;
 
 /// What the target takes in a second, in megabytes.
 const TARGET_MEGABYTES: u32 = 8;
 
-/// Twice as much as that, all over the volume.
+/// Writes without a pause, beside fio, which pauses between its rounds and while it verifies: longer than the target needs for
+/// what is left, on a slow machine.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<std::io::Result<()>>,
+}
+
+impl Writer {
+    /// Where it writes, in bytes; fio writes before that.
+    const AREA: std::ops::Range<u64> = 16 << 20..28 << 20;
+    const BLOCK_BYTES: usize = 64 << 10;
+    /// One block in this time is 16 MiB a second.
+    const EVERY: Duration = Duration::from_millis(4);
+
+    fn start(device: &str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, device) = (Arc::clone(&stop), device.to_owned());
+        let thread = std::thread::spawn(move || {
+            let device = File::options()
+                .write(true)
+                .custom_flags(libc::O_DIRECT)
+                .open(device)?;
+            let memory = vec![0x5a; 2 * Self::BLOCK_BYTES];
+            let shift = memory.as_ptr().align_offset(4096);
+            let block = &memory[shift..shift + Self::BLOCK_BYTES];
+            let blocks = (Self::AREA.end - Self::AREA.start) / Self::BLOCK_BYTES as u64;
+            let mut due = Instant::now();
+            // 7 and the number of blocks have no common divisor: each in turn, none beside the one before.
+            for number in (0_u64..).map(|at| at * 7 % blocks) {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                device.write_all_at(block, Self::AREA.start + number * block.len() as u64)?;
+                due = due.max(Instant::now() - Duration::from_secs(1)) + Self::EVERY;
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            }
+            Ok(())
+        });
+        Self { stop, thread }
+    }
+
+    fn finish(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap().unwrap();
+    }
+}
+
+/// Twice as much as the target takes.
 const FASTER: &[&str] = &[
     "--rw=randwrite",
     "--bs=64k",
@@ -70,6 +128,7 @@ fn writes_that_are_faster_than_the_target_are_slowed_until_what_is_left_fits_the
     lun::scribble(&source);
     track(&host, &source, &target, &["--throttle-floor", "256KiB"]);
     let load = Load::start(&Host::device("db"), FASTER);
+    let writer = Writer::start(&Host::device("db"));
     load.go_on();
     host.ok(&["switch", "move", "--max-pause", MAX_PAUSE_SECONDS]);
     let mut slowed = false;
@@ -96,6 +155,7 @@ fn writes_that_are_faster_than_the_target_are_slowed_until_what_is_left_fits_the
     assert_eq!(host.connect("db").status().copied_bytes, before);
     assert_eq!(host.pair("move")["authoritative"], "source");
     load.finish();
+    writer.finish();
     host.ok(&["switch", "move"]);
     let said = wait_for_target(&host);
     assert_eq!(said.code, 0, "{said:?}: {}", history(&host));
@@ -114,6 +174,7 @@ fn an_impossible_window_falls_back_the_application_sees_nothing_and_the_state_sa
     let options = ["--cutover-action", "abort", "--throttle-floor", "64MiB"];
     track(&host, &source, &target, &options);
     let load = Load::start(&Host::device("db"), FASTER);
+    let writer = Writer::start(&Host::device("db"));
     load.go_on();
     host.ok(&["switch", "move", "--max-pause", "0.05"]);
     let said = wait_for_target(&host);
@@ -128,6 +189,7 @@ fn an_impossible_window_falls_back_the_application_sees_nothing_and_the_state_sa
     load.go_on();
     host.ok(&["cancel", "move", "--yes"]);
     load.finish();
+    writer.finish();
     host.ok(&["detach", "db"]);
 }
 
@@ -140,6 +202,7 @@ fn a_shuntd_that_dies_in_a_cutover_leaves_no_write_slowed() {
     let options = ["--throttle-floor", "64KiB"];
     track(&host, &source, &target, &options);
     let load = Load::start(&Host::device("db"), FASTER);
+    let writer = Writer::start(&Host::device("db"));
     load.go_on();
     host.ok(&["switch", "move", "--max-pause", "0.05"]);
     wait_until("writes are slowed", || {
@@ -160,6 +223,7 @@ fn a_shuntd_that_dies_in_a_cutover_leaves_no_write_slowed() {
     load.go_on();
     host.ok(&["set", "move", "--mode", "mirror"]);
     load.finish();
+    writer.finish();
     host.wait_for("move", "source-selected");
     host.assert_legs_equal("db", &source, &target.path());
     host.ok(&["cancel", "move", "--yes"]);

@@ -182,7 +182,10 @@ fn a_target_that_changed_between_create_and_start_is_refused() {
     }
     assert_eq!(host.pair("move")["state"], "setup");
     assert_eq!(lun::checksum(&target), before, "{target} was written");
+    // What mkfs wrote is data too, also without its signature.
     sh("wipefs", &["--all", "--quiet", &target]);
+    host.refused(&["start", "move"], REFUSED, &["not recognised"]);
+    sh("blkdiscard", &["--zeroout", &target]);
     host.ok(&["start", "move"]);
     host.wait_for("move", "source-selected");
     host.ok(&["cancel", "move", "--yes"]);

@@ -90,6 +90,14 @@ impl OpenLeg {
                     path: path(),
                     source,
                 })?;
+            let recorded_bytes = extent.identity.size_bytes;
+            if lun.identity.size_bytes > recorded_bytes {
+                tracing::warn!(
+                    lun = %extent.path.display(),
+                    "it has grown from {recorded_bytes} to {} bytes; the volume keeps its size",
+                    lun.identity.size_bytes
+                );
+            }
             let needed = extent.start_bytes.saturating_add(extent.length_bytes);
             let actual = lun.identity.size_bytes;
             if needed > actual {
