@@ -263,7 +263,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     ));
     let context = Context {
         config: Arc::new(config.clone()),
-        store,
+        store: store.clone(),
         events: events_in,
         who: None,
     };
@@ -277,6 +277,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     owner.bring_up();
     let events = owner.work(events, calls, shutdown).await;
     owner.end(events).await;
+    // SQLite removes its log by name when it closes: after the folder's lock is released that can be another shuntd's.
+    store.close().await;
     // The next start removes it too. Before the folder's lock is released: after that it can be another shuntd's.
     let _ = std::fs::remove_file(&control);
     keeping.abort();

@@ -7,9 +7,12 @@ use super::{Store, StoreError};
 /// The most calls that wait for the store's thread.
 const CALLS_MAX: usize = 64;
 
-type Call = Box<dyn FnOnce(&mut Store) + Send>;
+enum Call {
+    Make(Box<dyn FnOnce(&mut Store) + Send>),
+    Close(oneshot::Sender<()>),
+}
 
-/// Calls the store from asynchronous code; calls are made in order. The thread ends with the last handle.
+/// Calls the store from asynchronous code; calls are made in order. The thread ends with the last handle, or when it is closed.
 #[derive(Debug, Clone)]
 pub struct StoreHandle {
     calls: mpsc::Sender<Call>,
@@ -26,7 +29,14 @@ impl StoreHandle {
             .name("store".to_owned())
             .spawn(move || {
                 while let Some(call) = received.blocking_recv() {
-                    call(&mut store);
+                    match call {
+                        Call::Make(call) => call(&mut store),
+                        Call::Close(closed) => {
+                            drop(store);
+                            let _ = closed.send(());
+                            return;
+                        }
+                    }
                 }
             })?;
         Ok(Self { calls })
@@ -41,14 +51,22 @@ impl StoreHandle {
         call: impl FnOnce(&mut Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, result) = oneshot::channel();
-        let call: Call = Box::new(move |store| {
+        let call = Box::new(move |store: &mut Store| {
             // Nobody waits any more: the call was made all the same.
             let _ = reply.send(call(store));
         });
         self.calls
-            .send(call)
+            .send(Call::Make(call))
             .await
             .map_err(|_| StoreError::Closed)?;
         result.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Closes the database after the calls that were made before. Calls that come later get [`StoreError::Closed`].
+    pub async fn close(&self) {
+        let (reply, closed) = oneshot::channel();
+        if self.calls.send(Call::Close(reply)).await.is_ok() {
+            let _ = closed.await;
+        }
     }
 }
