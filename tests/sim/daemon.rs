@@ -265,6 +265,8 @@ pub(crate) struct Daemon {
     pub(crate) alive: bool,
     pub(crate) views: Vec<View>,
     pub(crate) operation: Option<Operation>,
+    /// The operator has ended pairs elsewhere than those that had ended: their role had moved by a failure meanwhile.
+    pub(crate) apart: bool,
 }
 
 impl Daemon {
@@ -281,6 +283,7 @@ impl Daemon {
             alive: true,
             views: vec![View::default(); volumes],
             operation: None,
+            apart: false,
         }
     }
 
@@ -346,6 +349,16 @@ impl Daemon {
                 return "verbs refused";
             }
         }
+        let end = match verb {
+            Verb::Commit => Some(Side::Target),
+            Verb::Cancel => Some(Side::Source),
+            _ => None,
+        };
+        self.apart |= end.is_some_and(|end| {
+            let ended = |position: &&Position| position.state.is_ended();
+            let mut ended = positions.iter().filter(ended);
+            ended.any(|position| position.authoritative != end)
+        });
         self.launch(verb);
         "verbs begun"
     }

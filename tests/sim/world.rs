@@ -595,6 +595,7 @@ impl World {
         let store = &mut self.daemon.store;
         store.pairs = store.luns.iter().map(|lun| PairRow::new(*lun)).collect();
         store.paused = false;
+        self.daemon.apart = false;
         self.note("sessions");
     }
 
@@ -641,7 +642,8 @@ impl World {
         }
     }
 
-    /// Nothing fails or dies any more: everything must end, and the session must be in one place.
+    /// Nothing fails or dies any more: everything must end, and the session must be in one place unless the operator has
+    /// ended it in two.
     fn come_to_rest(&mut self) {
         self.settings.calm();
         self.settings.steps = 0;
@@ -749,7 +751,7 @@ impl World {
         known
             && self.daemon.operation.is_none()
             && positions.iter().all(|position| rests(position.state))
-            && one_side(&positions)
+            && (one_side(&positions) || self.daemon.apart)
             && self.sites.iter_mut().all(Site::is_quiet)
     }
 }
