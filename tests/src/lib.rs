@@ -5,8 +5,10 @@
 
 pub mod host;
 pub mod load;
+pub mod log;
 pub mod logged;
 pub mod lun;
+pub mod machine;
 pub mod power;
 pub mod random;
 pub mod steady;

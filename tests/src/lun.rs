@@ -79,7 +79,17 @@ pub fn size(path: &str) -> u64 {
 /// Whether two LUNs are equal, byte for byte.
 #[must_use]
 pub fn are_equal(first: &str, second: &str) -> bool {
-    let output = run("shunt-compare", &[first, second]);
+    are_equal_in(&[first, second])
+}
+
+/// Whether the beginnings of two LUNs are equal, byte for byte.
+#[must_use]
+pub fn are_equal_up_to(first: &str, second: &str, bytes: u64) -> bool {
+    are_equal_in(&["--bytes", &bytes.to_string(), first, second])
+}
+
+fn are_equal_in(arguments: &[&str]) -> bool {
+    let output = run("shunt-compare", arguments);
     match output.status.code() {
         Some(0) => true,
         Some(1) => {

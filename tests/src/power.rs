@@ -1,4 +1,12 @@
-//! What the guest and the host of the power loss test agree on: which write goes where, and what a sector holds.
+//! What a machine and its host agree on when the machine may end at any moment: which write goes
+//! where, and what a sector holds. And the application that does these writes.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use crate::random::Random;
 
@@ -65,4 +73,134 @@ pub fn decode(sector: &[u8], place: u64) -> Option<Mark> {
     let mut expected = vec![0; sector.len()];
     encode(&mut expected, place, mark);
     (expected == sector).then_some(mark)
+}
+
+/// Tells the host that so many writes of a writer are flushed.
+pub fn say_flushed(writer: u64, count: u64) {
+    let mut out = io::stdout().lock();
+    // Without a host there is no machine either.
+    let _ = writeln!(out, "flushed {writer} {count}");
+}
+
+/// The writer and the count of a line that [`say_flushed`] printed.
+#[must_use]
+pub fn flushed(line: &str) -> Option<(usize, u64)> {
+    let (writer, count) = line.strip_prefix("flushed ")?.split_once(' ')?;
+    Some((writer.parse().ok()?, count.parse().ok()?))
+}
+
+/// A block as direct I/O wants it.
+#[derive(Debug)]
+#[repr(align(4096))]
+pub struct Block(pub [u8; BLOCK_BYTES as usize]);
+
+impl Block {
+    /// Of zeroes.
+    #[must_use]
+    pub fn zeroed() -> Box<Self> {
+        Box::new(Self([0; BLOCK_BYTES as usize]))
+    }
+}
+
+/// Opens a volume past the page cache.
+///
+/// # Panics
+/// If that is not possible.
+#[must_use]
+pub fn open(device: &str) -> File {
+    File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(device)
+        .expect("the volume")
+}
+
+/// An application that writes its blocks in an order that the host knows, and flushes now and then.
+#[derive(Debug)]
+pub struct Writer {
+    life: u64,
+    writer: u64,
+    number: u64,
+    /// For each of its blocks, the last write of this life.
+    last: Vec<Option<u64>>,
+    random: Random,
+}
+
+impl Writer {
+    /// The writer of that number, in a life of the machine.
+    #[must_use]
+    pub fn new(life: u64, writer: u64) -> Self {
+        Self {
+            life,
+            writer,
+            number: 0,
+            last: vec![None; BLOCKS as usize],
+            random: Random::new(life << 8 | writer),
+        }
+    }
+
+    /// Writes until it is to stop, and flushes at the end. `flushed` is called after each flush
+    /// with the number of writes that it covers.
+    ///
+    /// # Errors
+    /// Those of the volume.
+    pub fn write(
+        &mut self,
+        volume: &File,
+        stop: &AtomicBool,
+        mut flushed: impl FnMut(&mut Self, u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut block = Block::zeroed();
+        loop {
+            let index = block_of(self.life, self.writer, self.number);
+            let offset = offset_of(self.writer, index);
+            let mark = Mark {
+                life: self.life,
+                number: self.number,
+            };
+            let sectors = block.0.chunks_exact_mut(SECTOR_BYTES as usize);
+            for (sector, place) in sectors.zip((offset..).step_by(SECTOR_BYTES as usize)) {
+                encode(sector, place, mark);
+            }
+            volume.write_all_at(&block.0, offset)?;
+            self.last[index as usize] = Some(self.number);
+            self.number += 1;
+            let stops = stop.load(Ordering::Relaxed);
+            if self.random.below(8) == 0 || stops {
+                volume.sync_data()?;
+                flushed(self, self.number)?;
+            }
+            if stops {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads one of its blocks, and compares it with what was last written to it in this life.
+    ///
+    /// # Errors
+    /// Those of the volume, and `InvalidData` if it holds anything else.
+    pub fn read_one(&mut self, volume: &File) -> io::Result<()> {
+        let index = self.random.below(BLOCKS);
+        let Some(number) = self.last[index as usize] else {
+            return Ok(());
+        };
+        let offset = offset_of(self.writer, index);
+        let mut block = Block::zeroed();
+        volume.read_exact_at(&mut block.0, offset)?;
+        let wanted = Mark {
+            life: self.life,
+            number,
+        };
+        let sectors = block.0.chunks_exact(SECTOR_BYTES as usize);
+        for (sector, place) in sectors.zip((offset..).step_by(SECTOR_BYTES as usize)) {
+            let found = decode(sector, place);
+            if found != Some(wanted) {
+                let text = format!("at {place} the volume holds {found:?} instead of {wanted:?}");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
+        }
+        Ok(())
+    }
 }

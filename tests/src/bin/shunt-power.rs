@@ -7,15 +7,10 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::{
-        Arc, Mutex,
-        mpsc::{RecvTimeoutError, channel},
-    },
-    time::Duration,
+    sync::atomic::AtomicBool,
+    time::{Duration, Instant},
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -25,11 +20,10 @@ use migration_proto::target::{Request, Response, Status};
 use tests::{
     host::Host,
     lun,
-    power::{self, Mark},
+    machine::Machine,
+    power::{self, Block, Mark, Writer},
     random::Random,
-    sh,
-    volatile::VolatileDisk,
-    wait_until,
+    sh, wait_until,
 };
 
 /// Loses the power of a machine at certain moments
@@ -117,85 +111,55 @@ fn main() {
 struct Heard {
     /// For each writer, how many of its writes were flushed.
     flushed: [u64; power::WRITERS as usize],
-    text: String,
+    text: Vec<String>,
+}
+
+impl Heard {
+    fn note(&mut self, line: String) {
+        match power::flushed(&line) {
+            Some((writer, count)) => self.flushed[writer] = count,
+            None => self.text.push(line),
+        }
+    }
 }
 
 fn host(kernel: &str, vm: &Path, losses: u64, seed: u64) {
     let mut random = Random::new(seed);
-    // Below target/, which the guest can write to; the sockets are elsewhere.
+    // Below target/, which the guest can write to.
     let folder = tempfile::tempdir_in("target").expect("a folder");
     let folder = std::fs::canonicalize(folder.path()).expect("its path");
     let media = tempfile::tempdir_in("/var/tmp").expect("a folder");
-    let mut paths = Vec::new();
-    for disk in ["lun0", "lun1", "state"] {
+    let paths = ["lun0", "lun1", "lun2"].map(|disk| {
         let path = media.path().join(disk);
         let file = File::create(&path).expect("a disk");
         file.set_len(power::LUN_BYTES).expect("its size");
-        paths.push(path);
-    }
+        (disk, path)
+    });
+    let disks = paths.each_ref().map(|(disk, path)| (*disk, path.as_path()));
     let moments = Moment::value_variants();
     let mut before = vec![Mark::default(); sectors()];
     let mut shares = Vec::new();
     for life in 1..=losses + 1 {
         let moment = moments[(life as usize - 1) % moments.len()];
         let last = life == losses + 1;
-        let sockets = tempfile::tempdir_in("/var/tmp").expect("a folder");
-        let mut disks = Vec::new();
-        let mut command = Command::new(vm);
-        command.args(["--kernel", kernel, "--timeout", "600"]);
-        for (index, path) in paths.iter().enumerate() {
-            let socket = sockets.path().join(index.to_string());
-            disks.push(VolatileDisk::serve(path, &socket).expect("a disk"));
-            let drive = format!(
-                "driver=nbd,server.type=unix,server.path={},node-name=d{index},cache.direct=on",
-                socket.display()
-            );
-            let device = format!("virtio-blk-pci,drive=d{index},serial=lun{index}");
-            for argument in ["-blockdev", &drive, "-device", &device] {
-                command.args(["--qemu-arg", argument]);
-            }
-        }
         let name = moment.to_possible_value().expect("a name");
-        let mut guest = command
-            .arg("--")
-            .arg(std::env::current_exe().expect("this program"))
-            .args(["guest", "--life", &life.to_string()])
-            .args(["--moment", name.get_name()])
-            .arg("--folder")
-            .arg(&folder)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("scripts/vm");
-        let heard = Arc::new(Mutex::new(Heard::default()));
-        let (ready, is_ready) = channel();
-        let output = guest.stdout.take().expect("its output");
-        let reader = std::thread::spawn({
-            let heard = Arc::clone(&heard);
-            move || {
-                for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    let mut words = line.split(' ');
-                    let mut heard = heard.lock().expect("no panic");
-                    if let (Some("flushed"), Some(writer), Some(count)) =
-                        (words.next(), words.next(), words.next())
-                    {
-                        let writer: usize = writer.parse().expect("a writer");
-                        heard.flushed[writer] = count.parse().expect("a number");
-                    } else {
-                        heard.text += &format!("{line}\n");
-                    }
-                    if line == READY {
-                        let _ = ready.send(());
-                    }
-                }
-            }
-        });
-        match is_ready.recv_timeout(Duration::from_secs(600)) {
-            Ok(()) => {}
-            Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => {
-                let _ = guest.kill();
-                let text = &heard.lock().expect("no panic").text;
-                panic!("life {life} ({moment:?}) did not come so far; it said:\n{text}");
+        let arguments = [
+            "guest".to_owned(),
+            format!("--life={life}"),
+            format!("--moment={}", name.get_name()),
+            format!("--folder={}", folder.display()),
+        ];
+        let limit = Duration::from_secs(600);
+        let machine = Machine::boot(vm, kernel, limit, &disks, &arguments);
+        let mut heard = Heard::default();
+        loop {
+            match machine.line(limit) {
+                Ok(line) if line == READY => break,
+                Ok(line) => heard.note(line),
+                Err(_) => panic!(
+                    "life {life} ({moment:?}) did not come so far; it said:\n{}",
+                    heard.text.join("\n")
+                ),
             }
         }
         if !last {
@@ -203,22 +167,18 @@ fn host(kernel: &str, vm: &Path, losses: u64, seed: u64) {
                 Moment::Copy | Moment::Intent | Moment::AfterSwitch => random.below(1500),
                 _ => random.below(500),
             };
-            std::thread::sleep(Duration::from_millis(wait));
+            let end = Instant::now() + Duration::from_millis(wait);
+            while let Ok(line) = machine.line(end.saturating_duration_since(Instant::now())) {
+                heard.note(line);
+            }
         }
-        let flushed = heard.lock().expect("no panic").flushed;
-        let lost =
-            VolatileDisk::lose_power(&disks, |limit| random.below(limit)).expect("the disks");
-        // SAFETY: kill takes numbers only.
-        unsafe { libc::kill(guest.id().cast_signed(), libc::SIGTERM) };
-        guest.wait().expect("the end of the machine");
-        reader.join().expect("its output");
+        let lost = machine.lose_power(|limit| random.below(limit));
 
         // What this life found is what the last one left.
         let found = dump_of(&folder, life);
         check(&before, &found.0, &found.1);
         before = found.0.iter().map(|mark| mark.expect("checked")).collect();
-        let text = heard.lock().expect("no panic").text.clone();
-        for line in text.lines() {
+        for line in &heard.text {
             if let Some(share) = line.strip_prefix("copied again: ") {
                 shares.push(share.parse::<f64>().expect("a share"));
             } else if line.starts_with("found: ") {
@@ -231,10 +191,10 @@ fn host(kernel: &str, vm: &Path, losses: u64, seed: u64) {
         // For the next one to be checked against.
         std::fs::write(
             folder.join("flushed"),
-            serde_json::to_vec(&(life, flushed)).expect("numbers"),
+            serde_json::to_vec(&(life, heard.flushed)).expect("numbers"),
         )
         .expect("a file");
-        let sum: u64 = flushed.iter().sum();
+        let sum: u64 = heard.flushed.iter().sum();
         println!(
             "{life}: power lost at {moment:?}; {sum} writes were flushed, {lost} sectors lost"
         );
@@ -369,22 +329,10 @@ fn follows(status: &Status, left: &MapFile) {
     println!("copied again: {}", again as f64 / status.size_bytes as f64);
 }
 
-fn open_volume() -> File {
-    File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(Host::device(VOLUME))
-        .expect("the volume")
-}
-
-#[repr(align(4096))]
-struct Block([u8; power::BLOCK_BYTES as usize]);
-
 /// Says what is on the volume.
 fn hand_over(folder: &Path, life: u64) {
-    let volume = open_volume();
-    let mut block = Box::new(Block([0; power::BLOCK_BYTES as usize]));
+    let volume = power::open(&Host::device(VOLUME));
+    let mut block = Block::zeroed();
     let mut marks = Vec::with_capacity(sectors());
     for writer in 0..power::WRITERS {
         for number in 0..power::BLOCKS {
@@ -402,30 +350,14 @@ fn hand_over(folder: &Path, life: u64) {
     std::fs::write(file, serde_json::to_vec(&marks).unwrap()).expect("a file of the host");
 }
 
-/// Writes, flushes now and then, and says what is flushed.
+/// Writes, flushes now and then, and says what is flushed. An error is the loss of the power.
 fn write(life: u64, writer: u64) {
-    let volume = open_volume();
-    let mut random = Random::new(life << 8 | writer);
-    let mut block = Box::new(Block([0; power::BLOCK_BYTES as usize]));
-    for number in 0.. {
-        let offset = power::offset_of(writer, power::block_of(life, writer, number));
-        let sectors = block.0.chunks_exact_mut(power::SECTOR_BYTES as usize);
-        for (index, sector) in sectors.enumerate() {
-            let place = offset + index as u64 * power::SECTOR_BYTES;
-            power::encode(sector, place, Mark { life, number });
-        }
-        // An error is the loss of the power.
-        if volume.write_all_at(&block.0, offset).is_err() {
-            return;
-        }
-        if random.below(8) == 0 {
-            if volume.sync_data().is_err() {
-                return;
-            }
-            let mut out = std::io::stdout().lock();
-            let _ = writeln!(out, "flushed {writer} {}", number + 1);
-        }
-    }
+    let volume = power::open(&Host::device(VOLUME));
+    let never = AtomicBool::new(false);
+    let _ = Writer::new(life, writer).write(&volume, &never, |_, count| {
+        power::say_flushed(writer, count);
+        Ok(())
+    });
 }
 
 /// Brings the volume to where the moment is one.
