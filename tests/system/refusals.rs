@@ -10,7 +10,7 @@ use migration_proto::target::{Request, Response};
 use tests::{
     host::Host,
     lun::{self, LoopDevice, Mapped, Mounted},
-    run, sh,
+    run, sh, wait_until,
 };
 
 const REFUSED: i32 = 3;
@@ -72,6 +72,99 @@ fn luns_that_must_not_be_touched_are_refused_as_source_and_as_target() {
     ] {
         host.refused(&["attach", "other", path], REFUSED, &[path, word]);
     }
+    host.ok(&["detach", "db"]);
+}
+
+/// A namespace of the kernel's NVMe target.
+struct NvmeExport(std::path::PathBuf);
+
+impl NvmeExport {
+    fn new(name: &str, device: &str) -> Self {
+        sh("modprobe", &["nvmet"]);
+        let root = std::path::Path::new("/sys/kernel/config");
+        if !root.join("nvmet").exists() {
+            sh("mount", &["-t", "configfs", "none", "/sys/kernel/config"]);
+        }
+        let subsystem = root.join("nvmet/subsystems").join(name);
+        let namespace = subsystem.join("namespaces/1");
+        std::fs::create_dir(&subsystem).unwrap();
+        std::fs::create_dir(&namespace).unwrap();
+        std::fs::write(namespace.join("device_path"), device).unwrap();
+        std::fs::write(namespace.join("enable"), "1").unwrap();
+        Self(subsystem)
+    }
+}
+
+impl Drop for NvmeExport {
+    fn drop(&mut self) {
+        let namespace = self.0.join("namespaces/1");
+        let _ = std::fs::write(namespace.join("enable"), "0");
+        let _ = std::fs::remove_dir(namespace);
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn luns_that_the_kernel_exports_are_refused_and_an_exported_volume_is_not_detached() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.ok(&["attach", "db", &source]);
+    {
+        let _export = NvmeExport::new("shunt-test-lun", &target);
+        let words = ["exported by the kernel", "nvmet", "shunt-test-lun"];
+        host.refused(&["attach", "other", &target], REFUSED, &words);
+        host.refused(
+            &["create", "move", &format!("db:{target}")],
+            REFUSED,
+            &words,
+        );
+    }
+    let export = NvmeExport::new("shunt-test-volume", &Host::device("db"));
+    let words = ["open", "nvmet", "shunt-test-volume"];
+    host.refused(&["detach", "db"], REFUSED, &words);
+    lun::read_megabyte(&Host::device("db"), 0).unwrap();
+    drop(export);
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn what_lies_on_a_volume_is_no_leg_and_a_volume_with_the_state_on_it_is_not_started() {
+    let host = Host::new();
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    host.ok(&["attach", "db", &source]);
+    let device = Host::device("db");
+    sh("mkfs.ext4", &["-q", &device]);
+    host.ok(&["create", "move", &format!("db:{target}")]);
+    {
+        let mounted = Mounted::new(&device);
+        let file = mounted.path().join("lun").to_string_lossy().into_owned();
+        std::fs::File::create(&file)
+            .unwrap()
+            .set_len(64 << 20)
+            .unwrap();
+        host.refused(
+            &["attach", "other", &file],
+            REFUSED,
+            &["volume", "/dev/ublkb"],
+        );
+        let state = host.state_dir().to_string_lossy().into_owned();
+        sh(
+            "mount",
+            &["--bind", &mounted.path().to_string_lossy(), &state],
+        );
+        let refused = host.shunt(&["start", "move"]);
+        wait_until("the status says it", || {
+            host.pair("move")["problem"]
+                .to_string()
+                .contains("lies on this volume")
+        });
+        sh("umount", &[&state]);
+        assert_eq!(refused.code, REFUSED, "{refused:?}");
+        assert!(refused.error.contains("lies on this volume"), "{refused:?}");
+    }
+    host.ok(&["start", "move"]);
+    host.wait_for("move", "source-selected");
+    host.ok(&["cancel", "move", "--yes"]);
     host.ok(&["detach", "db"]);
 }
 
