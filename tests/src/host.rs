@@ -465,6 +465,14 @@ impl Drop for Host {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.log());
+            // What this test leaves behind is not to fail the next ones.
+            for name in std::fs::read_dir("/dev/shunt")
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                let _ = std::fs::remove_file(name.path());
+            }
         }
         if let Some(mut child) = self.shuntd.take() {
             let _ = child.kill();

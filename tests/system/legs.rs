@@ -74,7 +74,7 @@ fn a_mirrored_volume_with_a_damaged_bitmap_is_not_served() {
     let (source, target) = (lun::disk(0), lun::disk(1));
     host.bring_into_sync("db", &source, &target, "move");
     // In the payload of the first sector of the dirty bitmap.
-    refuses_after(&mut host, &[139_264 + 100], &[&source, &target]);
+    refuses_after(&mut host, &[143_360 + 100], &[&source, &target]);
     host.wait_for("move", "source-selected");
     host.assert_legs_equal("db", &source, &target);
     host.ok(&["cancel", "move", "--yes"]);
