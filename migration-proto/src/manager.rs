@@ -197,6 +197,8 @@ pub struct SessionLimits {
     pub switch_pairs: Option<SwitchPairs>,
     /// As [`SessionOptions::max_latency_impact_percent`].
     pub max_latency_impact_percent: Option<u32>,
+    /// As [`SessionOptions::accept_unreadable_bytes`].
+    pub accept_unreadable_bytes: Option<u64>,
     /// As [`SessionOptions::mode`].
     pub mode: Option<SessionMode>,
     /// As [`SessionOptions::every_seconds`].
@@ -423,6 +425,8 @@ pub struct SessionOptions {
     /// By how much the copy may make the 99th percentile of the applications' latency grow, in percent of what it is without
     /// the copy; 0 = as much as it does.
     pub max_latency_impact_percent: u32,
+    /// The most of a source that may be unreadable, in bytes: on the target that becomes zeroes; 0: a copy goes past nothing.
+    pub accept_unreadable_bytes: u64,
     /// What its targets are for.
     pub mode: SessionMode,
     /// In [`SessionMode::Copy`]: so long after a split another one is made, in seconds; 0: none. At most [`EVERY_SECONDS_MAX`].
@@ -452,6 +456,7 @@ impl Default for SessionOptions {
             switch: SwitchPolicy::Manual,
             switch_pairs: SwitchPairs::Together,
             max_latency_impact_percent: 0,
+            accept_unreadable_bytes: 0,
             mode: SessionMode::Mirror,
             every_seconds: 0,
             hours: Hours::default(),
@@ -721,6 +726,8 @@ pub struct PairRecord {
     pub compared_bytes: Option<u64>,
     /// What came of the last whole comparison.
     pub verification: Option<Verification>,
+    /// What the source could not read: zeroes on the target ([`SessionOptions::accept_unreadable_bytes`]).
+    pub unreadable: Vec<UnreadablePart>,
     /// How the leg that is no longer used was made inaccessible, if it was.
     pub retired: Option<RetireHow>,
     /// The last pause that a change of the route caused, in microseconds.
@@ -731,6 +738,16 @@ pub struct PairRecord {
     pub copy_of_ms: Option<u64>,
     /// What is wrong, if something is.
     pub problem: Option<String>,
+}
+
+/// A part of a volume that its source could not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnreadablePart {
+    /// Where it begins, in bytes.
+    pub offset_bytes: u64,
+    /// Its length, in bytes.
+    pub length_bytes: u64,
 }
 
 /// What a pair would be, as far as a short look can tell.

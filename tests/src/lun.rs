@@ -273,12 +273,21 @@ impl Mapped {
     /// Exchanges the table while the device is in use: I/O to one megabyte of it fails from now on.
     pub fn break_megabyte(&self, number: u64) {
         const SECTORS: u64 = 2048;
-        let (start, end) = (number * SECTORS, (number + 1) * SECTORS);
+        self.break_sectors(&[(number * SECTORS, SECTORS)]);
+    }
+
+    /// The same for parts of it: the first sector of each and how many, ascending.
+    pub fn break_sectors(&self, parts: &[(u64, u64)]) {
         let below = self.below.display();
-        self.reload(&format!(
-            "0 {start} linear {below} 0\n{start} {SECTORS} error\n{end} {} linear {below} {end}",
-            self.sectors - end
-        ));
+        let mut table = String::new();
+        let mut end = 0;
+        for (start, sectors) in parts {
+            let before = start - end;
+            table += &format!("{end} {before} linear {below} {end}\n{start} {sectors} error\n");
+            end = start + sectors;
+        }
+        let rest = self.sectors - end;
+        self.reload(&format!("{table}{end} {rest} linear {below} {end}"));
     }
 
     /// What has been written to it since it was made, in bytes.

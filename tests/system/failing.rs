@@ -4,6 +4,7 @@ use tests::{
     host::Host,
     load::Load,
     lun::{self, Mapped},
+    sh,
     steady::{SPAN, Steady},
     wait_until,
 };
@@ -193,4 +194,76 @@ fn a_volume_comes_back_without_its_mirror_leg_and_takes_it_again() {
     host.assert_legs_equal("db", &source, &path);
     host.ok(&["cancel", "move", "--yes"]);
     host.ok(&["detach", "db"]);
+}
+
+/// Blocks that a source cannot read: a copy goes past them only if the operator has said so, and a LUN that is away is none
+/// with bad blocks.
+#[test]
+fn bad_blocks_of_a_source_are_copied_past_only_if_that_is_asked_for_and_never_those_of_a_lun_that_is_away()
+ {
+    // Where `lun::disk` has written something: the data of these is lost.
+    const BAD: [(u64, u64); 2] = [(34 * 2048 + 1024, 8), (50 * 2048 + 1024, 1)];
+    let mut host = Host::new();
+    let (disk, target) = (lun::disk(0), lun::disk(1));
+    let source = Mapped::linear("shunt-test-source", &disk);
+    host.ok(&["attach", "db", &source.path()]);
+    host.ok(&["create", "move", &format!("db:{target}")]);
+    source.break_sectors(&BAD);
+    host.ok(&["start", "move"]);
+    let problem = |host: &Host| host.pair("move")["problem"].to_string();
+    wait_until("all but the bad regions is copied", || {
+        host.pair("move")["dirty_bytes"].as_u64().unwrap() <= 4 << 20
+    });
+    wait_until("the status names the way on", || {
+        problem(&host).contains("--accept-unreadable")
+    });
+    host.refused(&["switch", "move"], REFUSED, &["not in sync"]);
+
+    // It is away: nothing of it is given up.
+    source.break_it();
+    host.ok(&["set", "move", "--accept-unreadable", "1MiB"]);
+    wait_until("the copy fails", || problem(&host).contains("read again"));
+    assert_eq!(host.pair("move")["unreadable"], serde_json::json!([]));
+    host.ok(&["set", "move", "--accept-unreadable", "1KiB"]);
+    source.break_sectors(&BAD);
+    wait_until("too much cannot be read", || {
+        problem(&host).contains("1024 were accepted")
+    });
+
+    host.ok(&["set", "move", "--accept-unreadable", "1MiB"]);
+    host.wait_for("move", "source-selected");
+    let bad = BAD.map(|(start, sectors)| {
+        serde_json::json!({"offset_bytes": start * 512, "length_bytes": sectors * 512})
+    });
+    assert_eq!(host.pair("move")["unreadable"], serde_json::json!(bad));
+    host.kill_shuntd();
+    host.start_shuntd();
+    assert_eq!(host.pair("move")["unreadable"], serde_json::json!(bad));
+    let said = host.ok(&["switch", "move"]).out;
+    assert!(said.contains("zeroes on the target"), "{said}");
+    let said = host.ok(&["status", "move"]).out;
+    assert!(said.contains("4608 bytes could not be read"), "{said}");
+    assert!(
+        host.ok(&["history", "move"])
+            .out
+            .contains("cannot be read from the source")
+    );
+    host.ok(&["commit", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+    // Everything else was copied.
+    drop(source);
+    for (start, sectors) in BAD {
+        let (seek, count) = (format!("seek={start}"), format!("count={sectors}"));
+        sh(
+            "dd",
+            &[
+                "if=/dev/zero",
+                &format!("of={disk}"),
+                "oflag=direct",
+                &seek,
+                &count,
+            ],
+        );
+    }
+    assert!(lun::are_equal(&disk, &target));
 }

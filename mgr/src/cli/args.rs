@@ -15,7 +15,7 @@ use migration_proto::route::Side;
 use migration_proto::target::OnAuthoritativeFailure;
 
 use super::exit;
-use super::session_file::{Format, NO_IMPACT_LIMIT, UNLIMITED};
+use super::session_file::{Format, NO_IMPACT_LIMIT, NOTHING_ACCEPTED, UNLIMITED};
 use super::state::Goal;
 use super::when::When;
 use crate::moments;
@@ -302,7 +302,7 @@ FILE:
         #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
               conflicts_with_all = ["session", "pairs", "overwrite", "detect_zeroes", "verify",
                                     "on_authoritative_failure", "rate", "priority", "switch", "mode", "every", "window_hours", "start_at", "max_duration", "switch_pairs",
-                                    "max_latency_impact", "retire", "cutover_action", "attempts", "cutover_duration", "throttle_floor"])]
+                                    "max_latency_impact", "accept_unreadable", "retire", "cutover_action", "attempts", "cutover_duration", "throttle_floor"])]
         file: Option<PathBuf>,
         /// Accept targets that hold a file system, a partition table or other data: what they hold is lost
         #[arg(long)]
@@ -331,6 +331,10 @@ FILE:
         /// By how much the copy may make the latency of applications (99th percentile) grow, such as 20%, or none
         #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
         max_latency_impact: Option<u32>,
+        /// Copy on past blocks that the source cannot read, up to so much of each source, such as 1MiB: they become zeroes on
+        /// the target, and are listed in status, show and report [default: none]
+        #[arg(long, value_name = "BYTES", value_parser = accepted, requires = "session")]
+        accept_unreadable: Option<u64>,
         /// How it is written and switched
         #[command(flatten)]
         cutover: CutoverChoice,
@@ -382,11 +386,12 @@ FILE:
   shunt set s1 --rate unlimited --priority 90
   shunt set s1 --switch at:22:00 --window-hours 20:00-06:00
   shunt set s1 --max-latency-impact 20%
+  shunt set s1 --accept-unreadable 1MiB
   shunt set s1 --mode track --cutover-action abort
   shunt set --max-pairs 8")]
     #[command(group = clap::ArgGroup::new("what").required(true).multiple(true)
         .args(["rate", "priority", "on_authoritative_failure", "switch", "max_pairs", "mode", "every", "window_hours", "start_at", "max_duration", "switch_pairs",
-                "max_latency_impact", "cutover_action", "attempts", "cutover_duration", "throttle_floor"]))]
+                "max_latency_impact", "accept_unreadable", "cutover_action", "attempts", "cutover_duration", "throttle_floor"]))]
     Set {
         /// The session
         #[arg(required_unless_present = "max_pairs")]
@@ -406,6 +411,10 @@ FILE:
         /// By how much the copy may make the latency of applications (99th percentile) grow, such as 20%, or none
         #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
         max_latency_impact: Option<u32>,
+        /// Copy on past blocks that the source cannot read, up to so much of each source, such as 1MiB, or none: they become
+        /// zeroes on the target, and are listed in status, show and report
+        #[arg(long, value_name = "BYTES", value_parser = accepted, requires = "session")]
+        accept_unreadable: Option<u64>,
         /// How it is written and switched
         #[command(flatten)]
         cutover: CutoverChoice,
@@ -845,6 +854,15 @@ pub(super) fn floor(text: &str) -> Result<u64, String> {
         Ok(0) | Err(_) => Err("not a number of bytes such as 4MiB, at least 1KiB".to_owned()),
         floor => floor,
     }
+}
+
+/// How much of a source may be unreadable; 0 stands for nothing.
+pub(super) fn accepted(text: &str) -> Result<u64, String> {
+    if text == NOTHING_ACCEPTED {
+        return Ok(0);
+    }
+    parse_size::parse_size(text)
+        .map_err(|_| "not a number of bytes such as 1MiB, or none".to_owned())
 }
 
 /// A share such as `20%`; 0 stands for none.

@@ -2,7 +2,7 @@
 
 use migration_proto::manager::{
     CutoverRecord, EventRecord, HostRecord, PairRecord, PlanRecord, Record, SessionMode,
-    SessionRecord, SwitchPairs, SwitchPolicy, Verification, VolumeRecord,
+    SessionRecord, SwitchPairs, SwitchPolicy, UnreadablePart, Verification, VolumeRecord,
 };
 use migration_proto::route::Side;
 use nix::unistd::{Uid, User};
@@ -365,6 +365,9 @@ fn pair_notes(pair: &PairRecord) -> String {
         let when = moments::text(found.at_ms / 1000);
         text.push_str(&format!("  {name}: {what} ({when})\n"));
     }
+    if let Some(what) = unreadable(&pair.unreadable) {
+        text.push_str(&format!("  {name}: {what}\n"));
+    }
     if let Some(at_ms) = pair.copy_of_ms {
         let when = moments::text(at_ms / 1000);
         text.push_str(&format!("  {name}: the target is a copy as of {when}\n"));
@@ -379,6 +382,27 @@ fn pair_notes(pair: &PairRecord) -> String {
         text.push_str(&format!("  {name}: problem: {}\n", printable(problem)));
     }
     text
+}
+
+/// What the source could not read, the first parts by their places.
+pub fn unreadable(parts: &[UnreadablePart]) -> Option<String> {
+    const NAMED_MAX: usize = 8;
+    let bytes: u64 = parts.iter().map(|part| part.length_bytes).sum();
+    let named: Vec<String> = parts
+        .iter()
+        .take(NAMED_MAX)
+        .map(|part| format!("{} at {}", part.length_bytes, part.offset_bytes))
+        .collect();
+    let more = match parts.len().saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!(", and {more} more places (`shunt show`)"),
+    };
+    (bytes > 0).then(|| {
+        format!(
+            "{bytes} bytes could not be read from the source and are zeroes on the target: {}{more}",
+            named.join(", ")
+        )
+    })
 }
 
 /// What it costs to keep both legs, where that is all that goes on.
@@ -525,6 +549,7 @@ mod tests {
                 eta_seconds: Some(16),
                 compared_bytes: None,
                 retired: None,
+                unreadable: Vec::new(),
                 verification: Some(Verification {
                     at_ms: 60_000,
                     compared_bytes: 4 << 30,

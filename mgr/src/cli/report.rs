@@ -129,6 +129,12 @@ impl<'a> Report<'a> {
                     @if let Some(problem) = &pair.problem {
                         tr { td {} td colspan="8" { "Problem: " (problem) } }
                     }
+                    @for part in &pair.unreadable {
+                        tr { td {} td colspan="8" {
+                            (part.length_bytes) " bytes at " (part.offset_bytes)
+                            " could not be read from the source, and are zeroes on the target"
+                        } }
+                    }
                     @if let Some(found) = &pair.verification {
                         tr { td {} td colspan="8" {
                             (super::render::verification(found, pair.total_bytes))
@@ -446,6 +452,7 @@ mod tests {
             compared_bytes: None,
             verification: None,
             retired: None,
+            unreadable: Vec::new(),
             last_pause_us: Some(3034),
             application: None,
             copy_of_ms: None,

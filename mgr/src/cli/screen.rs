@@ -374,6 +374,7 @@ mod tests {
             compared_bytes: None,
             verification: None,
             retired: None,
+            unreadable: Vec::new(),
             last_pause_us: Some(3034),
             application: Some(ApplicationRecord {
                 read_bytes_per_second: 5 << 20,

@@ -10,7 +10,7 @@ use migration_proto::luns::LunPaths;
 use migration_proto::manager::{
     CutoverAction, CutoverOptions, Hours, JSON_SCHEMA, PRIORITY_DEFAULT, PRIORITY_MAX, PairRecord,
     PairSpec, Record, Request, RetireHow, SessionMode, SessionOptions, SessionRecord, SwitchPairs,
-    SwitchPolicy, Verification, VerifyPolicy,
+    SwitchPolicy, UnreadablePart, Verification, VerifyPolicy,
 };
 use migration_proto::route::Side;
 use migration_proto::target::OnAuthoritativeFailure;
@@ -32,6 +32,9 @@ pub(super) const UNLIMITED: &str = "unlimited";
 
 /// The word for no bound of what the copy does to applications.
 pub(super) const NO_IMPACT_LIMIT: &str = "none";
+
+/// The word for going past nothing that a source cannot read.
+pub(super) const NOTHING_ACCEPTED: &str = "none";
 
 /// A session. `S` and `P` are the status of it and of a pair.
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,6 +65,13 @@ struct SessionFile<S, P> {
         deserialize_with = "read_percent"
     )]
     max_latency_impact: u32,
+    #[serde(
+        default,
+        skip_serializing_if = "is_never",
+        serialize_with = "write_accepted",
+        deserialize_with = "read_accepted"
+    )]
+    accept_unreadable: u64,
     #[serde(default)]
     mode: SessionMode,
     #[serde(
@@ -154,6 +164,8 @@ struct PairStatus {
     problem: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     verification: Option<Verification>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unreadable: Vec<UnreadablePart>,
 }
 
 fn read_percent<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u32, D::Error> {
@@ -254,6 +266,16 @@ fn write_rate<S: Serializer>(bytes_per_second: &u64, serializer: S) -> Result<S:
     }
 }
 
+fn read_accepted<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
+    args::accepted(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+// The form that serde asks for.
+#[expect(clippy::trivially_copy_pass_by_ref)]
+fn write_accepted<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&bytes.to_string())
+}
+
 fn read_policy<'a, D: Deserializer<'a>>(deserializer: D) -> Result<SwitchPolicy, D::Error> {
     args::switch_policy(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
@@ -324,6 +346,7 @@ fn parse(text: &str) -> Result<Request, String> {
             priority: file.priority,
             switch: file.switch,
             max_latency_impact_percent: file.max_latency_impact,
+            accept_unreadable_bytes: file.accept_unreadable,
             mode: file.mode,
             every_seconds: file.every,
             hours: file.window_hours,
@@ -379,6 +402,7 @@ pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) 
         priority: session.options.priority,
         switch: session.options.switch.clone(),
         max_latency_impact: session.options.max_latency_impact_percent,
+        accept_unreadable: session.options.accept_unreadable_bytes,
         mode: session.options.mode,
         every: session.options.every_seconds,
         window_hours: session.options.hours,
@@ -427,6 +451,7 @@ fn pair_entry(pair: &PairRecord) -> PairEntry<PairStatus> {
             last_pause_us: pair.last_pause_us,
             problem: pair.problem.clone(),
             verification: pair.verification.clone(),
+            unreadable: pair.unreadable.clone(),
         }),
     }
 }
@@ -448,6 +473,7 @@ start-at = "2030-01-02 03:04:05Z"
 cutover-action = "abort"
 throttle-floor = "2MiB"
 max-latency-impact = "20%"
+accept-unreadable = "1MiB"
 max-duration = "8h"
 switch-pairs = "each"
 
@@ -492,6 +518,7 @@ state = "syncing"
                     ..CutoverOptions::default()
                 },
                 max_latency_impact_percent: 20,
+                accept_unreadable_bytes: 1 << 20,
                 max_duration_seconds: 8 * 3600,
                 switch_pairs: SwitchPairs::Each,
                 ..SessionOptions::default()
@@ -508,9 +535,9 @@ state = "syncing"
             ("priority = 70", "priorty = 70", ["line 5", "priorty"]),
             ("10MiB", "fast", ["line 4, rate", "100MiB"]),
             ("read-back", "perhaps", ["line 3, verify", "perhaps"]),
-            ("/dev/c", "c", ["line 26, target", "not absolute"]),
-            ("volume = \"db\"", "", ["line 20", "volume"]),
-            ("[[pair]]", "[[pair]", ["line 20", ""]),
+            ("/dev/c", "c", ["line 27, target", "not absolute"]),
+            ("volume = \"db\"", "", ["line 21", "volume"]),
+            ("[[pair]]", "[[pair]", ["line 21", ""]),
             (
                 "event:backup-done",
                 "soon",
@@ -518,9 +545,10 @@ state = "syncing"
             ),
             ("1h 30m", "soon", ["line 8, every", "30m"]),
             ("22:00-06:00", "night", ["line 9, window-hours", "06:00"]),
-            ("8h", "long", ["line 14, max-duration", "30m"]),
-            ("\"each\"", "\"one\"", ["line 15, switch-pairs", "together"]),
+            ("8h", "long", ["line 15, max-duration", "30m"]),
+            ("\"each\"", "\"one\"", ["line 16, switch-pairs", "together"]),
             ("20%", "much", ["line 13, max-latency-impact", "20%"]),
+            ("1MiB", "some", ["line 14, accept-unreadable", "none"]),
             ("2MiB", "unlimited", ["line 12, throttle-floor", "4MiB"]),
             ("session = \"night\"", "", ["session", "missing"]),
             ("priority = 70", "rate = \"1MiB\"", ["line 5", "duplicate"]),

@@ -27,6 +27,7 @@
 //! | `ring` | io_uring and its memory: the only unsafe code | yes |
 //! | `line` | the connection, over the ring | yes |
 //! | `open` | opening and locking the LUNs | yes |
+//! | `salvage` | reading around bad blocks of the source | none |
 //! | `run` | the thread: greeting, and performing what the plan decides | yes |
 //!
 //! `plan`, `window` and `legs` are public for the simulation (`tests/sim`), which has other disks and another clock.
@@ -43,12 +44,14 @@ pub mod plan;
 mod rate;
 mod ring;
 mod run;
+mod salvage;
 #[cfg(test)]
 mod tests;
 mod transfer;
 pub mod window;
 
 use std::io;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -132,6 +135,10 @@ impl Config {
         Ok(())
     }
 }
+
+/// Records durably that these parts of the volume, in bytes, cannot be read from the source and are made zeroes on the
+/// target; or says why they may not be. Called on the copier's thread, before the zeroes are written.
+pub type AcceptUnreadable = Box<dyn FnMut(Vec<Range<u64>>) -> Result<(), String> + Send>;
 
 /// What may be changed while the copier runs.
 #[derive(Debug, Default)]
@@ -220,7 +227,7 @@ pub struct Copier {
 }
 
 impl Copier {
-    /// Starts the thread. `on_end` is called on it, once, when everything is closed and unlocked; it must not stop or
+    /// Starts the thread. Without `accept_unreadable`, a block of the source that cannot be read fails its region. `on_end` is called on it, once, when everything is closed and unlocked; it must not stop or
     /// drop this copier.
     ///
     /// # Errors
@@ -228,6 +235,7 @@ impl Copier {
     pub fn start(
         config: Config,
         limits: Arc<Limits>,
+        accept_unreadable: Option<AcceptUnreadable>,
         on_end: impl FnOnce(Outcome) + Send + 'static,
     ) -> io::Result<Self> {
         config.check()?;
@@ -244,7 +252,8 @@ impl Copier {
             .name("copier".to_owned())
             .spawn(move || {
                 // A panic must not look like a copier that still runs.
-                let run = AssertUnwindSafe(|| run::run(&config, ring, &for_thread));
+                let run =
+                    AssertUnwindSafe(|| run::run(&config, ring, &for_thread, accept_unreadable));
                 let outcome = catch_unwind(run).unwrap_or_else(|_| panicked());
                 on_end(outcome.clone());
                 outcome

@@ -49,6 +49,11 @@ impl Luns {
             .map_or(Path::new("an unknown LUN"), |lun| &lun.path)
     }
 
+    /// A LUN.
+    pub(super) fn get(&self, file: FileIndex) -> Option<&Lun> {
+        self.luns.get(file.0 as usize)
+    }
+
     /// Unlocks and closes all. Only when no I/O is in flight.
     pub(super) fn close(self) {
         for lun in &self.luns {

@@ -242,6 +242,14 @@ impl Ring {
         unsafe { std::slice::from_raw_parts(self.memory.pointer(slot, 0), length) }
     }
 
+    /// The same, to be written to.
+    pub(super) fn bytes_mut(&mut self, slot: Slot, length_bytes: u32) -> &mut [u8] {
+        assert!(!self.slot_busy[slot.0 as usize]);
+        let length = (length_bytes as usize).min(self.memory.slot_bytes);
+        // SAFETY: as for `bytes`; and the ring is borrowed, so that nobody else reads or writes it.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.pointer(slot, 0), length) }
+    }
+
     /// Begins to send; nothing else may be being sent.
     pub(super) fn send(&mut self, socket: BorrowedFd<'_>, bytes: Vec<u8>) -> io::Result<()> {
         assert!(!self.sending);

@@ -1,6 +1,8 @@
 //! The thread: greets `ublk-target`, opens the legs, and performs what the plan decides.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -14,9 +16,10 @@ use super::line::{Abort, Line};
 use super::open::{Luns, OpenLegs, open_legs};
 use super::plan::Plan;
 use super::ring::{self, Completion, Ring, Slot};
+use super::salvage::{self, Source, is_of_a_block, read_around};
 use super::transfer::{Fault, Phase, Step, Transfer, checksum, is_zero};
 use super::window::{End, Piece, Sizes, Window};
-use super::{Config, Outcome, Shared, Task};
+use super::{AcceptUnreadable, Config, Outcome, Shared, Task};
 
 /// What `ublk-target` said when it accepted the copier.
 struct Opened {
@@ -34,6 +37,7 @@ struct Opened {
 struct Copying<'a> {
     config: &'a Config,
     shared: &'a Shared,
+    accept_unreadable: Option<AcceptUnreadable>,
     line: Line<'a>,
     luns: Luns,
     /// Per LUN: it refused to deallocate, and is not asked again.
@@ -48,11 +52,16 @@ struct Copying<'a> {
 
 /// Runs one copier from the connection to the end. Everything is closed and unlocked when it returns, except after a
 /// failure of the ring.
-pub(super) fn run(config: &Config, ring: Ring, shared: &Shared) -> Outcome {
+pub(super) fn run(
+    config: &Config,
+    ring: Ring,
+    shared: &Shared,
+    accept_unreadable: Option<AcceptUnreadable>,
+) -> Outcome {
     if let Err(error) = ring::set_io_flusher() {
         tracing::debug!(%error, "the copier is not an I/O flusher");
     }
-    match prepare(config, ring, shared).and_then(Copying::run) {
+    match prepare(config, ring, shared, accept_unreadable).and_then(Copying::run) {
         Ok(outcome) | Err(Abort::Ended(outcome)) => outcome,
         // What is in flight is unknown. The kernel keeps the LUNs locked until it is done with them.
         Err(Abort::RingFailed(error)) => Outcome::Broken {
@@ -61,7 +70,12 @@ pub(super) fn run(config: &Config, ring: Ring, shared: &Shared) -> Outcome {
     }
 }
 
-fn prepare<'a>(config: &'a Config, ring: Ring, shared: &'a Shared) -> Result<Copying<'a>, Abort> {
+fn prepare<'a>(
+    config: &'a Config,
+    ring: Ring,
+    shared: &'a Shared,
+    accept_unreadable: Option<AcceptUnreadable>,
+) -> Result<Copying<'a>, Abort> {
     let mut line = Line::connect(config, ring, shared)?;
     let opened = greet(&mut line)?;
     let sizes = Sizes {
@@ -89,6 +103,7 @@ fn prepare<'a>(config: &'a Config, ring: Ring, shared: &'a Shared) -> Result<Cop
     Ok(Copying {
         config,
         shared,
+        accept_unreadable,
         line,
         zero_refused: vec![false; luns.count()],
         luns,
@@ -269,11 +284,65 @@ impl Copying<'_> {
             }
             Step::Failed(fault) => {
                 let error = self.describe(&transfer, fault);
-                self.failed(&piece, error);
+                match self.read_around(slot, &transfer, fault) {
+                    None => self.failed(&piece, error),
+                    Some(Err(cause)) => {
+                        let cause = format!("{}; {cause}", error.cause);
+                        self.failed(&piece, CopyError { cause, ..error });
+                    }
+                    Some(Ok(())) => {
+                        let next = self.after_reading(slot, &mut transfer);
+                        transfer.begin(next);
+                        return self.submit(slot, transfer);
+                    }
+                }
             }
         }
         self.free.push(slot);
         Ok(())
+    }
+
+    /// If the operator has accepted that blocks of the source are lost: fills the buffer with those that can be read.
+    /// The others are zeroes there, and recorded. Blocks for as long as the LUN tries to read them.
+    ///
+    /// `None`: that was not accepted, or this is another error.
+    fn read_around(
+        &mut self,
+        slot: Slot,
+        transfer: &Transfer,
+        fault: Fault,
+    ) -> Option<Result<(), String>> {
+        let piece = &transfer.piece;
+        let error = io::Error::from_raw_os_error(fault.errno?);
+        if fault.end != End::From || self.from_side != Side::Source || !is_of_a_block(&error) {
+            return None;
+        }
+        let Some(accept) = self.accept_unreadable.as_mut() else {
+            let how = "`shunt set SESSION --accept-unreadable BYTES` copies on past blocks that the source cannot read";
+            return Some(Err(how.to_owned()));
+        };
+        let lun = self.luns.get(piece.from.file)?;
+        let block_bytes = lun.identity.logical_block_bytes as usize;
+        let mut source = match lun.fd.try_clone() {
+            Ok(descriptor) => Descriptor {
+                file: File::from(descriptor),
+                size_bytes: lun.identity.size_bytes,
+                block_bytes,
+            },
+            Err(error) => return Some(Err(error.to_string())),
+        };
+        let buffer = self.line.ring.bytes_mut(slot, piece.length_bytes);
+        let lost = read_around(&mut source, buffer, piece.from.offset_bytes, block_bytes);
+        let lost = match lost {
+            Ok(lost) => lost,
+            Err(error) => return Some(Err(format!("read again in parts: {error}"))),
+        };
+        let in_volume = |at: usize| piece.volume_offset_bytes + at as u64;
+        let lost = lost
+            .into_iter()
+            .map(|part| in_volume(part.start)..in_volume(part.end))
+            .collect();
+        Some(accept(lost))
     }
 
     /// What to do with a piece that is in the buffer.
@@ -406,5 +475,27 @@ impl Copying<'_> {
                 self.luns.path(place.file).display()
             ),
         }
+    }
+}
+
+/// A LUN that is read without the ring.
+struct Descriptor {
+    file: File,
+    size_bytes: u64,
+    block_bytes: usize,
+}
+
+impl Source for Descriptor {
+    fn read(&mut self, buffer: &mut [u8], offset_bytes: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset_bytes)
+    }
+
+    fn answers(&mut self) -> bool {
+        let mut block = salvage::Block::zeroed();
+        let block = &mut block.0[..self.block_bytes.min(salvage::BLOCK_BYTES_MAX)];
+        let last = self.size_bytes.saturating_sub(block.len() as u64);
+        [0, last]
+            .into_iter()
+            .any(|offset| self.file.read_exact_at(block, offset).is_ok())
     }
 }

@@ -198,6 +198,7 @@ mod tests {
         };
         Transfer::new(Piece {
             region: RegionSlot(0),
+            volume_offset_bytes: 0,
             from: place(1, 10_000),
             to: place(2, 20_000),
             length_bytes: LENGTH,

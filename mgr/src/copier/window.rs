@@ -43,6 +43,8 @@ pub struct RegionSlot(pub(super) usize);
 pub struct Piece {
     /// The region that it belongs to.
     pub region: RegionSlot,
+    /// Where it begins in the volume, in bytes.
+    pub volume_offset_bytes: u64,
     /// Where it is read.
     pub from: Place,
     /// Where it is written.
@@ -197,6 +199,7 @@ impl Window {
         let length_bytes = u32::try_from(length)
             .unwrap_or(u32::MAX)
             .min(self.sizes.io_bytes);
+        let volume_offset_bytes = active.next_bytes;
         active.next_bytes += u64::from(length_bytes);
         active.pieces_in_flight += 1;
         if active.next_bytes == active.end_bytes {
@@ -206,6 +209,7 @@ impl Window {
         self.pieces_in_flight += 1;
         Some(Piece {
             region: slot,
+            volume_offset_bytes,
             from,
             to,
             length_bytes,

@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::Event;
 use crate::copier::compare::Found;
-use crate::copier::{Config, Copier, Limits, Outcome, Task};
+use crate::copier::{AcceptUnreadable, Config, Copier, Limits, Outcome, Task};
 use crate::store::PairKey;
 
 /// Over how long is measured what applications feel.
@@ -244,7 +244,14 @@ impl Copies {
     }
 
     /// Starts a copier, unless one runs or it is too early after the last one.
-    pub(super) fn start(&mut self, key: &PairKey, config: Config, base_bytes: u64, now: Instant) {
+    pub(super) fn start(
+        &mut self,
+        key: &PairKey,
+        config: Config,
+        accept_unreadable: Option<AcceptUnreadable>,
+        base_bytes: u64,
+        now: Instant,
+    ) {
         let early = self
             .pauses
             .get(key)
@@ -266,7 +273,7 @@ impl Copies {
         };
         let task = config.task;
         let limits = Arc::new(Limits::default());
-        match Copier::start(config, Arc::clone(&limits), on_end) {
+        match Copier::start(config, Arc::clone(&limits), accept_unreadable, on_end) {
             Ok(copier) => {
                 debug!(
                     session = key.session,
@@ -336,6 +343,11 @@ impl Copies {
     /// What held up the next copier of a pair is gone.
     pub(super) fn need_not_wait(&mut self, key: &PairKey) {
         self.pauses.remove(key);
+    }
+
+    /// The same for the pairs of a session.
+    pub(super) fn need_not_wait_of(&mut self, session: &str) {
+        self.pauses.retain(|key, _| key.session != session);
     }
 
     /// Takes a copier out, to be stopped where blocking is allowed; with what it has copied.

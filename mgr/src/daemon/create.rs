@@ -216,6 +216,7 @@ async fn pair_of(
         verification: None,
         retired: None,
         copy_of: None,
+        unreadable: Vec::new(),
         course: Course {
             estimate,
             ..Course::default()

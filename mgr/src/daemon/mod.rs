@@ -28,6 +28,7 @@
 //! | `route_change` | asking for another route, whatever dies on the way |
 //! | `volume`, `supervisor`, `link`, `process` | one ublk-target: talking to it, keeping it running |
 //! | `checks` | whether a LUN may become a leg |
+//! | `unreadable` | what a source cannot read, and a copy goes past |
 //! | `standing` | volumes that stand on themselves |
 //! | `twice` | warnings about programs that find a member on the volume and on its legs |
 //! | `copies` | the copiers that run |
@@ -82,6 +83,7 @@ mod standing;
 mod supervisor;
 mod truth;
 mod twice;
+mod unreadable;
 mod verbs;
 mod verify;
 mod volume;
@@ -467,6 +469,7 @@ impl Owner {
         };
         self.model.apply(change);
         if let Some(session) = limits_of {
+            self.copies.need_not_wait_of(&session);
             self.limits_changed(&session);
         }
     }

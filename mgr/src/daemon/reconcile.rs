@@ -16,7 +16,7 @@ use super::truth::{self, Truth};
 use super::verbs::{ended_changes, expected_text, leg_of};
 use super::verify::{self, Comparison};
 use super::volume::{POLL_COPYING, POLL_IDLE, View};
-use super::{Busy, Owner, attach, checks, paths, records};
+use super::{Busy, Owner, attach, checks, paths, records, unreadable};
 use crate::copier::{Config, Outcome, Task};
 use crate::store::{
     Change, Course, LegRow, PairField, PairKey, SessionRow, VolumeRow, VolumeState,
@@ -244,7 +244,8 @@ impl Owner {
             task,
             ..Config::new(socket)
         };
-        self.copies.start(key, config, base_bytes, now);
+        let accept = unreadable::accept(&self.context, key, session, pair);
+        self.copies.start(key, config, accept, base_bytes, now);
         self.limits_changed(&key.session);
     }
 

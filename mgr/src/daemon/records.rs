@@ -245,6 +245,7 @@ pub(super) fn pair(
             .map(|rate| left_bytes.div_ceil(rate)),
         compared_bytes,
         verification: row.verification.clone(),
+        unreadable: row.unreadable.clone(),
         retired: row.retired.as_ref().map(|retired| retired.how),
         last_pause_us: row.last_pause_us,
         application: application.filter(|_| !ended && view.is_some_and(|view| view.connected)),

@@ -163,6 +163,18 @@ fn changed(
             percent => format!("the copy may make the latency of applications grow by {percent} %"),
         });
     }
+    if let Some(bytes) = limits
+        .accept_unreadable_bytes
+        .filter(|bytes| *bytes != options.accept_unreadable_bytes)
+    {
+        options.accept_unreadable_bytes = bytes;
+        said.push(match bytes {
+            0 => "a copy goes past nothing that the source cannot read".to_owned(),
+            bytes => format!(
+                "{bytes} bytes of each source may be unreadable, and become zeroes on the target"
+            ),
+        });
+    }
     if let Some(mode) = limits.mode.filter(|mode| *mode != options.mode) {
         options.mode = mode;
         said.push(

@@ -219,6 +219,7 @@ pub(super) fn found_session(
             verification: None,
             retired: None,
             copy_of: None,
+            unreadable: Vec::new(),
             course: Course::default(),
         }],
     }));

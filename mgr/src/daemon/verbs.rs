@@ -30,6 +30,7 @@ use super::schedule;
 use super::sealed::set_read_only;
 use super::split;
 use super::standing::{self, Place};
+use super::unreadable;
 use super::volume::VolumeHandle;
 use crate::copier::Copier;
 use crate::moments;
@@ -522,6 +523,7 @@ impl Operation {
                         row.volume,
                         pause_text(changed.pause_us)
                     ));
+                    messages.extend(unreadable::on_target(row, to));
                 }
                 Err(error) => {
                     return Err(self

@@ -360,8 +360,8 @@ fn add_pair(
 ) -> Result<(), StoreError> {
     transaction.execute(
         "INSERT INTO pairs (session, position, volume, source, target, target_contents, size_bytes, phase, authoritative, copied_bytes, last_pause_us, problem, verification,
-            retired, copy_of, estimate, begun_ms, in_sync_ms, switched_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
+            retired, copy_of, estimate, begun_ms, in_sync_ms, switched_ms, unreadable)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
         params![
             session,
             position as i64,
@@ -382,6 +382,7 @@ fn add_pair(
             pair.course.begun_ms.map(integer),
             pair.course.in_sync_ms.map(integer),
             pair.course.switched_ms.map(integer),
+            json_text(&pair.unreadable),
         ],
     )?;
     Ok(())
@@ -409,6 +410,7 @@ fn set_pair(
         PairField::Problem(problem) => set("problem", problem),
         PairField::Verification(found) => set("verification", &json_text(found)),
         PairField::CopyOf(copy_of) => set("copy_of", &copy_of.as_ref().map(json_text)),
+        PairField::Unreadable(parts) => set("unreadable", &json_text(parts)),
         PairField::Retired(retired) => set("retired", &retired.as_ref().map(json_text)),
         PairField::Begun(at_ms) => set("begun_ms", &integer(*at_ms)),
         PairField::InSync(at_ms) => set("in_sync_ms", &at_ms.map(integer)),

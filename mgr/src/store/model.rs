@@ -11,7 +11,9 @@ use lun::Identity;
 use migration_core::pair::Phase;
 use migration_core::route::Side;
 use migration_proto::luns::LunPaths;
-use migration_proto::manager::{PAIRS_MAX_DEFAULT, RetireHow, SessionOptions, Verification};
+use migration_proto::manager::{
+    PAIRS_MAX_DEFAULT, RetireHow, SessionOptions, UnreadablePart, Verification,
+};
 use migration_proto::route::{Extent, Leg};
 use serde::{Deserialize, Serialize};
 
@@ -269,6 +271,8 @@ pub struct PairRow {
     pub retired: Option<Retired>,
     /// Of what the target is a copy; counts in [`Phase::Split`] only.
     pub copy_of: Option<CopyOf>,
+    /// What the source could not read, ascending: zeroes on the target.
+    pub unreadable: Vec<UnreadablePart>,
     /// How the copy goes, beside what was expected of it.
     pub course: Course,
 }
@@ -382,6 +386,8 @@ pub enum PairField {
     Retired(Option<Retired>),
     /// Of when the target is a copy.
     CopyOf(Option<CopyOf>),
+    /// All that the source could not read.
+    Unreadable(Vec<UnreadablePart>),
     /// When its copy began.
     Begun(u64),
     /// When nothing was left to copy for the first time.
@@ -505,6 +511,7 @@ impl Model {
                         PairField::Problem(problem) => row.problem = problem,
                         PairField::Verification(found) => row.verification = Some(found),
                         PairField::Retired(retired) => row.retired = retired,
+                        PairField::Unreadable(parts) => row.unreadable = parts,
                         PairField::CopyOf(copy_of) => row.copy_of = copy_of,
                         PairField::Begun(at_ms) => row.course.begun_ms = Some(at_ms),
                         PairField::InSync(at_ms) => row.course.in_sync_ms = at_ms,

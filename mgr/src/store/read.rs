@@ -147,7 +147,7 @@ fn pairs(connection: &Connection, session: &str) -> Result<Vec<PairRow>, StoreEr
     let mut query = connection.prepare(
         "SELECT volume, source, target, target_contents, size_bytes, phase, authoritative, copied_bytes,
             last_pause_us, problem, verification, retired, copy_of, estimate, begun_ms,
-            in_sync_ms, switched_ms
+            in_sync_ms, switched_ms, unreadable
          FROM pairs WHERE session = ?1 ORDER BY position",
     )?;
     let mut rows = query.query(params![session])?;
@@ -187,6 +187,7 @@ fn pair(row: &Row<'_>) -> Result<PairRow, StoreError> {
         verification: json_or_none(row.get(10)?, "pairs.verification")?,
         retired: json_or_none(row.get(11)?, "pairs.retired")?,
         copy_of: json_or_none(row.get(12)?, "pairs.copy_of")?,
+        unreadable: json(row.get(17)?, "pairs.unreadable")?,
         course: Course {
             estimate: json_or_none(row.get(13)?, "pairs.estimate")?,
             begun_ms: time(row.get(14)?, "pairs.begun_ms")?,

@@ -58,6 +58,7 @@ CREATE TABLE pairs (
     verification TEXT,
     retired TEXT,
     copy_of TEXT,
+    unreadable TEXT NOT NULL,
     estimate TEXT,
     begun_ms INTEGER,
     in_sync_ms INTEGER,

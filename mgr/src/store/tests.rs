@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use lun::{FileId, Identity, Kind};
 use migration_core::pair::Phase;
-use migration_proto::manager::{RetireHow, SessionOptions, Verification};
+use migration_proto::manager::{RetireHow, SessionOptions, UnreadablePart, Verification};
 use migration_proto::target::OnAuthoritativeFailure;
 
 use super::*;
@@ -62,6 +62,10 @@ fn pair(volume: &str, target: u64) -> PairRow {
         copied_bytes: 0,
         last_pause_us: None,
         problem: None,
+        unreadable: vec![UnreadablePart {
+            offset_bytes: 4096,
+            length_bytes: 512,
+        }],
         copy_of: Some(CopyOf {
             at_ms: 99,
             sealed: Some(Sealed {
@@ -168,6 +172,7 @@ fn changes() -> Vec<Change> {
         Change::SetPair(key("s1"), PairField::CopiedBytes(77)),
         Change::SetPair(key("s1"), PairField::Retired(None)),
         Change::SetPair(key("s1"), PairField::CopyOf(None)),
+        Change::SetPair(key("s1"), PairField::Unreadable(Vec::new())),
         Change::SetPair(key("s1"), PairField::LastPause(88)),
         Change::SetPair(key("s1"), PairField::Problem(Some("slow".into()))),
         Change::MoveLock(lock(1, "the source of db")),

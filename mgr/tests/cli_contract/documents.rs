@@ -394,6 +394,8 @@ fn each_verb_sends_its_request() {
                 "60",
                 "--max-latency-impact",
                 "20%",
+                "--accept-unreadable",
+                "1MiB",
             ],
             Request::SetSession {
                 session: session(),
@@ -402,6 +404,7 @@ fn each_verb_sends_its_request() {
                     attempts: Some(9),
                     cutover_duration_seconds: Some(60),
                     max_latency_impact_percent: Some(20),
+                    accept_unreadable_bytes: Some(1 << 20),
                     ..SessionLimits::default()
                 },
             },

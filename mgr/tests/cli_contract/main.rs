@@ -356,6 +356,7 @@ fn pair(state: &str, dirty_bytes: u64) -> Record {
         eta_seconds: Some(5),
         compared_bytes: None,
         verification: None,
+        unreadable: Vec::new(),
         retired: None,
         last_pause_us: Some(1234),
         application: None,

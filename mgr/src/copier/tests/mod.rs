@@ -31,7 +31,7 @@ fn config(socket: &Path) -> Config {
 
 fn start(config: Config, limits: &Arc<Limits>) -> (Copier, Receiver<Outcome>) {
     let (sender, ended) = mpsc::channel();
-    let copier = Copier::start(config, Arc::clone(limits), move |outcome| {
+    let copier = Copier::start(config, Arc::clone(limits), None, move |outcome| {
         sender.send(outcome).unwrap();
     });
     (copier.unwrap(), ended)
