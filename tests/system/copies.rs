@@ -187,6 +187,11 @@ fn a_copy_can_be_read_by_others_survives_every_process_and_is_mirrored_onto_when
     host.kill_shuntd();
     host.start_shuntd();
     host.wait_for("copy", "split");
+    // Both at once.
+    host.kill_shuntd();
+    host.kill_target_only("db");
+    host.start_shuntd();
+    host.wait_for("copy", "split");
     // Whoever wants to write, such as a journal that is replayed, does it elsewhere.
     let elsewhere = LoopDevice::new(lun::size(&source), 512);
     sh("cp", &[&target.path, &elsewhere.path]);

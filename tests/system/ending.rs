@@ -73,7 +73,9 @@ fn the_server_of_an_open_device_does_not_obey_a_shutdown_and_otherwise_ends_clea
     wait_until("the volume is back", || {
         host.volume("db")["state"] == "attached"
     });
-    assert!(!host.connect("db").status().recovered);
+    let status = host.connect("db").status();
+    assert!(!status.recovered);
+    assert_eq!(status.doubt, None, "it has let go of its legs");
     let files = Mounted::new(&device);
     let text = std::fs::read_to_string(files.path().join("file")).unwrap();
     assert_eq!(text, "written after the signals");

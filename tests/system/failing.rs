@@ -83,6 +83,7 @@ fn a_mirror_leg_that_hangs_can_be_left_behind() {
     let said = host.shunt(&["start", "again"]);
     assert_ne!(said.code, 0, "{said:?}");
     assert!(said.error.contains("next: "), "{said:?}");
+    assert!(said.error.contains("under way"), "{said:?}");
     target.let_go();
     wait_until("it starts", || host.shunt(&["start", "again"]).code == 0);
     host.wait_for("again", "source-selected");
@@ -115,6 +116,9 @@ fn a_target_that_fails_after_the_switch_gives_the_role_back_by_itself() {
     host.kill_target("db");
     load.go_on();
     assert_eq!(host.pair("move")["authoritative"], "source");
+    wait_until("the target is tried, and fails again", || {
+        is_in(&host, "degraded")
+    });
     target.mend_it();
     host.ok(&["resume", "move"]);
     host.wait_for("move", "source-selected");
@@ -217,7 +221,7 @@ fn bad_blocks_of_a_source_are_copied_past_only_if_that_is_asked_for_and_never_th
     wait_until("the status names the way on", || {
         problem(&host).contains("--accept-unreadable")
     });
-    host.refused(&["switch", "move"], REFUSED, &["not in sync"]);
+    host.refused(&["switch", "move"], REFUSED, &["still to be copied"]);
 
     // It is away: nothing of it is given up.
     source.break_it();

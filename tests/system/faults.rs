@@ -83,6 +83,9 @@ fn ublk_target_dies_while_the_mirror_leg_fails() {
     // Whatever stands in the way of its mirror leg, the volume serves.
     host.kill_target("db");
     load.go_on();
+    wait_until("the pair is degraded again", || {
+        host.pair("move")["state"] == "degraded"
+    });
     host.refused(&["switch", "move"], REFUSED, &["move"]);
     target.mend_it();
     host.ok(&["resume", "move"]);

@@ -74,13 +74,14 @@ fn writes_that_overlap_all_the_time_leave_both_legs_equal() {
 
 #[test]
 fn a_suspension_that_nobody_ends_ends_by_its_deadline() {
-    let host = Host::new();
+    let mut host = Host::new();
     host.ok(&["attach", "db", &lun::disk(0)]);
     let mut connection = host.connect("db");
     // Long enough for fio to start in an emulated machine.
     let suspend = Request::Suspend { deadline_ms: 5_000 };
     assert_eq!(connection.ask(&suspend), Response::Suspended);
     assert!(connection.status().suspended);
+    host.kill_shuntd();
     // Answered late, and without an error.
     load::once(&Host::device("db"), load::SMALL).unwrap();
     let status = connection.status();

@@ -287,7 +287,13 @@ fn only_root_is_served_and_only_one_shuntd_runs() {
     let state = host.state_dir().to_string_lossy().into_owned();
     let second = || {
         let elsewhere = ["--state-dir", &state, "--runtime-dir", "/var/tmp/second"];
-        assert_eq!(run("shuntd", &elsewhere).status.code(), Some(1));
+        let output = run("shuntd", &elsewhere);
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            said.contains(&format!("pid {}", host.shuntd_pid())),
+            "{said}"
+        );
     };
     second();
     // Nor while the first one is frozen, which then goes on.
