@@ -86,7 +86,8 @@ fn at_every_flush_point_a_crash_leaves_what_was_flushed_and_marks_where_the_legs
     let mounted = Mounted::new(&state.path());
     let host = Host::with_state(&mounted.path().join("shunt"));
     host.ok(&["attach", "db", &source.path()]);
-    host.ok(&["create", "move", &format!("db:{}", target.path())]);
+    let pair = format!("db:{}", target.path());
+    host.ok(&["create", "move", &pair, "--overwrite"]);
     host.ok(&["start", "move"]);
 
     let mut writer = Writer::new();

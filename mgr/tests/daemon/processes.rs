@@ -96,6 +96,7 @@ fn host(world: &World) -> HostRecord {
 #[test]
 fn a_state_folder_that_is_not_the_one_that_was_opened_is_a_problem_of_the_host() {
     let world = World::new();
+    world.changes(&attach("db", &world.lun("a", MIB, 1)));
     assert_eq!(host(&world).problems, Vec::<String>::new());
     let (state, away) = (
         world.config.state_directory.clone(),
@@ -111,11 +112,19 @@ fn a_state_folder_that_is_not_the_one_that_was_opened_is_a_problem_of_the_host()
         problems[0].contains(state.to_str().unwrap()),
         "{problems:?}"
     );
-    std::fs::remove_dir(&state).unwrap();
+    let before = world.volume("db").unwrap();
+    assert_eq!(before.state, "attached");
+    // It would serve from another folder.
+    world.kill_ublk_target("db");
+    world.wait("it is not served", |world| {
+        world.volume("db").filter(|volume| volume.state == "failed")
+    });
+    std::fs::remove_dir_all(&state).unwrap();
     std::fs::rename(&away, &state).unwrap();
     world.wait("it is not reported any more", |world| {
         host(world).problems.is_empty().then_some(())
     });
+    see_replaced(&world, &before);
 }
 
 #[test]
