@@ -370,10 +370,11 @@ impl Host {
         format!("/dev/shunt/{volume}")
     }
 
-    /// Attaches a volume, and migrates it as far as `source-selected`.
+    /// Attaches a volume, and migrates it as far as `source-selected`. What the target holds is lost.
     pub fn bring_into_sync(&self, volume: &str, source: &str, target: &str, session: &str) {
         self.ok(&["attach", volume, source]);
-        self.ok(&["create", session, &format!("{volume}:{target}")]);
+        let pair = format!("{volume}:{target}");
+        self.ok(&["create", session, &pair, "--overwrite"]);
         self.ok(&["start", session]);
         self.wait_for(session, "source-selected");
     }

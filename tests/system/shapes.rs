@@ -6,7 +6,7 @@ use tests::{
     host::Host,
     load::{self, Load},
     lun::{self, LoopDevice, Mapped},
-    sh, wait_until,
+    run, sh, wait_until,
 };
 
 const FAILED: i32 = 1;
@@ -127,7 +127,8 @@ fn volumes_that_end_in_the_middle_of_a_region_or_a_page_move_to_the_last_sector(
         assert_eq!(lun::size(&device), bytes);
         let whole = data(number as u64, usize::try_from(bytes).unwrap());
         write(&device, 0, &whole);
-        host.ok(&["create", "odd", &format!("{name}:{}", legs[1].path)]);
+        let pair = format!("{name}:{}", legs[1].path);
+        host.ok(&["create", "odd", &pair, "--overwrite"]);
         host.ok(&["start", "odd"]);
         host.wait_for("odd", "source-selected");
         host.assert_legs_equal(&name, &legs[0].path, &legs[1].path);
@@ -152,18 +153,19 @@ fn volumes_that_end_in_the_middle_of_a_region_or_a_page_move_to_the_last_sector(
 }
 
 #[test]
-fn discards_and_zeroes_leave_both_legs_equal() {
+fn zeroes_leave_both_legs_equal_and_discards_are_refused_while_there_are_two() {
     let host = Host::new();
     let (source, disk) = (lun::disk(0), lun::disk(1));
     let target = Mapped::slow_writes("shunt-test-slow", &disk, 50);
     host.ok(&["attach", "db", &source]);
     let device = Host::device("db");
     let mut place = 40;
-    let mut wipe = || {
+    let mut wipe = |mirrored: bool| {
         write(&device, place * MIB, &data(place, 6 << 20));
         let offset = format!("{}", place * MIB + MIB / 2);
         let arguments = ["--offset", &offset, "--length", "2M", &device];
-        sh("blkdiscard", &arguments);
+        let said = run("blkdiscard", &arguments);
+        assert_eq!(said.status.success(), !mirrored, "{said:?}");
         let zeroes = format!("{}", (place + 4) * MIB);
         sh(
             "blkdiscard",
@@ -173,23 +175,27 @@ fn discards_and_zeroes_leave_both_legs_equal() {
         assert!(found.iter().all(|byte| *byte == 0), "zeroes were written");
         let kept = read(&device, place * MIB, 1 << 19);
         assert!(kept == data(place, 1 << 19), "more was discarded");
+        if mirrored {
+            let kept = read(&device, place * MIB, 4 << 20);
+            assert!(kept == data(place, 6 << 20)[..4 << 20], "a refused discard");
+        }
         place += 16;
     };
     let load = Load::start(&device, load::SMALL);
-    wipe();
+    wipe(false);
     host.ok(&["create", "move", &format!("db:{}", target.path())]);
     host.ok(&["start", "move"]);
-    wipe();
-    wipe();
+    wipe(true);
+    wipe(true);
     host.wait_for("move", "source-selected");
-    wipe();
+    wipe(true);
     host.assert_legs_equal("db", &source, &target.path());
     host.ok(&["switch", "move", "--max-pause", "20"]);
-    wipe();
+    wipe(true);
     load.finish();
     host.assert_legs_equal("db", &source, &target.path());
     host.ok(&["commit", "move", "--yes"]);
-    wipe();
+    wipe(false);
     host.ok(&["detach", "db"]);
 }
 
