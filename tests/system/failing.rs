@@ -243,7 +243,7 @@ fn bad_blocks_of_a_source_are_copied_past_only_if_that_is_asked_for_and_never_th
     host.kill_shuntd();
     host.start_shuntd();
     assert_eq!(host.pair("move")["unreadable"], serde_json::json!(bad));
-    let said = host.ok(&["switch", "move"]).out;
+    let said = host.ok(&["switch", "move"]).error;
     assert!(said.contains("zeroes on the target"), "{said}");
     let said = host.ok(&["status", "move"]).out;
     assert!(said.contains("4608 bytes could not be read"), "{said}");
