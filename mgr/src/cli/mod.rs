@@ -1,6 +1,7 @@
 //! The command line `shunt`: thin, it asks shuntd and shows the answer.
 //!
-//! * [`args`] defines the command line; help, man pages and completions come from it ([`documents`]).
+//! * [`args`] defines the command line; help, man pages and completions come from it ([`documents`]);
+//!   `values` reads what is given there.
 //! * [`client`] is the connection to shuntd, [`ask`] makes what goes wrong there a [`problem`].
 //! * [`render`] and [`units`] show records, [`wait`] and [`state`] wait for a state, `verify` for the end of a
 //!   comparison.
@@ -21,6 +22,7 @@ pub mod report;
 mod screen;
 pub mod session_file;
 pub mod state;
+mod values;
 mod verify;
 pub mod wait;
 mod when;

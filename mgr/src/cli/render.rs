@@ -7,7 +7,7 @@ use migration_proto::manager::{
 use migration_proto::route::Side;
 use nix::unistd::{Uid, User};
 
-use super::args;
+use super::values;
 use super::when;
 
 use crate::moments;
@@ -262,7 +262,7 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
                 SwitchPairs::Together => "",
                 SwitchPairs::Each => "each pair ",
             },
-            printable(&args::switch_policy_text(policy))
+            printable(&values::switch_policy_text(policy))
         ),
     };
     let mode = match session.options.mode {

@@ -12,7 +12,7 @@ use plotters::prelude::{
     RGBColor, SVGBackend, ShapeStyle, WHITE,
 };
 
-use super::{args, render};
+use super::{render, values};
 use crate::moments;
 use crate::units;
 
@@ -268,7 +268,7 @@ fn options(options: &SessionOptions) -> String {
         "mode {}, priority {}, switch {}",
         options.mode.name(),
         options.priority,
-        args::switch_policy_text(&options.switch)
+        values::switch_policy_text(&options.switch)
     );
     if options.rate_bytes_per_second > 0 {
         let rate = units::rate(options.rate_bytes_per_second);

@@ -18,7 +18,7 @@ use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::problem::Problem;
-use super::{args, render, when};
+use super::{render, values, when};
 use crate::moments;
 
 /// The largest file that is read, in bytes.
@@ -169,7 +169,7 @@ struct PairStatus {
 }
 
 fn read_percent<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u32, D::Error> {
-    args::percent(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    values::percent(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 // The form that serde asks for.
@@ -239,7 +239,7 @@ fn read_attempts<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u32, D::Err
 }
 
 fn read_floor<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
-    args::floor(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    values::floor(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 const fn priority_default() -> u8 {
@@ -256,7 +256,7 @@ fn read_priority<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u8, D::Erro
 }
 
 fn read_rate<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
-    args::rate(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    values::rate(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 fn write_rate<S: Serializer>(bytes_per_second: &u64, serializer: S) -> Result<S::Ok, S::Error> {
@@ -267,7 +267,7 @@ fn write_rate<S: Serializer>(bytes_per_second: &u64, serializer: S) -> Result<S:
 }
 
 fn read_accepted<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
-    args::accepted(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    values::accepted(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 // The form that serde asks for.
@@ -277,11 +277,11 @@ fn write_accepted<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S:
 }
 
 fn read_policy<'a, D: Deserializer<'a>>(deserializer: D) -> Result<SwitchPolicy, D::Error> {
-    args::switch_policy(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    values::switch_policy(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 fn write_policy<S: Serializer>(policy: &SwitchPolicy, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&args::switch_policy_text(policy))
+    serializer.serialize_str(&values::switch_policy_text(policy))
 }
 
 fn read_target<'a, D: Deserializer<'a>>(deserializer: D) -> Result<LunPaths, D::Error> {
