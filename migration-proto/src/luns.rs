@@ -8,8 +8,11 @@ use serde::{Deserialize, Serialize};
 
 /// What stands between two paths.
 const SEPARATOR: char = ',';
+/// What stands before a comma, or itself, that belongs to a path.
+const ESCAPE: char = '\\';
 
-/// The LUNs of a leg, end to end, as paths. Written with commas between them, as in `/dev/sdb,/dev/sdc`: so no path has one.
+/// The LUNs of a leg, end to end, as paths. Written with commas between them, as in
+/// `/dev/sdb,/dev/sdc`; a comma in a path is written `\,`, a backslash `\\`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct LunPaths(Vec<PathBuf>);
@@ -27,10 +30,10 @@ impl LunPaths {
             let text = path
                 .to_str()
                 .ok_or_else(|| format!("the path {} is not valid UTF-8", path.display()))?;
-            if text.is_empty() || text.contains(SEPARATOR) {
-                return Err(format!(
-                    "{text:?} is no path of a LUN: a comma stands between two LUNs of one leg"
-                ));
+            if text.is_empty() {
+                return Err(
+                    "the path of a LUN is empty: a comma separates two LUNs of one leg (\\, is a comma in a path)".to_owned(),
+                );
             }
         }
         Ok(Self(paths))
@@ -49,7 +52,12 @@ impl fmt::Display for LunPaths {
             if index > 0 {
                 write!(f, "{SEPARATOR}")?;
             }
-            write!(f, "{}", path.display())?;
+            for c in path.display().to_string().chars() {
+                if c == SEPARATOR || c == ESCAPE {
+                    write!(f, "{ESCAPE}")?;
+                }
+                write!(f, "{c}")?;
+            }
         }
         Ok(())
     }
@@ -59,7 +67,29 @@ impl FromStr for LunPaths {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::new(text.split(SEPARATOR).map(PathBuf::from).collect())
+        let mut paths = vec![String::new()];
+        let mut characters = text.chars();
+        while let Some(c) = characters.next() {
+            if c == SEPARATOR {
+                paths.push(String::new());
+                continue;
+            }
+            let c = match c {
+                ESCAPE => characters
+                    .next()
+                    .filter(|c| [SEPARATOR, ESCAPE].contains(c)),
+                c => Some(c),
+            };
+            let c = c.ok_or_else(|| {
+                format!(
+                    "a backslash in {text:?} stands neither before a comma nor before a backslash"
+                )
+            })?;
+            if let Some(path) = paths.last_mut() {
+                path.push(c);
+            }
+        }
+        Self::new(paths.into_iter().map(PathBuf::from).collect())
     }
 }
 
@@ -106,6 +136,16 @@ mod tests {
             wrong.parse::<LunPaths>().unwrap_err();
         }
         LunPaths::new(Vec::new()).unwrap_err();
-        LunPaths::new(vec!["/a,b".into()]).unwrap_err();
+        "/dev/a\\b".parse::<LunPaths>().unwrap_err();
+        "/dev/a\\".parse::<LunPaths>().unwrap_err();
+    }
+
+    #[test]
+    fn a_path_may_have_a_comma_and_a_backslash() {
+        let names = vec!["/dev/with,comma".into(), "/dev/back\\slash: ü".into()];
+        let paths = LunPaths::new(names.clone()).unwrap();
+        assert_eq!(paths.to_string(), r"/dev/with\,comma,/dev/back\\slash: ü");
+        let read: LunPaths = paths.to_string().parse().unwrap();
+        assert_eq!(read.paths(), names);
     }
 }

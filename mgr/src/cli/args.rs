@@ -290,7 +290,8 @@ FILE:
         /// The name of the new session
         #[arg(required_unless_present = "file")]
         session: Option<String>,
-        /// A volume and its target, with a colon between them; of several LUNs, end to end, with commas between those
+        /// A volume and its target, with a colon between them; of several LUNs, end to end, with
+        /// commas between those; a comma in a path is written \,
         #[arg(required_unless_present = "file", value_name = "VOLUME:TARGET", value_parser = pair)]
         pairs: Vec<PairSpec>,
         /// Everything from this file, in the form that show prints; - is standard input

@@ -97,7 +97,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
     match command {
         Command::Attach { volume, luns } => {
             let luns = LunPaths::new(luns).map_err(|cause| {
-                let next = "name each LUN by a path without a comma";
+                let next = "name each LUN by its path";
                 Problem::failed(format!("volume {volume}"), cause, next).with_exit(Exit::Usage)
             })?;
             change(&global, &Request::Attach { volume, luns })

@@ -20,10 +20,28 @@ pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|error| format!("not a path: {error}"))
 }
 
-/// Absolute paths, with commas between them.
+/// Paths with commas between them, made absolute. Several must be absolute: a comma that belongs to
+/// a path would make another LUN of what follows it.
 fn absolute_paths(text: &str) -> Result<LunPaths, String> {
-    let paths = text.split(',').map(absolute_path);
-    LunPaths::new(paths.collect::<Result<_, _>>()?)
+    // A backslash that escapes nothing is one in the name of a single LUN.
+    let paths = text
+        .parse()
+        .or_else(|cause: String| match text.contains(',') {
+            true => Err(cause),
+            false => LunPaths::new(vec![PathBuf::from(text)]),
+        })?;
+    if let [path] = paths.paths() {
+        return LunPaths::new(vec![
+            std::path::absolute(path).map_err(|error| format!("not a path: {error}"))?,
+        ]);
+    }
+    match paths.paths().iter().find(|path| !path.is_absolute()) {
+        None => Ok(paths),
+        Some(path) => Err(format!(
+            "a comma separates two LUNs, and {} is not an absolute path; if the comma belongs to the path, write it as \\,",
+            path.display()
+        )),
+    }
 }
 
 /// `VOLUME:TARGET`. Only the first colon separates: names in /dev/disk/by-path contain colons.
