@@ -37,7 +37,9 @@ pub struct Identity {
     pub size_bytes: u64,
     /// Smallest unit and alignment of direct I/O, in bytes. A power of two, at least 512.
     pub logical_block_bytes: u32,
-    /// World-wide name of the disk, with its type: `naa.`, `eui.`, `t10.`, `nvme.`, `uuid.` A partition has its disk's.
+    /// World-wide name of the disk, with its type: `naa.`, `eui.`, `t10.`, `nvme.`, `uuid.`; or the
+    /// name that its driver knows it by: `md.`, `nbd.`, `rbd.`, `bcache.` A partition has its
+    /// disk's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wwn: Option<String>,
     /// Serial number of the disk. A partition has its disk's.
@@ -55,6 +57,9 @@ pub struct Identity {
     /// The regular file; of a loop device the file beneath it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<FileId>,
+    /// Where the blocks of a loop device begin in its file, in bytes; `None`: not a loop device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_offset_bytes: Option<u64>,
     /// UUID of a device-mapper device, with its owner: `LVM-`, `mpath-`, `CRYPT-`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dm_uuid: Option<String>,
@@ -79,20 +84,24 @@ pub struct Mismatch {
 }
 
 impl Identity {
-    /// Whether `now` is the LUN that `self` recorded. Kind and logical block size must be equal; the size too, but a LUN that
-    /// is [distinct](Self::is_distinct) may have grown. Every other field that was recorded must still be there and equal;
-    /// what was absent when recorded is not compared.
+    /// Whether `now` is the LUN that `self` recorded. Kind and logical block size must be equal,
+    /// and the size must not be less: a LUN that has grown is the same LUN. Every other field that
+    /// was recorded must still be there and equal; what was absent when recorded is not compared.
+    /// Of a LUN that is not [distinct](Identity::is_distinct) a match proves nothing:
+    /// [`Recorded::check`](crate::Recorded::check) asks for more.
     ///
     /// # Errors
     /// All fields that differ.
     pub fn matches(&self, now: &Identity) -> Result<(), Mismatch> {
-        let grown = self.is_distinct() && now.size_bytes > self.size_bytes;
         let differences: Vec<Difference> = self
             .fields()
             .into_iter()
             .zip(now.fields())
             .filter_map(|((field, recorded), (_, found))| {
-                let recorded = recorded.filter(|_| !(grown && field == "size"))?;
+                let recorded = recorded?;
+                if field == SIZE && now.size_bytes >= self.size_bytes {
+                    return None;
+                }
                 (found.as_ref() != Some(&recorded)).then(|| Difference {
                     field,
                     recorded,
@@ -122,7 +131,8 @@ impl Identity {
         same_disk && !self.is_another_partition_than(other)
     }
 
-    /// Whether anything but the size tells this LUN from another one of its kind.
+    /// Whether anything but the size tells this LUN from another one of its kind. One that is not
+    /// distinct needs [`Seen`](crate::Seen) beside this.
     #[must_use]
     pub fn is_distinct(&self) -> bool {
         self.wwn.is_some()
@@ -130,6 +140,14 @@ impl Identity {
             || self.partition_uuid.is_some()
             || self.file.is_some()
             || self.dm_uuid.is_some()
+    }
+
+    /// Whether the LUN is found under whatever name it has: by a name that no other device has, and
+    /// that the kernel tells without opening it.
+    #[must_use]
+    pub fn is_findable(&self) -> bool {
+        self.kind == Kind::BlockDevice
+            && (self.wwn.is_some() || self.file.is_some() || self.dm_uuid.is_some())
     }
 
     /// One line for an operator: everything that is known.
@@ -151,7 +169,7 @@ impl Identity {
     }
 
     /// All fields in a fixed order with their texts. Comparing, describing and the overwrite word use this one list.
-    pub(crate) fn fields(&self) -> [(&'static str, Option<String>); 10] {
+    pub(crate) fn fields(&self) -> [(&'static str, Option<String>); 11] {
         let Identity {
             kind,
             size_bytes,
@@ -162,11 +180,12 @@ impl Identity {
             partition_number,
             partition_start_bytes,
             file,
+            file_offset_bytes,
             dm_uuid,
         } = self;
         [
             (KIND, Some(kind.to_string())),
-            ("size", Some(format!("{size_bytes} bytes"))),
+            (SIZE, Some(format!("{size_bytes} bytes"))),
             (
                 "logical block size",
                 Some(format!("{logical_block_bytes} bytes")),
@@ -183,6 +202,10 @@ impl Identity {
                 partition_start_bytes.map(|start| format!("{start} bytes")),
             ),
             ("file", file.map(|file| file.to_string())),
+            (
+                "offset in the file",
+                file_offset_bytes.map(|offset| format!("{offset} bytes")),
+            ),
             ("device-mapper uuid", dm_uuid.clone()),
         ]
     }
@@ -199,6 +222,7 @@ impl Identity {
 }
 
 const KIND: &str = "kind";
+const SIZE: &str = "size";
 
 fn equal_and_known<T: PartialEq>(a: Option<&T>, b: Option<&T>) -> bool {
     a.is_some() && a == b
@@ -221,7 +245,7 @@ impl fmt::Display for FileId {
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not the lun that was recorded: ")?;
+        f.write_str("not the LUN that was recorded: ")?;
         for (
             index,
             Difference {
@@ -253,6 +277,7 @@ pub(crate) mod tests {
             partition_number: None,
             partition_start_bytes: None,
             file: None,
+            file_offset_bytes: None,
             dm_uuid: None,
         }
     }
@@ -272,6 +297,7 @@ pub(crate) mod tests {
                 device: 1,
                 inode: 2,
             }),
+            file_offset_bytes: Some(0),
             dm_uuid: Some("LVM-a".into()),
             ..partition(1)
         }
@@ -285,7 +311,7 @@ pub(crate) mod tests {
     #[test]
     fn every_field_that_differs_is_named() {
         type Change = fn(&mut Identity);
-        let table: [(&str, Change); 10] = [
+        let table: [(&str, Change); 11] = [
             ("kind", |i| i.kind = Kind::RegularFile),
             ("size", |i| i.size_bytes -= 512),
             ("logical block size", |i| i.logical_block_bytes = 4096),
@@ -300,6 +326,7 @@ pub(crate) mod tests {
                     inode: 3,
                 })
             }),
+            ("offset in the file", |i| i.file_offset_bytes = Some(512)),
             ("device-mapper uuid", |i| i.dm_uuid = None),
         ];
         let mut all = full();
@@ -311,22 +338,17 @@ pub(crate) mod tests {
             let fields: Vec<&str> = mismatch.differences.iter().map(|d| d.field).collect();
             assert_eq!(fields, [field]);
         }
-        assert_eq!(full().matches(&all).unwrap_err().differences.len(), 10);
+        assert_eq!(full().matches(&all).unwrap_err().differences.len(), 11);
     }
 
     #[test]
-    fn a_lun_that_has_grown_is_the_same_lun_if_more_than_its_size_tells() {
-        let larger = |identity: &Identity| Identity {
-            size_bytes: identity.size_bytes + 512,
-            ..identity.clone()
-        };
-        assert_eq!(full().matches(&larger(&full())), Ok(()));
-        let nameless = Identity {
-            wwn: None,
-            serial: None,
+    fn a_lun_that_has_grown_is_the_same_lun_and_one_that_has_shrunk_is_not() {
+        let grown = Identity {
+            size_bytes: disk().size_bytes + 4096,
             ..disk()
         };
-        nameless.matches(&larger(&nameless)).unwrap_err();
+        assert_eq!(disk().matches(&grown), Ok(()));
+        grown.matches(&disk()).unwrap_err();
     }
 
     #[test]
@@ -348,7 +370,7 @@ pub(crate) mod tests {
         };
         assert_eq!(
             disk().matches(&now).unwrap_err().to_string(),
-            "not the lun that was recorded: size was 1073741824 bytes, is 1024 bytes; serial was S1, is none"
+            "not the LUN that was recorded: size was 1073741824 bytes, is 1024 bytes; serial was S1, is none"
         );
     }
 

@@ -19,6 +19,7 @@ pub(crate) const O_EXCL: c_int = libc::O_EXCL;
 pub(crate) const O_DIRECT: c_int = libc::O_DIRECT;
 
 const BLKROGET: libc::Ioctl = nix::request_code_none!(0x12, 94) as libc::Ioctl;
+const BLKRRPART: libc::Ioctl = nix::request_code_none!(0x12, 95) as libc::Ioctl;
 const BLKSSZGET: libc::Ioctl = nix::request_code_none!(0x12, 104) as libc::Ioctl;
 // The header says size_t; the kernel writes 64 bits whatever the size of size_t is.
 const BLKGETSIZE64: libc::Ioctl =
@@ -67,6 +68,15 @@ pub(crate) fn physical_block_bytes(fd: BorrowedFd<'_>) -> io::Result<u32> {
     unsafe { read_ioctl::<c_uint>(fd, BLKPBSZGET) }
 }
 
+/// Lets the kernel read the partition table of the block device.
+pub(crate) fn read_partition_table(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: BLKRRPART takes no argument, and the descriptor is borrowed, therefore open.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), BLKRRPART) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Whether the kernel refuses writes to the block device.
 pub(crate) fn is_read_only(fd: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: BLKROGET writes one int.
@@ -79,14 +89,15 @@ pub(crate) fn disk_sequence(fd: BorrowedFd<'_>) -> io::Result<u64> {
     unsafe { read_ioctl::<u64>(fd, BLKGETDISKSEQ) }
 }
 
-/// The file or device beneath a loop device.
-pub(crate) fn loop_backing_file(fd: BorrowedFd<'_>) -> io::Result<FileId> {
+/// The file or device beneath a loop device, and where its blocks begin there, in bytes.
+pub(crate) fn loop_backing_file(fd: BorrowedFd<'_>) -> io::Result<(FileId, u64)> {
     // SAFETY: LOOP_GET_STATUS64 writes one struct loop_info64; every bit pattern of it is valid.
     let info = unsafe { read_ioctl::<LoopInfo64>(fd, LOOP_GET_STATUS64) }?;
-    Ok(FileId {
+    let file = FileId {
         device: info.device,
         inode: info.inode,
-    })
+    };
+    Ok((file, info.offset))
 }
 
 /// Alignment in bytes that the file system asks of direct I/O on this file.

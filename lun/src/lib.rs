@@ -9,6 +9,9 @@
 //! |---|---|
 //! | `open` | open a path as a LUN, its limits, its lock |
 //! | `identity` | what identifies a LUN, comparing it with what was recorded |
+//! | `recorded` | finding and opening a LUN that was recorded; what tells one without a name from others |
+//! | `names` | names that stay with a LUN, and names that do not |
+//! | `partitions` | the partitions of a device that the kernel does not look for itself |
 //! | `inspect` | all findings about a LUN, and the word that confirms an overwrite |
 //! | `finding` | the findings and their texts |
 //! | `usage` | mounts, swap, holders, partitions in use, other paths |
@@ -38,9 +41,12 @@ mod finding;
 mod identity;
 mod inspect;
 mod kernel;
+mod names;
 mod open;
 mod openers;
+mod partitions;
 mod proc_text;
+mod recorded;
 mod retire;
 mod signature;
 mod stack;
@@ -55,8 +61,11 @@ pub use contents::{Filled, Unrecognised};
 pub use finding::Finding;
 pub use identity::{Difference, FileId, Identity, Kind, Mismatch};
 pub use inspect::{Inspection, inspect, inspect_target, overwrite_word, volumes_beneath};
+pub use names::{is_kernel_name, stable_name};
 pub use open::{Lun, OpenError, OpenOptions};
 pub use openers::{Opener, openers};
+pub use partitions::read_partitions;
+pub use recorded::{Recorded, RecordedError, Seen, boot_id};
 pub use retire::{Saved, bring_online};
 pub use signature::{Signature, SignatureError, SignatureUsage, signatures};
 pub use usage::in_use;

@@ -160,6 +160,29 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Whether no LUN is at the path.
+    pub(crate) fn is_absence(&self) -> bool {
+        match self {
+            OpenError::NotFound { .. } | OpenError::WrongKind { .. } | OpenError::Empty { .. } => {
+                true
+            }
+            OpenError::Other { source, .. } => matches!(
+                source.raw_os_error(),
+                Some(libc::ENXIO | libc::ENODEV | libc::ENOMEDIUM)
+            ),
+            OpenError::Busy { .. }
+            | OpenError::Permission { .. }
+            | OpenError::ReadOnly { .. }
+            | OpenError::DirectUnsupported { .. }
+            | OpenError::UnalignedSize { .. }
+            | OpenError::OddBlockSize { .. }
+            | OpenError::Replaced { .. }
+            | OpenError::Signatures { .. } => false,
+        }
+    }
+}
+
 /// The limits of a device; the fields of [`Lun`] explain them.
 struct Limits {
     physical_block_bytes: u32,
@@ -427,6 +450,10 @@ fn block_identity(file: &File, device: &BlockDevice, path: &Path) -> Result<Iden
         .map_err(|source| other(path, "read the logical block size of", source))?;
     check_geometry(path, size_bytes, logical_block_bytes)?;
     let dm_uuid = device.dm_uuid();
+    let loop_file = device
+        .whole_disk()
+        .loop_backing_path()
+        .and_then(|_| kernel::loop_backing_file(fd).ok());
     let partition_number = device
         .partition_number()
         .or_else(|| partition_number_in_dm_uuid(dm_uuid.as_deref().unwrap_or_default()));
@@ -445,10 +472,8 @@ fn block_identity(file: &File, device: &BlockDevice, path: &Path) -> Result<Iden
                 .attribute_u64("start")?
                 .checked_mul(u64::from(SECTOR_BYTES))
         }),
-        file: device
-            .whole_disk()
-            .loop_backing_path()
-            .and_then(|_| kernel::loop_backing_file(fd).ok()),
+        file: loop_file.map(|(file, _)| file),
+        file_offset_bytes: loop_file.map(|(_, offset_bytes)| offset_bytes),
         dm_uuid,
     };
     // sysfs was asked by number. A number can be given to another disk as soon as the disk is gone, even while the
@@ -487,6 +512,7 @@ fn file_identity(file: &File, direct: bool, path: &Path) -> Result<Identity, Ope
         partition_number: None,
         partition_start_bytes: None,
         file: Some(file_id(&metadata)),
+        file_offset_bytes: None,
         dm_uuid: None,
     })
 }
@@ -643,7 +669,7 @@ mod tests {
     }
 
     #[test]
-    fn identity_follows_the_descriptor_and_sees_a_new_size() {
+    fn identity_follows_the_descriptor_and_sees_that_it_has_shrunk() {
         let (_folder, path) = image(1 << 20);
         let lun = Lun::open(&path, &WRITE).unwrap();
         File::options()

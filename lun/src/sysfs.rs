@@ -180,7 +180,36 @@ impl BlockDevice {
             .or_else(|| disk.attribute("device/wwid"))
             .or_else(|| vpd::wwn(&disk.bytes("device/vpd_pg83")?));
         own.or_else(|| disk.multipath_wwn())
+            .or_else(|| disk.driver_name())
             .filter(|name| says_something(name))
+    }
+
+    /// The name that the driver of a disk without a world-wide name knows it by, with the driver as
+    /// its type: an md array's UUID, the identifier of an nbd's server, the image of an rbd, the
+    /// UUID of the device beneath a bcache.
+    fn driver_name(&self) -> Option<String> {
+        let name = self.name();
+        let attribute = |name| self.attribute(name);
+        if name.starts_with("md") {
+            return attribute("md/uuid").map(|uuid| format!("md.{uuid}"));
+        }
+        if name.starts_with("nbd") {
+            return attribute("backend").map(|backend| format!("nbd.{backend}"));
+        }
+        if name.starts_with("bcache") {
+            return attribute("bcache/backing_dev_uuid").map(|uuid| format!("bcache.{uuid}"));
+        }
+        if !name.starts_with("rbd") {
+            return None;
+        }
+        let place = [
+            "device/cluster_fsid",
+            "device/pool_id",
+            "device/image_id",
+            "device/snap_id",
+        ];
+        let place: Option<Vec<String>> = place.into_iter().map(attribute).collect();
+        place.map(|place| format!("rbd.{}", place.join("/")))
     }
 
     /// The serial number: virtio, NVMe and MMC have a file, SCSI has page 0x80.
@@ -425,6 +454,40 @@ mod tests {
             "CRYPT-LUKS2-abc",
         ] {
             assert_eq!(multipath_map_of(uuid), None, "{uuid}");
+        }
+    }
+
+    #[test]
+    fn a_disk_without_a_world_wide_name_has_the_name_that_its_driver_knows_it_by() {
+        let rbd = [
+            ("device/cluster_fsid", "f-1"),
+            ("device/pool_id", "2"),
+            ("device/image_id", "10ab"),
+            ("device/snap_id", "head"),
+        ];
+        type Attributes<'a> = &'a [(&'a str, &'a str)];
+        let table: [(&str, Attributes<'_>, Option<&str>); 9] = [
+            ("md127", &[("md/uuid", "0a1b-2c\n")], Some("md.0a1b-2c")),
+            ("md0", &[("md/uuid", "00000000-0000\n")], None),
+            ("nbd0", &[("backend", "export-7\n")], Some("nbd.export-7")),
+            ("nbd1", &[], None),
+            ("rbd0", &rbd, Some("rbd.f-1/2/10ab/head")),
+            ("rbd1", &rbd[..2], None),
+            (
+                "bcache0",
+                &[("bcache/backing_dev_uuid", "b-1")],
+                Some("bcache.b-1"),
+            ),
+            // The device beneath a bcache has this folder too.
+            ("vdx", &[("bcache/backing_dev_uuid", "b-1")], None),
+            ("ram0", &[], None),
+        ];
+        let sys = FakeSysfs::new();
+        for (index, (name, attributes, expected)) in table.into_iter().enumerate() {
+            let number = (300, u32::try_from(index).unwrap());
+            sys.add(name, &format!("300:{index}"), attributes);
+            let device = sys.sysfs().device(number).unwrap();
+            assert_eq!(device.wwn().as_deref(), expected, "{name}");
         }
     }
 

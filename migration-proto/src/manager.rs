@@ -21,6 +21,9 @@ pub enum Request {
         volume: String,
         /// Its LUNs, as absolute paths.
         luns: LunPaths,
+        /// Accept LUNs that have no name of their own. Of a volume that is attached: what is at
+        /// these paths now are its LUNs (of either leg) that were accepted so.
+        accept_weak_identity: bool,
     },
     /// Take a volume away; refused while it is open or part of a live session.
     Detach {
@@ -407,6 +410,8 @@ impl CutoverAction {
 pub struct SessionOptions {
     /// Accept targets that hold a signature.
     pub overwrite: bool,
+    /// Accept targets that have no name of their own.
+    pub accept_weak_identity: bool,
     /// Find zeroes while copying and deallocate them on the target where it can.
     pub detect_zeroes: bool,
     /// What to do when an authoritative leg fails.
@@ -448,6 +453,7 @@ impl Default for SessionOptions {
     fn default() -> Self {
         Self {
             overwrite: false,
+            accept_weak_identity: false,
             detect_zeroes: false,
             on_authoritative_failure: OnAuthoritativeFailure::default(),
             verify: VerifyPolicy::default(),
@@ -638,6 +644,11 @@ pub struct VolumeRecord {
     pub restarts: u64,
     /// The route, if ublk-target answers.
     pub route: Option<Route>,
+    /// Those of its LUNs (of both legs, in a session that has not ended) that have no name of their
+    /// own and were accepted all the same.
+    pub weak_identity: Vec<PathBuf>,
+    /// Those of its LUNs that are larger than when they were recorded.
+    pub grown: Vec<PathBuf>,
     /// What is wrong, if something is.
     pub problem: Option<String>,
 }
@@ -709,6 +720,8 @@ pub struct PairRecord {
     pub target: LunPaths,
     /// The authoritative leg.
     pub authoritative: Side,
+    /// Those of its LUNs that have no name of their own and were accepted all the same.
+    pub weak_identity: Vec<PathBuf>,
     /// The size, in bytes.
     pub total_bytes: u64,
     /// What is still to be copied, in bytes.

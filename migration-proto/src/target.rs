@@ -267,9 +267,9 @@ pub enum Response {
         /// The size of the volume, in bytes.
         size_bytes: u64,
         /// The leg to read.
-        from: Leg,
+        from: Box<ServedLeg>,
         /// The leg to write.
-        to: Leg,
+        to: Box<ServedLeg>,
         /// The legs may be equal in most places: to be compared, and written only where they differ.
         compare_first: bool,
     },
@@ -388,6 +388,10 @@ pub struct Status {
     pub source: Leg,
     /// The target leg.
     pub target: Option<Leg>,
+    /// What is open for each extent of the source leg; empty if the leg is not open.
+    pub source_open: Vec<OpenLun>,
+    /// The same of the target leg.
+    pub target_open: Vec<OpenLun>,
     /// What has been counted since this process started.
     pub counters: Counters,
     /// How long reads took since this process started, from their arrival to their answer: the counts of
@@ -408,7 +412,7 @@ pub struct Status {
     pub recovered: bool,
 }
 
-/// A LUN that `ublk-target` has open.
+/// The descriptor of a LUN that `ublk-target` has open.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct HeldLun {
@@ -416,6 +420,49 @@ pub struct HeldLun {
     pub path: std::path::PathBuf,
     /// The number of the descriptor in the process.
     pub descriptor: i32,
+}
+
+/// A leg, and what `ublk-target` has open of it: a copier refuses to use another device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ServedLeg {
+    /// The leg.
+    pub leg: Leg,
+    /// The LUN that is open for each extent.
+    pub open: Vec<OpenLun>,
+}
+
+/// A LUN that `ublk-target` has open, as it was when it was opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct OpenLun {
+    /// Its path without symbolic links.
+    pub path: std::path::PathBuf,
+    /// Its size, in bytes. It may be more than was recorded.
+    pub size_bytes: u64,
+    /// Major and minor number of a block device.
+    pub device: Option<(u32, u32)>,
+    /// The number that the kernel gives to no second disk in this boot.
+    pub disk_sequence: Option<u64>,
+}
+
+impl OpenLun {
+    /// What an open LUN is.
+    #[must_use]
+    pub fn of(lun: &lun::Lun) -> Self {
+        Self {
+            path: lun.path.clone(),
+            size_bytes: lun.identity.size_bytes,
+            device: lun.device_number,
+            disk_sequence: lun.disk_sequence,
+        }
+    }
+
+    /// Whether both are the same device. Files are told apart by their identity.
+    #[must_use]
+    pub fn is_same_device(&self, other: &Self) -> bool {
+        self.device == other.device && self.disk_sequence == other.disk_sequence
+    }
 }
 
 /// What `ublk-target` counts, from its start.

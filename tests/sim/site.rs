@@ -122,6 +122,7 @@ fn leg(lun: usize) -> Leg {
         partition_number: None,
         partition_start_bytes: None,
         file: None,
+        file_offset_bytes: None,
         dm_uuid: None,
     };
     let extent = Extent {

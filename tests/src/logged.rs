@@ -39,7 +39,11 @@ impl Logged {
         let table = format!("0 {rest} linear {disk} {sectors}");
         sh("dmsetup", &["create", &log, "--table", &table]);
         let table = format!("0 {sectors} log-writes {disk} /dev/mapper/{log}");
-        sh("dmsetup", &["create", name, "--table", &table]);
+        let uuid = format!("SHUNT-{name}");
+        sh(
+            "dmsetup",
+            &["create", name, "--uuid", &uuid, "--table", &table],
+        );
         Self {
             name: name.to_owned(),
             base,

@@ -217,10 +217,7 @@ impl Mapped {
     #[must_use]
     pub fn linear(name: &str, below: &str) -> Self {
         let new = Self::named(name, below);
-        sh(
-            "dmsetup",
-            &["create", name, "--table", &new.table("linear", "0")],
-        );
+        new.create(&new.table("linear", "0"));
         new
     }
 
@@ -230,7 +227,7 @@ impl Mapped {
         sh("modprobe", &["dm-delay"]);
         let new = Self::named(name, below);
         let table = new.table("delay", &format!("0 0 {} 0 {milliseconds}", below));
-        sh("dmsetup", &["create", name, "--table", &table]);
+        new.create(&table);
         new
     }
 
@@ -243,7 +240,7 @@ impl Mapped {
             "delay",
             &format!("0 0 {below} 0 0 {below} 0 {milliseconds}"),
         );
-        sh("dmsetup", &["create", name, "--table", &table]);
+        new.create(&table);
         new
     }
 
@@ -253,6 +250,36 @@ impl Mapped {
             sectors: size(below) / 512,
             below: PathBuf::from(below),
         }
+    }
+
+    /// `linear`, without a UUID: nothing but its size identifies it.
+    #[must_use]
+    pub fn nameless(name: &str, below: &str) -> Self {
+        let new = Self::named(name, below);
+        let table = new.table("linear", "0");
+        sh("dmsetup", &["create", name, "--table", &table]);
+        new
+    }
+
+    /// Gives the device another name while it is in use; its node goes with the name.
+    pub fn rename(&mut self, name: &str) {
+        sh("dmsetup", &["rename", &self.name, name]);
+        sh("udevadm", &["settle"]);
+        self.name = name.to_owned();
+    }
+
+    /// With a UUID, as logical volumes have one: it is what identifies the device. Another LUN
+    /// beneath has another one.
+    fn create(&self, table: &str) {
+        let below = self.below.file_name().unwrap_or_default();
+        let (name, uuid) = (
+            &self.name,
+            format!("SHUNT-{}-{}", self.name, below.to_string_lossy()),
+        );
+        sh(
+            "dmsetup",
+            &["create", name, "--uuid", &uuid, "--table", table],
+        );
     }
 
     fn table(&self, kind: &str, rest: &str) -> String {

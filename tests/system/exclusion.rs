@@ -9,7 +9,7 @@ use std::{
 use tests::{
     host::Host,
     load,
-    lun::{self, Mapped},
+    lun::{self, LoopDevice, Mapped},
     run, sh, wait_until,
 };
 
@@ -164,6 +164,144 @@ fn a_lun_that_was_exchanged_behind_its_path_is_not_used() {
     }
     host.assert_legs_equal("db", &source, &target);
     host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+}
+
+/// Both processes are gone when it returns; shuntd is not started again.
+fn down(host: &mut Host, volume: &str) {
+    host.kill_shuntd();
+    let pid = host.kill_target_only(volume);
+    wait_until("ublk-target is gone", || {
+        !Path::new(&format!("/proc/{pid}")).exists()
+    });
+}
+
+#[test]
+fn a_lun_that_has_grown_is_taken_again_and_one_that_has_shrunk_is_not() {
+    let mut host = Host::new();
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let (source, target) = (
+        file(folder.path(), "source", 8 << 20),
+        file(folder.path(), "target", 8 << 20),
+    );
+    let resize = |path: &str, size_bytes: u64| {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_len(size_bytes).unwrap();
+    };
+    host.bring_into_sync("db", &source, &target, "move");
+    down(&mut host, "db");
+    resize(&source, 12 << 20);
+    resize(&target, 16 << 20);
+    host.start_shuntd();
+    host.wait_for("move", "source-selected");
+    load::once(&Host::device("db"), load::LITTLE).unwrap();
+    let volume = host.volume("db");
+    assert_eq!(volume["size_bytes"], 8 << 20, "{volume}");
+    let grown = volume["grown"].to_string();
+    assert!(
+        grown.contains(&source) && grown.contains(&target),
+        "{grown}"
+    );
+    let history = host.ok(&["history"]).out;
+    assert_eq!(history.matches("has grown to").count(), 2, "{history}");
+    host.ok(&["switch", "move"]);
+    down(&mut host, "db");
+    resize(&source, 4 << 20);
+    host.start_shuntd();
+    wait_until("the pair says what is too small", || {
+        let pair = host.pair("move");
+        pair["state"] == "degraded" && pair["problem"].to_string().contains("size was")
+    });
+    load::once(&Host::device("db"), load::LITTLE).unwrap();
+    resize(&source, 12 << 20);
+    host.ok(&["commit", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+    host.ok(&["attach", "db", &target]);
+    assert_eq!(
+        host.volume("db")["size_bytes"],
+        16 << 20,
+        "the rest is used"
+    );
+    host.ok(&["detach", "db"]);
+}
+
+#[test]
+fn a_device_that_comes_back_under_another_name_is_found() {
+    let mut host = Host::new();
+    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
+    let luns = ["source", "target"].map(|name| file(folder.path(), name, 8 << 20));
+    let show = |lun: &str| sh("losetup", &["--find", "--show", lun]).trim().to_owned();
+    let first = luns.each_ref().map(|lun| show(lun));
+    host.bring_into_sync("db", &first[0], &first[1], "move");
+    down(&mut host, "db");
+    for device in &first {
+        sh("losetup", &["--detach", device]);
+    }
+    // Each has the name of the other one.
+    let second = [show(&luns[1]), show(&luns[0])];
+    host.start_shuntd();
+    host.wait_for("move", "source-selected");
+    load::once(&Host::device("db"), load::LITTLE).unwrap();
+    let history = host.ok(&["history"]).out;
+    assert!(
+        history.contains("by its identity it is found as"),
+        "{history}"
+    );
+    // The next one inherits the claims under the names that lead to the devices now.
+    host.kill_target_only("db");
+    load::once(&Host::device("db"), load::LITTLE).unwrap();
+    host.wait_for("move", "source-selected");
+    host.ok(&["switch", "move"]);
+    host.ok(&["undo", "move"]);
+    host.assert_legs_equal("db", &second[1], &second[0]);
+    host.ok(&["cancel", "move", "--yes"]);
+    host.ok(&["detach", "db"]);
+    for device in &second {
+        sh("losetup", &["--detach", device]);
+    }
+}
+
+#[test]
+fn disks_without_a_name_are_refused_unless_accepted_and_not_taken_for_each_other() {
+    let mut host = Host::new();
+    // Of one size, as disks of one array are.
+    let below = [0, 1].map(|_| LoopDevice::new(16 << 20, 512));
+    let mut first = Mapped::nameless("shunt-test-a", &below[0].path);
+    let mut second = Mapped::nameless("shunt-test-b", &below[1].path);
+    let path = first.path();
+    host.refused(
+        &["attach", "db", &path],
+        REFUSED,
+        &["--accept-weak-identity"],
+    );
+    host.ok(&["attach", "db", &path, "--accept-weak-identity"]);
+    let weak = host.volume("db")["weak_identity"].to_string();
+    assert!(weak.contains(&path), "{weak}");
+    lun::scribble(&Host::device("db"));
+    let before = lun::checksum(&second.path());
+    let mut exchange = || {
+        first.rename("shunt-test-c");
+        second.rename("shunt-test-a");
+        first.rename("shunt-test-b");
+        std::mem::swap(&mut first, &mut second);
+    };
+    down(&mut host, "db");
+    exchange();
+    host.start_shuntd();
+    wait_until("it is not taken for the other one", || {
+        let volume = host.volume("db");
+        let problem = volume["problem"].to_string();
+        volume["state"] == "failed"
+            && problem.contains("another disk")
+            && problem.contains("shunt attach db")
+    });
+    host.kill_shuntd();
+    exchange();
+    host.start_shuntd();
+    wait_until("the volume comes back", || {
+        host.volume("db")["state"] == "attached"
+    });
+    assert_eq!(lun::checksum("/dev/mapper/shunt-test-b"), before);
     host.ok(&["detach", "db"]);
 }
 

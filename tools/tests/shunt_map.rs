@@ -38,6 +38,7 @@ fn leg(path: &str) -> Leg {
         partition_number: None,
         partition_start_bytes: None,
         file: None,
+        file_offset_bytes: None,
         dm_uuid: None,
     };
     Leg {

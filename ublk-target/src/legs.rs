@@ -2,30 +2,37 @@
 
 use std::{
     os::fd::AsRawFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use lun::{Lun, OpenError, OpenOptions};
+use lun::{Lun, OpenError, OpenOptions, Recorded, RecordedError};
 use migration_core::layout::{Extent, Layout};
-use migration_proto::{route::Leg, target::HeldLun};
+use migration_proto::{
+    disks::Disks,
+    route::{self, Leg},
+    target::{HeldLun, OpenLun},
+};
 
 use crate::custody::Inherited;
 
 /// Why a leg cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LegError {
-    /// A LUN could not be opened.
+    /// A LUN could not be opened, or is not the one that was recorded.
     #[error(transparent)]
-    Open(#[from] OpenError),
-    /// A LUN is not the one that was recorded.
-    #[error("{path} is not the LUN that was recorded: {source}")]
-    Identity {
-        /// The LUN.
+    Recorded(#[from] RecordedError),
+    /// A LUN has no name of its own, and shuntd does not know that it is the one that was accepted.
+    #[error("{path} has no name of its own (no world-wide name, serial or UUID), and {cause}")]
+    NotAccepted {
+        /// The recorded path.
         path: PathBuf,
-        /// What differs.
-        source: lun::Mismatch,
+        /// Why it is not known.
+        cause: String,
     },
+    /// The disks of LUNs without a name of their own are not known.
+    #[error("read which disks of this boot were accepted: {0}")]
+    Disks(#[from] std::io::Error),
     /// An extent reaches beyond the end of its LUN.
     #[error("{path} has {actual} bytes, and an extent of the leg ends at {needed}")]
     TooSmall {
@@ -47,22 +54,35 @@ pub struct OpenLeg {
     pub layout: Layout,
     /// Every LUN was open in the last process of the volume, and its claim was handed on.
     pub inherited: bool,
+    /// For each extent of the leg, its LUN in `luns`.
+    lun_of: Vec<usize>,
 }
 
 impl OpenLeg {
     /// Opens every LUN of a leg for direct I/O, claims it, and compares it with what was recorded.
     ///
     /// A LUN that is among `inherited` is taken from there. A claim that a dying predecessor still
-    /// holds is waited for, up to `busy_limit`.
+    /// holds is waited for, up to `busy_limit`. `socket` is that of the volume: beside it is the file
+    /// with the disks of LUNs that have no name of their own.
     ///
     /// # Errors
     /// As [`LegError`] says; nothing is open then.
     pub fn open(
         leg: &Leg,
+        socket: &Path,
         busy_limit: Duration,
         inherited: Option<&Inherited>,
     ) -> Result<Self, LegError> {
+        let disks = match leg
+            .extents
+            .iter()
+            .all(|extent| extent.identity.is_distinct())
+        {
+            true => Disks::default(),
+            false => Disks::read(socket, &lun::boot_id()?)?,
+        };
         let mut all_inherited = true;
+        let mut lun_of = Vec::new();
         let mut paths: Vec<PathBuf> = Vec::new();
         let mut luns: Vec<Lun> = Vec::new();
         let mut extents = Vec::new();
@@ -71,25 +91,21 @@ impl OpenLeg {
             let index = match known {
                 Some(index) => index,
                 None => {
-                    let adopted = inherited.and_then(|all| all.adopt(&extent.path, &OPTIONS));
+                    let recorded = recorded(extent, &disks)?;
+                    let path = recorded.locate()?;
+                    let adopted = inherited.and_then(|all| all.adopt(&path, &OPTIONS));
                     all_inherited &= adopted.is_some();
-                    luns.push(match adopted {
+                    let lun = match adopted {
                         Some(lun) => lun,
-                        None => open_claimed(&extent.path, busy_limit)?,
-                    });
+                        None => open_claimed(&path, busy_limit).map_err(RecordedError::from)?,
+                    };
+                    recorded.check(&lun)?;
+                    luns.push(lun);
                     paths.push(extent.path.clone());
                     luns.len() - 1
                 }
             };
             let lun = &luns[index];
-            let path = || extent.path.clone();
-            extent
-                .identity
-                .matches(&lun.identity)
-                .map_err(|source| LegError::Identity {
-                    path: path(),
-                    source,
-                })?;
             let recorded_bytes = extent.identity.size_bytes;
             if lun.identity.size_bytes > recorded_bytes {
                 tracing::warn!(
@@ -102,11 +118,12 @@ impl OpenLeg {
             let actual = lun.identity.size_bytes;
             if needed > actual {
                 return Err(LegError::TooSmall {
-                    path: path(),
+                    path: extent.path.clone(),
                     actual,
                     needed,
                 });
             }
+            lun_of.push(index);
             extents.push(Extent {
                 lun: index,
                 start: extent.start_bytes,
@@ -117,7 +134,15 @@ impl OpenLeg {
             luns,
             layout: Layout::new(extents),
             inherited: all_inherited,
+            lun_of,
         })
+    }
+
+    /// What is open for each extent of the leg.
+    #[must_use]
+    pub fn open_luns(&self) -> Vec<OpenLun> {
+        let luns = self.lun_of.iter();
+        luns.map(|index| OpenLun::of(&self.luns[*index])).collect()
     }
 
     /// What is open, as shuntd can have it: descriptor and device of each LUN.
@@ -130,14 +155,19 @@ impl OpenLeg {
         self.luns.iter().map(held).collect()
     }
 
-    /// Whether the paths of `leg` still lead to what is open.
+    /// Whether what is open is still where the LUNs of `leg` are found.
     #[must_use]
     pub fn is_at(&self, leg: &Leg) -> bool {
-        let recorded = leg.extents.iter().filter(|extent| extent.length_bytes > 0);
-        let mut extents = self.layout.extents().iter().zip(recorded);
-        extents.all(|(open, extent)| {
-            let found = self.luns[open.lun].is_at(&extent.path);
-            found.is_ok_and(|same| same)
+        let mut extents = leg.extents.iter().zip(&self.lun_of);
+        extents.all(|(extent, index)| {
+            let lun = &self.luns[*index];
+            let recorded = Recorded {
+                path: &extent.path,
+                identity: &extent.identity,
+                disk_sequence: lun.disk_sequence,
+            };
+            let path = recorded.locate();
+            path.is_ok_and(|path| lun.is_at(&path).is_ok_and(|same| same))
         })
     }
 
@@ -175,7 +205,21 @@ const OPTIONS: OpenOptions = OpenOptions {
     direct: true,
 };
 
-fn open_claimed(path: &std::path::Path, busy_limit: Duration) -> Result<Lun, OpenError> {
+/// What is known of the LUN of an extent.
+fn recorded<'a>(extent: &'a route::Extent, disks: &Disks) -> Result<Recorded<'a>, LegError> {
+    let disk_sequence = disks.of(&extent.path).transpose();
+    let disk_sequence = disk_sequence.map_err(|cause| LegError::NotAccepted {
+        path: extent.path.clone(),
+        cause: cause.to_owned(),
+    })?;
+    Ok(Recorded {
+        path: &extent.path,
+        identity: &extent.identity,
+        disk_sequence,
+    })
+}
+
+fn open_claimed(path: &Path, busy_limit: Duration) -> Result<Lun, OpenError> {
     const RETRY: Duration = Duration::from_millis(5);
     let started = Instant::now();
     loop {

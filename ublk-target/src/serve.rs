@@ -110,7 +110,7 @@ pub fn serve(mut options: Options) -> anyhow::Result<()> {
     let predecessor = control.find_device(tag, CONTROL_LIMIT)?;
     let shape = shape(&options, features, predecessor.as_ref());
     let inherited = options.inherited.take();
-    let ([source, target], mirror_problem) = open_legs(&map, inherited.as_ref())?;
+    let ([source, target], mirror_problem) = open_legs(&map, &options.socket, inherited.as_ref())?;
     let legs = [source.as_ref(), target.as_ref()];
     let taken = custody::take(&mut map, legs, inherited.as_ref())?;
     drop(inherited);
@@ -147,6 +147,7 @@ pub fn serve(mut options: Options) -> anyhow::Result<()> {
     };
     let facts = Facts {
         device: PathBuf::from(format!("/dev/ublkb{device}")),
+        socket: options.socket.clone(),
         driver_features: features.names().map(str::to_owned).collect(),
         recovered,
         claim: taken.claim,
@@ -411,6 +412,7 @@ fn shape(options: &Options, features: Features, predecessor: Option<&DevInfo>) -
 /// second value.
 fn open_legs(
     map: &MapFile,
+    socket: &Path,
     inherited: Option<&Inherited>,
 ) -> anyhow::Result<([Option<OpenLeg>; 2], Option<String>)> {
     let route = map.chosen.record.route;
@@ -419,7 +421,7 @@ fn open_legs(
             .descriptor
             .leg(side.into())
             .with_context(|| format!("the map file names no {side} leg"))?;
-        OpenLeg::open(leg, PREDECESSOR_LIMIT, inherited)
+        OpenLeg::open(leg, socket, PREDECESSOR_LIMIT, inherited)
             .with_context(|| format!("open the {side} leg"))
     };
     let authoritative = open(route.authoritative())?;

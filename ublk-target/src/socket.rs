@@ -29,8 +29,8 @@ use migration_proto::{
     places::{Admitted, ConnectionId, Places},
     route::{Descriptor, Leg, Route},
     target::{
-        CLAIM_REGIONS_MAX, Counters, Refusal, Request, Response, Status, WATCH_REGIONS_MAX,
-        abstract_name,
+        CLAIM_REGIONS_MAX, Counters, OpenLun, Refusal, Request, Response, Status,
+        WATCH_REGIONS_MAX, abstract_name,
     },
 };
 use nix::sys::{
@@ -40,7 +40,7 @@ use nix::sys::{
 
 use crate::{
     engine::{Ask, Command, Inbox, NewDescriptor, Said, Snapshot, refused},
-    legs::OpenLeg,
+    legs::{LegError, OpenLeg},
 };
 
 /// The most connections at once; [`Places`] says which one makes room for another.
@@ -63,6 +63,8 @@ const LEG_BUSY_LIMIT: Duration = Duration::ZERO;
 pub struct Facts {
     /// `/dev/ublkbN`.
     pub device: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
     /// What the driver offers.
     pub driver_features: Vec<String>,
     /// Whether the device was taken over.
@@ -404,6 +406,7 @@ impl Server {
         let authoritative = snapshot
             .authoritative_fault
             .map(|error| problem("the authoritative leg failed", error));
+        let [source_open, target_open] = open_luns(&snapshot);
         let map = snapshot
             .map_fault
             .map(|error| problem("the map file cannot be written", error));
@@ -440,6 +443,8 @@ impl Server {
             copier: snapshot.copier,
             source: descriptor.source.clone(),
             target: descriptor.target.clone(),
+            source_open,
+            target_open,
             counters: Counters {
                 reads: counters.reads,
                 writes: counters.writes,
@@ -475,6 +480,10 @@ impl Server {
         }
     }
 
+    fn open_leg(&self, leg: &Leg) -> Result<OpenLeg, LegError> {
+        OpenLeg::open(leg, &self.facts.socket, LEG_BUSY_LIMIT, None)
+    }
+
     /// Opens the new leg here, so that the engine does not wait for it.
     fn open_mirror(&self, epoch: u64, target: Leg, deadline_ms: u64) -> Result<Ask, Box<Response>> {
         let bad = |cause: String| Box::new(refused(Refusal::BadLeg, cause));
@@ -498,8 +507,7 @@ impl Server {
             .target
             .as_ref()
             .ok_or_else(|| bad("no target leg".to_owned()))?;
-        let leg =
-            OpenLeg::open(leg, LEG_BUSY_LIMIT, None).map_err(|error| bad(error.to_string()))?;
+        let leg = self.open_leg(leg).map_err(|error| bad(error.to_string()))?;
         check_mirror(&snapshot, &leg).map_err(bad)?;
         Ok(Ask::AddMirror {
             epoch,
@@ -529,8 +537,7 @@ impl Server {
             .target
             .as_ref()
             .ok_or_else(|| bad("no target leg".to_owned()))?;
-        let leg =
-            OpenLeg::open(leg, LEG_BUSY_LIMIT, None).map_err(|error| bad(error.to_string()))?;
+        let leg = self.open_leg(leg).map_err(|error| bad(error.to_string()))?;
         check_mirror(&snapshot, &leg).map_err(bad)?;
         Ok(Ask::AddMirror {
             epoch,
@@ -566,9 +573,7 @@ impl Server {
         let side = snapshot.record.route.mirror();
         let leg = side.and_then(|side| snapshot.descriptor.leg(side.into()));
         let leg = match (leg, &snapshot.mirror) {
-            (Some(leg), None) => {
-                OpenLeg::open(leg, LEG_BUSY_LIMIT, None).map_err(|error| error.to_string())
-            }
+            (Some(leg), None) => self.open_leg(leg).map_err(|error| error.to_string()),
             // It has not failed, or somebody else was faster.
             (None, _) | (_, Some(_)) => Err("it is open".to_owned()),
         };
@@ -682,6 +687,17 @@ fn is_closed(stream: &UnixStream) -> bool {
     // SAFETY: one pollfd, which lives through the call.
     let ready = unsafe { libc::poll(&raw mut waiting, 1, 0) };
     ready > 0 && waiting.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+}
+
+/// What is open of the source and of the target leg.
+fn open_luns(snapshot: &Snapshot) -> [Vec<OpenLun>; 2] {
+    let authoritative = snapshot.authoritative.open_luns();
+    let mirror = snapshot.mirror.as_ref();
+    let mirror = mirror.map(|leg| leg.open_luns()).unwrap_or_default();
+    match snapshot.record.route.authoritative() {
+        migration_core::route::Side::Source => [authoritative, mirror],
+        migration_core::route::Side::Target => [mirror, authoritative],
+    }
 }
 
 /// The volume with a new target; the leg in use becomes the source.

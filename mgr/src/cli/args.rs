@@ -246,6 +246,11 @@ pub enum Command {
         /// Its LUN: a block device, or a regular file for trials; or several, end to end
         #[arg(required = true, value_name = "LUN", value_parser = absolute_path, value_hint = ValueHint::FilePath)]
         luns: Vec<PathBuf>,
+        /// Accept a LUN that only its size tells from others (no world-wide name, serial or UUID),
+        /// for this boot, and later as long as what is on it shows that it is the same; of a volume
+        /// that is attached: accept what is there now again
+        #[arg(long)]
+        accept_weak_identity: bool,
     },
     /// Take a volume away
     ///
@@ -296,13 +301,16 @@ FILE:
         pairs: Vec<PairSpec>,
         /// Everything from this file, in the form that show prints; - is standard input
         #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
-              conflicts_with_all = ["session", "pairs", "overwrite", "detect_zeroes", "verify",
+              conflicts_with_all = ["session", "pairs", "overwrite", "accept_weak_identity", "detect_zeroes", "verify",
                                     "on_authoritative_failure", "rate", "priority", "switch", "mode", "every", "window_hours", "start_at", "max_duration", "switch_pairs",
                                     "max_latency_impact", "accept_unreadable", "retire", "cutover_action", "attempts", "cutover_duration", "throttle_floor"])]
         file: Option<PathBuf>,
         /// Accept targets that hold a file system, a partition table or other data: what they hold is lost
         #[arg(long)]
         overwrite: bool,
+        /// Accept targets that only their size tells from others; see attach
+        #[arg(long)]
+        accept_weak_identity: bool,
         /// Look for zeroes while copying and leave them out on targets that can do so
         #[arg(long)]
         detect_zeroes: bool,
@@ -355,11 +363,14 @@ FILE:
         pairs: Vec<PairSpec>,
         /// Everything from this file, in the form that show prints; - is standard input
         #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
-              conflicts_with_all = ["session", "pairs", "overwrite"])]
+              conflicts_with_all = ["session", "pairs", "overwrite", "accept_weak_identity"])]
         file: Option<PathBuf>,
         /// Accept targets that hold a file system, a partition table or other data
         #[arg(long)]
         overwrite: bool,
+        /// Accept targets that only their size tells from others; see attach
+        #[arg(long)]
+        accept_weak_identity: bool,
     },
     /// Begin to mirror and to copy
     ///

@@ -95,12 +95,21 @@ fn usage(error: &clap::Error) -> Exit {
 fn run(arguments: Arguments) -> Result<(), Stop> {
     let Arguments { global, command } = arguments;
     match command {
-        Command::Attach { volume, luns } => {
+        Command::Attach {
+            volume,
+            luns,
+            accept_weak_identity,
+        } => {
             let luns = LunPaths::new(luns).map_err(|cause| {
                 let next = "name each LUN by its path";
                 Problem::failed(format!("volume {volume}"), cause, next).with_exit(Exit::Usage)
             })?;
-            change(&global, &Request::Attach { volume, luns })
+            let request = Request::Attach {
+                volume,
+                luns,
+                accept_weak_identity,
+            };
+            change(&global, &request)
         }
         Command::Detach { volume } => change(&global, &Request::Detach { volume }),
         Command::Create {
@@ -108,6 +117,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             pairs,
             file,
             overwrite,
+            accept_weak_identity,
             detect_zeroes,
             verify,
             on_authoritative_failure,
@@ -128,6 +138,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
                 pairs,
                 options: SessionOptions {
                     overwrite,
+                    accept_weak_identity,
                     detect_zeroes,
                     on_authoritative_failure: on_authoritative_failure.into(),
                     verify: verify.into(),
@@ -153,7 +164,15 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             pairs,
             file,
             overwrite,
-        } => plan(&global, session, pairs, file.as_deref(), overwrite),
+            accept_weak_identity,
+        } => {
+            let options = SessionOptions {
+                overwrite,
+                accept_weak_identity,
+                ..SessionOptions::default()
+            };
+            plan(&global, session, pairs, file.as_deref(), options)
+        }
         Command::Start { session } => change(&global, &Request::Start { session }),
         Command::Status { session, watch } => status(&global, session, watch),
         Command::Show { session, format } => show_session(&global, session, format),
@@ -420,17 +439,14 @@ fn plan(
     session: Option<String>,
     pairs: Vec<PairSpec>,
     file: Option<&Path>,
-    overwrite: bool,
+    options: SessionOptions,
 ) -> Result<(), Stop> {
     let create = match file {
         Some(file) => session_file::request(file)?,
         None => Request::Create {
             session: session.expect("clap asks for it if there is no file"),
             pairs,
-            options: SessionOptions {
-                overwrite,
-                ..SessionOptions::default()
-            },
+            options,
         },
     };
     let Request::Create {

@@ -227,6 +227,18 @@ fn volume_part(volumes: &[&VolumeRecord]) -> String {
                 volume.restarts
             ));
         }
+        for lun in &volume.weak_identity {
+            let lun = path(lun);
+            notes.push_str(&format!(
+                "  {name}: weak identity: only its size and what is on it tell {lun} from another LUN\n"
+            ));
+        }
+        for lun in &volume.grown {
+            let lun = path(lun);
+            notes.push_str(&format!(
+                "  {name}: {lun} has grown; to use the rest, detach the volume and attach the LUN again\n"
+            ));
+        }
         if let Some(problem) = &volume.problem {
             notes.push_str(&format!("  {name}: problem: {}\n", printable(problem)));
         }
@@ -377,6 +389,9 @@ fn pair_notes(pair: &PairRecord) -> String {
     }
     if let Some(cost) = cost_of_both(pair) {
         text.push_str(&format!("  {name}: {cost}\n"));
+    }
+    for lun in &pair.weak_identity {
+        text.push_str(&format!("  {name}: weak identity: {}\n", path(lun)));
     }
     if let Some(problem) = &pair.problem {
         text.push_str(&format!("  {name}: problem: {}\n", printable(problem)));
@@ -541,6 +556,7 @@ mod tests {
                 source: "/dev/a".parse().unwrap(),
                 target: "/dev/b".parse().unwrap(),
                 authoritative: Side::Source,
+                weak_identity: Vec::new(),
                 total_bytes: 4 << 30,
                 dirty_bytes: 1 << 30,
                 copied_bytes: 3 << 30,

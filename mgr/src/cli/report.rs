@@ -443,6 +443,7 @@ mod tests {
             source: "/dev/<a>".parse().unwrap(),
             target: "/dev/b".parse().unwrap(),
             authoritative: Side::Target,
+            weak_identity: Vec::new(),
             total_bytes: 8 << 30,
             dirty_bytes: 0,
             copied_bytes: 8 << 30,

@@ -365,6 +365,7 @@ mod tests {
             source: "/dev/a".parse().unwrap(),
             target: "/dev/b".parse().unwrap(),
             authoritative: Side::Source,
+            weak_identity: Vec::new(),
             total_bytes: 4 << 30,
             dirty_bytes: 1 << 30,
             dirty_percent: Some(vec![0, 1, 50, 100]),

@@ -43,6 +43,8 @@ struct SessionFile<S, P> {
     session: String,
     #[serde(default)]
     overwrite: bool,
+    #[serde(default, skip_serializing_if = "is_false")]
+    accept_weak_identity: bool,
     #[serde(default)]
     detect_zeroes: bool,
     #[serde(default)]
@@ -179,6 +181,11 @@ fn write_percent<S: Serializer>(percent: &u32, serializer: S) -> Result<S::Ok, S
         0 => serializer.serialize_str(NO_IMPACT_LIMIT),
         percent => serializer.serialize_str(&format!("{percent}%")),
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref)]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref)]
@@ -339,6 +346,7 @@ fn parse(text: &str) -> Result<Request, String> {
         pairs: pairs.collect(),
         options: SessionOptions {
             overwrite: file.overwrite,
+            accept_weak_identity: file.accept_weak_identity,
             detect_zeroes: file.detect_zeroes,
             on_authoritative_failure: file.on_authoritative_failure,
             verify: file.verify,
@@ -395,6 +403,7 @@ pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) 
     let file = SessionFile {
         session: session.session.clone(),
         overwrite: session.options.overwrite,
+        accept_weak_identity: session.options.accept_weak_identity,
         detect_zeroes: session.options.detect_zeroes,
         verify: session.options.verify,
         on_authoritative_failure: session.options.on_authoritative_failure,

@@ -3,9 +3,9 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use lun::{Lun, OpenOptions};
-use migration_proto::route::{Extent, Leg};
-use migration_proto::target::Refusal;
+use lun::{Lun, OpenOptions, Recorded};
+use migration_proto::route::Extent;
+use migration_proto::target::{OpenLun, Refusal, ServedLeg};
 
 use super::Outcome;
 use super::legs::{FileIndex, LegMap};
@@ -63,7 +63,7 @@ impl Luns {
 }
 
 /// Opens every LUN of both legs, and locks those of `to`.
-pub(super) fn open_legs(from: &Leg, to: &Leg) -> Result<OpenLegs, Outcome> {
+pub(super) fn open_legs(from: &ServedLeg, to: &ServedLeg) -> Result<OpenLegs, Outcome> {
     let mut luns = Vec::new();
     let from = open_leg(from, Purpose::Read, &mut luns)?;
     let to = open_leg(to, Purpose::Write, &mut luns)?;
@@ -74,12 +74,17 @@ pub(super) fn open_legs(from: &Leg, to: &Leg) -> Result<OpenLegs, Outcome> {
     })
 }
 
-fn open_leg(leg: &Leg, purpose: Purpose, luns: &mut Vec<Lun>) -> Result<LegMap, Outcome> {
+fn open_leg(served: &ServedLeg, purpose: Purpose, luns: &mut Vec<Lun>) -> Result<LegMap, Outcome> {
+    let ServedLeg { leg, open } = served;
+    if open.len() != leg.extents.len() {
+        let cause = "ublk-target does not say which devices it has open";
+        return Err(refused(Refusal::BadLeg, cause.to_owned()));
+    }
     // Only LUNs of this leg are shared between extents: those of the other one are open for another purpose.
     let first = luns.len();
     let mut files = Vec::with_capacity(leg.extents.len());
-    for extent in &leg.extents {
-        let lun = open_lun(extent, purpose)?;
+    for (extent, open) in leg.extents.iter().zip(open) {
+        let lun = open_lun(extent, open, purpose)?;
         let known = luns[first..]
             .iter()
             .position(|known| known.path == lun.path);
@@ -105,7 +110,7 @@ fn open_leg(leg: &Leg, purpose: Purpose, luns: &mut Vec<Lun>) -> Result<LegMap, 
     })
 }
 
-fn open_lun(extent: &Extent, purpose: Purpose) -> Result<Lun, Outcome> {
+fn open_lun(extent: &Extent, served: &OpenLun, purpose: Purpose) -> Result<Lun, Outcome> {
     let options = OpenOptions {
         write: purpose == Purpose::Write,
         // ublk-target holds it exclusively.
@@ -113,13 +118,20 @@ fn open_lun(extent: &Extent, purpose: Purpose) -> Result<Lun, Outcome> {
         direct: true,
     };
     let bad = |cause: String| refused(Refusal::BadLeg, cause);
-    let lun = Lun::open(&extent.path, &options).map_err(|error| bad(error.to_string()))?;
-    extent.identity.matches(&lun.identity).map_err(|mismatch| {
-        bad(format!(
-            "{} is not the LUN that was recorded: {mismatch}",
-            extent.path.display()
-        ))
-    })?;
+    let recorded = Recorded {
+        path: &extent.path,
+        identity: &extent.identity,
+        disk_sequence: served.disk_sequence,
+    };
+    let lun = Lun::open_recorded(recorded, &options).map_err(|error| bad(error.to_string()))?;
+    if !OpenLun::of(&lun).is_same_device(served) {
+        return Err(bad(format!(
+            "{} leads to another device than the one that ublk-target has open ({}): give it its name back; the copy is \
+             tried again automatically",
+            extent.path.display(),
+            served.path.display()
+        )));
+    }
     let end_bytes = extent.start_bytes.checked_add(extent.length_bytes);
     if end_bytes.is_none_or(|end_bytes| end_bytes > lun.identity.size_bytes) {
         return Err(bad(format!(

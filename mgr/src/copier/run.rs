@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use migration_proto::route::{Leg, Side};
-use migration_proto::target::{CopyError, Refusal, Request, Response};
+use migration_proto::route::Side;
+use migration_proto::target::{CopyError, Refusal, Request, Response, ServedLeg};
 use migration_proto::{Hello, Welcome, frame};
 
 use super::compare::Comparing;
@@ -26,8 +26,8 @@ struct Opened {
     epoch: u64,
     region_bytes: u64,
     size_bytes: u64,
-    from: Leg,
-    to: Leg,
+    from: Box<ServedLeg>,
+    to: Box<ServedLeg>,
     from_side: Side,
     /// Regions are written only where the legs differ.
     compare_first: bool,

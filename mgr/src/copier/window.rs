@@ -363,6 +363,7 @@ mod tests {
                     partition_number: None,
                     partition_start_bytes: None,
                     file: None,
+                    file_offset_bytes: None,
                     dm_uuid: None,
                 },
                 start_bytes: 10_000,

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use migration_core::route::Side;
+use migration_proto::disks::Disks;
 use migration_proto::luns::LunPaths;
 use migration_proto::manager::Failure;
 use migration_proto::route::Descriptor;
 use migration_proto::target::Status;
 use tokio::process::Command;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::checks::{self, Candidate, Purpose, Used};
 use super::context::{Context, blocking, note};
@@ -23,7 +24,7 @@ use super::failure::{self, Answer, Done};
 use super::folders::{make_directory, sync_parent};
 use super::paths::{self, SOCKET_PATH_BYTES_MAX};
 use super::volume::{AskError, Setup, VolumeHandle, supervise};
-use super::{Event, process, truth, twice};
+use super::{Event, partitions, process, truth, twice, weak};
 use crate::store::{Change, OpenMapRow, VolumeRow, VolumeState};
 
 /// How long a new volume may take to come up.
@@ -31,6 +32,8 @@ const FIRST_START_MAX: Duration = Duration::from_secs(60);
 /// How often a detach looks whether a device is still open: udev opens new and changed devices for a moment.
 const OPEN_LOOKS_MAX: u32 = 5;
 const OPEN_LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long an attach waits for the partitions of a new volume.
+const PARTITIONS_MAX: Duration = Duration::from_secs(5);
 /// Where ublk's devices are made.
 const UBLK_CONTROL: &str = "/dev/ublk-control";
 
@@ -39,6 +42,7 @@ pub(super) async fn attach(
     context: Context,
     name: String,
     paths: LunPaths,
+    accept_weak_identity: bool,
     used: Vec<Used>,
 ) -> Answer {
     let object = failure::volume(&name);
@@ -73,7 +77,7 @@ pub(super) async fn attach(
         .await
         .map_err(|cause| failure::refused(&object, cause, &again))?;
     let judged = leg.clone();
-    let refusals = blocking(move || checks::source_refusals(&judged, &used))
+    let refusals = blocking(move || checks::source_refusals(&judged, &used, accept_weak_identity))
         .await
         .map_err(|cause| failure::failed(&object, cause, &again))?;
     if !refusals.is_empty() {
@@ -93,7 +97,12 @@ pub(super) async fn attach(
         ));
     }
     let row = row_of(&name, &leg).map_err(|cause| failure::refused(&object, cause, &again))?;
-    let intent = format!("attach to {} ({})", row.leg, row.leg.describe());
+    let intent = format!(
+        "attach to {} ({}){}",
+        row.leg,
+        row.leg.describe(),
+        weak::accepted_text(&row.leg)
+    );
     let mut changes = vec![
         Change::AddVolume(row.clone()),
         note(None, Some(&name), intent),
@@ -102,7 +111,14 @@ pub(super) async fn attach(
     context.record(&object, changes).await?;
     let physical = leg.iter().map(|candidate| candidate.physical_block_bytes);
     match bring_up(&context, &row, physical.max().unwrap_or(0)).await {
-        Ok((handle, status)) => finish_attach(&context, &row, handle, &status).await,
+        Ok((handle, status)) => {
+            let done = finish_attach(&context, &row, handle, &status).await?;
+            let notes = leg.into_iter().filter_map(|candidate| candidate.name_note);
+            Ok(Done {
+                messages: notes.chain(done.messages).collect(),
+                ..done
+            })
+        }
         Err(cause) => {
             let undone = undo_attach(&context, &row, &cause).await;
             let cause = undone.err().map_or(cause.clone(), |error| {
@@ -154,6 +170,10 @@ async fn finish_attach(
             ),
         ));
     }
+    let (name, device) = (link.clone(), status.device.clone());
+    let naming = blocking(move || partitions::make_names(&name, &device, None));
+    // What takes longer is done beside everything else.
+    let _ = timeout(PARTITIONS_MAX, naming).await;
     let mut messages = vec![format!(
         "{} is ready: {} bytes on {} (now {})",
         link.display(),
@@ -296,7 +316,9 @@ fn remove_files(context: &Context, name: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
-    absent(std::fs::remove_file(context.config.volume_socket(name)))?;
+    let socket = context.config.volume_socket(name);
+    absent(std::fs::remove_file(Disks::path(&socket)))?;
+    absent(std::fs::remove_file(socket))?;
     let directory = context.config.volume(name);
     absent(std::fs::remove_dir_all(&directory))?;
     // Otherwise a power loss can bring back the folder of a volume that is not recorded any more.
@@ -364,7 +386,9 @@ pub(super) async fn forget(context: &Context, row: &VolumeRow) -> Result<(), Fai
     let again = format!("remove it by hand, then `shunt detach {}`", row.name);
     if let Some(device) = own_device(row) {
         let link = context.config.device_link(&row.name);
-        paths::remove_link(&link, device).map_err(|error| {
+        let removed = partitions::remove_names(&link, device)
+            .and_then(|()| paths::remove_link(&link, device));
+        removed.map_err(|error| {
             failure::failed(
                 &object,
                 format!("cannot remove {}: {error}", link.display()),

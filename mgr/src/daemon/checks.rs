@@ -3,15 +3,16 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use lun::{Finding, Identity, Inspection, Lun, OpenOptions, Signature, Unrecognised};
+use lun::{Finding, Identity, Inspection, Lun, OpenOptions, Recorded, Signature, Unrecognised};
 use migration_proto::luns::LunPaths;
 
+use super::weak;
 use crate::store::{LegRow, LunRow, lock_key};
 
 /// A LUN that somebody wants to use.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Candidate {
-    /// As the operator named it, with what it is.
+    /// Under the name that is recorded for it, with what it is.
     pub(super) lun: LunRow,
     /// Major and minor number of a block device.
     pub(super) device_number: Option<(u32, u32)>,
@@ -22,6 +23,8 @@ pub(super) struct Candidate {
     pub(super) unfinished: Option<String>,
     /// Data on a target that has neither a signature nor such a label.
     pub(super) unrecognised: Option<Unrecognised>,
+    /// What the operator is to know of the name by which it was given.
+    pub(super) name_note: Option<String>,
 }
 
 /// What a LUN is examined for.
@@ -49,6 +52,8 @@ pub(super) struct Fit<'a> {
     pub(super) source: &'a LegRow,
     /// Whether what it holds may be lost.
     pub(super) overwrite: bool,
+    /// Whether a LUN without a name of its own is accepted.
+    pub(super) accept_weak_identity: bool,
 }
 
 /// Examines a LUN. Blocks.
@@ -72,10 +77,17 @@ pub(super) fn examine(
         Purpose::Target => lun::inspect_target(path, &protected),
     }
     .map_err(|error| error.to_string())?;
+    let seen = match lun.identity.is_distinct() {
+        true => None,
+        false => Some(lun.seen().map_err(|error| error.to_string())?),
+    };
+    let (path, name_note) = recorded_name(path, &lun.identity);
     Ok(Candidate {
+        name_note,
         lun: LunRow {
-            path: path.to_owned(),
+            path,
             identity: lun.identity.clone(),
+            seen,
         },
         device_number: lun.device_number,
         physical_block_bytes: lun.physical_block_bytes,
@@ -86,6 +98,29 @@ pub(super) fn examine(
     })
 }
 
+/// The name that is recorded for a LUN, and what the operator is to know of it: a kernel's name may
+/// be another LUN's after a boot.
+fn recorded_name(path: &Path, identity: &Identity) -> (PathBuf, Option<String>) {
+    if !lun::is_kernel_name(path) {
+        return (path.to_owned(), None);
+    }
+    let may_change = format!(
+        "{} is the kernel's name of the device, which may be another LUN's after a boot",
+        path.display()
+    );
+    match lun::stable_name(path) {
+        Some(stable) => {
+            let note = format!("{may_change}: {} is recorded instead", stable.display());
+            (stable, Some(note))
+        }
+        None if identity.is_findable() => (path.to_owned(), None),
+        None => {
+            let note = format!("{may_change}, and no stable name in /dev/disk/by-id leads to it");
+            (path.to_owned(), Some(note))
+        }
+    }
+}
+
 /// Reads what LUNs are. Blocks.
 pub(super) fn identify(paths: &LunPaths) -> Result<LegRow, String> {
     let open = |path: &PathBuf| {
@@ -93,6 +128,7 @@ pub(super) fn identify(paths: &LunPaths) -> Result<LegRow, String> {
         Ok(LunRow {
             path: path.to_owned(),
             identity: lun.identity,
+            seen: None,
         })
     };
     let luns = paths.paths().iter().map(open);
@@ -101,11 +137,20 @@ pub(super) fn identify(paths: &LunPaths) -> Result<LegRow, String> {
 
 /// Opens a LUN that was recorded, if it is still the same. Blocks.
 pub(super) fn open_recorded(row: &LunRow, options: &OpenOptions) -> Result<Lun, String> {
-    let lun = Lun::open(&row.path, options).map_err(|error| error.to_string())?;
-    row.identity
-        .matches(&lun.identity)
-        .map_err(|mismatch| mismatch.to_string())?;
-    Ok(lun)
+    let disk_sequence = match row.identity.is_distinct() {
+        true => None,
+        false => {
+            let known =
+                weak::find_out(row).map_err(|cause| format!("{}: {cause}", row.path.display()))?;
+            Some(known.disk_sequence)
+        }
+    };
+    let recorded = Recorded {
+        path: &row.path,
+        identity: &row.identity,
+        disk_sequence,
+    };
+    Lun::open_recorded(recorded, options).map_err(|error| error.to_string())
 }
 
 /// The leg that these LUNs are, end to end.
@@ -114,14 +159,18 @@ pub(super) fn leg_row(leg: &[Candidate]) -> Result<LegRow, String> {
 }
 
 /// Why LUNs cannot become the source of a volume; none if they can.
-pub(super) fn source_refusals(leg: &[Candidate], used: &[Used]) -> Vec<String> {
+pub(super) fn source_refusals(
+    leg: &[Candidate],
+    used: &[Used],
+    accept_weak_identity: bool,
+) -> Vec<String> {
     let mut refusals = together_refusals(leg);
     for candidate in leg {
         if let Some(holder) = holder_of(candidate, used) {
             refusals.push(used_already(candidate, holder));
             continue;
         }
-        refusals.extend(common_refusals(candidate));
+        refusals.extend(common_refusals(candidate, accept_weak_identity));
         refusals.extend(candidate.unfinished.as_ref().map(|of| {
             let path = candidate.lun.path.display();
             format!("{path} is a copy that was never finished ({of}): name the LUN that it was to be a copy of")
@@ -211,7 +260,7 @@ fn size_refusal(leg: &[Candidate], fit: Fit<'_>) -> Option<String> {
 fn lun_refusals(candidate: &Candidate, fit: Fit<'_>) -> Vec<String> {
     let path = candidate.lun.path.display();
     let identity = &candidate.lun.identity;
-    let mut refusals = common_refusals(candidate);
+    let mut refusals = common_refusals(candidate, fit.accept_weak_identity);
     if identity.logical_block_bytes != fit.logical_block_bytes {
         refusals.push(format!(
             "{path} has a logical block size of {} bytes, volume {} offers {} bytes",
@@ -242,20 +291,44 @@ pub(super) fn contents(candidate: &Candidate) -> Vec<String> {
     signatures.chain(data).collect()
 }
 
-/// Why LUNs are not those that were accepted, with what they held then; nothing if they are.
-pub(super) fn changed_since(accepted: &LegRow, contents: &str, now: &[Candidate]) -> Vec<String> {
+/// Why LUNs are not those that were accepted for a volume, with what they held then; nothing if they
+/// are.
+pub(super) fn changed_since(
+    volume: &str,
+    accepted: &LegRow,
+    contents: &str,
+    now: &[Candidate],
+) -> Vec<String> {
     let words = contents.split(' ').map(Some).chain(std::iter::repeat(None));
     let luns = accepted.luns().iter().zip(words).zip(now);
-    luns.filter_map(|((accepted, contents), now)| lun_changed(accepted, contents, now))
+    luns.filter_map(|((accepted, contents), now)| lun_changed(volume, accepted, contents, now))
         .collect()
 }
 
-fn lun_changed(accepted: &LunRow, contents: Option<&str>, now: &Candidate) -> Option<String> {
+fn lun_changed(
+    volume: &str,
+    accepted: &LunRow,
+    contents: Option<&str>,
+    now: &Candidate,
+) -> Option<String> {
     if let Err(mismatch) = accepted.identity.matches(&now.lun.identity) {
         return Some(format!("{} is {mismatch}", accepted.path.display()));
     }
+    if let (Some(before), Some(now)) = (&accepted.seen, &now.lun.seen)
+        && let Err(cause) = before.is_still(now)
+    {
+        let path = accepted.path.display();
+        let next = weak::next(volume, &accepted.path);
+        return Some(format!("{path}: {cause}; next: {next}"));
+    }
+    // The word is that of the LUN as it was accepted: it may have grown since.
+    let word = lun::overwrite_word(
+        &accepted.identity,
+        &now.signatures,
+        now.unrecognised.as_ref(),
+    );
     let found = self::contents(now);
-    if found.is_empty() || contents == Some(word(now).as_str()) {
+    if found.is_empty() || contents == Some(word.as_str()) {
         return None;
     }
     Some(format!(
@@ -285,7 +358,7 @@ fn used_already(candidate: &Candidate, holder: &str) -> String {
     format!("{} is used already: {holder}", candidate.lun.path.display())
 }
 
-fn common_refusals(candidate: &Candidate) -> Vec<String> {
+fn common_refusals(candidate: &Candidate, accept_weak_identity: bool) -> Vec<String> {
     let path = candidate.lun.path.display();
     let Identity {
         size_bytes,
@@ -298,6 +371,9 @@ fn common_refusals(candidate: &Candidate) -> Vec<String> {
         .filter(|finding| forbids(finding))
         .map(|finding| format!("{path} {finding}"))
         .collect();
+    if !accept_weak_identity && !candidate.lun.identity.is_distinct() {
+        refusals.push(weak::refusal(&candidate.lun.path));
+    }
     if size_bytes == 0 || !size_bytes.is_multiple_of(u64::from(logical_block_bytes)) {
         refusals.push(format!(
             "{path} has {size_bytes} bytes, which is not a multiple of its logical block size of {logical_block_bytes} bytes"
@@ -376,8 +452,10 @@ mod tests {
                 partition_number: None,
                 partition_start_bytes: None,
                 file: Some(FileId { device: 1, inode }),
+                file_offset_bytes: None,
                 dm_uuid: None,
             },
+            seen: None,
         }
     }
 
@@ -390,6 +468,7 @@ mod tests {
             signatures: Vec::new(),
             unfinished: None,
             unrecognised: None,
+            name_note: None,
         }
     }
 
@@ -411,6 +490,7 @@ mod tests {
             logical_block_bytes: 512,
             source: &source,
             overwrite,
+            accept_weak_identity: false,
         };
         target_refusals(
             std::slice::from_ref(candidate),
@@ -425,7 +505,45 @@ mod tests {
     #[test]
     fn a_fitting_empty_lun_is_accepted() {
         assert_eq!(refusals(&candidate(2), false), Vec::<String>::new());
-        assert_eq!(source_refusals(&[candidate(2)], &[]), Vec::<String>::new());
+        assert_eq!(
+            source_refusals(&[candidate(2)], &[], false),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn a_lun_that_only_its_size_tells_from_others_must_be_accepted() {
+        let mut weak = candidate(2);
+        weak.lun.identity.file = None;
+        for refusals in [
+            refusals(&weak, true),
+            source_refusals(&[weak.clone()], &[], false),
+        ] {
+            assert_eq!(refusals.len(), 1, "{refusals:?}");
+            assert!(
+                refusals[0].contains("--accept-weak-identity"),
+                "{refusals:?}"
+            );
+        }
+        assert_eq!(
+            source_refusals(&[weak.clone()], &[], true),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn a_target_that_has_grown_since_it_was_accepted_is_the_same() {
+        let mut before = candidate(2);
+        before.signatures = vec![ext4()];
+        let accepted = LegRow::new(vec![before.lun.clone()]).unwrap();
+        let contents = contents_words(std::slice::from_ref(&before));
+        let mut now = before.clone();
+        now.lun.identity.size_bytes *= 2;
+        let changed =
+            |now: &Candidate| changed_since("db", &accepted, &contents, std::slice::from_ref(now));
+        assert_eq!(changed(&now), Vec::<String>::new());
+        now.lun.identity.size_bytes = MIB / 2;
+        assert_eq!(changed(&now).len(), 1);
     }
 
     #[test]
@@ -433,7 +551,7 @@ mod tests {
         let mut beginning = candidate(2);
         beginning.unfinished = Some("volume db, session move".to_owned());
         assert_eq!(refusals(&beginning, false), Vec::<String>::new());
-        let refusals = source_refusals(&[beginning.clone()], &[]).join("; ");
+        let refusals = source_refusals(&[beginning.clone()], &[], false).join("; ");
         assert!(refusals.contains("volume db, session move"), "{refusals}");
     }
 
@@ -444,7 +562,10 @@ mod tests {
         holds.findings = vec![Finding::HasPartitions {
             partitions: vec!["/dev/sda1".into()],
         }];
-        assert_eq!(source_refusals(&[holds.clone()], &[]), Vec::<String>::new());
+        assert_eq!(
+            source_refusals(&[holds.clone()], &[], false),
+            Vec::<String>::new()
+        );
         assert_eq!(refusals(&holds, true), Vec::<String>::new());
         let texts = refusals(&holds, false);
         assert_eq!(texts.len(), 2, "{texts:?}");
@@ -474,12 +595,16 @@ mod tests {
         for part in ["not recognised", "3 of 256 blocks", "--overwrite"] {
             assert!(texts.contains(part), "{texts}");
         }
-        assert_eq!(source_refusals(&[holds.clone()], &[]), Vec::<String>::new());
+        assert_eq!(
+            source_refusals(&[holds.clone()], &[], false),
+            Vec::<String>::new()
+        );
         let (row, words) = (
             leg_row(std::slice::from_ref(&holds)).unwrap(),
             contents_words(std::slice::from_ref(&holds)),
         );
-        let changed = |now: &Candidate| changed_since(&row, &words, std::slice::from_ref(now));
+        let changed =
+            |now: &Candidate| changed_since("db", &row, &words, std::slice::from_ref(now));
         assert_eq!(changed(&holds), Vec::<String>::new());
         assert_eq!(changed(&candidate(2)), Vec::<String>::new());
         holds.unrecognised = Some(data("2"));
@@ -520,7 +645,7 @@ mod tests {
             used.findings = vec![finding.clone()];
             assert_eq!(refusals(&used, true).len(), 1, "{finding:?}");
             assert_eq!(
-                source_refusals(&[used.clone()], &[]).len(),
+                source_refusals(&[used.clone()], &[], false).len(),
                 1,
                 "{finding:?}"
             );
@@ -556,9 +681,9 @@ mod tests {
     fn a_lun_that_is_not_whole_blocks_is_refused() {
         let mut odd = candidate(2);
         odd.lun.identity.size_bytes = MIB + 1;
-        assert_eq!(source_refusals(&[odd.clone()], &[]).len(), 1);
+        assert_eq!(source_refusals(&[odd.clone()], &[], false).len(), 1);
         odd.lun.identity.size_bytes = 0;
-        assert_eq!(source_refusals(&[odd.clone()], &[]).len(), 1);
+        assert_eq!(source_refusals(&[odd.clone()], &[], false).len(), 1);
     }
 
     #[test]
@@ -567,10 +692,10 @@ mod tests {
         let accepted = leg(candidate(2));
         let (row, words) = (leg_row(&accepted).unwrap(), contents_words(&accepted));
         let changed =
-            |words: &str, now: Candidate| changed_since(&row, words, &leg(now)).join("; ");
+            |words: &str, now: Candidate| changed_since("db", &row, words, &leg(now)).join("; ");
         assert_eq!(changed(&words, candidate(2)), "");
         let text = changed(&words, candidate(9));
-        assert!(text.contains("not the lun that was recorded"), "{text}");
+        assert!(text.contains("not the LUN that was recorded"), "{text}");
         let mut written = candidate(2);
         written.signatures = vec![ext4()];
         assert!(changed(&words, written.clone()).contains("ext4"));
@@ -579,7 +704,7 @@ mod tests {
         assert_eq!(changed(&then, candidate(2)), "");
         // What one of them held does not excuse the other.
         let both = [candidate(2), written];
-        assert!(!changed_since(&leg_row(&both).unwrap(), &then, &both).is_empty());
+        assert!(!changed_since("db", &leg_row(&both).unwrap(), &then, &both).is_empty());
     }
 
     #[test]
@@ -597,12 +722,13 @@ mod tests {
             logical_block_bytes: 512,
             source: &source,
             overwrite: false,
+            accept_weak_identity: false,
         };
         let judge = |leg: &[Candidate]| target_refusals(leg, fit, &[]).join("; ");
         let (small, rest) = (sized(2, MIB, 512), sized(4, 2 * MIB, 512));
         assert_eq!(judge(&[small.clone(), rest.clone()]), "");
         assert_eq!(
-            source_refusals(&[small.clone(), rest.clone()], &[]),
+            source_refusals(&[small.clone(), rest.clone()], &[], false),
             [""; 0]
         );
         for (leg, part) in [

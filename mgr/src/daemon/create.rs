@@ -10,7 +10,7 @@ use migration_proto::manager::{Failure, PRIORITY_MAX, SessionOptions};
 use super::checks::{self, Candidate, Fit, Purpose, Used};
 use super::context::{Context, blocking, note, now_ms};
 use super::failure::{self, Answer, Done};
-use super::{cutover, hours, schedule, split, twice};
+use super::{cutover, hours, schedule, split, twice, weak};
 use crate::store::{Change, Course, LegRow, PairRow, SessionRow, VolumeRow};
 
 /// What is asked for.
@@ -36,13 +36,14 @@ pub(super) async fn create(context: Context, wanted: Wanted) -> Answer {
             &context,
             volume,
             target,
-            wanted.options.overwrite,
+            Accepted::by(&wanted.options),
             &used,
             None,
         )
         .await
         {
             Ok(leg) => {
+                messages.extend(leg.iter().filter_map(|lun| lun.name_note.clone()));
                 messages.extend(leg.iter().filter_map(overwritten));
                 messages.extend(twice::warnings(volume, Some(target)).await);
                 used.extend(leg.iter().map(|candidate| Used {
@@ -86,12 +87,30 @@ fn overwritten(candidate: &Candidate) -> Option<String> {
     })
 }
 
+/// What the operator accepts of a target.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Accepted {
+    /// That what it holds is lost.
+    overwrite: bool,
+    /// That it has no name of its own.
+    weak_identity: bool,
+}
+
+impl Accepted {
+    pub(super) const fn by(options: &SessionOptions) -> Self {
+        Self {
+            overwrite: options.overwrite,
+            weak_identity: options.accept_weak_identity,
+        }
+    }
+}
+
 /// Examines a target: everything that speaks against it, or what it is. `accepted` is what was recorded of it, with what it held.
 pub(super) async fn check_target(
     context: &Context,
     volume: &VolumeRow,
     target: &LunPaths,
-    overwrite: bool,
+    accepts: Accepted,
     used: &[Used],
     accepted: Option<(&LegRow, &str)>,
 ) -> Result<Vec<Candidate>, Vec<String>> {
@@ -99,6 +118,7 @@ pub(super) async fn check_target(
         .examine(target.clone(), Purpose::Target)
         .await
         .map_err(|cause| vec![cause])?;
+    let name = volume.name.clone();
     let (volume, used, judged) = (volume.clone(), used.to_vec(), leg.clone());
     let mut refusals = blocking(move || {
         let fit = Fit {
@@ -106,14 +126,15 @@ pub(super) async fn check_target(
             size_bytes: volume.size_bytes,
             logical_block_bytes: volume.logical_block_bytes,
             source: &volume.leg,
-            overwrite,
+            overwrite: accepts.overwrite,
+            accept_weak_identity: accepts.weak_identity,
         };
         checks::target_refusals(&judged, fit, &used)
     })
     .await
     .map_err(|cause| vec![cause])?;
     if let Some((before, contents)) = accepted {
-        refusals.extend(checks::changed_since(before, contents, &leg));
+        refusals.extend(checks::changed_since(&name, before, contents, &leg));
     }
     if refusals.is_empty() {
         Ok(leg)
@@ -171,10 +192,11 @@ async fn record(context: &Context, row: &SessionRow) -> Result<(), Failure> {
         let holder = failure::target_of(&pair.volume, &row.name);
         changes.extend(pair.target.locks(&holder).into_iter().map(Change::Lock));
         let what = format!(
-            "created: {} to {} ({}){}",
+            "created: {} to {} ({}){}{}",
             pair.source,
             pair.target,
             pair.target.describe(),
+            weak::accepted_text(&pair.target),
             if row.options.overwrite {
                 ", what it holds may be overwritten"
             } else {

@@ -27,13 +27,14 @@
 //! | `recover`, `locks` | another map file when that of before is damaged or missing; locks whose holder is gone |
 //! | `route_change` | asking for another route, whatever dies on the way |
 //! | `volume`, `supervisor`, `link`, `process` | one ublk-target: talking to it, keeping it running |
-//! | `checks` | whether a LUN may become a leg |
+//! | `checks`, `weak` | whether a LUN may become a leg; LUNs that have no name of their own |
 //! | `unreadable` | what a source cannot read, and a copy goes past |
 //! | `standing` | volumes that stand on themselves |
 //! | `twice` | warnings about programs that find a member on the volume and on its legs |
 //! | `copies` | the copiers that run |
 //! | `gauge` | what applications do, and how the copies go on |
 //! | `records`, `failure` | what the operator reads |
+//! | `partitions` | the partitions of a volume and their names |
 //! | `folders` | the folders of state and sockets: made, locked, watched |
 //! | `clock` | a clock for durations that the wall clock does not disturb |
 //! | `socket`, `paths`, `context` | the control socket, where things are, what operations need |
@@ -63,6 +64,7 @@ mod hours;
 mod link;
 mod locks;
 mod pace;
+mod partitions;
 mod paths;
 mod plan;
 mod process;
@@ -87,6 +89,7 @@ mod unreadable;
 mod verbs;
 mod verify;
 mod volume;
+mod weak;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -179,6 +182,12 @@ pub enum StartError {
 enum Event {
     /// The view of a volume is another.
     Volume(String),
+    /// Its ublk-target is about to open LUNs: let it know the disks of those without a name of
+    /// their own, then answer.
+    KnowDisks {
+        volume: String,
+        reply: oneshot::Sender<()>,
+    },
     /// These changes are durable.
     Changed(Vec<Change>),
     /// A new volume has come up.
@@ -317,6 +326,11 @@ struct Owner {
     come_backs: ComeBacks,
     /// The cutovers of sessions that track.
     cutovers: Cutovers,
+    /// For each volume, the lines of the history about LUNs that have grown or are found under
+    /// another name, since the start.
+    noted_luns: BTreeMap<String, BTreeSet<String>>,
+    /// For each volume, the connection in which its partitions were looked for last.
+    partitioned: BTreeMap<String, u64>,
     /// The legs that are kept open.
     held: retire::Held,
     /// What applications do.
@@ -349,6 +363,8 @@ impl Owner {
             attempts: Attempts::default(),
             come_backs: ComeBacks::new(),
             cutovers: Cutovers::new(),
+            noted_luns: BTreeMap::new(),
+            partitioned: BTreeMap::new(),
             held: retire::Held::default(),
             gauges: Gauges::default(),
             feed: Feed::new(),
@@ -404,6 +420,7 @@ impl Owner {
     fn apply(&mut self, event: Event) {
         match event {
             Event::Volume(name) => self.volume_reported(&name),
+            Event::KnowDisks { volume, reply } => self.know_disks(&volume, reply),
             Event::Changed(changes) => {
                 for change in changes {
                     self.changed(change);
@@ -417,6 +434,8 @@ impl Owner {
             Event::Unsupervised(name) => {
                 self.handles.remove(&name);
                 self.unnamed.remove(&name);
+                self.noted_luns.remove(&name);
+                self.partitioned.remove(&name);
                 self.watched.remove(&name);
             }
             Event::CheckStanding => self.check_standing(),
@@ -595,6 +614,7 @@ impl Owner {
                 }
                 Ok(Some(
                     Event::Volume(_)
+                    | Event::KnowDisks { .. }
                     | Event::Supervised(_)
                     | Event::Unsupervised(_)
                     | Event::Refreshed { .. }

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::checks::{self, Used};
 use super::context::{Context, blocking, now_ms};
-use super::create::{Wanted, check_target};
+use super::create::{Accepted, Wanted, check_target};
 use super::pace::{Pace, pace};
 use super::twice;
 use super::volume::VolumeHandle;
@@ -36,7 +36,7 @@ pub(super) async fn plan(
             &context,
             volume,
             target,
-            wanted.options.overwrite,
+            Accepted::by(&wanted.options),
             &used,
             None,
         );
@@ -45,6 +45,7 @@ pub(super) async fn plan(
         match checked.await {
             Ok(leg) => {
                 accepted = checks::leg_row(&leg).ok().map(|target| target.key());
+                notes.extend(leg.iter().filter_map(|lun| lun.name_note.clone()));
                 let lost = leg.iter().flat_map(checks::contents);
                 notes.extend(lost.map(|found| format!("will be overwritten: {found}")));
                 used.extend(leg.iter().map(|candidate| Used {

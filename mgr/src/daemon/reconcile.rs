@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use migration_core::pair::{PairState, Phase, Settlement, Verb, settle};
 use migration_core::route::Side;
 use migration_proto::manager::VerifyPolicy;
-use migration_proto::target::{OnAuthoritativeFailure, Request};
+use migration_proto::target::{OnAuthoritativeFailure, Request, Status};
+use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::clock::steady_ms;
@@ -16,7 +17,7 @@ use super::truth::{self, Truth};
 use super::verbs::{ended_changes, expected_text, leg_of};
 use super::verify::{self, Comparison};
 use super::volume::{POLL_COPYING, POLL_IDLE, View};
-use super::{Busy, Owner, attach, checks, paths, records, unreadable};
+use super::{Busy, Owner, attach, checks, partitions, paths, records, unreadable};
 use crate::copier::{Config, Outcome, Task};
 use crate::store::{
     Change, Course, LegRow, PairField, PairKey, SessionRow, VolumeRow, VolumeState,
@@ -40,6 +41,10 @@ impl Owner {
         if view.connected {
             crash_point::here("start-connected");
             self.make_names(&row, &view);
+            if let Some(status) = view.status.as_deref() {
+                self.note_luns(&row, status);
+                self.record_served_disks(name, status);
+            }
             self.finish_volume(&row);
         }
         let mut copying = false;
@@ -61,6 +66,36 @@ impl Owner {
         }
     }
 
+    /// Puts into the history, once while shuntd lives, that a LUN is larger than what was recorded,
+    /// or is found under another name.
+    fn note_luns(&mut self, row: &VolumeRow, status: &Status) {
+        let grown = records::grown(status).map(|(path, size_bytes)| {
+            format!(
+                "{} has grown to {size_bytes} bytes; the volume keeps its size of {} bytes: to use the rest, detach it and attach \
+                 the LUN again",
+                path.display(),
+                row.size_bytes
+            )
+        });
+        let elsewhere = records::elsewhere(status).map(|(path, open)| {
+            format!(
+                "{} does not lead to the LUN that was recorded; by its identity it is found as {}",
+                path.display(),
+                open.display()
+            )
+        });
+        let mut notes = Vec::new();
+        for what in grown.chain(elsewhere) {
+            let noted = self.noted_luns.entry(row.name.clone()).or_default();
+            if noted.insert(what.clone()) {
+                notes.push(note(None, Some(&row.name), what));
+            }
+        }
+        if !notes.is_empty() {
+            self.record_aside(notes);
+        }
+    }
+
     fn is_busy(&self, busy: &Busy) -> bool {
         self.busy.contains_key(busy)
     }
@@ -75,7 +110,8 @@ impl Owner {
             return;
         }
         let link = self.context.config.device_link(&row.name);
-        match paths::make_link(&link, &status.device, attach::own_device(row)) {
+        let own = attach::own_device(row);
+        match paths::make_link(&link, &status.device, own) {
             Ok(is_new) => {
                 self.unnamed.remove(&row.name);
                 if is_new {
@@ -89,6 +125,13 @@ impl Owner {
                 }
                 return;
             }
+        }
+        let connected = self.partitioned.insert(row.name.clone(), view.connections);
+        if connected != Some(view.connections) {
+            let (device, own) = (status.device.clone(), own.map(Path::to_owned));
+            drop(spawn_blocking(move || {
+                partitions::make_names(&link, &device, own.as_deref());
+            }));
         }
         let in_use = self
             .model
@@ -111,7 +154,9 @@ impl Owner {
     fn remove_stale_names(&self, volume: &str, device: &Path) {
         for name in self.model.volumes.keys().filter(|name| *name != volume) {
             let link = self.context.config.device_link(name);
-            if let Err(error) = paths::remove_link(&link, device) {
+            let removed = partitions::remove_names(&link, device)
+                .and_then(|()| paths::remove_link(&link, device));
+            if let Err(error) = removed {
                 warn!(volume = name, %error, "the stale name {} cannot be removed", link.display());
             }
         }

@@ -1,14 +1,18 @@
 //! What `shunt status` shows.
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
 use migration_core::pair::{Facts, PairState, Position, Seen, Verb};
 use migration_core::session;
 use migration_proto::manager::{
     ApplicationRecord, CutoverRecord, EventRecord, HostRecord, JSON_SCHEMA, PairRecord, Record,
     SessionMode, SessionRecord, VolumeRecord,
 };
-use migration_proto::route::Side;
-use migration_proto::target::{CopyMode, Status};
+use migration_proto::route::{Extent, Side};
+use migration_proto::target::{CopyMode, OpenLun, Status};
 
+use super::checks;
 use super::copies::Copied;
 use super::paths::Config;
 use super::queue::Occupancy;
@@ -18,7 +22,7 @@ use super::verbs::leg_of;
 use super::verify::Comparison;
 use super::volume::View;
 use crate::moments;
-use crate::store::{Model, Note, PairRow, SessionRow, VolumeRow, VolumeState};
+use crate::store::{LegRow, Model, Note, PairRow, SessionRow, VolumeRow, VolumeState};
 
 /// What a volume's status means for a pair.
 pub(super) fn seen(status: &Status, pair: &PairRow) -> Seen {
@@ -104,6 +108,10 @@ pub(super) fn volume(
         pid: status.filter(|_| view.connected).map(|status| status.pid),
         restarts: view.restarts,
         route: status.map(|status| status.route),
+        weak_identity: weak_paths(model.legs_of(row)),
+        grown: status
+            .map(|status| grown(status).map(|(path, _)| path.to_owned()).collect())
+            .unwrap_or_default(),
         problem: view
             .problem
             .clone()
@@ -111,6 +119,41 @@ pub(super) fn volume(
             .or_else(|| status.and_then(said))
             .or_else(|| problem.cloned()),
     })
+}
+
+/// The LUNs without a name of their own on some legs.
+fn weak_paths<'a>(legs: impl IntoIterator<Item = &'a LegRow>) -> Vec<PathBuf> {
+    let luns = legs.into_iter().flat_map(LegRow::weak);
+    let paths: BTreeSet<PathBuf> = luns.map(|lun| lun.path.clone()).collect();
+    paths.into_iter().collect()
+}
+
+/// The LUNs of a volume that are open, with what was recorded of them.
+pub(super) fn open_luns(status: &Status) -> impl Iterator<Item = (&Extent, &OpenLun)> {
+    let source = status.source.extents.iter().zip(&status.source_open);
+    let target = status.target.iter().flat_map(|leg| &leg.extents);
+    source.chain(target.zip(&status.target_open))
+}
+
+/// The LUNs of a volume that are larger than what was recorded, by their recorded paths, with their
+/// sizes.
+pub(super) fn grown(status: &Status) -> impl Iterator<Item = (&Path, u64)> {
+    open_luns(status)
+        .filter(|(extent, open)| open.size_bytes > extent.identity.size_bytes)
+        .map(|(extent, open)| (extent.path.as_path(), open.size_bytes))
+}
+
+/// The devices of a volume that are open under another name than was recorded: the recorded path,
+/// and the present one.
+pub(super) fn elsewhere(status: &Status) -> impl Iterator<Item = (&Path, &Path)> {
+    open_luns(status)
+        .filter(|(extent, open)| {
+            // A device that is gone is at neither name.
+            open.device.is_some()
+                && checks::device_number(&extent.path) != open.device
+                && checks::device_number(&open.path) == open.device
+        })
+        .map(|(extent, open)| (extent.path.as_path(), open.path.as_path()))
 }
 
 pub(super) const fn volume_state(row: &VolumeRow, view: &View) -> &'static str {
@@ -233,6 +276,7 @@ pub(super) fn pair(
         source: row.source.paths().clone(),
         target: row.target.paths().clone(),
         authoritative: position.authoritative.into(),
+        weak_identity: weak_paths([&row.source, &row.target]),
         total_bytes: row.size_bytes,
         dirty_bytes,
         dirty_percent: status

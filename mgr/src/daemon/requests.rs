@@ -17,11 +17,13 @@ use super::attach;
 use super::create::{self, Wanted};
 use super::failure::{self, Done};
 use super::locks;
+use super::partitions;
 use super::records;
 use super::recover::{Recovery, Wish};
 use super::split;
 use super::verbs::Operation;
 use super::volume::{View, VolumeHandle};
+use super::weak;
 use super::{Busy, Event, Owner};
 use crate::copier::Copier;
 use crate::names;
@@ -37,7 +39,11 @@ type Reply = oneshot::Sender<Response>;
 impl Owner {
     pub(super) fn answer(&mut self, request: Request, reply: Reply) {
         match request {
-            Request::Attach { volume, luns } => self.attach(volume, luns, reply),
+            Request::Attach {
+                volume,
+                luns,
+                accept_weak_identity,
+            } => self.attach(volume, luns, accept_weak_identity, reply),
             Request::Detach { volume } => self.detach(&volume, reply),
             Request::Create {
                 session,
@@ -101,12 +107,19 @@ impl Owner {
         let _ = reply.send(Response::Failed(failure));
     }
 
-    fn attach(&mut self, name: String, luns: LunPaths, reply: Reply) {
+    fn attach(&mut self, name: String, luns: LunPaths, accept_weak_identity: bool, reply: Reply) {
         let object = failure::volume(&name);
         if let Err(error) = names::check(&name) {
             return Self::refuse(
                 reply,
                 failure::refused(object, error.to_string(), "choose another name"),
+            );
+        }
+        if partitions::is_partition_name(&name) {
+            let cause = "its name is that of a partition of another volume";
+            return Self::refuse(
+                reply,
+                failure::refused(object, cause, "choose another name"),
             );
         }
         if let Some(lun) = luns.paths().iter().find(|path| !path.is_absolute()) {
@@ -121,10 +134,27 @@ impl Owner {
             return Self::refuse(reply, failure);
         }
         match self.model.volumes.get(&name).cloned() {
-            Some(row) => self.launch(busy, "attach", Some(reply), attach::attach_again(row, luns)),
+            Some(row) => {
+                let weak = self.weak_luns(&name);
+                let named = luns.paths().iter().map(|path| weak.get(path).cloned());
+                match named.collect::<Option<Vec<_>>>() {
+                    Some(named) if accept_weak_identity => {
+                        let accepting = weak::accept(self.context.clone(), name, named);
+                        self.launch(busy, "attach", Some(reply), accepting);
+                    }
+                    Some(_) | None => {
+                        self.launch(busy, "attach", Some(reply), attach::attach_again(row, luns));
+                    }
+                }
+            }
             None => {
-                let operation =
-                    attach::attach(self.context.clone(), name, luns, self.used_luns(None));
+                let operation = attach::attach(
+                    self.context.clone(),
+                    name,
+                    luns,
+                    accept_weak_identity,
+                    self.used_luns(None),
+                );
                 self.launch(busy, "attach", Some(reply), operation);
             }
         }

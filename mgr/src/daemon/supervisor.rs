@@ -222,6 +222,7 @@ impl Supervisor {
                 recover::command(&self.setup.name)
             ));
         }
+        self.know_disks().await;
         let log_offset = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
         let child = spawn_serve(&self.setup, &self.held)
             .map_err(|error| format!("cannot run {}: {error}", program.display()))?;
@@ -272,6 +273,15 @@ impl Supervisor {
                 self.publish(|view| view.problem = Some(problem)).await;
             }
         }
+    }
+
+    /// Lets ublk-target know the disks of LUNs that have no name of their own, before it opens any.
+    async fn know_disks(&self) {
+        let (reply, known) = oneshot::channel();
+        let volume = self.setup.name.clone();
+        let _ = self.events.send(Event::KnowDisks { volume, reply }).await;
+        // Without an answer shuntd is ending, and ublk-target refuses what it is not told about.
+        let _ = known.await;
     }
 
     async fn child_ended_within(&mut self, limit: Duration) -> Option<Ended> {
@@ -373,6 +383,9 @@ impl Supervisor {
         limit: Duration,
         reply: oneshot::Sender<Result<Response, AskError>>,
     ) -> Result<(), String> {
+        if opens_luns(request) {
+            self.know_disks().await;
+        }
         if matches!(request, Request::RetryMirror { .. }) {
             // It may have to open LUNs again whose device is another one now.
             self.held.let_go().await;
@@ -487,6 +500,26 @@ impl Supervisor {
         }
         self.held.let_go().await;
         let _ = reply.send(());
+    }
+}
+
+/// Whether ublk-target may open LUNs for a request.
+const fn opens_luns(request: &Request) -> bool {
+    match request {
+        // A leg that was left alone is mirrored onto again by a change of the route.
+        Request::AddMirror { .. } | Request::RetryMirror { .. } | Request::SetRoute { .. } => true,
+        Request::Status
+        | Request::Suspend { .. }
+        | Request::Resume
+        | Request::SetOnAuthoritativeFailure { .. }
+        | Request::SetCopyMode { .. }
+        | Request::SetThrottle { .. }
+        | Request::OpenCopier
+        | Request::Claim { .. }
+        | Request::Report { .. }
+        | Request::Watch { .. }
+        | Request::Compared { .. }
+        | Request::Stop => false,
     }
 }
 

@@ -18,7 +18,7 @@ use migration_proto::target::{Refusal, Request, Response};
 use super::checks::{Used, open_recorded};
 use super::clock::steady_ms;
 use super::context::{Context, blocking, note, now_ms};
-use super::create::check_target;
+use super::create::{Accepted, check_target};
 use super::failure::{self, Answer, Done};
 use super::hours;
 use super::retire::retire_source;
@@ -332,8 +332,8 @@ impl Operation {
         let Item { row, volume, .. } = self.item(position)?;
         let accepted = Some((&row.target, row.target_contents.as_str()));
         let paths = row.target.paths();
-        let overwrite = self.session.options.overwrite;
-        let checked = check_target(&self.context, volume, paths, overwrite, used, accepted).await;
+        let accepts = Accepted::by(&self.session.options);
+        let checked = check_target(&self.context, volume, paths, accepts, used, accepted).await;
         let mut reasons = checked.err().unwrap_or_default();
         // What stands on a volume is found on the target by the check of it.
         let source = Place::new(

@@ -16,6 +16,7 @@ mod schema;
 
 use std::path::{Path, PathBuf};
 
+use lun::Seen;
 use migration_core::route::Side;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 use serde::Serialize;
@@ -203,7 +204,8 @@ impl Store {
     }
 }
 
-/// What identifies a LUN for its lock: the strongest name that it has; its path where it has none.
+/// What identifies a LUN for its lock: the strongest name that it has; where it has none the path
+/// that was recorded, whatever it leads to now.
 #[must_use]
 pub fn lock_key(lun: &LunRow) -> String {
     let identity = &lun.identity;
@@ -221,8 +223,7 @@ pub fn lock_key(lun: &LunRow) -> String {
     } else if let Some(uuid) = &identity.partition_uuid {
         format!("partition:{uuid}")
     } else {
-        let path = std::fs::canonicalize(&lun.path).unwrap_or_else(|_| lun.path.clone());
-        format!("path:{}", path.display())
+        format!("path:{}", lun.path.display())
     }
 }
 
@@ -252,6 +253,7 @@ fn apply_one(transaction: &Transaction<'_>, change: &Change) -> Result<(), Store
             )?,
             || format!("volume {name}"),
         ),
+        Change::SetSeen(path, seen) => set_seen(transaction, path, seen),
         Change::SetOpenMap(name, row) => {
             transaction.execute(
                 "INSERT OR REPLACE INTO open_map (volume, kernel_device, boot_id, leg) VALUES (?1, ?2, ?3, ?4)",
@@ -309,6 +311,28 @@ fn apply_one(transaction: &Transaction<'_>, change: &Change) -> Result<(), Store
             Ok(())
         }
     }
+}
+
+fn set_seen(transaction: &Transaction<'_>, path: &Path, seen: &Seen) -> Result<(), StoreError> {
+    for (table, column, name) in [
+        ("volumes", "leg", "volumes.leg"),
+        ("pairs", "source", "pairs.source"),
+        ("pairs", "target", "pairs.target"),
+    ] {
+        let mut query = transaction.prepare(&format!("SELECT rowid, {column} FROM {table}"))?;
+        let legs = query.query_map([], |row| Ok((row.get::<_, i64>(0)?, row.get(1)?)))?;
+        let legs: Vec<(i64, String)> = legs.collect::<Result<_, _>>()?;
+        for (row, text) in legs {
+            let mut leg: LegRow = read::json(text, name)?;
+            if leg.set_seen(path, seen) {
+                transaction.execute(
+                    &format!("UPDATE {table} SET {column} = ?2 WHERE rowid = ?1"),
+                    params![row, json_text(&leg)],
+                )?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn add_volume(transaction: &Transaction<'_>, row: &VolumeRow) -> Result<(), StoreError> {

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use lun::Identity;
+use lun::{Identity, Seen};
 use migration_core::pair::Phase;
 use migration_core::route::Side;
 use migration_proto::luns::LunPaths;
@@ -25,6 +25,11 @@ pub struct LunRow {
     pub path: PathBuf,
     /// What it was when it was accepted.
     pub identity: Identity,
+    /// Of a LUN that has no name of its own, what told it from others when it was accepted or last
+    /// found to be the same. Absent also when the operator has not accepted it since the database
+    /// was made again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Seen>,
 }
 
 /// A leg that was accepted: whole LUNs, end to end. The last one may be longer than the volume needs.
@@ -62,6 +67,24 @@ impl LegRow {
     pub fn describe(&self) -> String {
         let luns = self.luns.iter().map(|lun| lun.identity.describe());
         luns.collect::<Vec<_>>().join("; ")
+    }
+
+    /// The LUNs that have no name of their own.
+    pub fn weak(&self) -> impl Iterator<Item = &LunRow> {
+        self.luns.iter().filter(|lun| !lun.identity.is_distinct())
+    }
+
+    /// Records what tells a LUN of the leg without a name of its own from others. Whether the leg
+    /// has such a LUN at that path.
+    pub(super) fn set_seen(&mut self, path: &Path, seen: &Seen) -> bool {
+        let mut changed = false;
+        for lun in &mut self.luns {
+            if lun.path == path && !lun.identity.is_distinct() {
+                lun.seen = Some(seen.clone());
+                changed = true;
+            }
+        }
+        changed
     }
 
     /// Whether a volume says that this is its leg.
@@ -131,6 +154,7 @@ impl LegRow {
         let luns = leg.extents.iter().map(|extent| LunRow {
             path: extent.path.clone(),
             identity: extent.identity.clone(),
+            seen: None,
         });
         Self::new(luns.collect()).ok()
     }
@@ -405,6 +429,8 @@ pub enum Change {
     SetVolumeState(String, VolumeState),
     /// The leg of a volume.
     SetVolumeLeg(String, LegRow),
+    /// What tells the LUN without a name of its own that was recorded with a path from others.
+    SetSeen(PathBuf, Seen),
     /// Which device an open of a volume gets.
     SetOpenMap(String, OpenMapRow),
     /// The volume is gone.
@@ -463,6 +489,16 @@ impl Default for Model {
 }
 
 impl Model {
+    /// The leg of a volume, and those of its live pair.
+    pub fn legs_of<'a>(&'a self, row: &'a VolumeRow) -> impl Iterator<Item = &'a LegRow> {
+        let pair = self.live_pair_of(&row.name);
+        let pair = pair.map(|(session, position)| &session.pairs[position]);
+        std::iter::once(&row.leg).chain(
+            pair.into_iter()
+                .flat_map(|pair| [&pair.source, &pair.target]),
+        )
+    }
+
     /// Makes a change that the store has made durable. What it names is there: the store has refused it otherwise.
     pub fn apply(&mut self, change: Change) {
         match change {
@@ -477,6 +513,16 @@ impl Model {
             Change::SetVolumeLeg(name, leg) => {
                 if let Some(row) = self.volumes.get_mut(&name) {
                     row.leg = leg;
+                }
+            }
+            Change::SetSeen(path, seen) => {
+                for row in self.volumes.values_mut() {
+                    row.leg.set_seen(&path, &seen);
+                }
+                let sessions = self.sessions.values_mut();
+                for pair in sessions.flat_map(|session| &mut session.pairs) {
+                    pair.source.set_seen(&path, &seen);
+                    pair.target.set_seen(&path, &seen);
                 }
             }
             Change::SetOpenMap(name, open_map) => {

@@ -202,7 +202,10 @@ fn time(value: Option<i64>, column: &'static str) -> Result<Option<u64>, StoreEr
 }
 
 /// What was stored as JSON.
-fn json<T: DeserializeOwned>(text: String, column: &'static str) -> Result<T, StoreError> {
+pub(super) fn json<T: DeserializeOwned>(
+    text: String,
+    column: &'static str,
+) -> Result<T, StoreError> {
     serde_json::from_str(&text).map_err(|_| StoreError::Unreadable {
         column,
         value: text,

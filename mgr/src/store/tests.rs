@@ -20,8 +20,10 @@ fn lun_row(inode: u64) -> LunRow {
             partition_number: None,
             partition_start_bytes: None,
             file: Some(FileId { device: 1, inode }),
+            file_offset_bytes: None,
             dm_uuid: None,
         },
+        seen: None,
     }
 }
 
@@ -383,6 +385,46 @@ fn a_leg_is_whole_luns_end_to_end_of_which_the_last_may_be_longer() {
     let mut other = layout;
     other.extents[1].start_bytes = 512;
     assert_eq!(LegRow::of(&other), None);
+}
+
+#[test]
+fn what_tells_a_lun_without_a_name_from_others_is_recorded_wherever_the_lun_is() {
+    let mut nameless = lun_row(1);
+    nameless.identity.file = None;
+    let seen = Seen {
+        boot_id: "a".into(),
+        disk_sequence: 7,
+        size_bytes: 1 << 20,
+        contents: Some("ext4 u-1".into()),
+    };
+    nameless.seen = Some(seen.clone());
+    let leg = LegRow::new(vec![nameless.clone(), lun_row(2)]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let mut store = Store::open(&directory.path().join("shunt.db")).unwrap();
+    let mut volume = volume("db", 9);
+    volume.leg = leg.clone();
+    let mut session = session("s1", vec![pair("db", 2)]);
+    session.pairs[0].target = leg;
+    store
+        .apply(&[Change::AddVolume(volume), Change::AddSession(session)])
+        .unwrap();
+    let mut model = store.load().unwrap();
+    let now = Seen {
+        boot_id: "b".into(),
+        disk_sequence: 3,
+        ..seen.clone()
+    };
+    for path in [&nameless.path, &lun_row(2).path] {
+        let change = Change::SetSeen(path.clone(), now.clone());
+        store.apply(std::slice::from_ref(&change)).unwrap();
+        model.apply(change);
+    }
+    assert_eq!(store.load().unwrap(), model);
+    let pair = &model.sessions["s1"].pairs[0];
+    for leg in [&model.volumes["db"].leg, &pair.target] {
+        let seen: Vec<Option<&Seen>> = leg.luns().iter().map(|lun| lun.seen.as_ref()).collect();
+        assert_eq!(seen, [Some(&now), None], "one with a name needs none");
+    }
 }
 
 #[test]

@@ -187,6 +187,7 @@ fn each_verb_sends_its_request() {
         (
             &["attach", "db", "/dev/a"],
             Request::Attach {
+                accept_weak_identity: false,
                 volume: "db".into(),
                 luns: "/dev/a".parse().unwrap(),
             },
@@ -194,6 +195,7 @@ fn each_verb_sends_its_request() {
         (
             &["attach", "big", "/dev/a", "/dev/c"],
             Request::Attach {
+                accept_weak_identity: false,
                 volume: "big".into(),
                 luns: "/dev/a,/dev/c".parse().unwrap(),
             },

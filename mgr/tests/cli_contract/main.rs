@@ -321,6 +321,8 @@ fn volume() -> Record {
         pid: Some(42),
         restarts: 1,
         route: None,
+        weak_identity: Vec::new(),
+        grown: Vec::new(),
         problem: None,
     })
 }
@@ -348,6 +350,7 @@ fn pair(state: &str, dirty_bytes: u64) -> Record {
         source: "/dev/a".parse().unwrap(),
         target: "/dev/b".parse().unwrap(),
         authoritative: Side::Source,
+        weak_identity: Vec::new(),
         total_bytes: 1 << 30,
         dirty_bytes,
         copied_bytes: (1 << 30) - dirty_bytes,

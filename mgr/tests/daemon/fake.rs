@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use migration_proto::frame;
-use migration_proto::route::{Descriptor, MapSummary, Route, Side};
+use migration_proto::route::{Descriptor, Leg, MapSummary, Route, Side};
 use migration_proto::target::{
-    CopyMode, Counters, EXIT_MAP_DAMAGED, OnAuthoritativeFailure, Refusal, Request, Response,
-    Status, Suspended, abstract_name,
+    CopyMode, Counters, EXIT_MAP_DAMAGED, OnAuthoritativeFailure, OpenLun, Refusal, Request,
+    Response, ServedLeg, Status, Suspended, abstract_name,
 };
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -109,6 +109,23 @@ fn run_as_ublk_target() {
         other => fail(&format!("strange arguments: {other:?}")),
     }
     std::process::exit(0);
+}
+
+/// What it would have open: files.
+fn open_luns(leg: &Leg) -> Vec<OpenLun> {
+    let extents = leg.extents.iter();
+    let open = extents.map(|extent| OpenLun {
+        path: extent.path.clone(),
+        size_bytes: std::fs::metadata(&extent.path).map_or(0, |metadata| metadata.len()),
+        device: None,
+        disk_sequence: None,
+    });
+    open.collect()
+}
+
+fn served(leg: Leg) -> Box<ServedLeg> {
+    let open = open_luns(&leg);
+    Box::new(ServedLeg { leg, open })
 }
 
 fn fail(text: &str) -> ! {
@@ -454,6 +471,13 @@ impl Conversation {
             copier: *self.server.copier.lock().unwrap(),
             source: map.descriptor.source.clone(),
             target: map.descriptor.target.clone(),
+            source_open: open_luns(&map.descriptor.source),
+            target_open: map
+                .descriptor
+                .target
+                .as_ref()
+                .map(open_luns)
+                .unwrap_or_default(),
             counters: Counters::default(),
             read_latency: Vec::new(),
             write_latency: Vec::new(),
@@ -488,8 +512,8 @@ impl Conversation {
             epoch,
             region_bytes: REGION_BYTES,
             size_bytes,
-            from,
-            to,
+            from: served(from),
+            to: served(to),
             compare_first: false,
         }
     }

@@ -141,6 +141,7 @@ fn luns_that_are_no_leg_are_refused() {
     refused(&leg(&[&b, &lun("small", 0)]), "0 bytes");
     refused(&leg(&[&b, &c, &lun("more", 1)]), "is not needed");
     let relative = Request::Attach {
+        accept_weak_identity: false,
         volume: "x".to_owned(),
         luns: paths(&leg(&[&b, &PathBuf::from("c")])),
     };

@@ -297,6 +297,7 @@ fn a_lock_whose_session_is_gone_is_explained_and_freed_and_no_other_one() {
         let row = LunRow {
             path: path.to_owned(),
             identity: opened.identity,
+            seen: None,
         };
         Change::Lock(Lock {
             key: lock_key(&row),

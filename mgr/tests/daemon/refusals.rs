@@ -141,7 +141,7 @@ fn a_target_that_became_another_one_is_refused_at_the_start() {
     world.lun("t", MIB, 0);
     let failure = world.refused(&start("s1"));
     assert!(
-        failure.cause.contains("not the lun that was recorded"),
+        failure.cause.contains("not the LUN that was recorded"),
         "{failure:?}"
     );
 }

@@ -322,6 +322,7 @@ pub(crate) fn paths(text: &Path) -> LunPaths {
 
 pub(crate) fn attach(volume: &str, lun: &Path) -> Request {
     Request::Attach {
+        accept_weak_identity: false,
         volume: volume.to_owned(),
         luns: paths(lun),
     }

@@ -12,7 +12,7 @@ use migration_core::{
         Target,
     },
 };
-use migration_proto::target::{CopyError, Refusal, Response};
+use migration_proto::target::{CopyError, Refusal, Response, ServedLeg};
 
 use super::{Ask, Command, Engine, NewMirrorLeg, Said, command::refused, register_leg, side_index};
 use crate::legs::OpenLeg;
@@ -316,9 +316,14 @@ impl Engine {
             Ok(epoch) => epoch,
             Err(error) => return claim_refused(error),
         };
-        let leg = |side: migration_core::route::Side| self.descriptor.leg(side.into()).cloned();
-        let from = leg(record.route.authoritative());
-        let to = record.route.mirror().and_then(leg);
+        let served = |side: migration_core::route::Side| {
+            let leg = self.descriptor.leg(side.into())?.clone();
+            let files = self.legs[side_index(side)].as_ref()?;
+            let open = files.leg.open_luns();
+            Some(Box::new(ServedLeg { leg, open }))
+        };
+        let from = served(record.route.authoritative());
+        let to = record.route.mirror().and_then(served);
         match (from, to) {
             (Some(from), Some(to)) => Response::CopierOpened {
                 epoch: epoch.0,

@@ -96,6 +96,7 @@ fn a_volume_of_odd_size_on_two_extents_each_is_copied_in_any_order() {
                 extent(&path("to-2"), 33 * block, size_bytes - first_to),
             ],
         },
+        to_device: None,
         busy: Vec::new(),
         compare_first: false,
         folder,
@@ -426,6 +427,22 @@ fn nothing_is_written_to_another_lun_than_the_recorded_one() {
         cause.contains("is not the LUN that was recorded"),
         "{cause}"
     );
+    let (volume, seen) = target.join();
+    assert_eq!(seen.claims, 0);
+    volume.assert_untouched();
+}
+
+#[test]
+fn nothing_is_written_to_another_device_than_ublk_target_has_open() {
+    let mut volume = Volume::simple(4, 64 * KIB);
+    volume.to_device = Some((8, 16));
+    let target = Target::start(volume, (0..4).collect(), grant(4));
+    let (outcome, _) = run(config(&target.socket));
+    let Outcome::Refused { reason, cause } = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(reason, Refusal::BadLeg);
+    assert!(cause.contains("another device"), "{cause}");
     let (volume, seen) = target.join();
     assert_eq!(seen.claims, 0);
     volume.assert_untouched();

@@ -11,7 +11,7 @@ use lun::{Lun, OpenOptions};
 use migration_proto::Hello;
 use migration_proto::frame::{self, FrameError};
 use migration_proto::route::{Extent, Leg, Route, Side};
-use migration_proto::target::{CopyError, Counters, Request, Response, Status};
+use migration_proto::target::{CopyError, Counters, OpenLun, Request, Response, ServedLeg, Status};
 use tempfile::TempDir;
 
 pub(super) const EPOCH: u64 = 7;
@@ -49,6 +49,20 @@ pub(super) fn extent(path: &Path, start_bytes: u64, length_bytes: u64) -> Extent
     }
 }
 
+fn served(leg: &Leg, device: Option<(u32, u32)>) -> Box<ServedLeg> {
+    let extents = leg.extents.iter();
+    let open = extents.map(|extent| OpenLun {
+        path: extent.path.clone(),
+        size_bytes: extent.identity.size_bytes,
+        device,
+        disk_sequence: None,
+    });
+    Box::new(ServedLeg {
+        leg: leg.clone(),
+        open: open.collect(),
+    })
+}
+
 /// A volume of which the stand-in knows the legs and what is dirty.
 pub(super) struct Volume {
     pub(super) folder: TempDir,
@@ -56,6 +70,8 @@ pub(super) struct Volume {
     pub(super) size_bytes: u64,
     pub(super) from: Leg,
     pub(super) to: Leg,
+    /// The device that it says is open as `to`.
+    pub(super) to_device: Option<(u32, u32)>,
     /// Regions that are never found quiet unless their writes are held.
     pub(super) busy: Vec<u64>,
     /// Copiers are to write only where the legs differ.
@@ -79,6 +95,7 @@ impl Volume {
             to: Leg {
                 extents: vec![extent(&to, 0, size_bytes)],
             },
+            to_device: None,
             busy: Vec::new(),
             compare_first: false,
             folder,
@@ -211,8 +228,8 @@ pub(super) fn serve(
                 epoch: EPOCH,
                 region_bytes: volume.region_bytes,
                 size_bytes: volume.size_bytes,
-                from: volume.from.clone(),
-                to: volume.to.clone(),
+                from: served(&volume.from, None),
+                to: served(&volume.to, volume.to_device),
                 compare_first: volume.compare_first,
             },
             Request::Claim { regions_max } => {
@@ -314,6 +331,8 @@ pub(super) fn status(volume: &Volume) -> Status {
         copier: false,
         source: volume.from.clone(),
         target: Some(volume.to.clone()),
+        source_open: Vec::new(),
+        target_open: Vec::new(),
         counters: Counters::default(),
         read_latency: Vec::new(),
         write_latency: Vec::new(),

@@ -106,7 +106,9 @@ impl Daemon {
             mirrored: false,
             gone: false,
         };
-        self.shunt(&["attach", VOLUME, &lun.display().to_string()])?;
+        // The disks are for measuring alone, and within one boot.
+        let attach = ["attach", "--accept-weak-identity", VOLUME];
+        self.shunt(&[&attach[..], &[&lun.display().to_string()]].concat())?;
         let record = self.record(&["status", "--json"], |record| {
             record["type"] == "volume" && record["volume"] == VOLUME
         })?;
@@ -160,7 +162,13 @@ impl Volume<'_> {
         let pair = format!("{VOLUME}:{}", target.display());
         // Noted first: also a create that was interrupted has to be taken back.
         self.mirrored = true;
-        daemon.shunt(&["create", "--overwrite", SESSION, &pair])?;
+        daemon.shunt(&[
+            "create",
+            "--overwrite",
+            "--accept-weak-identity",
+            SESSION,
+            &pair,
+        ])?;
         daemon.shunt(&["start", SESSION])?;
         daemon.shunt(&["wait", SESSION, "--for", "source-selected"])?;
         let (started, ended) = (
@@ -173,7 +181,13 @@ impl Volume<'_> {
     /// Begins to copy the volume onto a LUN.
     pub(crate) fn begin_copy(&mut self, target: &Path, options: &[&str]) -> anyhow::Result<()> {
         let pair = format!("{VOLUME}:{}", target.display());
-        let create = ["create", "--overwrite", SESSION, &pair];
+        let create = [
+            "create",
+            "--overwrite",
+            "--accept-weak-identity",
+            SESSION,
+            &pair,
+        ];
         // Noted first: also a create that was interrupted has to be taken back.
         self.mirrored = true;
         self.daemon.shunt(&[&create[..], options].concat())?;

@@ -1,0 +1,238 @@
+//! LUNs that have no name of their own (`--accept-weak-identity`): whether they are still those
+//! that were accepted, and letting `ublk-target` know the disks of this boot.
+//!
+//! Within a boot the number of the disk counts. After a boot, what is on the LUN and its size
+//! count, if no other device looks the same. Otherwise `ublk-target` refuses the LUN until the
+//! operator accepts it again (`shunt attach` of the same path).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lun::{Lun, OpenOptions, Seen};
+use migration_proto::disks::{Disk, Disks};
+use migration_proto::target::Status;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::context::{Context, blocking, note};
+use super::failure::{self, Answer, Done};
+use super::{Owner, paths, records};
+use crate::store::{Change, LegRow, LunRow};
+
+/// How long reading what is on the LUNs of a volume may take before its ublk-target is started
+/// without them.
+const READ_MAX: Duration = Duration::from_secs(20);
+
+/// Why a LUN without a name of its own is not accepted.
+pub(super) fn refusal(path: &Path) -> String {
+    format!(
+        "{} has no name of its own (no world-wide name, serial or UUID): after a boot another LUN could be taken for it; give it \
+         one, or --accept-weak-identity accepts it for this boot, and later as long as what is on it shows that it is the same",
+        path.display()
+    )
+}
+
+/// For the history: which LUNs of a leg were accepted although they have no name of their own.
+pub(super) fn accepted_text(leg: &LegRow) -> String {
+    let paths: Vec<String> = leg
+        .weak()
+        .map(|lun| lun.path.display().to_string())
+        .collect();
+    match paths.is_empty() {
+        true => String::new(),
+        false => format!(", with the weak identity of {}", paths.join(", ")),
+    }
+}
+
+/// What the operator can do about a LUN that is not known to be the one that was accepted.
+pub(super) fn next(volume: &str, path: &Path) -> String {
+    format!(
+        "make sure that it is the right one, then `shunt attach {volume} {} --accept-weak-identity`",
+        path.display()
+    )
+}
+
+impl Owner {
+    /// Lets the ublk-target of a volume know the disks of its LUNs without a name of their own;
+    /// then answers.
+    pub(super) fn know_disks(&self, volume: &str, reply: oneshot::Sender<()>) {
+        let luns = self.weak_luns(volume);
+        if luns.is_empty() {
+            // A supervisor that has ended needs no answer.
+            let _ = reply.send(());
+            return;
+        }
+        let context = self.context.clone();
+        let volume = volume.to_owned();
+        tokio::spawn(async move {
+            know(&context, &volume, luns).await;
+            let _ = reply.send(());
+        });
+    }
+
+    /// Records the disks of LUNs without a name of their own that a living ublk-target has open and of
+    /// which nothing is recorded: after the database was made again, the next ublk-target goes on
+    /// with what is served now.
+    pub(super) fn record_served_disks(&mut self, volume: &str, status: &Status) {
+        let weak = self.weak_luns(volume);
+        let unknown = records::open_luns(status).filter(|(extent, _)| {
+            let row = weak.get(&extent.path);
+            row.is_some_and(|row| row.seen.is_none())
+        });
+        let changes: Vec<Change> = unknown
+            .filter_map(|(extent, open)| {
+                let seen = Seen {
+                    boot_id: paths::boot_id(),
+                    disk_sequence: open.disk_sequence?,
+                    size_bytes: open.size_bytes,
+                    contents: None,
+                };
+                Some(Change::SetSeen(extent.path.clone(), seen))
+            })
+            .collect();
+        if !changes.is_empty() {
+            self.record_aside(changes);
+        }
+    }
+
+    /// The LUNs without a name of their own on both legs of a volume, by path.
+    pub(super) fn weak_luns(&self, volume: &str) -> BTreeMap<PathBuf, LunRow> {
+        let row = self.model.volumes.get(volume).into_iter();
+        let legs = row.flat_map(|row| self.model.legs_of(row));
+        legs.flat_map(LegRow::weak)
+            .map(|lun| (lun.path.clone(), lun.clone()))
+            .collect()
+    }
+}
+
+async fn know(context: &Context, volume: &str, luns: BTreeMap<PathBuf, LunRow>) {
+    let asked = luns.clone();
+    let found = blocking(move || asked.values().map(find_out).collect::<Vec<_>>());
+    let late = || format!("it could not be read within {} s", READ_MAX.as_secs());
+    let found = match timeout(READ_MAX, found).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(cause)) => luns.values().map(|_| Err(cause.clone())).collect(),
+        Err(_) => luns.values().map(|_| Err(late())).collect(),
+    };
+    let (mut disks, mut changes) = (Vec::new(), Vec::new());
+    for (lun, found) in luns.into_values().zip(found) {
+        let disk_sequence = match found {
+            Ok(Known { disk_sequence, now }) => {
+                if let Some(now) = now {
+                    let what = format!(
+                        "{} is taken for the LUN that was accepted: it holds {}, and no other device does",
+                        lun.path.display(),
+                        now.contents.as_deref().unwrap_or_default()
+                    );
+                    changes.push(note(None, Some(volume), what));
+                    changes.push(Change::SetSeen(lun.path.clone(), now));
+                }
+                Ok(disk_sequence)
+            }
+            Err(cause) => Err(format!("{cause}; next: {}", next(volume, &lun.path))),
+        };
+        disks.push(Disk {
+            path: lun.path,
+            disk_sequence,
+        });
+    }
+    let disks = Disks {
+        boot_id: paths::boot_id(),
+        disks,
+    };
+    let socket = context.config.volume_socket(volume);
+    if let Err(error) = disks.write(&socket) {
+        // ublk-target refuses what it is not told about.
+        warn!(volume, %error, "the disks of this boot could not be written down");
+    }
+    if let Err(error) = context.commit(changes).await {
+        // They are looked at again after the next death.
+        warn!(volume, %error, "the disks of this boot could not be recorded");
+    }
+}
+
+/// A LUN that is the one that was accepted.
+pub(super) struct Known {
+    pub(super) disk_sequence: u64,
+    /// What is to be recorded: it was accepted in another boot.
+    now: Option<Seen>,
+}
+
+/// Finds out whether a LUN without a name of its own is the one that was accepted. Reads it only if
+/// this host was booted since it was last known: one that hangs must not keep a volume down within a
+/// boot. Blocks.
+pub(super) fn find_out(row: &LunRow) -> Result<Known, String> {
+    let seen = row
+        .seen
+        .as_ref()
+        .ok_or("nothing that is recorded shows that it is the one that was accepted")?;
+    let lun = Lun::open(&row.path, &OpenOptions::default()).map_err(|error| error.to_string())?;
+    row.identity
+        .matches(&lun.identity)
+        .map_err(|mismatch| format!("it is {mismatch}"))?;
+    if seen.boot_id == paths::boot_id()
+        && let Some(disk_sequence) = lun.disk_sequence
+        && disk_sequence == seen.disk_sequence
+    {
+        return Ok(Known {
+            disk_sequence,
+            now: None,
+        });
+    }
+    let now = lun.seen().map_err(|error| error.to_string())?;
+    seen.is_still(&now)?;
+    let others = lun.others_like(&now).map_err(|error| error.to_string())?;
+    if !others.is_empty() {
+        let others: Vec<String> = others
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        return Err(format!(
+            "this host was booted since it was accepted, and {} holds the same",
+            others.join(", ")
+        ));
+    }
+    Ok(Known {
+        disk_sequence: now.disk_sequence,
+        now: Some(now),
+    })
+}
+
+/// The operator says that what is at the paths of these LUNs of the volume now are the LUNs that were
+/// accepted.
+pub(super) async fn accept(context: Context, volume: String, luns: Vec<LunRow>) -> Answer {
+    let object = failure::volume(&volume);
+    let mut messages = Vec::new();
+    let mut changes = Vec::new();
+    for row in luns {
+        let path = row.path.clone();
+        let seen = blocking(move || see(&row)).await.and_then(|seen| seen);
+        let seen = seen.map_err(|cause| {
+            let next = "give the right LUN this name, then the command again";
+            failure::refused(&object, format!("{}: {cause}", path.display()), next)
+        })?;
+        let what = format!(
+            "{} is accepted again as a LUN of the volume: {} bytes, {}",
+            path.display(),
+            seen.size_bytes,
+            seen.contents
+                .as_deref()
+                .unwrap_or("nothing with a UUID or a label on it")
+        );
+        changes.push(note(None, Some(&volume), &what));
+        changes.push(Change::SetSeen(path, seen));
+        messages.push(what);
+    }
+    context.record(&object, changes).await?;
+    Ok(Done::changed(messages))
+}
+
+fn see(row: &LunRow) -> Result<Seen, String> {
+    let lun = Lun::open(&row.path, &OpenOptions::default()).map_err(|error| error.to_string())?;
+    row.identity
+        .matches(&lun.identity)
+        .map_err(|mismatch| format!("it is {mismatch}"))?;
+    lun.seen().map_err(|error| error.to_string())
+}
