@@ -359,9 +359,14 @@ fn shuntd_is_for_root_only() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
     let directory = tempfile::tempdir().unwrap();
-    // Another user may not be able to reach the folder of the build.
+    // Another user may not be able to reach the folder of the build. Copied by another process: a child that another test
+    // starts meanwhile would have it open for writing, and nobody could run it.
     let program = directory.path().join("shuntd");
-    std::fs::copy(env!("CARGO_BIN_EXE_shuntd"), &program).unwrap();
+    let copied = std::process::Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_shuntd"))
+        .arg(&program)
+        .status();
+    assert!(copied.unwrap().success());
     let mode = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(directory.path(), mode).unwrap();
     let mut command = std::process::Command::new(&program);
