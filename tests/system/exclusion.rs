@@ -230,6 +230,7 @@ fn a_device_that_comes_back_under_another_name_is_found() {
     let mut host = Host::new();
     let folder = tempfile::tempdir_in("/var/tmp").unwrap();
     let luns = ["source", "target"].map(|name| file(folder.path(), name, 8 << 20));
+    sh("modprobe", &["loop"]);
     let show = |lun: &str| sh("losetup", &["--find", "--show", lun]).trim().to_owned();
     let first = luns.each_ref().map(|lun| show(lun));
     host.bring_into_sync("db", &first[0], &first[1], "move");

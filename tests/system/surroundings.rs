@@ -112,9 +112,9 @@ fn the_page_cache_writes_back_through_the_volume_when_memory_is_short() {
     };
     let before = scanned();
     let mut sums = Vec::new();
-    // More than there is: the kernel has to write back, and kills what asks for too much.
+    // More than there is: the kernel has to write back, and kills what asks for too much, which then begins again.
     let mut pressure = std::process::Command::new("stress-ng")
-        .args(["--vm", "2", "--vm-bytes", "98%", "--vm-keep", "--oomable"])
+        .args(["--vm", "2", "--vm-bytes", "98%", "--vm-keep"])
         .args(["--timeout", "60", "--quiet"])
         .spawn()
         .unwrap();
