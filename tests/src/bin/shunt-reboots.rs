@@ -25,7 +25,7 @@ use tests::{
     machine::Machine,
     power::{self, Writer},
     random::Random,
-    sh,
+    run, sh,
 };
 
 /// Resets a machine and changes its LUNs before it boots
@@ -411,6 +411,14 @@ fn guest(folder: &Path, life: u64, load: Duration, changes: u64) -> ExitCode {
     let disk = "/dev/disk/by-id/virtio-lun2";
     if life == 1 {
         sh("mkfs.ext4", &["-q", disk]);
+    } else {
+        // As every boot does: a loss of power may tear the superblock, which is two sectors. 1: something was repaired.
+        let checked = run("e2fsck", &["-y", disk]);
+        let text = String::from_utf8_lossy(&checked.stdout).replace('\n', "; ");
+        assert!(matches!(checked.status.code(), Some(0 | 1)), "{text}");
+        if checked.status.code() == Some(1) {
+            println!("e2fsck: {text}");
+        }
     }
     let state = lun::Mounted::new(disk);
     let mut guest = Guest {
