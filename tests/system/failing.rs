@@ -243,6 +243,19 @@ fn bad_blocks_of_a_source_are_copied_past_only_if_that_is_asked_for_and_never_th
     host.kill_shuntd();
     host.start_shuntd();
     assert_eq!(host.pair("move")["unreadable"], serde_json::json!(bad));
+
+    // One that was copied well before: the target is not overwritten, and the pair waits.
+    let once_more = [BAD[0], BAD[1], (60 * 2048 + 1024, 1)];
+    source.break_sectors(&once_more);
+    host.kill_shuntd();
+    host.kill_target_only("db");
+    host.start_shuntd();
+    wait_until("the pair says why it waits", || {
+        problem(&host).contains("only good copy")
+    });
+    assert_eq!(host.pair("move")["unreadable"], serde_json::json!(bad));
+    source.break_sectors(&BAD);
+    host.wait_for("move", "source-selected");
     let said = host.ok(&["switch", "move"]).error;
     assert!(said.contains("zeroes on the target"), "{said}");
     let said = host.ok(&["status", "move"]).out;

@@ -136,9 +136,18 @@ impl Config {
     }
 }
 
-/// Records durably that these parts of the volume, in bytes, cannot be read from the source and are made zeroes on the
-/// target; or says why they may not be. Called on the copier's thread, before the zeroes are written.
-pub type AcceptUnreadable = Box<dyn FnMut(Vec<Range<u64>>) -> Result<(), String> + Send>;
+/// Decides about parts of the volume, in bytes, that cannot be read from the source, and makes that durable; or says why the
+/// copy may not go past them. Called on the copier's thread, before anything is written there.
+pub type AcceptUnreadable = Box<dyn FnMut(Vec<Range<u64>>) -> Result<OnTarget, String> + Send>;
+
+/// What the target gets where the source cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnTarget {
+    /// Zeroes: it was never a copy.
+    Zeroes,
+    /// What it has, which may be the only good copy.
+    Kept,
+}
 
 /// What may be changed while the copier runs.
 #[derive(Debug, Default)]

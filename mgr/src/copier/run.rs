@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use lun::Lun;
 use migration_proto::route::Side;
 use migration_proto::target::{CopyError, Refusal, Request, Response, ServedLeg};
 use migration_proto::{Hello, Welcome, frame};
@@ -19,7 +20,7 @@ use super::ring::{self, Completion, Ring, Slot};
 use super::salvage::{self, Source, is_of_a_block, read_around};
 use super::transfer::{Fault, Phase, Step, Transfer, checksum, is_zero};
 use super::window::{End, Piece, Sizes, Window};
-use super::{AcceptUnreadable, Config, Outcome, Shared, Task};
+use super::{AcceptUnreadable, Config, OnTarget, Outcome, Shared, Task};
 
 /// What `ublk-target` said when it accepted the copier.
 struct Opened {
@@ -303,7 +304,8 @@ impl Copying<'_> {
     }
 
     /// If the operator has accepted that blocks of the source are lost: fills the buffer with those that can be read.
-    /// The others are zeroes there, and recorded. Blocks for as long as the LUN tries to read them.
+    /// The others are recorded; of them the buffer has zeroes, or what the target has. Blocks for as long as the LUN tries to
+    /// read them.
     ///
     /// `None`: that was not accepted, or this is another error.
     fn read_around(
@@ -321,28 +323,12 @@ impl Copying<'_> {
             let how = "`shunt set SESSION --accept-unreadable BYTES` copies on past blocks that the source cannot read";
             return Some(Err(how.to_owned()));
         };
-        let lun = self.luns.get(piece.from.file)?;
-        let block_bytes = lun.identity.logical_block_bytes as usize;
-        let mut source = match lun.fd.try_clone() {
-            Ok(descriptor) => Descriptor {
-                file: File::from(descriptor),
-                size_bytes: lun.identity.size_bytes,
-                block_bytes,
-            },
-            Err(error) => return Some(Err(error.to_string())),
-        };
+        let (from, to) = (
+            self.luns.get(piece.from.file)?,
+            self.luns.get(piece.to.file)?,
+        );
         let buffer = self.line.ring.bytes_mut(slot, piece.length_bytes);
-        let lost = read_around(&mut source, buffer, piece.from.offset_bytes, block_bytes);
-        let lost = match lost {
-            Ok(lost) => lost,
-            Err(error) => return Some(Err(format!("read again in parts: {error}"))),
-        };
-        let in_volume = |at: usize| piece.volume_offset_bytes + at as u64;
-        let lost = lost
-            .into_iter()
-            .map(|part| in_volume(part.start)..in_volume(part.end))
-            .collect();
-        Some(accept(lost))
+        Some(fill(buffer, piece, from, to, accept))
     }
 
     /// What to do with a piece that is in the buffer.
@@ -476,6 +462,39 @@ impl Copying<'_> {
             ),
         }
     }
+}
+
+/// Reads a piece around what `from` cannot read of it.
+fn fill(
+    buffer: &mut [u8],
+    piece: &Piece,
+    from: &Lun,
+    to: &Lun,
+    accept: &mut AcceptUnreadable,
+) -> Result<(), String> {
+    let block_bytes = from.identity.logical_block_bytes as usize;
+    let file = |lun: &Lun| lun.fd.try_clone().map(File::from);
+    let mut source = Descriptor {
+        file: file(from).map_err(|error| error.to_string())?,
+        size_bytes: from.identity.size_bytes,
+        block_bytes,
+    };
+    let lost = read_around(&mut source, buffer, piece.from.offset_bytes, block_bytes)
+        .map_err(|error| format!("read again in parts: {error}"))?;
+    let in_volume = |at: usize| piece.volume_offset_bytes + at as u64;
+    let parts = lost.iter();
+    let parts = parts.map(|part| in_volume(part.start)..in_volume(part.end));
+    if accept(parts.collect())? == OnTarget::Zeroes {
+        return Ok(());
+    }
+    let target = file(to).map_err(|error| error.to_string())?;
+    for part in lost {
+        let place = piece.to.offset_bytes + part.start as u64;
+        target
+            .read_exact_at(&mut buffer[part], place)
+            .map_err(|error| format!("nor can the target be read there: {error}"))?;
+    }
+    Ok(())
 }
 
 /// A LUN that is read without the ring.

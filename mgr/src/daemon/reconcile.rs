@@ -265,6 +265,16 @@ impl Owner {
         let (verify, detect_zeroes) = (session.options.verify, session.options.detect_zeroes);
         let comparing = self.comparing(session, pair, key);
         let facts = records::facts(session, pair, Some(view), comparing.is_some());
+        let in_sync = matches!(
+            facts.position().state,
+            PairState::SourceSelected | PairState::TargetSelected | PairState::Verifying
+        );
+        if in_sync && pair.course.in_sync_ms.is_none() && !self.copies.is_running(key) {
+            // A shuntd that died after the last report of its copier has not recorded it.
+            let field = PairField::InSync(Some(steady_ms()));
+            self.record_aside(vec![Change::SetPair(key.clone(), field)]);
+            return;
+        }
         let task = match (facts.position().state, comparing) {
             // It gets its copier when another one has ended.
             _ if facts.wants_copier() && !self.may_copy() => return,

@@ -117,7 +117,8 @@ pub(super) fn volume(
             .clone()
             .or_else(|| truth::contradiction(model, row, Some(&view)))
             .or_else(|| status.and_then(said))
-            .or_else(|| problem.cloned()),
+            .or_else(|| problem.cloned())
+            .or_else(|| status.and_then(doubt)),
     })
 }
 
@@ -183,10 +184,13 @@ fn mirror_problem(session: &str, status: &Status) -> Option<String> {
 /// What a volume says is wrong, beside the mirror leg.
 fn said(status: &Status) -> Option<String> {
     let authoritative = status.authoritative_problem.clone();
+    authoritative.or_else(|| status.map_problem.clone())
+}
+
+/// Why both legs are compared. It needs no command, so it never hides what does.
+fn doubt(status: &Status) -> Option<String> {
     let doubt = status.doubt.as_ref();
-    authoritative
-        .or_else(|| status.map_problem.clone())
-        .or_else(|| doubt.map(|doubt| format!("the legs are compared again: {doubt}")))
+    doubt.map(|doubt| format!("the legs are compared again: {doubt}"))
 }
 
 pub(super) fn session(
@@ -267,7 +271,8 @@ pub(super) fn pair(
                 .filter(|_| !ended)
                 .and_then(|status| mirror_problem(&session.name, status).or_else(|| said(status)))
         })
-        .or_else(|| row.problem.clone());
+        .or_else(|| row.problem.clone())
+        .or_else(|| status.filter(|_| !ended).and_then(doubt));
     PairRecord {
         schema: JSON_SCHEMA,
         session: session.name.clone(),

@@ -5,11 +5,12 @@ use migration_proto::manager::UnreadablePart;
 use tokio::runtime::Handle;
 
 use super::context::{Context, note};
-use crate::copier::AcceptUnreadable;
+use crate::copier::{AcceptUnreadable, OnTarget};
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow};
 
-/// What a copier of the pair does with what it cannot read: records it, up to the limit of the session. `None`: it goes past
-/// nothing.
+/// What a copier of the pair does with what it cannot read: during the first copy it is recorded, up to the limit of the
+/// session, and becomes zeroes. After that the target may have the only good copy: it keeps what it has where blocks were lost
+/// before, and the copy goes past no others. `None`: it goes past nothing.
 pub(super) fn accept(
     context: &Context,
     key: &PairKey,
@@ -23,6 +24,7 @@ pub(super) fn accept(
     let (context, key, volume) = (context.clone(), key.clone(), row.volume.clone());
     let mut known = row.unreadable.clone();
     let runtime = Handle::current();
+    let was_in_sync = row.course.in_sync_ms.is_some();
     Some(Box::new(move |ranges| {
         let found = ranges.into_iter().map(|range| UnreadablePart {
             offset_bytes: range.start,
@@ -31,7 +33,17 @@ pub(super) fn accept(
         let found: Vec<UnreadablePart> = found.collect();
         let all = with(&known, &found);
         if all == known {
-            return Ok(());
+            return Ok(match was_in_sync {
+                true => OnTarget::Kept,
+                false => OnTarget::Zeroes,
+            });
+        }
+        if was_in_sync {
+            return Err(
+                "blocks of it that were copied before cannot be read any more, and the target may have the only good copy; next: \
+                 write them again through the volume, or cancel the session and create another"
+                    .to_owned(),
+            );
         }
         let bytes: u64 = all.iter().map(|part| part.length_bytes).sum();
         if bytes > limit {
@@ -58,7 +70,7 @@ pub(super) fn accept(
             .block_on(context.commit(changes))
             .map_err(|error| format!("it could not be recorded: {error}"))?;
         known = all;
-        Ok(())
+        Ok(OnTarget::Zeroes)
     }))
 }
 
