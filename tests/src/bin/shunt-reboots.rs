@@ -50,6 +50,9 @@ enum Role {
         /// How long the application runs between the boot and the first change of sides
         #[arg(long)]
         load_seconds: u64,
+        /// How long each of its writers waits after a flush, in milliseconds
+        #[arg(long)]
+        think_ms: u64,
         /// How often sides are changed
         #[arg(long)]
         changes: u64,
@@ -70,6 +73,9 @@ struct Plan {
     /// How long the application runs after each boot
     #[arg(long, default_value_t = 300)]
     load_seconds: u64,
+    /// How long each of its writers waits after a flush during that time, in milliseconds
+    #[arg(long, default_value_t = 0)]
+    think_ms: u64,
     /// Where the random numbers begin
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -106,7 +112,7 @@ const GROWTH_BYTES: u64 = 16 << 20;
 /// At most so many blocks of a leg are overwritten.
 const FOREIGN_BLOCKS: u64 = 64;
 /// How long it may take until the volume answers after a boot. The machine is emulated and shared.
-const SERVED_WITHIN: Duration = Duration::from_secs(180);
+const SERVED_WITHIN: Duration = Duration::from_secs(600);
 /// How long it may take until both legs are known to be equal.
 const IN_SYNC_WITHIN: Duration = Duration::from_secs(900);
 
@@ -117,8 +123,15 @@ fn main() -> ExitCode {
             folder,
             life,
             load_seconds,
+            think_ms,
             changes,
-        } => guest(&folder, life, Duration::from_secs(load_seconds), changes),
+        } => {
+            let load = Load {
+                length: Duration::from_secs(load_seconds),
+                think: Duration::from_millis(think_ms),
+            };
+            guest(&folder, life, load, changes)
+        }
     }
 }
 
@@ -325,6 +338,7 @@ impl World {
             "guest".to_owned(),
             format!("--life={}", self.life),
             format!("--load-seconds={}", plan.load_seconds),
+            format!("--think-ms={}", plan.think_ms),
             format!("--changes={}", 2 + random.below(2)),
             format!("--folder={}", folder.display()),
         ];
@@ -407,7 +421,15 @@ struct Guest {
     said: String,
 }
 
-fn guest(folder: &Path, life: u64, load: Duration, changes: u64) -> ExitCode {
+/// The application between the boot and the first change of sides.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    length: Duration,
+    /// After each flush.
+    think: Duration,
+}
+
+fn guest(folder: &Path, life: u64, load: Load, changes: u64) -> ExitCode {
     let disk = "/dev/disk/by-id/virtio-lun2";
     if life == 1 {
         sh("mkfs.ext4", &["-q", disk]);
@@ -438,13 +460,7 @@ fn guest(folder: &Path, life: u64, load: Duration, changes: u64) -> ExitCode {
 }
 
 impl Guest {
-    fn run(
-        &mut self,
-        folder: &Path,
-        life: u64,
-        load: Duration,
-        changes: u64,
-    ) -> Result<(), String> {
+    fn run(&mut self, folder: &Path, life: u64, load: Load, changes: u64) -> Result<(), String> {
         if life == 1 {
             let pair = format!("{VOLUME}:/dev/disk/by-id/virtio-lun1");
             self.host
@@ -468,11 +484,13 @@ impl Guest {
             let threads: Vec<_> = writers
                 .iter_mut()
                 .zip(0..)
-                .map(|(writer, number)| scope.spawn(move || apply(writer, number, stop)))
+                .map(|(writer, number)| {
+                    scope.spawn(move || apply(writer, number, load.think, stop))
+                })
                 .collect();
-            let end = Instant::now() + load;
+            let end = Instant::now() + load.length;
             while Instant::now() < end && !threads.iter().any(|thread| thread.is_finished()) {
-                std::thread::sleep(Duration::from_millis(100).min(load));
+                std::thread::sleep(Duration::from_millis(100).min(load.length));
             }
             stop.store(true, Ordering::Relaxed);
             let join = |thread: std::thread::ScopedJoinHandle<'_, io::Result<()>>| {
@@ -496,7 +514,7 @@ impl Guest {
         std::thread::scope(|scope| {
             for (writer, number) in writers.iter_mut().zip(0..) {
                 scope.spawn(move || {
-                    if let Err(error) = apply(writer, number, never) {
+                    if let Err(error) = apply(writer, number, Duration::ZERO, never) {
                         println!("violation the application: {error}");
                     }
                 });
@@ -596,11 +614,12 @@ impl Guest {
     }
 }
 
-/// The application: writes, flushes, and reads now and then what it has written.
-fn apply(writer: &mut Writer, number: u64, stop: &AtomicBool) -> io::Result<()> {
+/// The application: writes, flushes, and reads now and then what it has written. It waits for `think` after each flush.
+fn apply(writer: &mut Writer, number: u64, think: Duration, stop: &AtomicBool) -> io::Result<()> {
     let volume = power::open(&Host::device(VOLUME));
     writer.write(&volume, stop, |writer, count| {
         power::say_flushed(number, count);
+        std::thread::sleep(think);
         writer.read_one(&volume)
     })
 }
