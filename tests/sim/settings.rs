@@ -49,6 +49,8 @@ pub(crate) struct Settings {
     pub(crate) mode: CopyMode,
     /// How many pairs are copied at once.
     pub(crate) pairs_max: usize,
+    /// A rule that was wrong: a LUN without a name is known by its size only.
+    pub(crate) luns_by_size_only: bool,
 }
 
 impl Settings {
@@ -79,6 +81,7 @@ impl Settings {
             ]),
             mode: dice.pick(&[CopyMode::Mirror, CopyMode::Mirror, CopyMode::Track]),
             pairs_max: dice.pick(&[1, 2, 3]),
+            luns_by_size_only: false,
         }
     }
 

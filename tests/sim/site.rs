@@ -2,6 +2,7 @@
 
 mod checks;
 mod custody;
+mod names;
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -18,6 +19,8 @@ use migration_core::{
     },
 };
 use migration_proto::route::{Descriptor, Extent, Leg};
+
+use names::Names;
 
 use crate::{
     application::{Application, blocks},
@@ -109,6 +112,7 @@ pub(crate) struct Site {
     counted: [u64; 2],
     /// The process that starts next finds no mirror leg.
     mirror_missing: bool,
+    names: Names,
 }
 
 fn leg(lun: usize) -> Leg {
@@ -152,6 +156,7 @@ pub(crate) fn geometry() -> Geometry {
 
 impl Site {
     pub(crate) fn new(number: usize, seed: u64, settings: Settings) -> Self {
+        let names = Names::new(seed, number, settings.luns_by_size_only);
         let id = format!("00000000-0000-4000-8000-{number:012x}");
         let volume_id = map_file::parse_volume_id(&id).expect("a UUID");
         let descriptor = Descriptor {
@@ -200,6 +205,7 @@ impl Site {
             boot: 0,
             counted: [0; 2],
             mirror_missing: false,
+            names,
         }
     }
 
@@ -845,6 +851,9 @@ impl Site {
             Ok(contents) => contents,
             Err(error) => return self.refused(&error),
         };
+        if !self.finds_its_luns() {
+            return Start::Waits;
+        }
         assert!(
             !contents.chosen.record.route.has_map() || !self.is_bitmap_torn(),
             "a torn sector was read as if it were whole"
@@ -952,6 +961,7 @@ impl Site {
         } = self;
         application.restarted(|block| luns[lun].now(block));
         self.write_while_down(route, lun);
+        self.names_after_a_boot();
     }
 
     /// What a process that starts now will find: the route, and the authoritative LUN.

@@ -36,9 +36,12 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, luns_by_size_only: bool) -> Self {
         let mut dice = Dice::new(seed);
-        let settings = Settings::new(&mut dice);
+        let settings = Settings {
+            luns_by_size_only,
+            ..Settings::new(&mut dice)
+        };
         let sites = (0..settings.volumes)
             .map(|number| Site::new(number, seed, settings.clone()))
             .collect();
@@ -110,7 +113,10 @@ impl World {
             }
             191 => site.may_lose_mirror_cache(),
             190 if self.dice.one_in(self.settings.peace) => self.let_die(index),
-            192..194 => site.foreign_write(),
+            192..194 => {
+                site.foreign_write();
+                site.come_back_under_other_names();
+            }
             194 if self.dice.one_in(self.settings.peace)
                 && site.stop_cleanly()
                 && self.dice.one_in(2) =>
