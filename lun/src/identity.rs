@@ -142,12 +142,12 @@ impl Identity {
             || self.dm_uuid.is_some()
     }
 
-    /// Whether the LUN is found under whatever name it has: by a name that no other device has, and
-    /// that the kernel tells without opening it.
+    /// Whether the LUN is found under whatever name it has: by a name that no other device has, in
+    /// this boot or another, and that the kernel reports without opening it. The file of a loop device
+    /// is none: after a boot its device number and inode can be those of another file.
     #[must_use]
     pub fn is_findable(&self) -> bool {
-        self.kind == Kind::BlockDevice
-            && (self.wwn.is_some() || self.file.is_some() || self.dm_uuid.is_some())
+        self.kind == Kind::BlockDevice && (self.wwn.is_some() || self.dm_uuid.is_some())
     }
 
     /// One line for an operator: everything that is known.

@@ -14,9 +14,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::bounded::{Step, within};
-use crate::identity::{FileId, Identity, Mismatch};
+use crate::identity::{Identity, Mismatch};
 use crate::names::stable_name;
-use crate::open::{Lun, OpenError, OpenOptions, file_id, other};
+use crate::open::{Lun, OpenError, OpenOptions, other};
 use crate::proc_text::DeviceNumber;
 use crate::signature::{Signature, signatures};
 use crate::stack::beneath_device;
@@ -348,28 +348,16 @@ fn find(recorded: &Identity, sysfs: &Sysfs) -> Vec<PathBuf> {
 }
 
 fn has_name(device: &BlockDevice, recorded: &Identity) -> bool {
-    let (file, file_offset_bytes) = match loop_file(device) {
-        Some((file, offset_bytes)) => (Some(file), Some(offset_bytes)),
-        None => (None, None),
-    };
     device.wwn() == recorded.wwn
         && device.serial() == recorded.serial
         && device.dm_uuid() == recorded.dm_uuid
-        && file == recorded.file
-        && file_offset_bytes == recorded.file_offset_bytes
         && (recorded.dm_uuid.is_some() || device.partition_number() == recorded.partition_number)
-}
-
-fn loop_file(device: &BlockDevice) -> Option<(FileId, u64)> {
-    let disk = device.whole_disk();
-    let metadata = fs::metadata(disk.loop_backing_path()?).ok()?;
-    Some((file_id(&metadata), disk.attribute_u64("loop/offset")?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::tests::disk;
+    use crate::identity::{FileId, tests::disk};
     use crate::sysfs::fake::FakeSysfs;
 
     fn seen(boot: &str, disk_sequence: u64, contents: Option<&str>) -> Seen {
@@ -508,7 +496,14 @@ mod tests {
             serial: Some("S1".into()),
             ..nameless.clone()
         };
-        for unknown in [nameless, serial] {
+        let looped = Identity {
+            file: Some(FileId {
+                device: 1,
+                inode: 12,
+            }),
+            ..nameless.clone()
+        };
+        for unknown in [nameless, serial, looped] {
             assert_eq!(find(&unknown), Vec::<PathBuf>::new(), "{unknown:?}");
         }
         sys.add("sde", "8:64", &name);

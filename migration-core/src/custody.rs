@@ -161,18 +161,37 @@ pub fn judge(route: Route, found: &Found) -> Result<(), Doubt> {
     }
 }
 
-/// Whether a leg looks as it did when it was released. After a boot the kernel counts from 0: then
-/// nobody may have written in this boot.
 fn unchanged(side: Side, released: &Released, found: &Found) -> Result<(), Doubt> {
     let missing = Doubt::LegMissing(side);
     let before = released.legs.get(side).ok_or(missing)?;
     let now = found.legs.get(side).ok_or(missing)?;
     let same_boot = released.boot == found.boot;
+    compare(before, now, same_boot).map_err(|difference| match difference {
+        Difference::NotCounted => Doubt::NotCounted(side),
+        Difference::Written => Doubt::Written(side),
+    })
+}
+
+/// Why a leg that nobody of Shunt held is not known to be what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Difference {
+    /// The kernel does not count the writes to it.
+    NotCounted,
+    /// It was written to.
+    Written,
+}
+
+/// Whether a leg looks as it did before. After a boot the kernel counts from 0: then nobody may have
+/// written in this boot.
+///
+/// # Errors
+/// [`Difference`]
+pub fn compare(before: LegState, now: LegState, same_boot: bool) -> Result<(), Difference> {
     let counted = if same_boot { before.changes } else { Some(0) };
     match (counted, now.changes) {
-        (None, _) | (_, None) => Err(Doubt::NotCounted(side)),
-        (Some(before), Some(now)) if before != now => Err(Doubt::Written(side)),
-        (Some(_), Some(_)) if before.fingerprint != now.fingerprint => Err(Doubt::Written(side)),
+        (None, _) | (_, None) => Err(Difference::NotCounted),
+        (Some(before), Some(now)) if before != now => Err(Difference::Written),
+        (Some(_), Some(_)) if before.fingerprint != now.fingerprint => Err(Difference::Written),
         (Some(_), Some(_)) => Ok(()),
     }
 }

@@ -87,6 +87,9 @@ pub struct RegionMap {
     states: Vec<RegionState>,
     /// The regions that are not `Clean`: to find them fast.
     not_clean: Bits,
+    /// Those that were not copied since all were made dirty: the mirror leg has nothing there that is
+    /// of any worth.
+    never_copied: Bits,
     claimed: usize,
 }
 
@@ -99,6 +102,7 @@ impl RegionMap {
         Self {
             geometry,
             states: vec![RegionState::Dirty; geometry.regions()],
+            never_copied: not_clean.clone(),
             not_clean,
             claimed: 0,
         }
@@ -111,6 +115,7 @@ impl RegionMap {
             geometry,
             states: vec![RegionState::Clean; geometry.regions()],
             not_clean: Bits::new(geometry.regions(), 1),
+            never_copied: Bits::new(geometry.regions(), 1),
             claimed: 0,
         };
         for region in dirty {
@@ -148,6 +153,18 @@ impl RegionMap {
         } else {
             self.not_clean.insert(region);
         }
+    }
+
+    /// The copier has copied a region, whatever was written to it meanwhile.
+    pub(crate) fn was_copied(&mut self, region: RegionIndex) {
+        self.never_copied.remove(region);
+    }
+
+    /// Whether it is known that the region was never copied since the mirror leg was added. A process
+    /// that takes over from another one does not know it of any.
+    #[must_use]
+    pub fn is_never_copied(&self, region: RegionIndex) -> bool {
+        self.never_copied.contains(region)
     }
 
     /// The regions that are not clean.

@@ -9,6 +9,8 @@ use crate::route::{Leg, Route};
 
 /// The exit status of `ublk-target serve` when the map file is damaged: starting it again does not help.
 pub const EXIT_MAP_DAMAGED: u8 = 4;
+/// The exit status of `ublk-target serve` when the map file is that of another volume.
+pub const EXIT_OTHER_VOLUME: u8 = 5;
 
 /// The name of the second socket of a volume's `ublk-target`, in the abstract namespace: it can be reached there when the
 /// folder of its first one is gone. Any user may take such a name, so a client checks that root is at the other end.
@@ -93,7 +95,7 @@ pub enum Request {
         copied: Vec<u64>,
         /// Regions that could not be copied; they stay dirty.
         failed: Vec<u64>,
-        /// Why, if `failed` names any.
+        /// Why, if `failed` names any; or an error of the mirror leg, as soon as it is known.
         error: Option<CopyError>,
     },
     /// Copier: I am about to compare these regions. Answer: [`Response::Watched`].
@@ -279,6 +281,8 @@ pub enum Response {
         epoch: u64,
         /// The regions, ascending.
         regions: Vec<u64>,
+        /// Those of them that are known to be copied for the first time since the mirror leg was added.
+        never_copied: Vec<u64>,
         /// Dirty bytes that remain after this grant (the granted ones count as dirty).
         dirty_bytes: u64,
     },

@@ -67,6 +67,8 @@ pub(crate) enum Event {
     RetriesMirror,
     /// A mirror leg that was given up loses what it has in its cache.
     MirrorForgets,
+    /// The mirror leg loses its power for a moment: this write of it will fail, and nobody knows yet.
+    MirrorResets(u8),
     /// It mirrors, or tracks, from now on.
     ChangesMode,
     Tick(Timer),
@@ -106,6 +108,10 @@ fn completions(setup: &Setup, world: &World, events: &mut Vec<Event>) {
     let authoritative = world.lun_of(world.volume.record(), authoritative);
     for (index, io) in world.io.iter().enumerate() {
         let index = index as u8;
+        if world.is_doomed(io) {
+            events.push(Event::IoDone(index, Outcome::FailedDone));
+            continue;
+        }
         events.push(Event::IoDone(index, Outcome::Done));
         let on_authoritative = io.lun() == authoritative;
         let faults = if on_authoritative {
@@ -115,6 +121,9 @@ fn completions(setup: &Setup, world: &World, events: &mut Vec<Event>) {
         };
         if faults == 0 {
             continue;
+        }
+        if setup.resets && matches!(io, Io::Mirror { .. }) {
+            events.push(Event::MirrorResets(index));
         }
         let is_read = matches!(io, Io::Request { request, .. } if setup.requests[usize::from(*request)].ask == Ask::Read);
         let is_flush = match io {
@@ -370,6 +379,14 @@ fn happen(
         Event::IoDone(index, outcome) => {
             io_done(setup, world, usize::from(index), outcome, effects)?
         }
+        Event::MirrorResets(index) => {
+            if let Io::Mirror { place, .. } = world.io[usize::from(index)] {
+                world.doomed = Some(place);
+                world.budget.mirror_faults -= 1;
+                let mirror = world.io[usize::from(index)].lun();
+                world.lose_cache(mirror);
+            }
+        }
         Event::MapWritten(outcome) => {
             if outcome == Outcome::FailedLost {
                 world.map.map_write = None;
@@ -472,7 +489,15 @@ fn io_done(
     let authoritative = world.volume.record().route.authoritative();
     let authoritative = world.lun_of(world.volume.record(), authoritative);
     let io = world.io.remove(index);
-    if outcome != Outcome::Done {
+    let is_doomed = world.is_doomed(&io);
+    let outcome = if is_doomed {
+        Outcome::FailedDone
+    } else {
+        outcome
+    };
+    if is_doomed {
+        world.doomed = None;
+    } else if outcome != Outcome::Done {
         if io.lun() == authoritative {
             world.budget.authoritative_faults -= 1;
             world.authoritative_failed = true;

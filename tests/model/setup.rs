@@ -99,6 +99,8 @@ pub(crate) struct Setup {
     pub(crate) sweeps: bool,
     /// Waiting can last too long.
     pub(crate) patience: bool,
+    /// The mirror leg can lose its cache before one of its writes is known to have failed.
+    pub(crate) resets: bool,
     /// Nothing new is asked, and the mirror leg never answers: the application is still served.
     pub(crate) mirror_hangs: bool,
     /// The rule that is broken.
@@ -142,6 +144,7 @@ pub(crate) const PLAIN: Setup = Setup {
     mode: CopyMode::Mirror,
     sweeps: false,
     patience: false,
+    resets: false,
     mirror_hangs: false,
     broken: None,
 };

@@ -146,6 +146,8 @@ pub(crate) struct World {
     pub(crate) failed: u8,
     /// Reads that returned what was never there or is no more, one bit each.
     misread: u8,
+    /// The write of the mirror leg that is going to fail, because the leg has lost its power.
+    pub(crate) doomed: Option<Place>,
     /// [`Reply::Suspended`] was said.
     pub(crate) drained: bool,
     /// What the target is a copy of, from the end of a split on.
@@ -222,6 +224,7 @@ impl World {
             lost: [0; BLOCKS_MAX],
             failed: 0,
             misread: 0,
+            doomed: None,
             drained: false,
             copy: None,
             must_die: false,
@@ -513,6 +516,10 @@ impl World {
     }
 
     /// A LUN that failed has lost what was in its cache alone.
+    pub(crate) fn is_doomed(&self, io: &Io) -> bool {
+        matches!(io, Io::Mirror { place, .. } if self.doomed == Some(*place))
+    }
+
     pub(crate) fn lose_cache(&mut self, lun: usize) {
         let before = self.luns[lun];
         self.luns[lun].settle(false);
@@ -809,6 +816,7 @@ impl World {
         effects: &mut Vec<Effect>,
     ) -> Result<(), Violation> {
         self.io.clear();
+        self.doomed = None;
         self.map.map_write = None;
         self.map.role_write = None;
         self.map.descriptor_write = false;

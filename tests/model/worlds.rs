@@ -38,6 +38,7 @@ pub(crate) const EXHAUSTIVE: &[&Setup] = &[
     &FLUSH_LOSES_OVER,
     &MIRROR_FAILS,
     &MIRROR_LOSES,
+    &MIRROR_RESETS,
     &STALL,
     &HANG,
     &MAP_FAILS,
@@ -144,6 +145,11 @@ pub(crate) const BROKEN: &[(SeededBug, &Setup, Checker)] = &[
         SeededBug::SweepAwaitsBothLegs,
         &SWEEP_POWER,
         Checker::DurablyCleanIsEqual,
+    ),
+    (
+        SeededBug::SweepAwaitsWrites,
+        &MIRROR_RESETS,
+        Checker::CleanIsEqual,
     ),
     (
         SeededBug::WriteDuringSweepKeepsMark,
@@ -451,6 +457,17 @@ const MIRROR_LOSES: Setup = Setup {
     },
     sweeps: true,
     ..PLAIN
+};
+
+/// The mirror leg has lost what it acknowledged before, and a flush ends before that is known.
+const MIRROR_RESETS: Setup = Setup {
+    name: "mirror-resets",
+    budget: Budget {
+        mirror_faults: 1,
+        ..NOTHING
+    },
+    resets: true,
+    ..MIRROR_LOSES
 };
 
 /// A sweep, a switch or the application flushes the authoritative leg; it fails, and has lost what it acknowledged before.

@@ -10,7 +10,7 @@ use mgr::copier::{
     conversation::Conversation,
     legs::{FileIndex, LegMap},
     plan::Plan,
-    window::{Piece, Sizes, Window},
+    window::{End, Piece, Sizes, Window},
 };
 use migration_core::{
     route::Side,
@@ -111,6 +111,7 @@ impl Copying {
             Reply::Claimed(regions) => Response::Claimed {
                 epoch: epoch.0,
                 regions: regions.iter().map(|region| region.0 as u64).collect(),
+                never_copied: Vec::new(),
                 dirty_bytes,
             },
             other => refused(other),
@@ -268,7 +269,8 @@ impl Site {
                 cause: "broken".to_owned(),
             };
             copier.pieces.swap_remove(index);
-            copier.plan.piece_failed(piece.region, error);
+            let end = if read.is_none() { End::From } else { End::To };
+            copier.plan.piece_failed(piece.region, end, error);
             return self.note("pieces that could not be copied");
         }
         match read {

@@ -72,11 +72,17 @@ pub(crate) struct Pending {
     pub(crate) io: Io,
     /// A bit for each part that is on the medium.
     landed: u64,
+    /// Its leg has lost its power: it will fail, and nobody knows yet.
+    pub(crate) is_doomed: bool,
 }
 
 impl Pending {
     pub(crate) const fn new(io: Io) -> Self {
-        Self { io, landed: 0 }
+        Self {
+            io,
+            landed: 0,
+            is_doomed: false,
+        }
     }
 
     /// The medium has lost what it had not made durable: what is acknowledged later has to land again.

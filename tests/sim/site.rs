@@ -502,7 +502,8 @@ impl Site {
         }
         let index = self.dice.pick(&able);
         let lun = serving.pending[index].io.lun();
-        if lun.is_some_and(|lun| self.settings.slow_luns[lun]) && !self.dice.one_in(8) {
+        let is_slow = lun.is_some_and(|lun| self.settings.slow_luns[lun]);
+        if (is_slow || serving.pending[index].is_doomed) && !self.dice.one_in(8) {
             return;
         }
         let mut pending = serving.pending.swap_remove(index);
@@ -528,7 +529,7 @@ impl Site {
             Io::FlushLeg { .. } => settings.mirror_flush_fails,
             Io::Map(_) | Io::Descriptor(_) | Io::Role { .. } => settings.map_fails,
         };
-        if !self.dice.one_in(chance) {
+        if !pending.is_doomed && !self.dice.one_in(chance) {
             self.land_rest(pending);
             return Ok(());
         }
@@ -600,6 +601,34 @@ impl Site {
                 }
             }
         }
+    }
+
+    /// The mirror leg loses its power for a moment while it is written to. A write that it had is going to fail; what
+    /// is asked of it before that is known, such as a flush, it does.
+    pub(crate) fn lose_power_of_mirror(&mut self) {
+        // Nothing shows that a read from it is wrong before the failure is known.
+        if self.settings.mirror_fails == 0 || self.settings.authoritative_fails > 0 {
+            return;
+        }
+        let Process::Serving(serving) = &mut self.process else {
+            return;
+        };
+        // While it is flushed it matters most.
+        let flushes = |pending: &Pending| matches!(pending.io, Io::FlushLeg { .. });
+        if !serving.pending.iter().any(flushes) && !self.dice.one_in(8) {
+            return;
+        }
+        let mut pending = serving.pending.iter_mut();
+        let write = pending.find_map(|pending| match pending.io {
+            Io::Mirror { lun, .. } => Some((lun, pending)),
+            _ => None,
+        });
+        let Some((lun, write)) = write else {
+            return;
+        };
+        write.is_doomed = true;
+        self.luns[lun].lose_cache(&mut self.dice);
+        self.note("caches lost before a failure was known");
     }
 
     /// A mirror leg that was given up may lose its cache at any moment, until it is tried again.

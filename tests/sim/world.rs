@@ -112,6 +112,7 @@ impl World {
                 site.hung[lun] = self.dice.one_in(4);
             }
             191 => site.may_lose_mirror_cache(),
+            195..200 => site.lose_power_of_mirror(),
             190 if self.dice.one_in(self.settings.peace) => self.let_die(index),
             192..194 => {
                 site.foreign_write();

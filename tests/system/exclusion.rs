@@ -228,18 +228,15 @@ fn a_lun_that_has_grown_is_taken_again_and_one_that_has_shrunk_is_not() {
 #[test]
 fn a_device_that_comes_back_under_another_name_is_found() {
     let mut host = Host::new();
-    let folder = tempfile::tempdir_in("/var/tmp").unwrap();
-    let luns = ["source", "target"].map(|name| file(folder.path(), name, 8 << 20));
-    sh("modprobe", &["loop"]);
-    let show = |lun: &str| sh("losetup", &["--find", "--show", lun]).trim().to_owned();
-    let first = luns.each_ref().map(|lun| show(lun));
-    host.bring_into_sync("db", &first[0], &first[1], "move");
+    let (source, target) = (lun::disk(0), lun::disk(1));
+    let mut first = Mapped::linear("shunt-test-a", &source);
+    let mut second = Mapped::linear("shunt-test-b", &target);
+    host.bring_into_sync("db", &first.path(), &second.path(), "move");
     down(&mut host, "db");
-    for device in &first {
-        sh("losetup", &["--detach", device]);
-    }
     // Each has the name of the other one.
-    let second = [show(&luns[1]), show(&luns[0])];
+    first.rename("shunt-test-c");
+    second.rename("shunt-test-a");
+    first.rename("shunt-test-b");
     host.start_shuntd();
     host.wait_for("move", "source-selected");
     load::once(&Host::device("db"), load::LITTLE).unwrap();
@@ -254,12 +251,9 @@ fn a_device_that_comes_back_under_another_name_is_found() {
     host.wait_for("move", "source-selected");
     host.ok(&["switch", "move"]);
     host.ok(&["undo", "move"]);
-    host.assert_legs_equal("db", &second[1], &second[0]);
+    host.assert_legs_equal("db", &source, &target);
     host.ok(&["cancel", "move", "--yes"]);
     host.ok(&["detach", "db"]);
-    for device in &second {
-        sh("losetup", &["--detach", device]);
-    }
 }
 
 #[test]

@@ -30,7 +30,7 @@ use migration_core::route::Side;
 use migration_proto::{
     chain,
     route::{Descriptor, MapSummary},
-    target::EXIT_MAP_DAMAGED,
+    target::{EXIT_MAP_DAMAGED, EXIT_OTHER_VOLUME},
 };
 use nix::errno::Errno;
 
@@ -530,12 +530,10 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     use map_file::MapFileError as Error;
     match error.downcast_ref::<Error>() {
         Some(Error::Locked { .. }) => ExitCode::from(EXIT_LOCKED),
-        Some(
-            Error::Damaged { .. }
-            | Error::Truncated { .. }
-            | Error::Descriptor { .. }
-            | Error::OtherVolume { .. },
-        ) => ExitCode::from(EXIT_MAP_DAMAGED),
+        Some(Error::Damaged { .. } | Error::Truncated { .. } | Error::Descriptor { .. }) => {
+            ExitCode::from(EXIT_MAP_DAMAGED)
+        }
+        Some(Error::OtherVolume { .. }) => ExitCode::from(EXIT_OTHER_VOLUME),
         Some(Error::Io { .. }) | None => ExitCode::FAILURE,
     }
 }

@@ -19,7 +19,7 @@ use super::Outcome;
 use super::conversation::Conversation;
 use super::plan::{ANSWER_PATIENCE, ENDING_PATIENCE, ERRORS_MAX};
 use super::rate::{Allowance, Bucket};
-use super::window::{Piece, RegionSlot, Window};
+use super::window::{End, Piece, RegionSlot, Window};
 
 /// After so many tries in vain, writes to a region are held for it.
 const TRIES_BEFORE_HOLD: u32 = 4;
@@ -258,11 +258,11 @@ impl Comparing {
             ..Report::default()
         };
         for region in finished.failed {
-            let differs = self.differing.remove(&region);
-            if self.unread.remove(&region) || !differs {
-                report.unread.push(region);
-            } else {
-                report.differing.push(region);
+            // A region that differs does so whatever else of it could not be read.
+            self.unread.remove(&region);
+            match self.differing.remove(&region) {
+                true => report.differing.push(region),
+                false => report.unread.push(region),
             }
         }
         report
@@ -299,7 +299,7 @@ impl Conversation for Comparing {
         self.window.piece_ended(region, false);
     }
 
-    fn piece_failed(&mut self, slot: RegionSlot, error: CopyError) {
+    fn piece_failed(&mut self, slot: RegionSlot, _: End, error: CopyError) {
         if let Some(region) = self.window.region_of(slot)
             && self.unread.insert(region)
         {
@@ -313,11 +313,16 @@ impl Conversation for Comparing {
         }
     }
 
+    fn is_never_copied(&self, _: RegionSlot) -> bool {
+        false
+    }
+
     fn next_request(&mut self, now: Instant, bytes_per_second: u64) -> Option<Request> {
-        if !self.connected || self.awaiting != Awaiting::Nothing || self.ending.is_some() {
+        if !self.connected || self.awaiting != Awaiting::Nothing {
             return None;
         }
         self.since = now;
+        // Also at the end: a difference that was found is not forgotten.
         if self.window.has_finished() {
             let report = self.report();
             let request = Request::Compared {
@@ -328,6 +333,9 @@ impl Conversation for Comparing {
             };
             self.awaiting = Awaiting::Compared { report };
             return Some(request);
+        }
+        if self.ending.is_some() {
+            return None;
         }
         let Wish::Watch { regions, hold } = self.wish(now, bytes_per_second) else {
             return None;
@@ -391,7 +399,9 @@ impl Conversation for Comparing {
     }
 
     fn outcome(&self) -> Option<&Outcome> {
-        let quiet = self.window.pieces_in_flight() == 0 && self.awaiting == Awaiting::Nothing;
+        let quiet = self.window.pieces_in_flight() == 0
+            && self.awaiting == Awaiting::Nothing
+            && (!self.connected || !self.window.has_finished());
         self.ending.as_ref().filter(|_| quiet)
     }
 
@@ -606,7 +616,7 @@ mod tests {
                 let cause = "broken".to_owned();
                 let side = Side::Target;
                 let errno = None;
-                plan.piece_failed(slot, CopyError { side, errno, cause });
+                plan.piece_failed(slot, End::To, CopyError { side, errno, cause });
             }
         };
         let outcome = World::new(3).run(all_granted, all_known, failing);

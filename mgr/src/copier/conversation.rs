@@ -5,7 +5,7 @@ use std::time::Instant;
 use migration_proto::target::{CopyError, Request, Response};
 
 use super::Outcome;
-use super::window::{Piece, RegionSlot};
+use super::window::{End, Piece, RegionSlot};
 
 /// A plan. No I/O, and the clock is an argument.
 pub trait Conversation: Send {
@@ -18,8 +18,11 @@ pub trait Conversation: Send {
     /// A piece was compared, and differs.
     fn piece_differs(&mut self, region: RegionSlot);
 
-    /// A piece failed.
-    fn piece_failed(&mut self, region: RegionSlot, error: CopyError);
+    /// A piece failed, at one end of the copy.
+    fn piece_failed(&mut self, region: RegionSlot, end: End, error: CopyError);
+
+    /// Whether a region that is being copied is known to be copied for the first time.
+    fn is_never_copied(&self, region: RegionSlot) -> bool;
 
     /// The request to send now, if any; it is outstanding from now on.
     fn next_request(&mut self, now: Instant, bytes_per_second: u64) -> Option<Request>;

@@ -138,7 +138,8 @@ impl Config {
 
 /// Decides about parts of the volume, in bytes, that cannot be read from the source, and makes that durable; or says why the
 /// copy may not go past them. Called on the copier's thread, before anything is written there.
-pub type AcceptUnreadable = Box<dyn FnMut(Vec<Range<u64>>) -> Result<OnTarget, String> + Send>;
+pub type AcceptUnreadable =
+    Box<dyn FnMut(Vec<Range<u64>>, bool) -> Result<OnTarget, String> + Send>;
 
 /// What the target gets where the source cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

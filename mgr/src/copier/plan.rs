@@ -20,6 +20,7 @@
 //!    +------------- an empty answer while nothing is held and nothing dirty (in sync) --------------> over
 //! ```
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use migration_proto::target::{CLAIM_REGIONS_MAX, CopyError, Refusal, Request, Response};
@@ -27,7 +28,7 @@ use migration_proto::target::{CLAIM_REGIONS_MAX, CopyError, Refusal, Request, Re
 use super::Outcome;
 use super::conversation::Conversation;
 use super::rate::{Allowance, Bucket};
-use super::window::{Finished, Piece, RegionEnd, RegionSlot, Window};
+use super::window::{End, Finished, Piece, RegionEnd, RegionSlot, Window};
 
 /// After so many failed regions the copier gives up.
 pub const ERRORS_MAX: u32 = 16;
@@ -82,7 +83,11 @@ pub struct Plan {
     /// The last claim was bounded by the rate limit.
     throttled: bool,
     failed_regions: u32,
+    /// Of the claimed regions, those that are known to be copied for the first time.
+    never_copied: HashSet<u64>,
     last_error: Option<CopyError>,
+    /// The last error of the leg that is written which is not reported yet.
+    mirror_error: Option<CopyError>,
     ending: Option<Outcome>,
     /// Since when the end waits for nothing but an answer.
     drained_at: Option<Instant>,
@@ -107,7 +112,9 @@ impl Plan {
             ran_dry: false,
             throttled: false,
             failed_regions: 0,
+            never_copied: HashSet::new(),
             last_error: None,
+            mirror_error: None,
             ending: None,
             drained_at: None,
             connected: true,
@@ -177,11 +184,12 @@ impl Plan {
             epoch: self.epoch,
             copied: regions.copied.clone(),
             failed: regions.failed.clone(),
-            error: if regions.failed.is_empty() {
-                None
-            } else {
-                self.last_error.clone()
-            },
+            // That of the mirror leg decides what becomes of it: no later error hides it.
+            error: self.mirror_error.take().or_else(|| {
+                self.last_error
+                    .clone()
+                    .filter(|_| !regions.failed.is_empty())
+            }),
         };
         self.last_was_report = true;
         self.awaiting = Awaiting::Report { regions };
@@ -255,9 +263,17 @@ impl Conversation for Plan {
         self.region_ended(region, false);
     }
 
-    fn piece_failed(&mut self, region: RegionSlot, error: CopyError) {
+    fn piece_failed(&mut self, region: RegionSlot, end: End, error: CopyError) {
+        if end == End::To {
+            self.mirror_error = Some(error.clone());
+        }
         self.last_error = Some(error);
         self.region_ended(region, false);
+    }
+
+    fn is_never_copied(&self, slot: RegionSlot) -> bool {
+        let region = self.window.region_of(slot);
+        region.is_some_and(|region| self.never_copied.contains(&region))
     }
 
     fn next_request(&mut self, now: Instant, bytes_per_second: u64) -> Option<Request> {
@@ -285,11 +301,18 @@ impl Conversation for Plan {
                 Response::Claimed {
                     epoch,
                     regions,
+                    never_copied,
                     dirty_bytes,
                 },
-            ) => self.claimed(epoch, &regions, dirty_bytes, now),
+            ) => {
+                self.never_copied.extend(never_copied);
+                self.claimed(epoch, &regions, dirty_bytes, now);
+            }
             (Awaiting::Report { regions }, Response::Done) => {
                 self.window.let_go(&regions.copied);
+                for region in regions.copied.iter().chain(&regions.failed) {
+                    self.never_copied.remove(region);
+                }
                 // Failed regions stay dirty, and somebody can claim them again.
                 self.elsewhere_bytes += self.window.let_go(&regions.failed);
             }
@@ -380,6 +403,7 @@ mod tests {
         Response::Claimed {
             epoch: EPOCH,
             regions: regions.to_vec(),
+            never_copied: Vec::new(),
             dirty_bytes: dirty_regions * REGION,
         }
     }
@@ -503,6 +527,7 @@ mod tests {
         let answer = Response::Claimed {
             epoch: EPOCH + 1,
             regions: vec![1],
+            never_copied: Vec::new(),
             dirty_bytes: REGION,
         };
         plan.answered(answer, now);
@@ -535,7 +560,7 @@ mod tests {
             plan.answered(claimed(&[2], 1), now);
             let piece = plan.next_piece().unwrap();
             assert_eq!(plan.outcome(), None);
-            plan.piece_failed(piece.region, error());
+            plan.piece_failed(piece.region, End::To, error());
             let Some(Request::Report {
                 epoch: EPOCH,
                 copied,
@@ -551,6 +576,29 @@ mod tests {
         }
         let CopyError { side, cause, .. } = error();
         assert_eq!(plan.outcome(), Some(&Outcome::Failed { side, cause }));
+    }
+
+    #[test]
+    fn an_error_of_the_mirror_leg_is_reported_whatever_fails_after_it() {
+        let now = Instant::now();
+        let mut plan = plan(8, REGION, now);
+        assert!(is_claim(&plan.next_request(now, 0)));
+        plan.answered(claimed(&[2, 3], 2), now);
+        let pieces = [plan.next_piece().unwrap(), plan.next_piece().unwrap()];
+        plan.piece_failed(pieces[0].region, End::To, error());
+        let of_source = CopyError {
+            side: Side::Source,
+            ..error()
+        };
+        plan.piece_failed(pieces[1].region, End::From, of_source.clone());
+        let mut reported = Vec::new();
+        for _ in 0..2 {
+            if let Some(Request::Report { error, .. }) = plan.next_request(now, 0) {
+                reported.push(error);
+                plan.answered(Response::Done, now);
+            }
+        }
+        assert_eq!(reported[0], Some(error()), "{reported:?}");
     }
 
     #[test]
@@ -671,6 +719,7 @@ mod tests {
             Some(Response::Claimed {
                 epoch: EPOCH,
                 regions,
+                never_copied: Vec::new(),
                 dirty_bytes: self.dirty.len() as u64 * REGION - self.shortfall_bytes(),
             })
         }
@@ -755,7 +804,7 @@ mod tests {
                         let piece = in_flight.swap_remove(at);
                         if failures > 0 && random.below(20) == 0 {
                             failures -= 1;
-                            plan.piece_failed(piece.region, error());
+                            plan.piece_failed(piece.region, End::To, error());
                         } else {
                             plan.piece_done(piece.region);
                         }
@@ -786,7 +835,7 @@ mod tests {
             pieces.push(piece.region);
         }
         for region in pieces {
-            plan.piece_failed(region, error());
+            plan.piece_failed(region, End::To, error());
         }
         while !is_report(&plan.next_request(now, 0)) {
             plan.answered(claimed(&[], 4), now);

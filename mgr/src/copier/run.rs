@@ -286,10 +286,10 @@ impl Copying<'_> {
             Step::Failed(fault) => {
                 let error = self.describe(&transfer, fault);
                 match self.read_around(slot, &transfer, fault) {
-                    None => self.failed(&piece, error),
+                    None => self.failed(&piece, fault.end, error),
                     Some(Err(cause)) => {
                         let cause = format!("{}; {cause}", error.cause);
-                        self.failed(&piece, CopyError { cause, ..error });
+                        self.failed(&piece, fault.end, CopyError { cause, ..error });
                     }
                     Some(Ok(())) => {
                         let next = self.after_reading(slot, &mut transfer);
@@ -328,6 +328,8 @@ impl Copying<'_> {
             self.luns.get(piece.to.file)?,
         );
         let buffer = self.line.ring.bytes_mut(slot, piece.length_bytes);
+        let is_first = self.plan.is_never_copied(piece.region);
+        let accept = |lost| accept(lost, is_first);
         Some(fill(buffer, piece, from, to, accept))
     }
 
@@ -390,13 +392,13 @@ impl Copying<'_> {
                         self.luns.path(piece.to.file).display()
                     ),
                 };
-                self.failed(piece, error);
+                self.failed(piece, End::To, error);
             }
         }
     }
 
-    fn failed(&mut self, piece: &Piece, error: CopyError) {
-        self.plan.piece_failed(piece.region, error);
+    fn failed(&mut self, piece: &Piece, end: End, error: CopyError) {
+        self.plan.piece_failed(piece.region, end, error);
         self.shared
             .progress
             .failed_regions
@@ -470,7 +472,7 @@ fn fill(
     piece: &Piece,
     from: &Lun,
     to: &Lun,
-    accept: &mut AcceptUnreadable,
+    accept: impl FnOnce(Vec<std::ops::Range<u64>>) -> Result<OnTarget, String>,
 ) -> Result<(), String> {
     let block_bytes = from.identity.logical_block_bytes as usize;
     let file = |lun: &Lun| lun.fd.try_clone().map(File::from);

@@ -82,6 +82,26 @@ fn open_runtime(config: &Config, state: &Folder) -> Result<Folder, StartError> {
     Ok(runtime)
 }
 
+/// What is gone of the folder of the sockets is made again. A folder that is still the one that was
+/// opened stays locked: a second lock of it would be refused.
+fn make_runtime_again(
+    config: &Config,
+    folders: &mut Folders,
+) -> Result<std::os::unix::net::UnixListener, StartError> {
+    let found = identity(&config.runtime_directory);
+    if found.is_ok_and(|found| found == folders.runtime.identity) {
+        make(&config.volume_sockets())?;
+    } else {
+        folders.runtime = open_runtime(config, &folders.state)?;
+    }
+    let control = config.control_socket();
+    socket::listen(&control).map_err(|source| StartError::Io {
+        what: "listen on",
+        path: control,
+        source,
+    })
+}
+
 impl Folder {
     /// Makes a folder if it is not there, and locks it, unless it is the same as `locked`.
     fn open(
@@ -107,7 +127,8 @@ impl Folder {
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
+/// The device and the inode of a folder.
+pub(super) fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = std::fs::metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }
@@ -202,16 +223,9 @@ pub(super) async fn keep(
         // A folder on a LUN that hangs must hold up nothing else.
         let found = blocking(move || {
             let problem = folders.state_problem();
-            let again = folders.runtime_is_lost(&checked).then(|| {
-                let runtime = open_runtime(&checked, &folders.state)?;
-                let control = checked.control_socket();
-                let listener = socket::listen(&control).map_err(|source| StartError::Io {
-                    what: "listen on",
-                    path: control,
-                    source,
-                })?;
-                Ok((runtime, listener))
-            });
+            let again = folders
+                .runtime_is_lost(&checked)
+                .then(|| make_runtime_again(&checked, &mut folders));
             (folders, problem, again)
         });
         let Ok((kept, problem, again)) = found.await else {
@@ -219,15 +233,13 @@ pub(super) async fn keep(
         };
         folders = kept;
         let mut problems: Vec<String> = problem.into_iter().collect();
-        let again: Option<Result<_, StartError>> = again;
-        match again.map(|again| again.map(|(runtime, std)| (runtime, socket::to_tokio(std)))) {
+        match again.map(|again| again.map(socket::to_tokio)) {
             None => {}
-            Some(Ok((runtime, Ok(listener)))) => {
-                warn!(folder = %config.runtime_directory.display(), "the folder of the sockets was gone, and is made again");
-                folders.runtime = runtime;
+            Some(Ok(Ok(listener))) => {
+                warn!(folder = %config.runtime_directory.display(), "the folder of the sockets was gone, or a part of it, and is made again");
                 _listening = Listening::begin(listener, &calls, admission);
             }
-            Some(Ok((_, Err(error)))) => problems.push(format!("no control socket: {error}")),
+            Some(Ok(Err(error))) => problems.push(format!("no control socket: {error}")),
             Some(Err(error)) => problems.push(error.to_string()),
         }
         if problems != reported {

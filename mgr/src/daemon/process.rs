@@ -11,6 +11,7 @@ use std::process::Stdio;
 
 use migration_core::route::Side;
 use migration_proto::route::{Descriptor, MapSummary};
+use migration_proto::target::EXIT_MAP_DAMAGED;
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
@@ -85,19 +86,45 @@ pub(super) async fn format(
     run(program, &["format", "--leg", leg], map, &descriptor)
         .await
         .map(drop)
+        .map_err(|failed| failed.cause)
+}
+
+/// Why a map file is not described.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DescribeError {
+    /// The map file cannot be used.
+    #[error("{0}")]
+    Damaged(String),
+    /// It was not read, or the program could not say.
+    #[error("{0}")]
+    Unknown(String),
 }
 
 /// Runs `ublk-target describe`. The error is what it said.
-pub(super) async fn describe(program: &Path, map: &Path) -> Result<MapSummary, String> {
-    let output = run(program, &["describe"], map, &[]).await?;
+pub(super) async fn describe(program: &Path, map: &Path) -> Result<MapSummary, DescribeError> {
+    let output = run(program, &["describe"], map, &[]).await;
+    let output = output.map_err(
+        |failed| match failed.code == Some(EXIT_MAP_DAMAGED.into()) {
+            true => DescribeError::Damaged(failed.cause),
+            false => DescribeError::Unknown(failed.cause),
+        },
+    )?;
     let text = String::from_utf8_lossy(&output);
     let line = text.trim_end().lines().next_back().unwrap_or_default();
     serde_json::from_str(line).map_err(|error| {
-        format!(
+        DescribeError::Unknown(format!(
             "{} describe does not say what a map file holds: {error}",
             program.display()
-        )
+        ))
     })
+}
+
+/// A run of ublk-target that did not succeed.
+struct Failed {
+    /// What it said last, or how it ended.
+    cause: String,
+    /// Its exit status, if it ended with one.
+    code: Option<i32>,
 }
 
 async fn run(
@@ -105,8 +132,11 @@ async fn run(
     arguments: &[&str],
     map: &Path,
     input: &[u8],
-) -> Result<Vec<u8>, String> {
-    let failed = |error: io::Error| format!("cannot run {}: {error}", program.display());
+) -> Result<Vec<u8>, Failed> {
+    let failed = |error: io::Error| Failed {
+        cause: format!("cannot run {}: {error}", program.display()),
+        code: None,
+    };
     let mut child = Command::new(program)
         .args(arguments)
         .arg("--map")
@@ -126,7 +156,11 @@ async fn run(
         return Ok(output.stdout);
     }
     let said = last_line(&String::from_utf8_lossy(&output.stderr));
-    Err(said.unwrap_or_else(|| format!("{} ended with {}", program.display(), output.status)))
+    Err(Failed {
+        cause: said
+            .unwrap_or_else(|| format!("{} ended with {}", program.display(), output.status)),
+        code: output.status.code(),
+    })
 }
 
 /// The last line that was written to a log from `offset` on.

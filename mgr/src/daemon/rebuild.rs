@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::context::{note, now_ms};
 use super::paths::Config;
 use super::truth::{self, Truth};
-use super::{StartError, failure, process};
+use super::{StartError, failure, process, recover};
 use crate::names;
 use crate::store::{Change, LegRow, Model, Store, StoreError, VolumeRow, VolumeState};
 
@@ -67,16 +67,20 @@ async fn follow_the_maps(
         }
         let found = match process::describe(&config.ublk_target, &config.map(&name)).await {
             Ok(found) => found,
-            Err(cause) => {
+            Err(error) => {
                 warn!(
                     volume = name,
-                    cause, "its map file cannot be compared with the database"
+                    %error, "its map file cannot be compared with the database"
                 );
                 continue;
             }
         };
         let missing = match model.volumes.get(&name) {
-            Some(row) if found.descriptor.volume_id != row.volume_id => continue,
+            Some(row) if found.descriptor.volume_id != row.volume_id => Err(format!(
+                "the map file is that of another volume, {}: {}",
+                found.descriptor.volume,
+                recover::other_volume_next(&name)
+            )),
             Some(row) => truth::adoption(&model, row, &Truth::of_map(&found)),
             None => changes(&name, &found).map(|(mut changes, line)| {
                 let what = format!("the database is older than the map file: {line}");
@@ -194,7 +198,7 @@ async fn restore(
 ) -> Result<Result<String, String>, StoreError> {
     let found = match process::describe(&config.ublk_target, &config.map(name)).await {
         Ok(found) => found,
-        Err(cause) => return Ok(Err(cause)),
+        Err(error) => return Ok(Err(error.to_string())),
     };
     let (changes, line) = match changes(name, &found) {
         Ok(changes) => changes,

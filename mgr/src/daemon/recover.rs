@@ -22,7 +22,8 @@ use nix::fcntl::{Flock, FlockArg};
 use super::context::{Context, note, now_ms};
 use super::failure::{self, Answer, Done};
 use super::folders::{make_directory, sync_parent};
-use super::truth::{self, Truth};
+use super::process::DescribeError;
+use super::truth::{self, REBUILD, Truth};
 use super::verbs::leg_of;
 use super::volume::{VolumeHandle, supervise};
 use super::{Event, attach, process};
@@ -52,6 +53,13 @@ pub(super) struct Recovery {
 /// The command that the operator is told.
 pub(super) fn command(volume: &str) -> String {
     format!("say which leg is right: `shunt recover {volume} --authoritative source|target`")
+}
+
+/// The next step when the map file, or the process, of a volume is that of another one.
+pub(super) fn other_volume_next(volume: &str) -> String {
+    format!(
+        "put the map file of {volume} back; or, if {volume} was attached again since the database was saved, {REBUILD}"
+    )
 }
 
 impl Recovery {
@@ -121,7 +129,24 @@ impl Recovery {
             }
         }
         match process::describe(&self.context.config.ublk_target, &map).await {
-            Err(damage) => Ok((damage, None)),
+            Err(DescribeError::Damaged(damage)) => Ok((damage, None)),
+            Err(DescribeError::Unknown(cause)) => {
+                let cause = format!("whether its map file is damaged is not known: {cause}");
+                let next = "correct that, then the same command again";
+                Err(failure::failed(self.object(), cause, next))
+            }
+            // The database is older: the volume was detached, and attached again.
+            Ok(summary)
+                if summary.descriptor.volume_id != self.row.volume_id
+                    && summary.descriptor.volume == self.row.name =>
+            {
+                let cause = format!(
+                    "{} is that of another volume of this name: the database is older than the map file",
+                    map.display()
+                );
+                let next = other_volume_next(&self.row.name);
+                Err(failure::refused(self.object(), cause, next))
+            }
             Ok(summary) if summary.descriptor.volume_id != self.row.volume_id => Ok((
                 format!(
                     "{} is that of another volume, {}",

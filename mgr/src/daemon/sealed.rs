@@ -2,10 +2,12 @@
 //!
 //! What somebody else writes to such a target is not in the map: mirrored onto again it would count as equal, and a switch would
 //! lose what was acknowledged. The kernel refuses writes to it, and counts those that it has done. After a boot nothing has
-//! refused them for a while: a LUN to which nothing was written since then is sealed again, any other one is copied anew. So is
-//! one whose writes nothing counts: a file, and a device without statistics.
+//! refused them for a while, and what another boot or system has written is not counted: a LUN to which nothing was written in this
+//! boot, and that looks as before, is sealed again; of any other one it is recorded that it is in doubt, and it is copied anew. So
+//! is one whose writes nothing counts: a file, and a device without statistics.
 
 use lun::{Kind, Lun, OpenOptions};
+use migration_core::custody::{self, Difference, LegState};
 use migration_core::pair::Phase;
 use tracing::warn;
 
@@ -47,18 +49,29 @@ fn judge(
     read_only: bool,
 ) -> Result<Option<&'static str>, &'static str> {
     match sealed {
-        None => Ok(Some("the target was not made read-only in time")),
+        None => Ok(Some(
+            "what was written to the target since the split is not known",
+        )),
         Some(_) if !read_only => Err("was made writable, and may hold what Shunt has not written"),
         Some(before) if before.boot_id != now.boot_id => Ok(Some(
             "this host was booted, and the target may have been written to before it was read-only again",
         )),
-        Some(before) => match (before.changes, now.changes) {
-            (Some(before), Some(now)) if before == now => Ok(None),
-            (Some(_), Some(_)) => Err("was written to by somebody else since it was left alone"),
-            (None, _) | (_, None) => Ok(Some(
+        Some(before) => match custody::compare(state(before), state(now), true) {
+            Ok(()) => Ok(None),
+            Err(Difference::Written) => {
+                Err("was written to by somebody else since it was left alone")
+            }
+            Err(Difference::NotCounted) => Ok(Some(
                 "nothing counts the writes to the target, so that nobody knows whether there were any",
             )),
         },
+    }
+}
+
+fn state(sealed: &Sealed) -> LegState {
+    LegState {
+        fingerprint: sealed.fingerprint,
+        changes: sealed.changes,
     }
 }
 
@@ -66,14 +79,20 @@ fn judge(
 async fn look(leg: &LegRow) -> Result<(Sealed, bool), String> {
     let found = each(leg, |lun| {
         let is_file = lun.identity.kind == Kind::RegularFile;
-        Ok((lun.changes_counted(), lun.read_only || is_file))
+        let fingerprint = lun
+            .fingerprint(0, lun.identity.size_bytes)
+            .map_err(|error| format!("{}: {error}", lun.path.display()))?;
+        Ok((lun.changes_counted(), lun.read_only || is_file, fingerprint))
     });
     let found = found.await?;
     let sealed = Sealed {
         boot_id: paths::boot_id(),
-        changes: found.iter().map(|(changes, _)| *changes).sum(),
+        changes: found.iter().map(|(changes, ..)| *changes).sum(),
+        fingerprint: found
+            .iter()
+            .fold(0, |sum: u64, (.., one)| sum.rotate_left(1) ^ one),
     };
-    Ok((sealed, found.iter().all(|(_, read_only)| *read_only)))
+    Ok((sealed, found.iter().all(|(_, read_only, _)| *read_only)))
 }
 
 /// Does something with each LUN of a leg, if it is the one that was recorded.
@@ -127,12 +146,13 @@ impl Owner {
     }
 }
 
-/// What is recorded of a target that is sealed again, if nothing was written to it since the boot.
+/// What is recorded of a target that is sealed again after a boot: what it is now, or that it is in doubt, which no later
+/// boot forgets. `None`: nothing new.
 fn after_boot(copy_of: CopyOf, now: Sealed) -> Option<CopyOf> {
     let before = copy_of.sealed.as_ref()?;
-    let is_new_boot = before.boot_id != now.boot_id;
-    (is_new_boot && now.changes == Some(0)).then_some(CopyOf {
-        sealed: Some(now),
+    let is_known = custody::compare(state(before), state(&now), false).is_ok();
+    (before.boot_id != now.boot_id).then_some(CopyOf {
+        sealed: is_known.then_some(now),
         ..copy_of
     })
 }
@@ -145,6 +165,7 @@ mod tests {
         Sealed {
             boot_id: boot_id.to_owned(),
             changes,
+            fingerprint: 9,
         }
     }
 
@@ -181,8 +202,17 @@ mod tests {
         let after = |now| after_boot(copy_of.clone(), now);
         let found = after(sealed("b", Some(0))).unwrap();
         assert_eq!((found.at_ms, found.sealed), (5, Some(sealed("b", Some(0)))));
-        assert_eq!(after(sealed("b", Some(1))), None);
-        assert_eq!(after(sealed("b", None)), None);
+        // One that was written to stays in doubt, whatever the next boot counts; so does one that another boot or system
+        // has mounted, of which this one counts nothing.
+        let mounted = Sealed {
+            fingerprint: 8,
+            ..sealed("b", Some(0))
+        };
+        for written in [sealed("b", Some(1)), sealed("b", None), mounted] {
+            let in_doubt = after(written).unwrap();
+            assert_eq!((in_doubt.at_ms, &in_doubt.sealed), (5, &None));
+            assert_eq!(after_boot(in_doubt, sealed("c", Some(0))), None);
+        }
         assert_eq!(after(sealed("a", Some(0))), None, "the same boot");
         let never = CopyOf {
             at_ms: 5,

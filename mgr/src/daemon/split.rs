@@ -188,6 +188,11 @@ impl Operation {
             let set = |field| Change::SetPair(item.key.clone(), field);
             changes.push(set(PairField::Phase(phase)));
             changes.push(set(PairField::CopyOf(None)));
+            if phase == Phase::Starting {
+                // Nothing of what was copied counts.
+                changes.push(set(PairField::InSync(None)));
+                changes.push(set(PairField::Unreadable(Vec::new())));
+            }
         }
         if changes.is_empty() {
             return Ok(Vec::new());

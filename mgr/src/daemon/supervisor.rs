@@ -18,12 +18,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use migration_proto::target::{EXIT_MAP_DAMAGED, Refusal, Request, Response};
+use migration_proto::target::{EXIT_MAP_DAMAGED, EXIT_OTHER_VOLUME, Refusal, Request, Response};
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
+use super::folders::identity;
 use super::held::HeldLuns;
 use super::link::{ConnectError, TargetLink};
 use super::process::{ProcessEnd, last_log_line, spawn_serve};
@@ -58,6 +59,8 @@ enum End {
 enum Ended {
     /// It cannot use the map file.
     MapDamaged,
+    /// The map file is that of another volume.
+    OtherVolume,
     /// In any other way.
     Otherwise(String),
 }
@@ -66,6 +69,7 @@ impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::MapDamaged => f.write_str("a damaged map file"),
+            Self::OtherVolume => f.write_str("the map file of another volume"),
             Self::Otherwise(how) => f.write_str(how),
         }
     }
@@ -76,8 +80,12 @@ pub(super) struct Supervisor {
     setup: Setup,
     view: watch::Sender<View>,
     events: mpsc::Sender<Event>,
-    /// The end of the process that was connected last.
+    /// The end of the process of this volume that was connected last.
     process: Option<ProcessEnd>,
+    /// What the folder with the map file was when the supervision began, if it was there.
+    folder: Option<(u64, u64)>,
+    /// The process that is connected serves another volume.
+    is_foreign: bool,
     /// The process, if this shuntd started it.
     child: Option<Child>,
     /// When ublk-target last gave a useful answer, was started, or was ended for its silence.
@@ -94,10 +102,12 @@ impl Supervisor {
         events: mpsc::Sender<Event>,
     ) -> Self {
         Self {
+            folder: setup.map.parent().and_then(|folder| identity(folder).ok()),
             setup,
             view,
             events,
             process: None,
+            is_foreign: false,
             child: None,
             answered: Instant::now(),
             poll_every: POLL_IDLE,
@@ -215,6 +225,7 @@ impl Supervisor {
             log,
             ..
         } = self.setup.clone();
+        self.require_same_folder()?;
         if !map.exists() {
             return Err(format!(
                 "the map file {} is missing: put it back, or {}",
@@ -260,6 +271,9 @@ impl Supervisor {
                         "{said}; put a whole one back, or {}",
                         recover::command(&self.setup.name)
                     ),
+                    Ended::OtherVolume => {
+                        format!("{said}; {}", recover::other_volume_next(&self.setup.name))
+                    }
                     Ended::Otherwise(_) => said,
                 });
             }
@@ -272,6 +286,21 @@ impl Supervisor {
                 warn!(volume = self.setup.name, problem);
                 self.publish(|view| view.problem = Some(problem)).await;
             }
+        }
+    }
+
+    /// A map file in another folder can be an older copy: what it says of the roles and of the
+    /// regions may be wrong.
+    fn require_same_folder(&self) -> Result<(), String> {
+        let folder = self.setup.map.parent().unwrap_or(&self.setup.map);
+        match (self.folder, identity(folder)) {
+            (Some(before), Ok(now)) if before != now => Err(format!(
+                "the folder {} is another one than before (replaced, or hidden by a mount), and a map file in it may be \
+                 old: put the first one back; if this one is right, start shuntd again",
+                folder.display()
+            )),
+            // Without the folder the map file is missing.
+            (_, Ok(_) | Err(_)) => Ok(()),
         }
     }
 
@@ -292,6 +321,9 @@ impl Supervisor {
             Ok(Ok(status)) if status.code() == Some(EXIT_MAP_DAMAGED.into()) => {
                 Some(Ended::MapDamaged)
             }
+            Ok(Ok(status)) if status.code() == Some(EXIT_OTHER_VOLUME.into()) => {
+                Some(Ended::OtherVolume)
+            }
             Ok(Ok(status)) => Some(Ended::Otherwise(status.to_string())),
             Ok(Err(error)) => Some(Ended::Otherwise(error.to_string())),
             Err(_) => None,
@@ -304,7 +336,8 @@ impl Supervisor {
         match ProcessEnd::of(pid) {
             Ok(Some(process)) => {
                 let end = self.serve(link, &process, commands).await;
-                self.process = Some(process);
+                // That of another volume is not ours to end, and not to be waited for.
+                self.process = (!std::mem::take(&mut self.is_foreign)).then_some(process);
                 end
             }
             Ok(None) => End::Lost(format!("ublk-target (pid {pid}) has ended")),
@@ -453,9 +486,12 @@ impl Supervisor {
             }
         };
         if status.volume_id != self.setup.volume_id {
+            self.is_foreign = true;
             return Err(format!(
-                "the ublk-target (pid {}) on its socket serves another volume, {}",
-                link.pid, status.volume
+                "the ublk-target (pid {}) on its socket serves another volume, {}; {}",
+                link.pid,
+                status.volume,
+                recover::other_volume_next(&self.setup.name)
             ));
         }
         self.held.follow(&status).await;

@@ -131,7 +131,9 @@ pub(super) async fn ask(
     if !there.map_err(|error| format!("{} cannot be examined: {error}", map.display()))? {
         return Ok(None);
     }
-    let summary = process::describe(&context.config.ublk_target, &map).await?;
+    let summary = process::describe(&context.config.ublk_target, &map)
+        .await
+        .map_err(|error| error.to_string())?;
     if summary.descriptor.volume_id != row.volume_id {
         return Err(format!(
             "{} is that of another volume, {}",

@@ -8,9 +8,9 @@ use super::context::{Context, note};
 use crate::copier::{AcceptUnreadable, OnTarget};
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow};
 
-/// What a copier of the pair does with what it cannot read: during the first copy it is recorded, up to the limit of the
-/// session, and becomes zeroes. After that the target may have the only good copy: it keeps what it has where blocks were lost
-/// before, and the copy goes past no others. `None`: it goes past nothing.
+/// What a copier of the pair does with what it cannot read. In a region that is copied for the first time it is recorded, up to
+/// the limit of the session, and becomes zeroes. In any other region the target may have the only good copy: it keeps what it
+/// has where blocks were lost before, and the copy goes past no others. `None`: it goes past nothing.
 pub(super) fn accept(
     context: &Context,
     key: &PairKey,
@@ -25,7 +25,7 @@ pub(super) fn accept(
     let mut known = row.unreadable.clone();
     let runtime = Handle::current();
     let was_in_sync = row.course.in_sync_ms.is_some();
-    Some(Box::new(move |ranges| {
+    Some(Box::new(move |ranges, is_first| {
         let found = ranges.into_iter().map(|range| UnreadablePart {
             offset_bytes: range.start,
             length_bytes: range.end - range.start,
@@ -33,15 +33,16 @@ pub(super) fn accept(
         let found: Vec<UnreadablePart> = found.collect();
         let all = with(&known, &found);
         if all == known {
-            return Ok(match was_in_sync {
-                true => OnTarget::Kept,
-                false => OnTarget::Zeroes,
+            // Recorded, and maybe not yet zeroes on the target.
+            return Ok(match is_first || !was_in_sync {
+                true => OnTarget::Zeroes,
+                false => OnTarget::Kept,
             });
         }
-        if was_in_sync {
+        if !is_first {
             return Err(
-                "blocks of it that were copied before cannot be read any more, and the target may have the only good copy; next: \
-                 write them again through the volume, or cancel the session and create another"
+                "blocks of it that may have been copied before cannot be read any more, and the target may have the only good \
+                 copy; next: write them again through the volume, or cancel the session and create another"
                     .to_owned(),
             );
         }

@@ -681,16 +681,21 @@ impl Operation {
                     unknown = true;
                 }
                 Err(NotChanged { cause, .. }) => {
+                    // The target of a split pair stays the copy that it is.
+                    let (phase, stays) = match was_split && row.copy_of.is_some() {
+                        true => (Phase::Split, format!("{} is a copy as before", row.target)),
+                        false => (
+                            Phase::Active,
+                            format!("the {side} is authoritative and mirrored as before"),
+                        ),
+                    };
                     let changes = vec![
-                        Change::SetPair(key.clone(), PairField::Phase(Phase::Active)),
+                        Change::SetPair(key.clone(), PairField::Phase(phase)),
                         Change::SetPair(key, PairField::Problem(None)),
                         self.note(row, format!("the {what} failed: {cause}")),
                     ];
                     self.record(changes).await?;
-                    problems.push(format!(
-                        "pair {}: {cause}; the {side} is authoritative and mirrored as before",
-                        row.volume
-                    ));
+                    problems.push(format!("pair {}: {cause}; {stays}", row.volume));
                 }
             }
         }

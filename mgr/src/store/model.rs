@@ -319,6 +319,8 @@ pub struct Sealed {
     pub boot_id: String,
     /// How many changes of all LUNs it had counted, if it counts them.
     pub changes: Option<u64>,
+    /// Checksum of the parts of the LUNs that a mount, a volume manager or a partitioning changes.
+    pub fingerprint: u64,
 }
 
 /// How the first copy of a pair goes, beside what was expected of it.

@@ -73,6 +73,7 @@ fn pair(volume: &str, target: u64) -> PairRow {
             sealed: Some(Sealed {
                 boot_id: "b".to_owned(),
                 changes: Some(7),
+                fingerprint: 8,
             }),
         }),
         course: Course {

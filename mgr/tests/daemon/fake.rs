@@ -13,8 +13,8 @@ use std::time::Duration;
 use migration_proto::frame;
 use migration_proto::route::{Descriptor, Leg, MapSummary, Route, Side};
 use migration_proto::target::{
-    CopyMode, Counters, EXIT_MAP_DAMAGED, OnAuthoritativeFailure, OpenLun, Refusal, Request,
-    Response, ServedLeg, Status, Suspended, abstract_name,
+    CopyMode, Counters, EXIT_MAP_DAMAGED, EXIT_OTHER_VOLUME, OnAuthoritativeFailure, OpenLun,
+    Refusal, Request, Response, ServedLeg, Status, Suspended, abstract_name,
 };
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -186,7 +186,7 @@ fn serve(path: &Path, socket: &Path, volume_id: &str) {
     let mut map = read(path);
     if map.descriptor.volume_id != volume_id {
         eprintln!("map file {} is that of another volume", path.display());
-        std::process::exit(EXIT_MAP_DAMAGED.into());
+        std::process::exit(EXIT_OTHER_VOLUME.into());
     }
     if map.descriptor.source.extents[0]
         .path
@@ -536,6 +536,7 @@ impl Conversation {
                 return Response::Claimed {
                     epoch,
                     regions,
+                    never_copied: Vec::new(),
                     dirty_bytes,
                 };
             }

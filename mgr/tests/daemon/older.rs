@@ -1,6 +1,7 @@
 //! A database that is older than the map files: restored from a backup, or with its file system. The map files rule.
 
 use std::path::Path;
+use std::time::Duration;
 
 use migration_proto::manager::{Request, RetireHow};
 use migration_proto::route::{Route, Side};
@@ -103,6 +104,38 @@ fn a_volume_that_the_database_does_not_know_is_there_again() {
     put_back(&mut world);
     assert_eq!(world.pairs("found-db")[0].authoritative, Side::Target);
     world.refused(&attach("other", &source));
+}
+
+/// The volume was detached and attached again since: the process that serves it is none of the database's.
+#[test]
+fn a_process_of_another_volume_of_the_same_name_is_not_ended_and_its_map_file_not_replaced() {
+    let mut world = World::stopped();
+    world.config.silent_max = Duration::from_secs(1);
+    world.start();
+    world.changes(&attach("db", &world.lun("a", MIB, 1)));
+    let put_back = backup(&mut world);
+    world.changes(&detach("db"));
+    world.changes(&attach("db", &world.lun("b", MIB, 2)));
+    let serving = world.volume("db").unwrap().pid.unwrap();
+    put_back(&mut world);
+    let problem = |world: &World| world.volume("db").and_then(|volume| volume.problem);
+    let found = world.wait("it is noticed", problem);
+    assert!(
+        found.contains("serves another volume") && found.contains("shunt.db"),
+        "{found}"
+    );
+    let map = std::fs::read(world.map("db")).unwrap();
+    std::thread::sleep(3 * world.config.silent_max);
+    let process = format!("/proc/{serving}");
+    assert!(Path::new(&process).exists(), "it was ended");
+    world.kill_ublk_target("db");
+    let found = world.wait("its map file is noticed", |world| {
+        problem(world).filter(|problem| problem.contains("map file"))
+    });
+    assert!(found.contains("shunt.db"), "{found}");
+    let failure = world.refused(&recover("db", Side::Source));
+    assert!(failure.cause.contains("older"), "{failure:?}");
+    assert_eq!(std::fs::read(world.map("db")).unwrap(), map);
 }
 
 /// The session of the database ended long ago, and another one followed.

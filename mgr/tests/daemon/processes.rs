@@ -103,7 +103,12 @@ fn a_state_folder_that_is_not_the_one_that_was_opened_is_a_problem_of_the_host()
         world.directory.path().join("away"),
     );
     std::fs::rename(&state, &away).unwrap();
-    std::fs::create_dir(&state).unwrap();
+    // A copy, in which what happens from now on is missing.
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .args([&away, &state])
+        .status();
+    assert!(copied.unwrap().success());
     let problems = world.wait("it is reported", |world| {
         Some(host(world).problems).filter(|problems| !problems.is_empty())
     });
@@ -116,14 +121,35 @@ fn a_state_folder_that_is_not_the_one_that_was_opened_is_a_problem_of_the_host()
     assert_eq!(before.state, "attached");
     // It would serve from another folder.
     world.kill_ublk_target("db");
-    world.wait("it is not served", |world| {
+    let failed = world.wait("it is not served", |world| {
         world.volume("db").filter(|volume| volume.state == "failed")
     });
+    let problem = failed.problem.unwrap();
+    assert!(problem.contains("another one than before"), "{problem}");
     std::fs::remove_dir_all(&state).unwrap();
     std::fs::rename(&away, &state).unwrap();
     world.wait("it is not reported any more", |world| {
         host(world).problems.is_empty().then_some(())
     });
+    see_replaced(&world, &before);
+}
+
+#[test]
+fn a_socket_or_its_folder_that_is_removed_is_made_again() {
+    let world = World::new();
+    world.changes(&attach("db", &world.lun("a", MIB, 1)));
+    let before = world.volume("db").unwrap();
+    std::fs::remove_file(world.config.control_socket()).unwrap();
+    world.wait("the control socket is there again", |world| {
+        world.config.control_socket().exists().then_some(())
+    });
+    assert_eq!(world.volume("db").unwrap().state, "attached");
+    let sockets = world.config.runtime_directory.join("volumes");
+    std::fs::remove_dir_all(&sockets).unwrap();
+    world.wait("the folder is there again", |_| {
+        sockets.exists().then_some(())
+    });
+    world.kill_ublk_target("db");
     see_replaced(&world, &before);
 }
 

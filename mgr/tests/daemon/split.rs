@@ -107,6 +107,22 @@ fn a_volume_that_did_not_hold_long_enough_spoils_the_copy_and_all_are_mirrored_a
 }
 
 #[test]
+fn a_cancel_that_is_refused_leaves_the_copies_what_they_are() {
+    let world = World::new();
+    in_sync(&world);
+    world.changes(&split());
+    let copies = copies_of(&world);
+    world.set("log", Whim::RefuseRole);
+    let failure = world.fails(migration_proto::manager::FailureKind::Failed, &cancel("s1"));
+    assert!(failure.cause.contains("is a copy as before"), "{failure:?}");
+    let pairs = world.pairs("s1");
+    let log = pairs.iter().find(|pair| pair.volume == "log").unwrap();
+    assert_eq!((log.state.as_str(), log.copy_of_ms), ("split", copies[1]));
+    world.unset("log", Whim::RefuseRole);
+    world.changes(&cancel("s1"));
+}
+
+#[test]
 fn a_target_that_may_have_been_written_to_is_copied_anew() {
     let mut world = World::new();
     in_sync(&world);
@@ -132,7 +148,7 @@ fn a_target_that_may_have_been_written_to_is_copied_anew() {
         let lines = world.history();
         lines.iter().filter(|text| text.contains(&line)).count()
     };
-    assert_eq!(told("the target was not made read-only"), 1);
+    assert_eq!(told("what was written to the target"), 1);
     assert!(std::fs::read(&source).unwrap() == std::fs::read(&target).unwrap());
     world.changes(&split());
     world.stop();

@@ -71,6 +71,8 @@ impl<'a> Report<'a> {
 pub(super) struct Claims {
     copier: Option<CopierId>,
     claimed: Vec<RegionIndex>,
+    /// Those of the claimed regions whose report a sweep waits for.
+    awaited: Vec<RegionIndex>,
     reserved: Vec<RegionIndex>,
     pending: Option<Pending>,
     /// Where the search for the next region begins.
@@ -91,6 +93,15 @@ impl Claims {
     pub(super) fn claimed(&self) -> &[RegionIndex] {
         &self.claimed
     }
+
+    /// A sweep waits for the report of all that is claimed now.
+    pub(super) fn await_all(&mut self) {
+        self.awaited.clone_from(&self.claimed);
+    }
+
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.awaited.is_empty()
+    }
 }
 
 #[cfg(feature = "seeded-bugs")]
@@ -103,6 +114,7 @@ impl Claims {
     /// See [`Volume::forget_history`].
     pub(super) fn forget(&mut self) {
         self.claimed.sort_unstable();
+        self.awaited.sort_unstable();
         self.shared = 0;
     }
 }
@@ -209,6 +221,7 @@ impl Volume {
         if let Some(error) = mirror_error {
             self.fail_mirror(error, effects);
         }
+        self.settle_sweep();
         self.retry_waiting(effects);
         self.retry_claim(effects);
         self.rest_copied(now, effects);
@@ -229,6 +242,7 @@ impl Volume {
         self.claims.copier = None;
         self.claims.pending = None;
         self.claims.shared = 0;
+        self.settle_sweep();
         self.rest_copied(now, effects);
         self.retry_waiting(effects);
         self.write_map(effects);
@@ -268,6 +282,7 @@ impl Volume {
             return;
         };
         self.claims.claimed.swap_remove(index);
+        self.claims.awaited.retain(|awaited| *awaited != region);
         let next = match (regions.get(region), copied) {
             (RegionState::Copying | RegionState::CopyingExclusive, true) => RegionState::Clean,
             (RegionState::Copying, false) => RegionState::Dirty,
@@ -285,6 +300,7 @@ impl Volume {
         };
         regions.set(region, next);
         if copied {
+            regions.was_copied(region);
             self.counters.copied_bytes += self.record.geometry.range(region).length;
         }
     }

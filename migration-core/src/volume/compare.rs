@@ -147,6 +147,13 @@ impl Volume {
         if !(of(&found.same) && of(&found.differing) && of(&found.unread)) {
             return Err(ClaimError::NotCopier);
         }
+        // The role moves, after a failure, to a leg that was in sync until now.
+        if self.writes_role() {
+            return Err(ClaimError::RouteChanging);
+        }
+        if !found.differing.is_empty() {
+            self.flush_again();
+        }
         let mut unknown = Vec::new();
         for region in &found.same {
             if !self.end_watch(*region) {

@@ -6,6 +6,10 @@
 //! Marks are cleared lazily by a sweep: regions that are clean and were not written for a while; both legs are
 //! flushed; those that were not written since lose their marks.
 //!
+//! A flush proves nothing if the leg has just lost its cache and a write that tells so has not ended
+//! yet: marks are cleared only when all that either leg was given before the end of the flushes has
+//! ended well.
+//!
 //! Both legs, not just the mirror: a write that both have in their caches and only one keeps over a power
 //! loss would leave them different with nothing on disk that says so.
 
@@ -56,6 +60,8 @@ pub(super) struct Intent {
 struct Sweep {
     source: Option<FlushId>,
     target: Option<FlushId>,
+    /// Both legs are flushed; what they were given before has not ended.
+    settles: bool,
     /// Nothing is cleared at its end. It is waited for all the same: a failed flush may be reported just once, to it.
     abandoned: bool,
 }
@@ -383,6 +389,8 @@ impl Volume {
 
     pub(super) fn sweep_if_due(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.intent.hold_off = false;
+        // One that was abandoned meanwhile.
+        self.settle_sweep();
         if now < self.intent.next_sweep || self.intent.sweep.is_some() || self.change.is_some() {
             return;
         }
@@ -409,6 +417,7 @@ impl Volume {
             let sweep = Sweep {
                 source: source.then(|| self.flush(Side::Source, effects)),
                 target: Some(self.flush(Side::Target, effects)),
+                settles: false,
                 abandoned: false,
             };
             self.intent.sweep = Some(sweep);
@@ -441,17 +450,37 @@ impl Volume {
         }
         *waited_for = None;
         sweep.abandoned |= result.is_err();
-        let (source, target, abandoned) = (sweep.source, sweep.target, sweep.abandoned);
-        let ended = source.is_none() && target.is_none();
+        let ended = sweep.source.is_none() && sweep.target.is_none();
         if !ended && !self.breaks(Rule::SweepAwaitsBothLegs) {
             return;
         }
+        if let Some(sweep) = &mut self.intent.sweep {
+            sweep.settles = true;
+        }
+        if !self.breaks(Rule::SweepAwaitsWrites) {
+            for write in &mut self.writes {
+                write.is_awaited = true;
+            }
+            self.claims.await_all();
+        }
+        self.settle_sweep();
+        self.write_map(effects);
+    }
+
+    /// Ends a sweep that has flushed both legs, if all that they were given before has ended.
+    pub(super) fn settle_sweep(&mut self) {
+        let Some(sweep) = self.intent.sweep.filter(|sweep| sweep.settles) else {
+            return;
+        };
+        let waits = self.claims.is_awaited() || self.writes.iter().any(|write| write.is_awaited);
+        if waits && !sweep.abandoned {
+            return;
+        }
         self.intent.sweep = None;
-        if let (Some(regions), false) = (&self.regions, abandoned) {
+        if let (Some(regions), false) = (&self.regions, sweep.abandoned) {
             self.intent.clear_swept(regions.not_clean());
         }
         self.intent.swept.clear();
-        self.write_map(effects);
     }
 
     /// Asks for a flush of a leg.

@@ -262,6 +262,8 @@ struct Write {
     tag: Option<Tag>,
     /// Its place, while the mirror leg writes it.
     place: Option<Place>,
+    /// A sweep that has flushed both legs waits for its end.
+    is_awaited: bool,
 }
 
 /// A flush of a leg that the volume asked for and that is not answered.

@@ -274,6 +274,7 @@ impl Volume {
                 range,
                 tag: Some(tag),
                 place,
+                is_awaited: false,
             });
             if let Some(place) = place {
                 let side = self.record.route.authoritative().other();

@@ -38,6 +38,8 @@ pub enum Rule {
     SweepFlushesBothLegs,
     /// The flushes of both legs are waited for before marks are cleared.
     SweepAwaitsBothLegs,
+    /// What a leg was given before the end of its flush has ended before marks are cleared.
+    SweepAwaitsWrites,
     /// What is written during a sweep keeps its mark.
     WriteDuringSweepKeepsMark,
     /// What is being written when a sweep begins keeps its mark.

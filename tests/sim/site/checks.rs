@@ -19,6 +19,9 @@ impl Site {
         let Some(regions) = serving.volume.regions() else {
             return;
         };
+        if serving.pending.iter().any(|pending| pending.is_doomed) {
+            return;
+        }
         // The roles are about to move to the leg that has lost nothing; until then nothing is read.
         if serving.volume.is_changing() && self.application.has_lost() {
             return;

@@ -200,8 +200,7 @@ impl Engine {
             | Reply::Claimed(_)
             | Reply::ClaimRefused(_) => None,
         };
-        let (record, dirty) = (self.volume.record(), self.dirty_bytes());
-        let response = replies::response(&reply, record, dirty);
+        let response = replies::response(&reply, self.volume.record(), self.volume.regions());
         let splits = matches!(
             reply,
             Reply::RouteChanged {
@@ -222,12 +221,6 @@ impl Engine {
             None => self.calls.answer(call, response),
         }
         crash_point::here("replied");
-    }
-
-    fn dirty_bytes(&self) -> u64 {
-        self.volume
-            .regions()
-            .map_or(0, |regions| regions.dirty_bytes())
     }
 
     /// The legs follow the route. Nothing of the application is in flight on them. Returns the leg that is given up.

@@ -381,6 +381,7 @@ impl Engine {
             record: *self.volume.record(),
             mirror_is_whole: self.mirror_problem.is_none()
                 && self.volume.mirror_fault().is_none()
+                && self.volume.is_map_written()
                 && self.mirror.in_flight() == 0,
             source,
             target,

@@ -5,6 +5,7 @@ use std::sync::mpsc::SyncSender;
 use migration_core::{
     custody::Doubt,
     map::RoleRecord,
+    region::RegionMap,
     route::{Route, Side},
     units::{Epoch, Geometry, RegionIndex},
     volume::{
@@ -339,7 +340,12 @@ impl Engine {
 }
 
 /// The answer that a reply of the volume becomes.
-pub(super) fn response(reply: &Reply, record: &RoleRecord, dirty_bytes: u64) -> Response {
+pub(super) fn response(
+    reply: &Reply,
+    record: &RoleRecord,
+    regions: Option<&RegionMap>,
+) -> Response {
+    let dirty_bytes = regions.map_or(0, RegionMap::dirty_bytes);
     match reply {
         Reply::Suspended => Response::Suspended,
         Reply::SuspendDeadline => change_refused(ChangeError::Deadline),
@@ -353,11 +359,18 @@ pub(super) fn response(reply: &Reply, record: &RoleRecord, dirty_bytes: u64) -> 
             pause_us: pause / 1000,
         },
         Reply::ChangeFailed(error) => change_refused(*error),
-        Reply::Claimed(regions) => Response::Claimed {
-            epoch: record.epoch.0,
-            regions: regions.iter().map(|region| region.0 as u64).collect(),
-            dirty_bytes,
-        },
+        Reply::Claimed(granted) => {
+            let number = |region: &RegionIndex| region.0 as u64;
+            let is_never_copied = |region: &&RegionIndex| {
+                regions.is_some_and(|regions| regions.is_never_copied(**region))
+            };
+            Response::Claimed {
+                epoch: record.epoch.0,
+                regions: granted.iter().map(number).collect(),
+                never_copied: granted.iter().filter(is_never_copied).map(number).collect(),
+                dirty_bytes,
+            }
+        }
         Reply::ClaimRefused(error) => claim_refused(*error),
     }
 }

@@ -481,6 +481,7 @@ fn a_grant_of_another_epoch_is_not_copied() {
         Answer::Say(Response::Claimed {
             epoch: EPOCH + 1,
             regions: vec![0],
+            never_copied: Vec::new(),
             dirty_bytes: 4 * 64 * KIB,
         })
     });

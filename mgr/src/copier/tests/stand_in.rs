@@ -245,6 +245,7 @@ pub(super) fn serve(
                         Response::Claimed {
                             epoch: EPOCH,
                             dirty_bytes: bytes_of(&held) + bytes_of(to_grant),
+                            never_copied: Vec::new(),
                             regions,
                         }
                     }
