@@ -68,6 +68,7 @@ pub use partitions::read_partitions;
 pub use recorded::{Recorded, RecordedError, Seen, boot_id};
 pub use retire::{Saved, bring_online};
 pub use signature::{Signature, SignatureError, SignatureUsage, signatures};
+pub use state::fingerprint;
 pub use usage::in_use;
 pub use users::users;
 

@@ -65,33 +65,40 @@ impl Lun {
     /// # Errors
     /// Those of reading.
     pub fn fingerprint(&self, start_bytes: u64, length_bytes: u64) -> io::Result<u64> {
-        let file = File::from(self.fd.try_clone()?);
-        // Room for a buffer that direct i/o accepts.
-        let mut memory = vec![0; (READ_BYTES_MAX + SAMPLE_BYTES) as usize];
-        let shift = memory.as_ptr().align_offset(SAMPLE_BYTES as usize);
-        let buffer = &mut memory[shift..shift + READ_BYTES_MAX as usize];
-        let mut sum = 0_u64;
-        let mut read = |offset: u64, length: u64| -> io::Result<()> {
-            let part = &mut buffer[..length as usize];
-            file.read_exact_at(part, start_bytes + offset)?;
-            sum = XxHash3_128::oneshot_with_seed(sum, part) as u64;
-            Ok(())
-        };
-        let head = length_bytes.min(HEAD_BYTES);
-        let tail = length_bytes.saturating_sub(TAIL_BYTES).max(head);
-        for (from, to) in [(0, head), (tail, length_bytes)] {
-            for offset in (from..to).step_by(READ_BYTES_MAX as usize) {
-                read(offset, (to - offset).min(READ_BYTES_MAX))?;
-            }
-        }
-        let step = (tail - head) / SAMPLES / SAMPLE_BYTES * SAMPLE_BYTES;
-        if step > 0 {
-            for sample in 0..SAMPLES {
-                read(head + sample * step, SAMPLE_BYTES)?;
-            }
-        }
-        Ok(sum)
+        fingerprint(&File::from(self.fd.try_clone()?), start_bytes, length_bytes)
     }
+}
+
+/// [`Lun::fingerprint`] of an open LUN.
+///
+/// # Errors
+/// Those of reading.
+pub fn fingerprint(file: &File, start_bytes: u64, length_bytes: u64) -> io::Result<u64> {
+    // Room for a buffer that direct i/o accepts.
+    let mut memory = vec![0; (READ_BYTES_MAX + SAMPLE_BYTES) as usize];
+    let shift = memory.as_ptr().align_offset(SAMPLE_BYTES as usize);
+    let buffer = &mut memory[shift..shift + READ_BYTES_MAX as usize];
+    let mut sum = 0_u64;
+    let mut read = |offset: u64, length: u64| -> io::Result<()> {
+        let part = &mut buffer[..length as usize];
+        file.read_exact_at(part, start_bytes + offset)?;
+        sum = XxHash3_128::oneshot_with_seed(sum, part) as u64;
+        Ok(())
+    };
+    let head = length_bytes.min(HEAD_BYTES);
+    let tail = length_bytes.saturating_sub(TAIL_BYTES).max(head);
+    for (from, to) in [(0, head), (tail, length_bytes)] {
+        for offset in (from..to).step_by(READ_BYTES_MAX as usize) {
+            read(offset, (to - offset).min(READ_BYTES_MAX))?;
+        }
+    }
+    let step = (tail - head) / SAMPLES / SAMPLE_BYTES * SAMPLE_BYTES;
+    if step > 0 {
+        for sample in 0..SAMPLES {
+            read(head + sample * step, SAMPLE_BYTES)?;
+        }
+    }
+    Ok(sum)
 }
 
 #[cfg(test)]

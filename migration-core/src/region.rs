@@ -230,6 +230,18 @@ mod tests {
     }
 
     #[test]
+    fn a_region_is_known_to_be_copied_for_the_first_time_until_it_was_copied() {
+        let geometry = Geometry::new(2 << 20, 1 << 20).unwrap();
+        let mut map = RegionMap::all_dirty(geometry);
+        map.was_copied(RegionIndex(0));
+        let known = [0, 1].map(|region| map.is_never_copied(RegionIndex(region)));
+        assert_eq!(known, [false, true]);
+        // Another process left it dirty: it may have been copied before.
+        let loaded = RegionMap::from_dirty(geometry, [RegionIndex(1)].into_iter());
+        assert!(!loaded.is_never_copied(RegionIndex(1)));
+    }
+
+    #[test]
     #[should_panic(expected = "cannot go from Clean to Copying")]
     fn a_clean_region_is_not_copied() {
         let geometry = Geometry::new(1 << 20, 1 << 20).unwrap();

@@ -149,7 +149,7 @@ pub(crate) const BROKEN: &[(SeededBug, &Setup, Checker)] = &[
     (
         SeededBug::SweepAwaitsWrites,
         &MIRROR_RESETS,
-        Checker::CleanIsEqual,
+        Checker::DurablyCleanIsEqual,
     ),
     (
         SeededBug::WriteDuringSweepKeepsMark,

@@ -9,6 +9,7 @@ use std::{
     os::fd::{FromRawFd, OwnedFd, RawFd},
     path::Path,
     str::FromStr,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -20,6 +21,10 @@ use migration_core::{
 };
 
 use crate::{engine::Snapshot, legs::OpenLeg};
+
+/// How long what shows foreign writes may take to be read of a leg: one that hangs must not keep the
+/// volume from being served.
+const READING_MAX: Duration = Duration::from_secs(30);
 
 /// The descriptors of LUNs that the last process of the volume had open, and the name of their claim.
 #[derive(Debug)]
@@ -154,9 +159,9 @@ pub fn release(map: &mut MapFile, last: &Snapshot) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a leg looks like; `None` if it cannot be read.
+/// What a leg looks like; `None` if it cannot be read, or does not answer.
 fn leg_state(leg: &OpenLeg) -> Option<LegState> {
-    let fingerprint = leg.fingerprint();
+    let fingerprint = leg.fingerprint(READING_MAX);
     let fingerprint = fingerprint
         .inspect_err(|error| tracing::warn!(%error, "a leg cannot be read"))
         .ok()?;

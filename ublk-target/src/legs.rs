@@ -1,8 +1,12 @@
 //! The LUNs under a leg, opened and known to be the right ones.
 
 use std::{
+    fs::File,
+    io,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -32,7 +36,7 @@ pub enum LegError {
     },
     /// The disks of LUNs without a name of their own are not known.
     #[error("read which disks of this boot were accepted: {0}")]
-    Disks(#[from] std::io::Error),
+    Disks(#[from] io::Error),
     /// An extent reaches beyond the end of its LUN.
     #[error("{path} has {actual} bytes, and an extent of the leg ends at {needed}")]
     TooSmall {
@@ -174,12 +178,25 @@ impl OpenLeg {
     /// Checksum of those parts of the leg that mounts and volume managers change.
     ///
     /// # Errors
-    /// Those of reading.
-    pub fn fingerprint(&self) -> std::io::Result<u64> {
-        self.layout.extents().iter().try_fold(0_u64, |sum, extent| {
-            let part = self.luns[extent.lun].fingerprint(extent.start, extent.length)?;
-            Ok(sum.rotate_left(7) ^ part)
-        })
+    /// Those of reading, or that it takes longer than `limit`.
+    pub fn fingerprint(&self, limit: Duration) -> io::Result<u64> {
+        let mut parts = Vec::new();
+        for extent in self.layout.extents() {
+            let file = File::from(self.luns[extent.lun].fd.try_clone()?);
+            parts.push((file, extent.start, extent.length));
+        }
+        let (done, answer) = mpsc::channel();
+        // On a thread of its own, which stays behind if the leg hangs.
+        thread::spawn(move || {
+            let sum = parts.iter().try_fold(0_u64, |sum, (file, start, length)| {
+                let part = lun::fingerprint(file, *start, *length)?;
+                Ok(sum.rotate_left(7) ^ part)
+            });
+            // Nobody waits any more if that took too long.
+            let _ = done.send(sum);
+        });
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
+        answer.recv_timeout(limit).map_err(late)?
     }
 
     /// Whether nobody holds the lock that a copier takes on every LUN of the leg it writes. The kernel keeps it
@@ -187,7 +204,7 @@ impl OpenLeg {
     ///
     /// # Errors
     /// What `flock` says, other than that the lock is taken.
-    pub fn is_free_of_copiers(&self) -> std::io::Result<bool> {
+    pub fn is_free_of_copiers(&self) -> io::Result<bool> {
         for lun in &self.luns {
             if !lun.try_lock_exclusive()? {
                 return Ok(false);
@@ -225,7 +242,7 @@ fn open_claimed(path: &Path, busy_limit: Duration) -> Result<Lun, OpenError> {
     loop {
         match Lun::open(path, &OPTIONS) {
             Err(OpenError::Busy { .. }) if started.elapsed() < busy_limit => {
-                std::thread::sleep(RETRY);
+                thread::sleep(RETRY);
             }
             other => return other,
         }

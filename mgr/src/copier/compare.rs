@@ -632,6 +632,35 @@ mod tests {
     }
 
     #[test]
+    fn a_region_that_differs_does_so_although_the_rest_of_it_cannot_be_read() {
+        let mut world = World::new(2);
+        let Some(Request::Watch { regions, .. }) = world.plan.next_request(world.now, 0) else {
+            panic!("nothing is asked");
+        };
+        let dirty = Vec::new();
+        world
+            .plan
+            .answered(Response::Watched { regions, dirty }, world.now);
+        let [first, second] = [(); 2].map(|()| world.plan.next_piece().unwrap().region);
+        assert_eq!(first, second, "two pieces of one region");
+        world.plan.piece_differs(first);
+        let (side, errno, cause) = (Side::Target, None, "broken".to_owned());
+        world
+            .plan
+            .piece_failed(second, End::To, CopyError { side, errno, cause });
+        // Also if it is stopped before that is reported.
+        world.plan.stop();
+        assert_eq!(world.plan.outcome(), None);
+        let Some(Request::Compared {
+            differing, unread, ..
+        }) = world.plan.next_request(world.now, 0)
+        else {
+            panic!("nothing is reported");
+        };
+        assert_eq!((differing, unread), (vec![0], vec![]));
+    }
+
+    #[test]
     fn a_stop_waits_for_the_pieces_in_flight() {
         let mut world = World::new(4);
         let Some(Request::Watch { regions, .. }) = world.plan.next_request(world.now, 0) else {

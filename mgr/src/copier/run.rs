@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use lun::Lun;
@@ -330,7 +330,7 @@ impl Copying<'_> {
         let buffer = self.line.ring.bytes_mut(slot, piece.length_bytes);
         let is_first = self.plan.is_never_copied(piece.region);
         let accept = |lost| accept(lost, is_first);
-        Some(fill(buffer, piece, from, to, accept))
+        Some(fill(buffer, piece, [from, to], &self.shared.stop, accept))
     }
 
     /// What to do with a piece that is in the buffer.
@@ -470,8 +470,8 @@ impl Copying<'_> {
 fn fill(
     buffer: &mut [u8],
     piece: &Piece,
-    from: &Lun,
-    to: &Lun,
+    [from, to]: [&Lun; 2],
+    stop: &AtomicBool,
     accept: impl FnOnce(Vec<std::ops::Range<u64>>) -> Result<OnTarget, String>,
 ) -> Result<(), String> {
     let block_bytes = from.identity.logical_block_bytes as usize;
@@ -480,6 +480,7 @@ fn fill(
         file: file(from).map_err(|error| error.to_string())?,
         size_bytes: from.identity.size_bytes,
         block_bytes,
+        stop,
     };
     let lost = read_around(&mut source, buffer, piece.from.offset_bytes, block_bytes)
         .map_err(|error| format!("read again in parts: {error}"))?;
@@ -500,13 +501,18 @@ fn fill(
 }
 
 /// A LUN that is read without the ring.
-struct Descriptor {
+struct Descriptor<'a> {
     file: File,
     size_bytes: u64,
     block_bytes: usize,
+    stop: &'a AtomicBool,
 }
 
-impl Source for Descriptor {
+impl Source for Descriptor<'_> {
+    fn must_stop(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
     fn read(&mut self, buffer: &mut [u8], offset_bytes: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset_bytes)
     }

@@ -26,6 +26,11 @@ pub(super) trait Source {
 
     /// Whether the LUN reads anything at all.
     fn answers(&mut self) -> bool;
+
+    /// Whether the copy is to end.
+    fn must_stop(&self) -> bool {
+        false
+    }
 }
 
 /// Reads into `buffer`, at `offset_bytes` of the LUN, all blocks that can be read, and makes the others zeroes. Returns
@@ -44,6 +49,10 @@ pub(super) fn read_around(
     // Small while blocks fail, and larger again after that.
     let mut length = buffer.len();
     while at < buffer.len() {
+        // A bad disk may try for minutes in all.
+        if source.must_stop() {
+            return Err(io::Error::other("the copy is to stop"));
+        }
         let end = buffer.len().min(at + length);
         let part = &mut buffer[at..end];
         let place = offset_bytes + at as u64;

@@ -4,6 +4,7 @@
 //! that finds `attaching` with a map file goes on as if attached; without one it forgets the row. One that finds `detaching`
 //! brings the volume up once more (only ublk-target can delete the device) and stops it.
 
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,11 +16,13 @@ use migration_proto::luns::LunPaths;
 use migration_proto::manager::Failure;
 use migration_proto::route::Descriptor;
 use migration_proto::target::Status;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
 use super::checks::{self, Candidate, Purpose, Used};
-use super::context::{Context, blocking, note};
+use super::context::{Context, blocking, note, reading};
 use super::failure::{self, Answer, Done};
 use super::folders::{make_directory, sync_parent};
 use super::paths::{self, SOCKET_PATH_BYTES_MAX};
@@ -189,7 +192,7 @@ async fn finish_attach(
 pub(super) async fn attach_again(row: VolumeRow, paths: LunPaths) -> Answer {
     let object = failure::volume(&row.name);
     let wanted = paths.clone();
-    let found = blocking(move || checks::identify(&wanted))
+    let found = reading(move || checks::identify(&wanted))
         .await
         .and_then(|found| found);
     let same = paths == *row.leg.paths() || found.is_ok_and(|found| found.key() == row.leg.key());
@@ -429,7 +432,8 @@ async fn take_down(
     let again = format!("`shunt detach {}`", row.name);
     let view = handle.map(VolumeHandle::view).unwrap_or_default();
     let (Some(handle), true, Some(status)) = (handle, view.connected, view.status) else {
-        if !context.config.map(&row.name).exists() || device_is_gone(row) {
+        let map = context.config.map(&row.name);
+        if !map.exists() || device_is_gone(row) && !is_locked(&map) {
             if let Some(handle) = handle {
                 handle.abandon().await;
             }
@@ -483,6 +487,15 @@ fn device_is_gone(row: &VolumeRow) -> bool {
         Some(open_map) => open_map.boot_id != paths::boot_id() || !open_map.kernel_device.exists(),
         None => false,
     }
+}
+
+/// Whether a process serves a volume from this map file, whatever is recorded.
+fn is_locked(map: &Path) -> bool {
+    let Ok(file) = File::open(map) else {
+        return false;
+    };
+    let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock);
+    matches!(lock, Err((_, Errno::EWOULDBLOCK)))
 }
 
 /// Who uses a volume's device. Looks several times, until nobody does.

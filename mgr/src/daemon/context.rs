@@ -1,18 +1,22 @@
 //! What every operation needs.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use migration_proto::luns::LunPaths;
 use migration_proto::manager::Failure;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use tracing::info;
 
 use super::checks::{self, Candidate, Purpose};
 use super::paths::Config;
 use super::{Event, failure};
 use crate::store::{Change, Note, StoreError, StoreHandle};
+
+/// How long LUNs may take to be read.
+const READING_MAX: Duration = Duration::from_secs(60);
 
 /// What every operation needs. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -94,6 +98,19 @@ pub(super) async fn blocking<T: Send + 'static>(
     spawn_blocking(work)
         .await
         .map_err(|error| format!("internal error: {error}"))
+}
+
+/// Runs what reads LUNs on a thread of its own. Gives up when that takes too long: a LUN that hangs holds up nobody.
+pub(super) async fn reading<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, String> {
+    match timeout(READING_MAX, blocking(work)).await {
+        Ok(done) => done,
+        Err(_) => Err(format!(
+            "a LUN does not answer within {} s",
+            READING_MAX.as_secs()
+        )),
+    }
 }
 
 /// A line of the history, now.

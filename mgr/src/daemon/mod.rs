@@ -120,6 +120,8 @@ use socket::Call;
 use verify::Comparison;
 use volume::VolumeHandle;
 
+/// How long the end of shuntd waits for copiers whose I/O is in flight.
+const COPIERS_END_MAX: Duration = Duration::from_secs(20);
 /// The most events that wait for the owner.
 const EVENTS_MAX: usize = 256;
 /// The most requests that wait for the owner.
@@ -647,8 +649,10 @@ impl Owner {
                 let _ = copier.stop();
             }
         });
-        if let Err(error) = stopped.await {
-            warn!(error, "a copier did not stop");
+        match timeout(COPIERS_END_MAX, stopped).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(error, "a copier did not stop"),
+            Err(_) => warn!("a copier has I/O in flight to a LUN that does not answer"),
         }
         if let Err(error) = self
             .context

@@ -10,7 +10,7 @@ use lun::{Lun, OpenOptions};
 use migration_proto::luns::LunPaths;
 
 use super::checks::open_recorded;
-use super::context::blocking;
+use super::context::reading;
 use crate::store::{LegRow, LunRow};
 
 /// How long a LUN is read, at most, and by how many readers at once.
@@ -32,7 +32,7 @@ pub(super) struct Pace {
 /// Reads each LUN of a leg for about a second. A leg is as quick as the slowest of them.
 pub(super) async fn pace(paths: &LunPaths) -> Result<Pace, String> {
     let paths = paths.clone();
-    blocking(move || {
+    reading(move || {
         let mut slowest: Option<Pace> = None;
         for path in paths.paths() {
             let found = measure(path)?;
@@ -57,7 +57,7 @@ pub(super) async fn answers_within(leg: LegRow, limit: Duration) -> bool {
         forget(&file);
         small_reads(&file, size).all(|answer| answer.is_ok_and(|answer| answer <= limit))
     };
-    blocking(move || leg.luns().iter().all(answers))
+    reading(move || leg.luns().iter().all(answers))
         .await
         .unwrap_or(false)
 }

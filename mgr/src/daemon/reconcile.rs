@@ -13,6 +13,7 @@ use tracing::{info, warn};
 use super::clock::steady_ms;
 use super::context::note;
 use super::failure::{self, Done};
+use super::sealed::set_read_only;
 use super::truth::{self, Truth};
 use super::verbs::{ended_changes, expected_text, leg_of};
 use super::verify::{self, Comparison};
@@ -395,10 +396,31 @@ impl Owner {
                 vec![set(PairField::Authoritative(side)), tell(what)]
             }
             Settlement::Becomes(Phase::Committed) => {
-                ended_changes(&key.session, key.position, pair, Side::Target)
+                let mut changes = ended_changes(&key.session, key.position, pair, Side::Target);
+                let retires = |session: &SessionRow| session.options.retire.is_some();
+                if self.model.sessions.get(&key.session).is_some_and(retires) {
+                    changes.push(tell(format!(
+                        "{} was not retired, because the commit was interrupted; next: `shunt retire {}`",
+                        pair.source, key.session
+                    )));
+                }
+                changes
             }
             Settlement::Becomes(Phase::Cancelled) => {
-                ended_changes(&key.session, key.position, pair, Side::Source)
+                let mut changes = ended_changes(&key.session, key.position, pair, Side::Source);
+                changes.push(tell(format!(
+                    "whether {} is a copy is not known, because the cancel was interrupted: take it for none",
+                    pair.target
+                )));
+                let target = pair.target.clone();
+                if pair.copy_of.is_some() {
+                    tokio::spawn(async move {
+                        if let Err(cause) = set_read_only(&target, false).await {
+                            warn!(%target, "it stays read-only: {cause}");
+                        }
+                    });
+                }
+                changes
             }
             Settlement::Becomes(phase) => {
                 let side = seen.mirrored().unwrap_or(Side::Source);

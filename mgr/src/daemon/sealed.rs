@@ -12,7 +12,7 @@ use migration_core::pair::Phase;
 use tracing::warn;
 
 use super::checks::open_recorded;
-use super::context::blocking;
+use super::context::reading;
 use super::{Owner, paths};
 use crate::store::{Change, CopyOf, LegRow, PairField, PairKey, PairRow, Sealed};
 
@@ -101,7 +101,7 @@ async fn each<T: Send + 'static>(
     work: impl Fn(&Lun) -> Result<T, String> + Send + 'static,
 ) -> Result<Vec<T>, String> {
     let leg = leg.clone();
-    let done = blocking(move || {
+    let done = reading(move || {
         let options = OpenOptions::default();
         let luns = leg.luns().iter();
         luns.map(|row| work(&open_recorded(row, &options)?))

@@ -6,7 +6,7 @@
 use migration_proto::luns::LunPaths;
 
 use super::checks::open_recorded;
-use super::context::blocking;
+use super::context::reading;
 use crate::store::VolumeRow;
 
 /// What libblkid calls a physical volume of LVM.
@@ -18,7 +18,7 @@ const MD_MEMBER: &str = "linux_raid_member";
 /// a copy. Nothing when the leg cannot be read: this only warns, and what cannot be read is refused elsewhere.
 pub(super) async fn warnings(volume: &VolumeRow, target: Option<&LunPaths>) -> Vec<String> {
     let luns = volume.leg.luns().to_vec();
-    let kinds = blocking(move || {
+    let kinds = reading(move || {
         let found = luns.iter().filter_map(|row| {
             let lun = open_recorded(row, &lun::OpenOptions::default()).ok()?;
             lun::signatures(&lun).ok()

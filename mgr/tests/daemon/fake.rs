@@ -38,6 +38,8 @@ pub(crate) enum Whim {
     DirtyAtStart,
     /// Refuses every change between the mirrored routes.
     RefuseRole,
+    /// Refuses to drop a leg.
+    RefuseSingle,
     /// Changes between the mirrored routes take a second.
     SlowRole,
     /// Refuses to stop.
@@ -383,6 +385,9 @@ impl Conversation {
 
     fn set_route(&self, epoch: u64, route: Route, copies_rest: bool) -> Response {
         let path = &self.server.path;
+        if matches!(route, Route::Single { .. }) && Whim::RefuseSingle.is_set(path) {
+            return refused(Refusal::Deadline, "requests could not be drained in time");
+        }
         let changes_role = route.is_mirrored() || route == Route::Split;
         if changes_role {
             if Whim::SlowRole.is_set(path) {

@@ -128,7 +128,8 @@ fn a_process_of_another_volume_of_the_same_name_is_not_ended_and_its_map_file_no
     std::thread::sleep(3 * world.config.silent_max);
     let process = format!("/proc/{serving}");
     assert!(Path::new(&process).exists(), "it was ended");
-    world.kill_ublk_target("db");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(serving).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     let found = world.wait("its map file is noticed", |world| {
         problem(world).filter(|problem| problem.contains("map file"))
     });

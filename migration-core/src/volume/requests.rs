@@ -141,6 +141,7 @@ impl Volume {
             self.retry_waiting(effects);
             self.retry_claim(effects);
         }
+        self.settle_sweep();
         self.drained_if_quiet(now, effects);
         self.write_map(effects);
     }
