@@ -83,8 +83,7 @@ mod tests {
             .map(|entry| Path::new("/dev").join(entry.file_name()))
             .find(|path| block_device_at(path).is_some())
         else {
-            eprintln!("skipped: no block device");
-            return;
+            return crate::testing::skip("no block device");
         };
         let folder = tempfile::tempdir().unwrap();
         let found = || stable_name_in(folder.path(), &device);
