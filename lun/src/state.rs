@@ -9,7 +9,7 @@ use std::path::Path;
 
 use twox_hash::XxHash3_128;
 
-use crate::open::{Lun, OpenError, OpenOptions};
+use crate::open::{Lun, OpenError, OpenOptions, other};
 
 /// How much is read at the start, in bytes: partition tables, superblocks (also in a first partition
 /// or behind a LUKS2 header of 16 MiB), metadata of LVM and md.
@@ -30,11 +30,16 @@ impl Lun {
     /// # Errors
     /// [`OpenError::Replaced`] if the path leads elsewhere, and those of [`Lun::open`].
     pub fn adopt(descriptor: OwnedFd, path: &Path, opts: &OpenOptions) -> Result<Self, OpenError> {
-        let adopted = Self::from_open_file(File::from(descriptor), path, opts)?;
-        if adopted.is_at(path)? {
-            return Ok(adopted);
+        let file = File::from(descriptor);
+        let clone = file
+            .try_clone()
+            .map_err(|source| other(path, "open", source))?;
+        // What it is does not depend on what is wanted of it: it may be read-only now.
+        let found = Self::from_open_file(clone, path, &OpenOptions::default())?;
+        if !found.is_at(path)? {
+            return Err(OpenError::Replaced { path: found.path });
         }
-        Err(OpenError::Replaced { path: adopted.path })
+        Self::from_open_file(file, path, opts)
     }
 
     /// Whether `path` leads to what is open: also a device that came back under the same number is

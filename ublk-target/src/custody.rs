@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::Context;
-use lun::{Lun, OpenOptions};
+use lun::{Lun, OpenError, OpenOptions};
 use map_file::MapFile;
 use migration_core::{
     custody::{BootId, Claim, Custody, Found, LegState, Legs, Released, Takeover, take_over},
@@ -78,12 +78,21 @@ impl Inherited {
     }
 
     /// The LUN at `path`, if its descriptor is among them. Its claim never lapsed then.
-    #[must_use]
-    pub fn adopt(&self, path: &Path, options: &OpenOptions) -> Option<Lun> {
-        self.descriptors.iter().find_map(|descriptor| {
-            let descriptor = descriptor.try_clone().ok()?;
-            Lun::adopt(descriptor, path, options).ok()
-        })
+    ///
+    /// # Errors
+    /// It is read-only by now. Nobody else can open it as long as its descriptor is open.
+    pub fn adopt(&self, path: &Path, options: &OpenOptions) -> Result<Option<Lun>, OpenError> {
+        for descriptor in &self.descriptors {
+            let Ok(descriptor) = descriptor.try_clone() else {
+                continue;
+            };
+            match Lun::adopt(descriptor, path, options) {
+                Ok(lun) => return Ok(Some(lun)),
+                Err(error @ OpenError::ReadOnly { .. }) => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(None)
     }
 }
 

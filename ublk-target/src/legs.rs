@@ -97,7 +97,10 @@ impl OpenLeg {
                 None => {
                     let recorded = recorded(extent, &disks)?;
                     let path = recorded.locate()?;
-                    let adopted = inherited.and_then(|all| all.adopt(&path, &OPTIONS));
+                    let adopted = match inherited {
+                        Some(all) => all.adopt(&path, &OPTIONS).map_err(RecordedError::from)?,
+                        None => None,
+                    };
                     all_inherited &= adopted.is_some();
                     let lun = match adopted {
                         Some(lun) => lun,
