@@ -14,7 +14,6 @@ use migration_core::route::Side;
 use migration_proto::manager::Failure;
 use migration_proto::route::Route;
 use migration_proto::target::{Refusal, Request, Response};
-use tokio::time::timeout;
 
 use super::checks::{Used, open_recorded};
 use super::clock::steady_ms;
@@ -42,8 +41,6 @@ use crate::units;
 
 /// When queued pairs are tried again that could not be started for a cause that is not theirs.
 const QUEUE_RETRY: Duration = Duration::from_secs(1);
-/// How long copiers may take to stop: for their I/O that is in flight.
-const COPIERS_MAX: Duration = Duration::from_secs(120);
 /// How long ublk-target may take to look at a mirror leg again.
 const RETRY_MIRROR_MAX: Duration = Duration::from_secs(60);
 
@@ -143,22 +140,11 @@ impl Operation {
                 let _ = copier.stop();
             }
         });
-        match timeout(COPIERS_MAX, stopped).await {
-            Ok(Ok(())) => Ok(changes),
-            Ok(Err(cause)) => Err(failure::failed(
-                self.object(),
-                cause,
-                "give the command again",
-            )),
-            Err(_) => Err(failure::failed(
-                self.object(),
-                format!(
-                    "a copier has I/O in flight to a LUN that has not answered for {} s",
-                    COPIERS_MAX.as_secs()
-                ),
-                "let the LUN answer, or take its paths away so that its I/O fails; then the same command again",
-            )),
-        }
+        // Without a limit: a write that is in flight may still land, and nothing else tells of it.
+        stopped
+            .await
+            .map_err(|cause| failure::failed(self.object(), cause, "give the command again"))?;
+        Ok(changes)
     }
 
     /// What was done to a pair.
