@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Shared by the scripts of this folder, which source it.
+# Functions and settings of the scripts in this folder, which source this file.
 
 # shellcheck disable=SC2034 # used by those who source this file
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -13,7 +13,7 @@ die() {
     exit "${2:-1}"
 }
 
-# kernel_version SERIES: the full version that is unpacked for SERIES, nothing when none is.
+# kernel_version SERIES: prints the full version of the kernel that is unpacked for SERIES, or nothing without one.
 kernel_version() {
     local image
     for image in "$cache/kernel-$1/boot/vmlinuz-"*; do
@@ -21,7 +21,8 @@ kernel_version() {
     done
 }
 
-# The initial RAM disk is cheap to build and its content comes from scripts/setup, so a newer setup makes it stale.
+# kernel_ready SERIES: whether kernel and initial RAM disk are in the cache. The RAM disk is stale if scripts/setup,
+# which defines its content, is newer; it is cheap to build.
 kernel_ready() {
     [[ -n $(kernel_version "$1") && $cache/kernel-$1/initrd -nt $checkout/scripts/setup ]]
 }

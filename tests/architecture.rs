@@ -1,4 +1,4 @@
-//! The direction of dependencies, and that the tree stays tidy.
+//! Tests of the direction of dependencies, and of the tidiness of the tree.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{
@@ -14,7 +14,7 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
-/// Our crates, as cargo sees them.
+/// The crates of the workspace, as cargo sees them.
 fn packages() -> Vec<serde_json::Value> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
@@ -25,7 +25,7 @@ fn packages() -> Vec<serde_json::Value> {
     metadata["packages"].as_array().expect("packages").clone()
 }
 
-/// Which of our crates each of our crates names, in any table of its manifest.
+/// For each crate of the workspace: the workspace crates that any table of its manifest names.
 fn arrows() -> BTreeMap<String, BTreeSet<String>> {
     let packages = packages();
     let name = |value: &serde_json::Value| value["name"].as_str().expect("a name").to_owned();
@@ -108,8 +108,8 @@ fn dependencies_point_in_one_direction() {
     }
 }
 
-/// The core that can break its own rules is a crate of its own, which only the tests use; in migration-core, which the
-/// programs are built with, the feature stays off.
+/// The core that can break its own rules is a separate crate, which only the tests use. In
+/// migration-core, which the programs are built with, the feature stays off.
 #[test]
 fn no_program_is_built_with_rules_that_can_be_broken() {
     for package in packages() {

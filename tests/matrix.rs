@@ -1,4 +1,4 @@
-//! `docs/crash-matrix.md` names tests that exist, for every row.
+//! Checks that every row of `docs/crash-matrix.md` names tests that exist.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -25,10 +25,11 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// `FILE::NAME`: a test of that name in a file of that name, or a moment of `shunt-power`.
+/// Whether `file::name` is a test of that name in a file of that name, or a moment of
+/// `shunt-power`.
 fn exists(sources: &[PathBuf], file: &str, name: &str) -> bool {
     let of_that_name = |path: &&PathBuf| match path.file_stem() {
-        // The tests of a module in a file of their own.
+        // A file `tests.rs` has the tests of the module that its folder is named after.
         Some(stem) if stem == "tests" => path.parent().is_some_and(|folder| folder.ends_with(file)),
         stem => stem.is_some_and(|stem| stem == file),
     };
@@ -43,13 +44,13 @@ fn exists(sources: &[PathBuf], file: &str, name: &str) -> bool {
     })
 }
 
-/// Whether the attributes of a function, up to which the text is given, make it a test that runs.
+/// Whether the text before a function ends with the attributes of a test that runs.
 fn is_test(before: &str) -> bool {
     let attributes = before.rsplit("\n\n").next().unwrap_or_default();
     attributes.contains("#[test]") && !attributes.contains("#[ignore")
 }
 
-/// What is wrong with the matrix.
+/// The problems of the matrix.
 fn problems(matrix: &str, sources: &[PathBuf]) -> Vec<String> {
     let rows: Vec<Vec<&str>> = matrix
         .lines()

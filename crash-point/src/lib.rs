@@ -1,11 +1,11 @@
 //! Named places at which a test can end a program of Shunt as SIGKILL does.
 //!
-//! Without the feature `armed`, which nothing that is shipped has, a place is nothing at all.
+//! A place does something only with the feature `armed`, which no shipped program has.
 //!
-//! With it, a test writes the name of a place to the file that [`FILE_VARIABLE`] names. The first process that
-//! comes to that place removes the file and ends at once. So a place is armed while the programs run, and the successor of the
-//! process that ended, which has the same environment, passes it. With the word `panic` behind the name, the thread panics
-//! there instead.
+//! To arm a place, a test writes its name to the file that [`FILE_VARIABLE`] names. The first
+//! process that reaches the place removes the file and ends immediately. So a place can be armed
+//! while the programs run, and the successor of the ended process, which has the same environment,
+//! passes the place. With the word `panic` after the name, the thread panics there instead.
 
 /// The environment variable that names the file.
 #[cfg(feature = "armed")]
@@ -16,7 +16,7 @@ pub const FILE_VARIABLE: &str = "SHUNT_CRASH_POINT_FILE";
 #[inline(always)]
 pub const fn here(_name: &str) {}
 
-/// Ends the process here, after doing something, if a test wants it.
+/// Ends the process here, after calling `_last`, if a test wants it.
 #[cfg(not(feature = "armed"))]
 #[inline(always)]
 pub fn here_after(_name: &str, _last: impl FnOnce()) {}
@@ -27,7 +27,7 @@ pub fn here(name: &str) {
     here_after(name, || ());
 }
 
-/// Ends the process here, after doing something, if a test wants it.
+/// Ends the process here, after calling `last`, if a test wants it.
 #[cfg(feature = "armed")]
 pub fn here_after(name: &str, last: impl FnOnce()) {
     let Some(file) = std::env::var_os(FILE_VARIABLE) else {
@@ -38,7 +38,7 @@ pub fn here_after(name: &str, last: impl FnOnce()) {
     };
     let mut words = armed.split_whitespace();
     let (is_meant, how) = (words.next() == Some(name), words.next());
-    // The one that removes the file is the one that ends.
+    // Of several processes, the one that removes the file ends.
     if is_meant && std::fs::remove_file(&file).is_ok() {
         last();
         assert!(how != Some("panic"), "a panic at the crash point {name}");

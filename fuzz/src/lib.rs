@@ -1,8 +1,9 @@
-//! What must hold for any bytes that a decoder is given. Each target is a function of bytes, as every fuzzer wants it;
-//! `tests/mutations.rs` is the one that runs with the other tests.
+//! The properties of every decoder, for any bytes. Each target is a function of bytes, as every
+//! fuzzer needs it. `tests/mutations.rs` runs the targets with the other tests.
 //!
-//! A target panics if a property is violated: decoding does not panic, what is decoded is encoded to something that decodes
-//! to the same, and a sector of the map file that is accepted is encoded to the same bytes.
+//! A target panics if a property is violated: decoding does not panic; a decoded value is encoded
+//! to bytes that decode to the same value; a sector of the map file that is accepted is encoded to
+//! the same bytes.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{fmt::Debug, os::unix::fs::FileExt, path::Path};
@@ -16,10 +17,10 @@ use migration_core::{
 use migration_proto::{Hello, Welcome, frame, manager, route::Descriptor, target};
 use serde::{Serialize, de::DeserializeOwned};
 
-/// A name, which is also that of its folder in `corpus`, and the function.
+/// The name of a target, which is also the name of its folder in `corpus`, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// All targets.
 pub const TARGETS: &[Target] = &[
     ("frame", any_frame),
     ("target", any_target_message),
@@ -40,7 +41,7 @@ fn same_again<T: Serialize + DeserializeOwned + PartialEq + Debug>(body: &[u8]) 
     }
 }
 
-/// A stream of frames, cut anywhere.
+/// Decodes a stream of frames, cut anywhere.
 pub fn any_frame(bytes: &[u8]) {
     let mut stream = bytes;
     while frame::read::<target::Request>(&mut stream).is_ok() {}
@@ -49,7 +50,7 @@ pub fn any_frame(bytes: &[u8]) {
     let _ = frame::read::<Hello>(&mut &*bytes);
 }
 
-/// The body of a frame on the socket of ublk-target.
+/// Decodes the body of a frame on the socket of ublk-target.
 pub fn any_target_message(bytes: &[u8]) {
     same_again::<Hello>(bytes);
     same_again::<Welcome>(bytes);
@@ -57,13 +58,14 @@ pub fn any_target_message(bytes: &[u8]) {
     same_again::<target::Response>(bytes);
 }
 
-/// The body of a frame on the socket of shuntd.
+/// Decodes the body of a frame on the socket of shuntd.
 pub fn any_manager_message(bytes: &[u8]) {
     same_again::<manager::Request>(bytes);
     same_again::<manager::Response>(bytes);
 }
 
-/// The bytes of a sector, with the rest zero; the checksum at `at` is made right if the first byte says so.
+/// A sector with these bytes, and zeroes after them. The first byte is not part of the sector: if
+/// its lowest bit is set, `seal` makes the checksum right.
 fn sector(bytes: &[u8], seal: impl Fn(&mut [u8; SECTOR_BYTES])) -> [u8; SECTOR_BYTES] {
     let mut sector = [0; SECTOR_BYTES];
     let (sealed, bytes) = bytes.split_first().unwrap_or((&0, &[]));
@@ -81,7 +83,7 @@ fn seal_role(sector: &mut [u8; SECTOR_BYTES]) {
     sector[12..16].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// A slot of the role record. The first byte says whether the checksum is made right.
+/// Decodes a slot of the role record. The first byte says whether the checksum is made right.
 pub fn any_role_record(bytes: &[u8]) {
     let sector = sector(bytes, seal_role);
     let decoded = RoleRecord::decode(&sector);
@@ -93,7 +95,7 @@ pub fn any_role_record(bytes: &[u8]) {
     let _ = RoleRecord::choose([&sector, &sector]);
 }
 
-/// A sector of a bitmap. The first byte says whether the checksum is made right.
+/// Decodes a sector of a bitmap. The first byte says whether the checksum is made right.
 pub fn any_bitmap_sector(bytes: &[u8]) {
     let sector = sector(bytes, |sector| {
         let crc = map::checksum(&sector[4..]);
@@ -109,7 +111,7 @@ pub fn any_bitmap_sector(bytes: &[u8]) {
     }
 }
 
-/// The descriptor in a map file.
+/// Decodes the descriptor of a map file.
 pub fn any_descriptor(bytes: &[u8]) {
     if let Ok(descriptor) = serde_json::from_slice::<Descriptor>(bytes) {
         let text = serde_json::to_vec(&descriptor).expect("what was read can be written");
@@ -139,9 +141,9 @@ fn role(route: Route) -> RoleRecord {
 
 const DESCRIPTOR: &[u8] = include_bytes!("../corpus/descriptor/two-legs");
 
-/// A whole map file: a good one, to which the bytes bring changes. First a byte (1: `Mirrored`; 2: the role records' checksums
-/// are made right; 4: the file is cut at an offset), then as often as there are bytes an offset (4 bytes), a length (1) and
-/// that many bytes.
+/// Opens a whole map file: a good one that `bytes` change. The first byte is flags (1: `Mirrored`;
+/// 2: the checksums of the role records are made right; 4: the file is cut). Then follow any number
+/// of changes: an offset (4 bytes), a length (1 byte) and that many bytes.
 pub fn any_map_file(bytes: &[u8]) {
     thread_local! {
         static FOLDER: tempfile::TempDir = tempfile::tempdir().expect("a folder");

@@ -1,8 +1,10 @@
-//! Every target gets the corpus, and then what random changes make of it. No coverage guides it: the fuzzers that are need a
-//! nightly toolchain or programs of their own, and the gate runs on stable Rust with nothing installed.
+//! Runs every target with the corpus, and then with random changes of it. No coverage guides the
+//! changes: coverage-guided fuzzers need a nightly toolchain or programs of their own, and the gate
+//! runs on stable Rust with nothing installed.
 //!
-//! `SHUNT_FUZZ_SECONDS` (for each target) lets it run longer, `SHUNT_FUZZ_SEED` from another beginning. An input that breaks
-//! a property is printed, as `SHUNT_FUZZ_INPUT` takes it; it belongs into the corpus.
+//! `SHUNT_FUZZ_SECONDS` is the time for each target, `SHUNT_FUZZ_SEED` the seed. An input that
+//! breaks a property is printed in the form that `SHUNT_FUZZ_INPUT` takes; it belongs into the
+//! corpus.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{
@@ -13,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Counts what is allocated.
+/// An allocator that counts the bytes that are allocated.
 struct Counting;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
@@ -26,13 +28,13 @@ unsafe impl GlobalAlloc for Counting {
             NOW.fetch_add(layout.size(), Relaxed) + layout.size(),
             Relaxed,
         );
-        // SAFETY: the caller's promises are those that this asks for.
+        // SAFETY: the caller's promises are those that the system's allocator asks for.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         NOW.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promises are those that this asks for.
+        // SAFETY: the caller's promises are those that the system's allocator asks for.
         unsafe { System.dealloc(pointer, layout) }
     }
 }
@@ -40,7 +42,8 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What one input may allocate at once, in bytes: a few frames, and all bitmaps of the largest volume.
+/// The most memory that may be allocated at one time for one input, in bytes: a few frames, and all
+/// bitmaps of the largest volume.
 const MEMORY_MAX: usize = 16 << 20;
 const INPUT_BYTES_MAX: usize = 4096;
 
@@ -55,7 +58,7 @@ impl Random {
     }
 }
 
-/// Bytes that decoders like to trip over.
+/// Bytes that often break decoders.
 const TOKENS: &[&[u8]] = &[
     b"\xff\xff\xff\xff",
     b"\0\0\0\0",
@@ -147,7 +150,7 @@ fn number(name: &str) -> Option<u64> {
         .map(|text| text.parse().expect(name))
 }
 
-/// One test, so that nothing else allocates meanwhile.
+/// One test, so that nothing else allocates at the same time.
 #[test]
 fn no_bytes_make_a_decoder_panic_grow_or_change_what_it_was_given() {
     let limit = Duration::from_secs(number("SHUNT_FUZZ_SECONDS").unwrap_or(2));

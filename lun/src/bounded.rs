@@ -1,4 +1,5 @@
-//! A time limit for questions that the kernel may never answer: a file system whose server is dead, a device that hangs.
+//! A time limit for questions that the kernel may never answer: a file system whose server is dead,
+//! a device that hangs.
 
 use std::io;
 use std::path::Path;
@@ -8,18 +9,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// Most threads that may wait for the kernel past their limit; further work is refused until one of them ends.
+/// Most threads that may wait for the kernel past their limit; further work is refused until one of
+/// them ends.
 const STUCK_MAX: usize = 16;
 
 /// Threads that wait for the kernel past their limit.
 static STUCK: AtomicUsize = AtomicUsize::new(0);
 
-/// The question that a bounded piece of work asks at the moment.
+/// The path that a bounded piece of work is examining at the moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Step(Arc<Mutex<String>>);
 
 impl Step {
-    /// Notes that `path` is asked next.
+    /// Notes that `path` is examined next.
     pub(crate) fn asks(&self, path: &Path) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = path.display().to_string();
     }
@@ -32,10 +34,12 @@ impl Step {
     }
 }
 
-/// Runs `work` on a thread of its own and waits for at most `limit`. A thread that takes longer is left behind: nothing can end it.
+/// Runs `work` on a new thread and waits at most `limit` for the result. A thread that exceeds the
+/// limit is abandoned: nothing can end it.
 ///
 /// # Errors
-/// [`io::ErrorKind::TimedOut`] with the last [`Step`]; too many threads are left behind already; no thread can be made.
+/// [`io::ErrorKind::TimedOut`] with the last [`Step`]; [`STUCK_MAX`] threads are abandoned already;
+/// the thread cannot be created; `work` panicked.
 pub(crate) fn within<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce(&Step) -> T + Send + 'static,

@@ -1,4 +1,5 @@
-//! Whether a LUN that nobody recognises holds data: a raw database, plain dm-crypt, a guest's disk with an unknown table.
+//! Whether a LUN without known signatures holds data: a raw database, plain dm-crypt, a guest's
+//! disk with an unknown table.
 
 use std::fmt;
 use std::fs::File;
@@ -10,35 +11,36 @@ use crate::inspect::Fnv;
 use crate::kernel;
 use crate::open::{Lun, OpenError, other};
 
-/// What is read at the start and at the end of the LUN, in bytes.
+/// Bytes that are read at the start and at the end of the LUN.
 const EDGE_BYTES: u64 = 1 << 20;
-/// The unit in which it is reported what is not zero, in bytes.
+/// Size of the blocks that [`Filled`] counts, in bytes.
 const BLOCK_BYTES: usize = 4096;
 /// Alignment of the memory of direct I/O, in bytes: no device asks for more than a page.
 const MEMORY_ALIGNMENT_BYTES: usize = 4096;
 
-/// Data at the start or at the end of a LUN on which nothing is recognised.
+/// Data at the start or at the end of a LUN that has no known signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unrecognised {
     /// Blocks of the first MiB.
     pub first: Filled,
-    /// Blocks of the last MiB, as far as they are not in the first.
+    /// Blocks of the last MiB that are not also in the first MiB.
     pub last: Filled,
-    /// A checksum of both.
+    /// A checksum of the bytes that were read at both ends.
     pub fingerprint: String,
 }
 
-/// How many blocks of 4 KiB were read, and how many of them are not zero.
+/// The number of blocks of 4 KiB that were read, and how many of them are not zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filled {
     /// Blocks that were read.
     pub blocks: usize,
-    /// Those with a byte that is not zero.
+    /// Blocks with at least one byte that is not zero.
     pub not_zero: usize,
 }
 
 impl Lun {
-    /// Reads the first and the last MiB past the page cache. `None`: they are all zero.
+    /// Reads the first and the last MiB, past the page cache where the file system supports direct
+    /// I/O. `None`: all bytes are zero.
     ///
     /// # Errors
     /// The LUN cannot be read.
@@ -77,7 +79,7 @@ impl Lun {
         }))
     }
 
-    /// Another open of the same LUN, with direct I/O where its file system has that.
+    /// Opens the same LUN again, with direct I/O if its file system supports that.
     fn for_reading(&self) -> io::Result<File> {
         let direct = File::options()
             .read(true)
@@ -145,7 +147,7 @@ mod tests {
                 vec![0, 7 << 20, (8 << 20) - 1],
                 "first MiB: 1 of 256 blocks not zero; last MiB: 2 of 256 blocks not zero",
             ),
-            // The ends overlap, or are one.
+            // The two ends overlap, or one read covers the whole LUN.
             (
                 (1 << 20) + 8192,
                 vec![(1 << 20) + 8191],

@@ -1,7 +1,9 @@
-//! LUNs and files that the kernel itself serves to others: NVMe and SCSI targets, RNBD, USB gadgets, OCFS2's heartbeat.
+//! LUNs and files that the kernel itself serves to others: NVMe and SCSI targets, RNBD, USB
+//! gadgets, OCFS2's heartbeat.
 //!
-//! No process has such a LUN open, and most of these servers take no claim on it. They show in configfs and sysfs what they
-//! serve. What is named there is compared by device number or inode, never by the text of a path.
+//! No process has such a LUN open, and most of these servers do not claim it. configfs and sysfs
+//! list what the servers export. The LUNs that they name are compared by device number or inode,
+//! never by the text of a path.
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,14 +17,14 @@ use crate::kernel::status_unsynced;
 use crate::proc_text::{DeviceNumber, Mount};
 use crate::sysfs::{Sysfs, clean_text};
 
-/// Modules that serve LUNs as configfs says.
+/// Kernel modules whose exports are listed in configfs.
 const MODULES_OF_CONFIGFS: [&str; 2] = ["nvmet", "target_core_mod"];
 
 /// A LUN or a file that the kernel serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Export {
     pub(crate) what: Exported,
-    /// Who serves it, and the folder that says so: "nvmet (/sys/kernel/config/nvmet/...)".
+    /// The server, and the folder that names the export: "nvmet (/sys/kernel/config/nvmet/...)".
     pub(crate) by: String,
 }
 
@@ -32,12 +34,14 @@ pub(crate) enum Exported {
     File(FileId),
 }
 
-/// Everything that this kernel serves.
+/// Lists everything that this kernel exports.
 ///
-/// Passed over: a path that leads nowhere here, because the device is gone or the path belongs to another mount namespace.
+/// Skips a path that does not exist here, because the device is gone or the path belongs to another
+/// mount namespace.
 ///
 /// # Errors
-/// A server is loaded and configfs is not mounted, or a folder cannot be listed: never fewer exports instead.
+/// A server's module is loaded and configfs cannot be read, or a folder cannot be listed. The list
+/// is never silently incomplete.
 pub(crate) fn exports(sysfs: &Sysfs, mounts: &[Mount], step: &Step) -> io::Result<Vec<Export>> {
     let mut found = Found {
         exports: Vec::new(),
@@ -62,7 +66,7 @@ pub(crate) fn exports(sysfs: &Sysfs, mounts: &[Mount], step: &Step) -> io::Resul
         }
     }
     for folder in sysfs.folders("kernel/scst_tgt/devices")? {
-        // The second line says whether the name is kept.
+        // The name is the first line. The second line says whether SCST saves the name.
         let text = read(&folder.join("filename"));
         let name = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
         found.path(name, "SCST", &folder);
@@ -70,7 +74,7 @@ pub(crate) fn exports(sysfs: &Sysfs, mounts: &[Mount], step: &Step) -> io::Resul
     Ok(found.exports)
 }
 
-/// A folder through which configfs can be read: as this process sees it, else as the first process does.
+/// A mount point at which configfs can be read: as this process sees it, else as process 1 does.
 fn configfs(mounts: &[Mount]) -> Option<PathBuf> {
     let points = mounts
         .iter()
@@ -118,7 +122,7 @@ impl Found<'_> {
         Ok(())
     }
 
-    /// A backstore of LIO. `udev_path` is what targetcli has written; `info` says what is open.
+    /// Adds a backstore of LIO. `udev_path` is what targetcli wrote; `info` names what is open.
     fn backstore(&mut self, folder: &Path) {
         const BY: &str = "LIO backstore";
         let info = read(&folder.join("info"));
@@ -162,7 +166,7 @@ fn is_enabled(folder: &Path) -> bool {
     trimmed(&read(&folder.join("enable"))) == b"1"
 }
 
-/// `Major: 7 Minor: 0` of an iblock backstore.
+/// Reads `Major: 7 Minor: 0` of an iblock backstore.
 fn device_in_info(info: &[u8]) -> Option<DeviceNumber> {
     let text = String::from_utf8_lossy(info);
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -174,7 +178,8 @@ fn device_in_info(info: &[u8]) -> Option<DeviceNumber> {
     (number != (0, 0)).then_some(number)
 }
 
-/// `File: /path of it  Size: 33554432  Mode: ...` of a fileio backstore. The path may have any byte in it.
+/// Reads `File: /path of it  Size: 33554432  Mode: ...` of a fileio backstore. The path may contain
+/// any byte.
 fn file_in_info(info: &[u8]) -> Option<&[u8]> {
     let find = |text: &[u8], part: &[u8]| text.windows(part.len()).position(|at| at == part);
     let rest = &info[find(info, b"File: ")? + b"File: ".len()..];
@@ -183,7 +188,8 @@ fn file_in_info(info: &[u8]) -> Option<&[u8]> {
     Some(&rest[..last])
 }
 
-/// The folders that a pattern leads to; `*` is any one folder. None where a part of it is not there.
+/// The folders that match a pattern below `root`; `*` matches any one folder. Empty if a part of
+/// the pattern does not exist.
 fn below(root: &Path, pattern: &[&str]) -> io::Result<Vec<PathBuf>> {
     let Some((part, rest)) = pattern.split_first() else {
         return Ok(vec![root.to_owned()]);
@@ -204,7 +210,8 @@ fn below(root: &Path, pattern: &[&str]) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// An attribute; empty when it is not there or cannot be read, as that of an export that ends just now.
+/// The text of an attribute; empty if the attribute is missing or unreadable, as when the export is
+/// being removed.
 fn read(path: &Path) -> Vec<u8> {
     fs::read(path).unwrap_or_default()
 }
@@ -254,7 +261,7 @@ mod tests {
             }]
         }
 
-        /// What is exported, with the last folder of its place.
+        /// The exports, each with the last folder of its place.
         fn exports(&self, sys: &FakeSysfs) -> Vec<(Exported, String)> {
             exports(&sys.sysfs(), &self.mounts(), &Step::default())
                 .unwrap()

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::openers::Opener;
 
-/// Something that speaks against using a LUN as a leg. Its text follows the LUN's name: "/dev/sdb is mounted at ...".
+/// A reason not to use a LUN as a leg. The text follows the LUN's name: "/dev/sdb is mounted at
+/// ...".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(
     tag = "finding",
@@ -14,43 +15,44 @@ use crate::openers::Opener;
     rename_all_fields = "kebab-case"
 )]
 pub enum Finding {
-    /// A file system on it is mounted.
+    /// A file system on the LUN is mounted.
     Mounted {
-        /// The mount point; of a btrfs without a visible mount its UUID.
+        /// The mount point; for a btrfs without a visible mount, its UUID.
         at: String,
     },
-    /// It is an active swap area.
+    /// The LUN is an active swap area.
     Swap,
-    /// Other block devices stand on it: device-mapper, md, bcache, loop.
+    /// Other block devices use the LUN: device-mapper, md, bcache, loop.
     Holders {
-        /// What they are, with their names: "logical volume /dev/mapper/vg-data".
+        /// The devices with their types: "logical volume /dev/mapper/vg-data".
         names: Vec<String>,
     },
-    /// The kernel serves it to others: as an NVMe or SCSI target, for example. No process has it open.
+    /// The kernel exports the LUN, for example as an NVMe or SCSI target. No process has it open.
     Exported {
-        /// Which servers, with the folders that say so: "nvmet (/sys/kernel/config/nvmet/...)".
+        /// The servers, each with the folder that names the export: "nvmet
+        /// (/sys/kernel/config/nvmet/...)".
         by: Vec<String>,
     },
-    /// It is one path of a multipath map.
+    /// The LUN is one path of a multipath map.
     MultipathComponent {
         /// The map: `/dev/mapper/mpatha`.
         map: String,
     },
-    /// One of its partitions is used.
+    /// One of the LUN's partitions is used.
     PartitionInUse {
         /// The partition: `/dev/sda1`.
         partition: String,
-        /// How: "mounted at /boot".
+        /// How the partition is used: "mounted at /boot".
         by: String,
     },
-    /// It is a partition, and its whole disk is used past the partition table.
+    /// The LUN is a partition, and its disk is used directly, past the partition table.
     DiskInUse {
         /// The disk: `/dev/sda`.
         disk: String,
-        /// How.
+        /// How the disk is used.
         by: String,
     },
-    /// The kernel knows partitions on it; none need be in use.
+    /// The kernel knows partitions on the LUN. They need not be in use.
     HasPartitions {
         /// The partitions: `/dev/sda1`.
         partitions: Vec<String>,
@@ -60,26 +62,27 @@ pub enum Finding {
         /// The other disks: `/dev/sdc`.
         names: Vec<String>,
     },
-    /// The kernel refuses writes to it.
+    /// The kernel refuses writes to the LUN.
     ReadOnly,
-    /// A zoned device: it cannot be written at random.
+    /// The LUN is a zoned device, which cannot be written at random.
     Zoned {
-        /// The kernel's word: "host-managed".
+        /// The kernel's name of the model: "host-managed".
         model: String,
     },
-    /// An exclusive open was refused, and nothing above explains it.
+    /// The kernel refused an exclusive open, and no other finding explains the refusal.
     InUse,
-    /// Other processes have it, or a partition of it, open. Many only watch it: udev, multipathd, smartd.
+    /// Other processes have the LUN, or a partition of it, open. Many only watch it: udev,
+    /// multipathd, smartd.
     OpenedBy {
-        /// Who.
+        /// The processes.
         openers: Vec<Opener>,
     },
-    /// What this host or Shunt itself needs is on it.
+    /// The LUN holds something that this host or Shunt itself needs.
     SystemDisk {
-        /// "the root file system", or the state folder.
+        /// What the LUN holds: "the root file system", or the path of the folder.
         reason: String,
     },
-    /// It is a volume that Shunt serves, or stands on one.
+    /// The LUN is a volume that Shunt serves, or stands on one.
     IsShuntVolume {
         /// The volume: `/dev/ublkb0`.
         volume: String,
@@ -87,9 +90,11 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// Whether somebody uses the LUN now, so that neither reading it as a source nor writing to it as a target can be right.
+    /// Whether somebody uses the LUN now, so that it is neither a correct source to read nor a safe
+    /// target to write.
     ///
-    /// False for what only warns: partitions that nobody uses, other paths, processes that only read, properties of the device.
+    /// False for findings that only warn: partitions that nobody uses, other paths, processes that
+    /// only read, a volume of Shunt, properties of the device.
     #[must_use]
     pub fn is_in_use(&self) -> bool {
         match self {
@@ -111,7 +116,7 @@ impl Finding {
         }
     }
 
-    /// Whether this explains that the kernel refused an exclusive open.
+    /// Whether the finding explains why the kernel refused an exclusive open.
     pub(crate) fn explains_a_claim(&self) -> bool {
         match self {
             Finding::Mounted { .. }

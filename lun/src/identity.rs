@@ -1,4 +1,4 @@
-//! What identifies a LUN beyond its path, and comparing it with what was recorded.
+//! What identifies a LUN beyond its path, and the comparison with a recorded identity.
 
 use std::fmt;
 
@@ -26,8 +26,8 @@ pub struct FileId {
 
 /// What identifies a LUN beyond its path; read from the opened descriptor ([`crate::Lun::open`]).
 ///
-/// Recorded when a LUN is accepted, and compared ([`Identity::matches`]) at every later open, before the first write and
-/// before a switch. Texts are as the kernel spells them, trimmed.
+/// Recorded when a LUN is accepted, and compared ([`Identity::matches`]) at every later open,
+/// before the first write and before a switch. Texts are spelled as in the kernel, and trimmed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Identity {
@@ -38,26 +38,27 @@ pub struct Identity {
     /// Smallest unit and alignment of direct I/O, in bytes. A power of two, at least 512.
     pub logical_block_bytes: u32,
     /// World-wide name of the disk, with its type: `naa.`, `eui.`, `t10.`, `nvme.`, `uuid.`; or the
-    /// name that its driver knows it by: `md.`, `nbd.`, `rbd.`, `bcache.` A partition has its
-    /// disk's.
+    /// driver's name for it: `md.`, `nbd.`, `rbd.`, `bcache.` A partition has its disk's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wwn: Option<String>,
     /// Serial number of the disk. A partition has its disk's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
-    /// `PARTUUID` in lower case; of a DOS table the disk's identifier with the number of the partition.
+    /// `PARTUUID` in lower case; for a DOS table, the disk's identifier with the number of the
+    /// partition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition_uuid: Option<String>,
     /// Number of the partition on its disk; `None`: not a partition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition_number: Option<u32>,
-    /// Where the partition starts on its disk, in bytes. `None` also for partitions made by kpartx.
+    /// Offset of the partition on its disk, in bytes. `None` also for partitions made by kpartx.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition_start_bytes: Option<u64>,
-    /// The regular file; of a loop device the file beneath it.
+    /// The regular file; for a loop device, the file beneath it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<FileId>,
-    /// Where the blocks of a loop device begin in its file, in bytes; `None`: not a loop device.
+    /// Offset at which the blocks of a loop device begin in its file, in bytes; `None`: not a loop
+    /// device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_offset_bytes: Option<u64>,
     /// UUID of a device-mapper device, with its owner: `LVM-`, `mpath-`, `CRYPT-`.
@@ -65,18 +66,18 @@ pub struct Identity {
     pub dm_uuid: Option<String>,
 }
 
-/// One field that is not what was recorded.
+/// One field whose value differs from the recorded value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// The field, in words.
+    /// The field's name.
     pub field: &'static str,
-    /// What was recorded.
+    /// The recorded value.
     pub recorded: String,
-    /// What is there now; "none" when the LUN no longer tells.
+    /// The value now; "none" when the LUN no longer reports the field.
     pub found: String,
 }
 
-/// The LUN that was opened is not the one that was recorded. Names every field that differs.
+/// The opened LUN is not the recorded one. Lists every field that differs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Mismatch {
     /// At least one difference.
@@ -84,11 +85,11 @@ pub struct Mismatch {
 }
 
 impl Identity {
-    /// Whether `now` is the LUN that `self` recorded. Kind and logical block size must be equal,
-    /// and the size must not be less: a LUN that has grown is the same LUN. Every other field that
-    /// was recorded must still be there and equal; what was absent when recorded is not compared.
-    /// Of a LUN that is not [distinct](Identity::is_distinct) a match proves nothing:
-    /// [`Recorded::check`](crate::Recorded::check) asks for more.
+    /// Checks that `now` is the LUN that `self` recorded. Kind and logical block size must be
+    /// equal, and the size must not be less: a LUN that has grown is the same LUN. Every other
+    /// recorded field must be present and equal; a field that was absent when recorded is not
+    /// compared. For a LUN that is not [distinct](Identity::is_distinct) a match proves nothing:
+    /// [`Recorded::check`](crate::Recorded::check) requires more evidence.
     ///
     /// # Errors
     /// All fields that differ.
@@ -116,11 +117,12 @@ impl Identity {
         }
     }
 
-    /// Whether `other` seems to be the same LUN under another name, or to share blocks with it: same device-mapper UUID, same
-    /// file (also beneath a loop device), or same world-wide name. A disk and its partition share blocks; two partitions of one disk do not.
+    /// Whether `other` seems to be the same LUN under another name, or to share blocks with it:
+    /// same device-mapper UUID, same file (also beneath a loop device), or same world-wide name. A
+    /// disk and its partition share blocks; two partitions of one disk do not.
     ///
-    /// A hint: `false` proves nothing, since many virtual disks have no name. Serial numbers are not asked: they are unique only
-    /// within one make, if at all.
+    /// A hint: `false` proves nothing, since many virtual disks have no name. Serial numbers are
+    /// not compared: they are unique only within one make, if at all.
     #[must_use]
     pub fn same_device_hint(&self, other: &Identity) -> bool {
         if equal_and_known(self.dm_uuid.as_ref(), other.dm_uuid.as_ref()) {
@@ -131,8 +133,9 @@ impl Identity {
         same_disk && !self.is_another_partition_than(other)
     }
 
-    /// Whether anything but the size tells this LUN from another one of its kind. One that is not
-    /// distinct needs [`Seen`](crate::Seen) beside this.
+    /// Whether the identity has a name of its own: world-wide name, serial, partition UUID, file or
+    /// device-mapper UUID. A LUN that is not distinct also needs [`Seen`](crate::Seen) to be
+    /// recognised.
     #[must_use]
     pub fn is_distinct(&self) -> bool {
         self.wwn.is_some()
@@ -142,15 +145,15 @@ impl Identity {
             || self.dm_uuid.is_some()
     }
 
-    /// Whether the LUN is found under whatever name it has: by a name that no other device has, in
-    /// this boot or another, and that the kernel reports without opening it. The file of a loop device
-    /// is none: after a boot its device number and inode can be those of another file.
+    /// Whether the LUN can be found under any name: the kernel reports, without opening the device,
+    /// a name of it that no other device has, in this boot or another. The file of a loop device is
+    /// not such a name: after a boot its device number and inode can belong to another file.
     #[must_use]
     pub fn is_findable(&self) -> bool {
         self.kind == Kind::BlockDevice && (self.wwn.is_some() || self.dm_uuid.is_some())
     }
 
-    /// One line for an operator: everything that is known.
+    /// Describes all known fields in one line for an operator.
     #[must_use]
     pub fn describe(&self) -> String {
         self.fields()
@@ -168,7 +171,8 @@ impl Identity {
             .join(", ")
     }
 
-    /// All fields in a fixed order with their texts. Comparing, describing and the overwrite word use this one list.
+    /// All fields in a fixed order with their texts. [`Identity::matches`], [`Identity::describe`]
+    /// and [`crate::overwrite_word`] use this one list.
     pub(crate) fn fields(&self) -> [(&'static str, Option<String>); 11] {
         let Identity {
             kind,

@@ -1,4 +1,5 @@
-//! Everything that speaks against using a LUN as a leg, and the word that confirms overwriting it all the same.
+//! Lists every reason not to use a LUN as a leg, and computes the word that confirms overwriting
+//! it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,46 +16,49 @@ use crate::signature::{Signature, signatures};
 use crate::stack::{Stack, beneath_device, beneath_path, block_device_at};
 use crate::usage::{Host, uses_of_lun};
 
-/// What is read from the start and the end of the LUN to see that it can be read at all, in bytes.
+/// Bytes that are read at the start and at the end of the LUN to check that it is readable.
 const PROBE_BYTES: usize = 64 * 1024;
-/// How long an inspection may take: a LUN that works is read in far less.
+/// Time limit of an inspection; a LUN that works is read in far less.
 const INSPECT_MAX: Duration = Duration::from_secs(60);
-/// How long [`volumes_beneath`] may take.
+/// Time limit of [`volumes_beneath`].
 const BENEATH_MAX: Duration = Duration::from_secs(10);
-/// The name of the program that serves Shunt's volumes, as `/proc/PID/comm` has it.
+/// Name of the program that serves Shunt's volumes, as in `/proc/PID/comm`.
 const VOLUME_SERVER: &str = "ublk-target";
-/// The kernel's name of a ublk block device starts so; its character device is `ublkcN`.
+/// Prefix of the kernel's name of a ublk block device; its character device is `ublkcN`.
 const UBLK_PREFIX: &str = "ublkb";
 
-/// What is known about a LUN that somebody wants to use as a leg.
+/// What is known about a LUN that is a candidate for a leg.
 #[derive(Debug)]
 pub struct Inspection {
     /// The LUN, opened for reading, neither exclusive nor direct.
     pub lun: Lun,
-    /// Everything that speaks against it, not only the first.
+    /// Every reason not to use the LUN, not only the first.
     pub findings: Vec<Finding>,
-    /// What is on it.
+    /// The signatures on the LUN.
     pub signatures: Vec<Signature>,
     /// The label of a copy that was never finished ([`Lun::unfinished`]).
     pub unfinished: Option<String>,
-    /// Data on a LUN that has neither a signature nor such a label. Read by [`inspect_target`] only.
+    /// Data on a LUN that has neither a signature nor such a label. Filled in by [`inspect_target`]
+    /// only.
     pub unrecognised: Option<Unrecognised>,
 }
 
 /// Examines the LUN at `path`. Reads only, and takes at most [`INSPECT_MAX`].
 ///
-/// `protected`: folders that must not lie on the LUN (Shunt's state and logs); they need not exist yet. The root file system always counts.
+/// `protected`: folders that must not lie on the LUN (Shunt's state and logs); they need not exist
+/// yet. The root file system is always protected.
 ///
 /// # Errors
-/// The path is no LUN, the LUN cannot be read, or a source of findings cannot be read: never fewer findings instead.
+/// The path is no LUN, the LUN cannot be read, or a source of findings cannot be read. The list of
+/// findings is never silently incomplete.
 pub fn inspect(path: &Path, protected: &[&Path]) -> Result<Inspection, OpenError> {
     inspect_within(path, protected, false)
 }
 
-/// The same for a LUN that is to be overwritten: its first and last MiB are read too.
+/// Examines a LUN that is to be overwritten: as [`inspect`], and also reads its first and last MiB.
 ///
 /// # Errors
-/// As of [`inspect`].
+/// As for [`inspect`].
 pub fn inspect_target(path: &Path, protected: &[&Path]) -> Result<Inspection, OpenError> {
     inspect_within(path, protected, true)
 }
@@ -105,7 +109,7 @@ fn inspect_now(
             .map(|volume| Finding::IsShuntVolume { volume }),
     );
     findings.extend(system_disk(&lun, protected, &host).map_err(failed)?);
-    // libblkid takes a sector that it cannot read for one without a signature.
+    // libblkid treats an unreadable sector like one without a signature.
     step.asks(&lun.path);
     probe(&lun)?;
     let signatures = signatures(&lun)?;
@@ -123,10 +127,11 @@ fn inspect_now(
     })
 }
 
-/// The volumes of Shunt on which `path` lies: a folder, a file, or a block device itself. By the names of their devices:
-/// `/dev/ublkb0`. A path that does not exist yet: its nearest existing parent.
+/// Lists the volumes of Shunt on which `path` (a folder, a file, or a block device) lies, by the
+/// names of their devices: `/dev/ublkb0`. For a path that does not exist yet, its nearest existing
+/// parent counts.
 ///
-/// # Errors
+/// The kernel's files cannot be read, or the kernel does not answer within [`BENEATH_MAX`].
 /// The kernel cannot be asked, or does not answer within [`BENEATH_MAX`].
 pub fn volumes_beneath(path: &Path) -> Result<Vec<String>, OpenError> {
     let asked = path.to_owned();
@@ -143,12 +148,14 @@ pub fn volumes_beneath(path: &Path) -> Result<Vec<String>, OpenError> {
     .map_err(|source| other(path, "find what is beneath", source))?
 }
 
-/// A short word (eight hexadecimal digits) for exactly this LUN and what was found on it, for an operator to type when it is to be
-/// overwritten. Another LUN, or one more signature, has another word. It guards against mistakes, not against malice. Two LUNs that
-/// nothing but their size identifies ([`Identity::is_distinct`]) share a word. Data that is not recognised counts with its fingerprint.
+/// Computes a short word (eight hexadecimal digits) for exactly this LUN and its contents. An
+/// operator types it to confirm that the LUN may be overwritten. A different LUN, or one more
+/// signature, has a different word. The word guards against mistakes, not against malice. Two LUNs
+/// that only their size identifies ([`Identity::is_distinct`]) share a word. Unrecognised data
+/// counts with its fingerprint.
 ///
-/// FNV-1a over all fields that are known and all signatures in order of their place, then MurmurHash3's finalizer, both
-/// halves combined. Stable between versions: a test holds one word.
+/// FNV-1a over all known fields and all signatures in order of their offset, then MurmurHash3's
+/// finalizer, with both halves combined. Stable between versions: a test pins one word.
 #[must_use]
 pub fn overwrite_word(
     identity: &Identity,
@@ -226,8 +233,8 @@ fn zoned(number: DeviceNumber, host: &Host) -> io::Result<Option<Finding>> {
         .map(|model| Finding::Zoned { model }))
 }
 
-/// The ublk devices of a stack whose server is Shunt's. One without a server counts too: Shunt's between two lives looks like
-/// that.
+/// The ublk devices of a stack that `ublk-target` serves. A ublk device without a server counts
+/// too: a volume has none while its `ublk-target` restarts.
 fn shunt_volumes(stack: &Stack, host: &Host) -> io::Result<Vec<String>> {
     let mut volumes = Vec::new();
     for number in &stack.devices {
@@ -510,7 +517,8 @@ mod tests {
     fn ublk_device_of_another_server_is_no_volume_of_shunt() {
         let sys = FakeSysfs::new();
         sys.add("ublkb4", "259:7", &[]);
-        // This process stands in for the other server, and /dev/null for the character device it holds open.
+        // This process stands in for the other server, and /dev/null for the character device that
+        // it holds open.
         let null = fs::File::open("/dev/null").unwrap();
         let (major, minor) = number_of(null.metadata().unwrap().rdev());
         let folder = sys.folder.path().join("class/ublk-char/ublkc4");

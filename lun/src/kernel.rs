@@ -13,7 +13,7 @@ use std::path::Path;
 
 use crate::identity::FileId;
 
-/// The flags of `open(2)` beyond the access mode; close-on-exec is always set.
+/// Claims a block device, as a flag of `open(2)`. std always sets close-on-exec too.
 pub(crate) const O_EXCL: c_int = libc::O_EXCL;
 /// Unbuffered I/O.
 pub(crate) const O_DIRECT: c_int = libc::O_DIRECT;
@@ -55,7 +55,8 @@ pub(crate) fn device_size_bytes(fd: BorrowedFd<'_>) -> io::Result<u64> {
     unsafe { read_ioctl::<u64>(fd, BLKGETSIZE64) }
 }
 
-/// Logical block size of the block device in bytes: the smallest and the alignment of any direct I/O.
+/// Logical block size of the block device in bytes: the smallest unit and the alignment of direct
+/// I/O.
 pub(crate) fn logical_block_bytes(fd: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: BLKSSZGET writes one int.
     let bytes = unsafe { read_ioctl::<c_int>(fd, BLKSSZGET) }?;
@@ -68,7 +69,7 @@ pub(crate) fn physical_block_bytes(fd: BorrowedFd<'_>) -> io::Result<u32> {
     unsafe { read_ioctl::<c_uint>(fd, BLKPBSZGET) }
 }
 
-/// Lets the kernel read the partition table of the block device.
+/// Makes the kernel read the partition table of the block device.
 pub(crate) fn read_partition_table(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: BLKRRPART takes no argument, and the descriptor is borrowed, therefore open.
     if unsafe { libc::ioctl(fd.as_raw_fd(), BLKRRPART) } < 0 {
@@ -83,13 +84,14 @@ pub(crate) fn is_read_only(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(unsafe { read_ioctl::<c_int>(fd, BLKROGET) }? != 0)
 }
 
-/// The number that the kernel gives to no second disk until it reboots. Linux 5.15 and later.
+/// The number that the kernel gives to no other disk until it reboots. Linux 5.15 and later.
 pub(crate) fn disk_sequence(fd: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: BLKGETDISKSEQ writes one u64.
     unsafe { read_ioctl::<u64>(fd, BLKGETDISKSEQ) }
 }
 
-/// The file or device beneath a loop device, and where its blocks begin there, in bytes.
+/// The file or device beneath a loop device, and the offset in bytes at which the loop device
+/// begins in it.
 pub(crate) fn loop_backing_file(fd: BorrowedFd<'_>) -> io::Result<(FileId, u64)> {
     // SAFETY: LOOP_GET_STATUS64 writes one struct loop_info64; every bit pattern of it is valid.
     let info = unsafe { read_ioctl::<LoopInfo64>(fd, LOOP_GET_STATUS64) }?;
@@ -100,12 +102,14 @@ pub(crate) fn loop_backing_file(fd: BorrowedFd<'_>) -> io::Result<(FileId, u64)>
     Ok((file, info.offset))
 }
 
-/// Alignment in bytes that the file system asks of direct I/O on this file.
+/// Alignment in bytes that the file system requires for direct I/O on this file.
 ///
-/// `Ok(None)`: the kernel or the file system does not say. `Ok(Some(0))`: no direct I/O on this file.
+/// `Ok(None)`: the kernel or the file system does not report it. `Ok(Some(0))`: no direct I/O on
+/// this file.
 pub(crate) fn direct_io_alignment_bytes(fd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     let mut status = MaybeUninit::<libc::statx>::zeroed();
-    // SAFETY: the path is an empty C string, which AT_EMPTY_PATH allows; the kernel fills one struct statx.
+    // SAFETY: the path is an empty C string, which AT_EMPTY_PATH allows; the kernel fills one
+    // struct statx.
     let result = unsafe {
         libc::statx(
             fd.as_raw_fd(),
@@ -123,18 +127,19 @@ pub(crate) fn direct_io_alignment_bytes(fd: BorrowedFd<'_>) -> io::Result<Option
     Ok((status.stx_mask & libc::STATX_DIOALIGN != 0).then_some(status.stx_dio_offset_align))
 }
 
-/// The kind and the numbers of what a path leads to.
+/// The kind and the numbers of the file to which a path leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Status {
     /// `S_IFMT` bits.
     pub(crate) kind: u32,
     pub(crate) file: FileId,
-    /// Major and minor number, if it is a device node.
+    /// Major and minor number of a device node.
     pub(crate) device: (u32, u32),
 }
 
-/// Asks what `path` leads to, symbolic links and `/proc/PID/fd` links followed, from what the kernel knows: the server of
-/// a network file system is not asked, and nothing is mounted for it.
+/// Reads the status of the file to which `path` leads, following symbolic links and `/proc/PID/fd`
+/// links. Returns what the kernel knows: the server of a network file system is not asked, and
+/// nothing is mounted.
 pub(crate) fn status_unsynced(path: &Path) -> io::Result<Status> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut status = MaybeUninit::<libc::statx>::zeroed();
@@ -170,7 +175,7 @@ pub(crate) fn file_system_is_read_only(file: &File) -> io::Result<bool> {
         .contains(nix::sys::statvfs::FsFlags::ST_RDONLY))
 }
 
-/// Takes an exclusive `flock` without waiting; `Ok(false)` when somebody else holds one.
+/// Takes an exclusive `flock` without waiting; `Ok(false)` if another open holds one.
 pub(crate) fn try_lock_exclusive(fd: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: flock takes no pointer, and the descriptor is borrowed, therefore open.
     if unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
@@ -184,17 +189,19 @@ pub(crate) fn try_lock_exclusive(fd: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
-/// Lets go of a `flock`.
+/// Releases a `flock`.
 pub(crate) fn unlock(fd: BorrowedFd<'_>) {
     // SAFETY: as above. LOCK_UN on an open descriptor has no error to report.
     let _ = unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_UN) };
 }
 
 /// # Safety
-/// The request must write at most one `T`, and all-zero bytes and whatever it writes must be a valid `T`.
+/// The request must write at most one `T`, and all-zero bytes and whatever it writes must be a
+/// valid `T`.
 unsafe fn read_ioctl<T>(fd: BorrowedFd<'_>, request: libc::Ioctl) -> io::Result<T> {
     let mut value = MaybeUninit::<T>::zeroed();
-    // SAFETY: the caller says that the request writes at most one T; the descriptor is borrowed, therefore open.
+    // SAFETY: the caller says that the request writes at most one T; the descriptor is borrowed,
+    // therefore open.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), request, value.as_mut_ptr()) };
     if result < 0 {
         return Err(io::Error::last_os_error());

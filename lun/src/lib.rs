@@ -1,36 +1,38 @@
-//! Opening LUNs and knowing which one it is.
+//! Opens LUNs and identifies them.
 //!
-//! The worst thing Shunt can do is to overwrite the wrong disk, and the kernel does not prevent it. So a path is
-//! only a way to find a LUN. This crate reads from the *opened descriptor* what identifies the LUN
-//! ([`Identity`]), says everything that speaks against using it ([`inspect`]), and names who uses it
-//! ([`in_use`], [`openers`]).
+//! The worst thing Shunt can do is to overwrite the wrong disk, and the kernel does not prevent it.
+//! So a path is only a way to find a LUN. This crate reads from the *opened descriptor* what
+//! identifies the LUN ([`Identity`]), lists every reason not to use it ([`inspect`]), and names who
+//! uses it ([`in_use`], [`openers`]).
 //!
 //! | file | purpose |
 //! |---|---|
 //! | `open` | open a path as a LUN, its limits, its lock |
 //! | `identity` | what identifies a LUN, comparing it with what was recorded |
-//! | `recorded` | finding and opening a LUN that was recorded; what tells one without a name from others |
+//! | `recorded` | finding and opening a recorded LUN; evidence for one without a name |
 //! | `names` | names that stay with a LUN, and names that do not |
-//! | `partitions` | the partitions of a device that the kernel does not look for itself |
+//! | `partitions` | the partitions of a device that the kernel does not scan automatically |
 //! | `inspect` | all findings about a LUN, and the word that confirms an overwrite |
 //! | `finding` | the findings and their texts |
 //! | `usage` | mounts, swap, holders, partitions in use, other paths |
-//! | `state` | what shows that others have written to a LUN |
+//! | `state` | evidence that others have written to a LUN |
 //! | `stack` | which devices lie beneath a path or a device |
 //! | `openers` | which processes have a LUN open |
 //! | `exports` | what the kernel itself serves to others |
-//! | `contents` | whether a LUN on which nothing is recognised holds data |
+//! | `contents` | whether a LUN without a known signature holds data |
 //! | `bounded` | a time limit for questions that the kernel may never answer |
 //! | `users` | who uses the device of a volume |
 //! | `signature` | what libblkid recognises on a LUN |
-//! | `retire` | making a LUN inaccessible, when that is asked for by name |
+//! | `retire` | making a LUN inaccessible on request |
 //! | `unfinished` | the label of a LUN that is to become a copy |
 //! | `sysfs`, `proc_text`, `vpd` | reading the kernel's texts and the SCSI pages |
 //! | `kernel` | the system calls: the only unsafe code |
 //!
-//! Absent: any decision. Whether a finding refuses a command is for the caller to say. Nothing but `retire` and `unfinished` writes to a LUN.
+//! Absent: any decision. The caller decides whether a finding refuses a command. Only `retire` and
+//! `unfinished` write to a LUN.
 //!
-//! All calls block (they read devices, `/sys`, `/proc` and run `wipefs`): an asynchronous caller gives them a thread.
+//! All calls block (they read devices, `/sys`, `/proc` and run `wipefs`): an asynchronous caller
+//! runs them on a thread of their own.
 
 #![deny(unsafe_code)]
 
@@ -72,14 +74,15 @@ pub use state::fingerprint;
 pub use usage::in_use;
 pub use users::users;
 
-/// Tests that start programs, or that a copy of a descriptor in a program being started would disturb, run one after the other.
+/// Helpers of the tests. `alone` serializes tests that start programs, and tests that an inherited
+/// copy of a descriptor would disturb.
 #[cfg(test)]
 mod testing {
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     static ALONE: Mutex<()> = Mutex::new(());
 
-    /// Reports that a test cannot run here; fails instead where every test has to run.
+    /// Reports that a test cannot run here; panics if `SHUNT_NO_SKIP` is set.
     pub(crate) fn skip(reason: &str) {
         assert!(
             std::env::var_os("SHUNT_NO_SKIP").is_none(),

@@ -1,14 +1,14 @@
-//! Names below `/dev`: which of them may be another LUN's after a boot, and which one stays.
+//! Names below `/dev`: which of them may lead to a different LUN after a boot, and which one stays.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::stack::block_device_at;
 
-/// udev's links that are named after what a disk says of itself.
+/// udev's links that are named after a disk's own identifiers.
 const BY_ID: &str = "/dev/disk/by-id";
-/// How the better of these links begin, the best one first. Others name a device by where it is, or
-/// by what is on it.
+/// Prefixes of the links that identify a device, the best one first. Other links name a device by
+/// its place or by its contents.
 const PREFIXES: [&str; 12] = [
     "wwn-",
     "nvme-eui.",
@@ -24,8 +24,8 @@ const PREFIXES: [&str; 12] = [
     "mmc-",
 ];
 
-/// Whether a path is the kernel's own name of a device (`/dev/sdb`, `/dev/dm-3`), which may be
-/// another LUN's after a boot.
+/// Whether a path is the kernel's own name of a device (`/dev/sdb`, `/dev/dm-3`), which may lead to
+/// a different LUN after a boot.
 #[must_use]
 pub fn is_kernel_name(path: &Path) -> bool {
     path.parent() == Some(Path::new("/dev"))

@@ -1,4 +1,4 @@
-//! Opening a path as a LUN: what it is, what it can do, its lock.
+//! Opens a path as a LUN: its identity, its limits, its lock.
 
 use std::fs::{self, File, Metadata, OpenOptions as FileOptions};
 use std::io;
@@ -13,9 +13,10 @@ use crate::proc_text::DeviceNumber;
 use crate::signature::{SignatureError, partition_uuid_by_blkid};
 use crate::sysfs::{BlockDevice, Sysfs, partition_number_in_dm_uuid, partition_uuid_in_uevent};
 
-/// Smallest logical block that Linux knows, in bytes; also the unit of sysfs's `start`.
+/// Smallest logical block size that Linux supports, in bytes; also the unit of sysfs's `start`.
 const SECTOR_BYTES: u32 = 512;
-/// What one request to a regular file may carry: files have no limit, this one is as good as any.
+/// Most bytes of one request to a regular file. Files have no limit of their own; this value is an
+/// arbitrary one.
 const FILE_IO_BYTES_MAX: u32 = 1 << 20;
 
 /// How to open a LUN.
@@ -23,8 +24,9 @@ const FILE_IO_BYTES_MAX: u32 = 1 << 20;
 pub struct OpenOptions {
     /// Open for writing too.
     pub write: bool,
-    /// Claim a block device (`O_EXCL`): refused while anybody else has claimed it, its disk or a partition of it (mount, swap, holder),
-    /// and nobody else can claim it until it is closed. Without effect on regular files: take the lock there.
+    /// Claim a block device (`O_EXCL`). The open is refused while anybody else has claimed the
+    /// device, its disk or a partition of it (mount, swap, holder), and nobody else can claim it
+    /// until it is closed. Without effect on regular files: use the lock there.
     pub exclusive: bool,
     /// Unbuffered I/O (`O_DIRECT`), aligned to the logical block size.
     pub direct: bool,
@@ -37,17 +39,19 @@ pub struct Lun {
     pub fd: OwnedFd,
     /// The path without symbolic links: `/dev/vdb`, `/dev/dm-3`.
     pub path: PathBuf,
-    /// What identifies it, as of the time of opening.
+    /// What identifies the LUN, as read when it was opened.
     pub identity: Identity,
     /// Major and minor number of a block device.
     pub device_number: Option<(u32, u32)>,
-    /// Number that the kernel gives to no second disk until it reboots (`BLKGETDISKSEQ`, Linux 5.15). A partition has its disk's.
+    /// A number that the kernel gives to no other disk until it reboots (`BLKGETDISKSEQ`, Linux
+    /// 5.15). A partition has its disk's.
     pub disk_sequence: Option<u64>,
-    /// Physical block size in bytes: writes of less cost the device a read. Of a file: the preferred size of its file system.
+    /// Physical block size in bytes: a smaller write costs the device a read. For a file: the
+    /// preferred block size of its file system.
     pub physical_block_bytes: u32,
     /// `queue/minimum_io_size` in bytes.
     pub minimum_io_bytes: u32,
-    /// `queue/optimal_io_size` in bytes (a stripe); 0: the device does not say.
+    /// `queue/optimal_io_size` in bytes (a stripe); 0: the device does not report it.
     pub optimal_io_bytes: u32,
     /// Most bytes of one request (`queue/max_sectors_kb`).
     pub max_io_bytes: u32,
@@ -57,9 +61,9 @@ pub struct Lun {
     pub discard_granularity_bytes: u32,
     /// Most bytes of one write-zeroes; 0: the device has no such command.
     pub write_zeroes_max_bytes: u64,
-    /// Writes are refused (`BLKROGET`; the file's file system is mounted read-only).
+    /// The kernel refuses writes (`BLKROGET`, or the file system of the file is mounted read-only).
     pub read_only: bool,
-    /// A disk that turns, as far as the device says. False for a regular file.
+    /// Whether the disk is rotational, as far as the device reports. False for a regular file.
     pub rotational: bool,
     /// Written data is durable only after a flush. Always true for a regular file.
     pub volatile_cache: bool,
@@ -81,30 +85,30 @@ pub enum OpenError {
     WrongKind {
         /// The path as it was given.
         path: PathBuf,
-        /// What it is: "directory", "character device".
+        /// The kind of the file: "directory", "character device".
         found: &'static str,
     },
-    /// An exclusive open was refused: mounted, swap, a holder, or another program's claim.
+    /// The kernel refused an exclusive open: mounted, swap, a holder, or another program's claim.
     #[error("{} is in use: somebody else has claimed the device", path.display())]
     Busy {
         /// The path without symbolic links.
         path: PathBuf,
     },
-    /// This process may not.
+    /// The process has no permission to open the path.
     #[error("no permission to open {}: {source}", path.display())]
     Permission {
         /// The path as it was given.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Opened for writing, and writes are refused.
+    /// The LUN was to be opened for writing, and the kernel refuses writes.
     #[error("{} is read-only", path.display())]
     ReadOnly {
         /// The path without symbolic links.
         path: PathBuf,
     },
-    /// The file system of a regular file has no direct I/O.
+    /// The file system of a regular file does not support direct I/O.
     #[error("the file system of {} does not support direct i/o (O_DIRECT)", path.display())]
     DirectUnsupported {
         /// The path without symbolic links.
@@ -116,7 +120,7 @@ pub enum OpenError {
         /// The path without symbolic links.
         path: PathBuf,
     },
-    /// The last block would be incomplete.
+    /// The size is not a multiple of the logical block size.
     #[error("the size of {} is {size_bytes} bytes, not a multiple of its logical block size of {logical_block_bytes} bytes", path.display())]
     UnalignedSize {
         /// The path without symbolic links.
@@ -126,7 +130,7 @@ pub enum OpenError {
         /// Logical block size in bytes.
         logical_block_bytes: u32,
     },
-    /// A logical block size that is below 512 or no power of two.
+    /// The logical block size is below 512 or not a power of two.
     #[error("{} reports a logical block size of {logical_block_bytes} bytes", path.display())]
     OddBlockSize {
         /// The path without symbolic links.
@@ -134,28 +138,28 @@ pub enum OpenError {
         /// As reported, in bytes.
         logical_block_bytes: u32,
     },
-    /// Another device came in between while this one was examined.
+    /// The path led to a different device before the examination was complete.
     #[error("{} was replaced by another device while it was examined: try again", path.display())]
     Replaced {
         /// The path without symbolic links.
         path: PathBuf,
     },
     /// The signatures on the LUN could not be read.
-    #[error("cannot tell what is on {}: {source}", path.display())]
+    #[error("cannot read the signatures on {}: {source}", path.display())]
     Signatures {
         /// The path without symbolic links.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: SignatureError,
     },
     /// Any other failure.
     #[error("cannot {action} {}: {source}", path.display())]
     Other {
-        /// The path.
+        /// The path, as given or without symbolic links.
         path: PathBuf,
-        /// What was tried: "open", "read the size of".
+        /// The action that failed: "open", "read the size of".
         action: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
@@ -183,7 +187,7 @@ impl OpenError {
     }
 }
 
-/// The limits of a device; the fields of [`Lun`] explain them.
+/// The limits of a device; the fields of [`Lun`] have the details.
 struct Limits {
     physical_block_bytes: u32,
     minimum_io_bytes: u32,
@@ -201,15 +205,16 @@ impl Lun {
     /// Opens the LUN at `path` and reads its identity and its limits from the opened descriptor.
     ///
     /// # Errors
-    /// See [`OpenError`]. With `write`, a read-only LUN is refused even where the kernel would open it.
+    /// See [`OpenError`]. With `write`, a read-only LUN is refused even where the kernel would open
+    /// it.
     pub fn open(path: &Path, opts: &OpenOptions) -> Result<Lun, OpenError> {
         Lun::open_with(path, opts, &Sysfs::new("/sys"))
     }
 
-    /// Reads the identity again from the open descriptor: its size may have changed since.
+    /// Reads the identity again from the open descriptor: the size may have changed since the open.
     ///
     /// # Errors
-    /// As of [`Lun::open`].
+    /// As for [`Lun::open`].
     pub fn read_identity(&self) -> Result<Identity, OpenError> {
         let file = File::from(self.duplicate()?);
         match self.device_number {
@@ -221,29 +226,33 @@ impl Lun {
         }
     }
 
-    /// Whether both descriptors are the same device or file, or seem to lead to the same blocks ([`Identity::same_device_hint`]).
+    /// Whether both descriptors are the same device or file, or seem to lead to the same blocks
+    /// ([`Identity::same_device_hint`]).
     #[must_use]
     pub fn is_same_lun(&self, other: &Lun) -> bool {
         (self.device_number.is_some() && self.device_number == other.device_number)
             || self.identity.same_device_hint(&other.identity)
     }
 
-    /// Takes an exclusive `flock` on the LUN without waiting; `Ok(false)` when another open of it holds one. The kernel keeps it until
-    /// [`Lun::unlock`] or until the last duplicate of the descriptor, and the last request in flight on it, is gone. udev leaves a locked disk alone.
+    /// Takes an exclusive `flock` on the LUN without waiting; `Ok(false)` if another open of the
+    /// LUN holds one. The kernel keeps the lock until [`Lun::unlock`], or until the last duplicate
+    /// of the descriptor and the last request in flight on it are gone. udev does not probe a
+    /// locked disk.
     ///
-    /// The lock belongs to the device *node*: two nodes of one device do not exclude each other, two names that lead to one node do.
+    /// The lock belongs to the device *node*: two nodes of one device do not exclude each other,
+    /// two names that lead to one node do.
     ///
     /// # Errors
-    /// What `flock(2)` says, except that it would have to wait.
+    /// The error of `flock(2)`, except `EWOULDBLOCK`.
     pub fn try_lock_exclusive(&self) -> Result<bool, io::Error> {
         kernel::try_lock_exclusive(self.fd.as_fd())
     }
 
-    /// As [`Lun::try_lock_exclusive`], but waits for up to `limit`: udev holds a lock of its own while it looks at a disk, which it
-    /// does after each change of its state.
+    /// As [`Lun::try_lock_exclusive`], but retries for up to `limit`: udev holds its own lock while
+    /// it probes a disk, which it does after each change of the disk's state.
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Lun::try_lock_exclusive`].
     pub fn lock_exclusive_within(&self, limit: Duration) -> Result<bool, io::Error> {
         const RETRY: Duration = Duration::from_millis(20);
         let started = Instant::now();
@@ -258,7 +267,7 @@ impl Lun {
         }
     }
 
-    /// Lets go of the lock, if there is one.
+    /// Releases the lock, if this open holds one.
     pub fn unlock(&self) {
         kernel::unlock(self.fd.as_fd());
     }
@@ -274,7 +283,7 @@ impl Lun {
             .map_err(|source| other(&self.path, "read", source))
     }
 
-    /// Another descriptor of the same open.
+    /// Duplicates the descriptor.
     pub(crate) fn duplicate(&self) -> Result<OwnedFd, OpenError> {
         self.fd
             .try_clone()
@@ -287,7 +296,8 @@ impl Lun {
         sysfs: &Sysfs,
     ) -> Result<Lun, OpenError> {
         let canonical = fs::canonicalize(path).map_err(|source| open_failed(path, source))?;
-        // The kind is checked before opening too: opening a tape, a pipe or a watchdog can have consequences.
+        // The kind is checked before the open too: opening a tape, a pipe or a watchdog can have
+        // side effects.
         let before = fs::metadata(&canonical).map_err(|source| open_failed(path, source))?;
         let kind = kind_of(&before, path)?;
         let file = open_file(&canonical, kind, opts)?;
@@ -298,7 +308,7 @@ impl Lun {
         Ok(lun)
     }
 
-    /// A file that was opened with `opts` at `path`, as a LUN.
+    /// Makes a LUN of `file`, which was opened with `opts` at `path`.
     pub(crate) fn from_open_file(
         file: File,
         path: &Path,
@@ -309,7 +319,7 @@ impl Lun {
     }
 }
 
-/// Reads the identity and the limits of what is open.
+/// Reads the identity and the limits of an open file.
 fn examine(file: File, path: PathBuf, opts: &OpenOptions, sysfs: &Sysfs) -> Result<Lun, OpenError> {
     let metadata = file
         .metadata()
@@ -325,7 +335,7 @@ fn open_file(path: &Path, kind: Kind, opts: &OpenOptions) -> Result<File, OpenEr
     if opts.direct {
         flags |= kernel::O_DIRECT;
     }
-    // O_EXCL without O_CREAT means something for block devices only (open(2)).
+    // O_EXCL without O_CREAT has a meaning for block devices only (open(2)).
     if opts.exclusive && kind == Kind::BlockDevice {
         flags |= kernel::O_EXCL;
     }
@@ -476,8 +486,9 @@ fn block_identity(file: &File, device: &BlockDevice, path: &Path) -> Result<Iden
         file_offset_bytes: loop_file.map(|(_, offset_bytes)| offset_bytes),
         dm_uuid,
     };
-    // sysfs was asked by number. A number can be given to another disk as soon as the disk is gone, even while the
-    // descriptor is open; the sequence number cannot. So it is compared last, after everything was read.
+    // sysfs was read by number. The kernel can give the number to another disk as soon as the disk
+    // is gone, even while the descriptor is open; the sequence number is never reused. So it is
+    // compared last, after everything was read.
     let in_sysfs = device.whole_disk().attribute_u64("diskseq");
     match (kernel::disk_sequence(fd).ok(), in_sysfs) {
         (Some(opened), Some(named)) if opened != named => Err(OpenError::Replaced {
@@ -491,7 +502,8 @@ fn file_identity(file: &File, direct: bool, path: &Path) -> Result<Identity, Ope
     let metadata = file
         .metadata()
         .map_err(|source| other(path, "stat", source))?;
-    // Asked also without O_DIRECT: the identity must not depend on how the file was opened. Old kernels refuse the question.
+    // Queried also without O_DIRECT: the identity must not depend on how the file was opened. Old
+    // kernels reject the query.
     let alignment_bytes = kernel::direct_io_alignment_bytes(file.as_fd())
         .ok()
         .flatten();
@@ -537,7 +549,8 @@ fn block_limits(device: &BlockDevice, physical_block_bytes: u32) -> Limits {
         discard_granularity_bytes: small("queue/discard_granularity"),
         write_zeroes_max_bytes: number("queue/write_zeroes_max_bytes"),
         rotational: number("queue/rotational") != 0,
-        // Unknown counts as volatile: a flush too many costs time, one too few costs data.
+        // An unknown cache counts as volatile: an unneeded flush costs time, a missing one costs
+        // data.
         volatile_cache: disk.attribute("queue/write_cache").as_deref() != Some("write through"),
         fua: number("queue/fua") != 0,
     }
@@ -600,7 +613,7 @@ fn open_failed(path: &Path, source: io::Error) -> OpenError {
     }
 }
 
-/// An [`OpenError::Other`].
+/// Makes an [`OpenError::Other`].
 pub(crate) fn other(path: &Path, action: &'static str, source: impl Into<io::Error>) -> OpenError {
     OpenError::Other {
         path: path.to_owned(),
@@ -609,7 +622,7 @@ pub(crate) fn other(path: &Path, action: &'static str, source: impl Into<io::Err
     }
 }
 
-/// The file's identifier.
+/// The file's identifier, from its metadata.
 pub(crate) fn file_id(metadata: &Metadata) -> FileId {
     FileId {
         device: metadata.dev(),

@@ -1,8 +1,9 @@
 //! Which processes have a LUN open: a scan of `/proc/PID/fd`.
 //!
-//! A process may have a file of a dead server open, and following the link of that descriptor must not wait for the
-//! server. So each descriptor is asked for what the kernel knows ([`status_unsynced`]), and the scan has a time limit for
-//! file systems that ask their server all the same.
+//! A process may have a file of a dead server open, and following the link of that descriptor must
+//! not wait for the server. So the scan asks the kernel only for what it knows about each
+//! descriptor ([`status_unsynced`]), and has a time limit for file systems that
+//! nevertheless ask their server.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,7 +22,7 @@ use crate::proc_text::DeviceNumber;
 
 /// The write bit of a link in `/proc/PID/fd`: the descriptor is open for writing.
 const WRITE_BIT: u32 = 0o200;
-/// How long a scan may take.
+/// Time limit of a scan.
 const SCAN_MAX: Duration = Duration::from_secs(20);
 
 /// A process that has a LUN open.
@@ -30,13 +31,14 @@ const SCAN_MAX: Duration = Duration::from_secs(20);
 pub struct Opener {
     /// Process id.
     pub pid: u32,
-    /// The name of its program (`/proc/PID/comm`, at most 15 characters); empty when it is gone.
+    /// Name of the process's program (`/proc/PID/comm`, at most 15 characters); empty if the
+    /// process is gone.
     pub command: String,
-    /// Whether one of its descriptors can write.
+    /// Whether one of the process's descriptors can write.
     pub write: bool,
 }
 
-/// What to look for.
+/// A file that a process may have open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Opened {
     BlockDevice(DeviceNumber),
@@ -44,13 +46,15 @@ pub(crate) enum Opened {
     File(FileId),
 }
 
-/// The processes that have the block device with this major and minor number open, by process id; this process too, if it has.
+/// Lists the processes that have the block device with this major and minor number open, by process
+/// id. Includes this process, if it has the device open.
 ///
-/// Not seen: processes of other users when not root, mappings whose descriptor is closed, and opens by the kernel itself (mounts, swap).
+/// Not seen: processes of other users when not root, mappings whose descriptor is closed, and opens
+/// by the kernel itself (mounts, swap).
 ///
 /// # Errors
-/// `/proc` cannot be listed, or the scan takes too long: then the text names what does not answer. What vanishes or is
-/// hidden during the scan is passed over.
+/// `/proc` cannot be listed, or the scan exceeds its time limit: then the text names what does not
+/// answer. Processes and descriptors that vanish or are hidden during the scan are skipped.
 pub fn openers(device_number: (u32, u32)) -> io::Result<Vec<Opener>> {
     let target = [Opened::BlockDevice(device_number)];
     within(SCAN_MAX, move |step| {
@@ -88,7 +92,7 @@ pub(crate) fn openers_of(proc: &Path, targets: &[Opened], step: &Step) -> io::Re
         .collect())
 }
 
-/// Whether the process is this one, or a child of it that has not yet become another program: between fork and exec it
+/// Whether `pid` is this process, or a child of this process between fork and exec: such a child
 /// has copies of all descriptors.
 pub(crate) fn is_this_process(proc: &Path, pid: u32) -> bool {
     let own = std::process::id();
@@ -96,7 +100,7 @@ pub(crate) fn is_this_process(proc: &Path, pid: u32) -> bool {
         return true;
     }
     let program = |pid: u32| fs::read_link(proc.join(format!("{pid}/exe"))).ok();
-    // The name of the program in it need not be UTF-8.
+    // The program name in the status text need not be UTF-8.
     let parent = fs::read(proc.join(format!("{pid}/status")))
         .ok()
         .and_then(|text| parent_in_status(&String::from_utf8_lossy(&text)));
@@ -112,9 +116,9 @@ fn parent_in_status(text: &str) -> Option<u32> {
         .ok()
 }
 
-/// Whether this descriptor is one of the targets, and if so, whether it can write.
+/// Whether this descriptor is one of the targets (`Some`), and whether it can write.
 fn opens(descriptor: &Path, targets: &[Opened], step: &Step) -> Option<bool> {
-    // Sockets and the like have no path; asking them for their status is useless work.
+    // Sockets and the like have no path; their status is not needed.
     let path = fs::read_link(descriptor)
         .ok()
         .filter(|path| path.is_absolute())?;

@@ -1,5 +1,5 @@
-//! The partitions of a device that the kernel does not look for itself, as it does not on a ublk
-//! device.
+//! Reads the partition table of a device that the kernel does not scan automatically, such as a
+//! ublk device.
 
 use std::fs::File;
 use std::io;
@@ -10,11 +10,12 @@ use crate::kernel;
 use crate::stack::block_device_at;
 use crate::sysfs::Sysfs;
 
-/// Lets the kernel read the partition table of a device, unless it knows partitions there. Returns
-/// the number and the node of each partition.
+/// Makes the kernel read the partition table of `device`, unless it already knows partitions there.
+/// Returns the number and the node of each partition.
 ///
 /// # Errors
-/// The path is no block device, or what the kernel says. A device without a partition table is no error.
+/// The path is not a block device, or the kernel's error. A device without a partition table is not
+/// an error.
 pub fn read_partitions(device: &Path) -> io::Result<Vec<(u32, PathBuf)>> {
     let number = block_device_at(device)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is no block device"))?;

@@ -17,7 +17,7 @@ pub(crate) struct Mount {
     pub(crate) source: PathBuf,
 }
 
-/// A text of the kernel that is not what its manual page says.
+/// A line in a text of the kernel that does not match its manual page.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("unexpected line in {text}: {line:?}")]
 pub(crate) struct UnexpectedLine {
@@ -25,14 +25,15 @@ pub(crate) struct UnexpectedLine {
     line: String,
 }
 
-/// Reads a mountinfo text. A line that does not fit is an error: a mount that is overlooked could cost data.
+/// Parses a mountinfo text. A malformed line is an error: a mount that is overlooked could cost
+/// data.
 pub(crate) fn parse_mountinfo(text: &[u8]) -> Result<Vec<Mount>, UnexpectedLine> {
     lines(text)
         .map(|line| mount(line).ok_or_else(|| unexpected("mountinfo", line)))
         .collect()
 }
 
-/// Reads `/proc/swaps`: the paths of the swap areas. The first line is the heading.
+/// Parses `/proc/swaps`: the paths of the swap areas. The first line is the heading.
 pub(crate) fn parse_swaps(text: &[u8]) -> Result<Vec<PathBuf>, UnexpectedLine> {
     let mut all = lines(text);
     let Some(heading) = all.next() else {
@@ -45,7 +46,7 @@ pub(crate) fn parse_swaps(text: &[u8]) -> Result<Vec<PathBuf>, UnexpectedLine> {
         .collect()
 }
 
-/// `MAJOR:MINOR`.
+/// Parses `MAJOR:MINOR`.
 pub(crate) fn parse_device_number(text: &str) -> Option<DeviceNumber> {
     let (major, minor) = text.split_once(':')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
@@ -58,7 +59,7 @@ fn mount(line: &[u8]) -> Option<Mount> {
     let mount_point = path(fields.nth(1)?);
     fields.next()?;
     fields.find(|field| *field == b"-")?;
-    // A user chooses what follows `fuse.`: any bytes.
+    // A user chooses the text after `fuse.`: any bytes.
     let file_system = String::from_utf8_lossy(fields.next()?).into_owned();
     let source = path(fields.next()?);
     Some(Mount {
@@ -82,7 +83,8 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|line| !line.is_empty())
 }
 
-/// Undoes the kernel's octal escapes (`\040` is a blank). A backslash without three octal digits stays.
+/// Decodes the kernel's octal escapes (`\040` is a blank). A backslash without three octal digits
+/// stays.
 fn path(field: &[u8]) -> PathBuf {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;

@@ -1,9 +1,8 @@
-//! Opening a LUN that was recorded: under its recorded path, or under the one other name that leads
-//! to it now; and what tells a LUN that has no name of its own from others.
+//! Opens a recorded LUN: under its recorded path, or under the one other name that leads to it now.
+//! Holds the evidence that identifies a LUN without a name of its own.
 //!
-//! [`Identity::is_distinct`] says whether a LUN has such a name. Of one that has none, the number
-//! of its disk ([`Lun::disk_sequence`]) is the evidence within a boot, and what is on it across
-//! boots.
+//! [`Identity::is_distinct`] says whether a LUN has such a name. The evidence for a LUN without one
+//! is the number of its disk ([`Lun::disk_sequence`]) within a boot, and its contents across boots.
 
 use std::fmt;
 use std::fs;
@@ -23,48 +22,49 @@ use crate::stack::beneath_device;
 use crate::sysfs::{BlockDevice, Sysfs};
 use crate::usage::Host;
 
-/// How long the other devices of this host may take to be read.
+/// Time limit for reading the other devices of this host.
 const OTHERS_MAX: Duration = Duration::from_secs(15);
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// Which LUN is wanted.
+/// The record of a LUN that is to be found or opened.
 #[derive(Clone, Copy, Debug)]
 pub struct Recorded<'a> {
-    /// Where it was.
+    /// The recorded path.
     pub path: &'a Path,
-    /// What it was.
+    /// The recorded identity.
     pub identity: &'a Identity,
-    /// The number of its disk in this boot. Needed, and compared, if the identity is not distinct.
+    /// The number of the LUN's disk in this boot. Required, and compared, if the identity is not
+    /// distinct.
     pub disk_sequence: Option<u64>,
 }
 
-/// Why a LUN that was recorded is not opened.
+/// Why a recorded LUN is not opened.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordedError {
-    /// What is at the path cannot be opened, and the LUN is not found elsewhere.
+    /// The LUN at the path cannot be opened, and the recorded LUN is not found elsewhere.
     #[error("{source}{}", Elsewhere(.found))]
     Open {
-        /// Why.
+        /// The cause.
         source: OpenError,
         /// Names that lead to the recorded identity now: none, or several.
         found: Vec<PathBuf>,
     },
-    /// Something else is at the path, and the LUN is not found elsewhere.
+    /// A different LUN is at the path, and the recorded LUN is not found elsewhere.
     #[error("{} is {mismatch}{}", .path.display(), Elsewhere(.found))]
     Mismatch {
-        /// The path that was recorded.
+        /// The recorded path.
         path: PathBuf,
         /// What differs.
         mismatch: Mismatch,
-        /// As of [`RecordedError::Open`].
+        /// As in [`RecordedError::Open`].
         found: Vec<PathBuf>,
     },
-    /// The LUN has no name of its own, and nothing else shows that it is the one that was accepted.
+    /// The LUN has no name of its own, and no other evidence shows that it is the accepted LUN.
     #[error("{} has no name of its own (no world-wide name, serial or UUID), and {cause}", .path.display())]
     Weak {
-        /// The path that was recorded.
+        /// The recorded path.
         path: PathBuf,
-        /// Why it is not known to be the same.
+        /// Why the evidence is missing or does not match.
         cause: String,
     },
 }
@@ -94,11 +94,12 @@ impl fmt::Display for Elsewhere<'_> {
 }
 
 impl Recorded<'_> {
-    /// The name that leads to the LUN now: its path; or, if that leads to another LUN or to none, the
-    /// name of the one device of this host that has the recorded identity.
+    /// Finds the name that leads to the LUN now: its recorded path; or, if that leads to a
+    /// different LUN or to none, the name of the one device of this host that has the recorded
+    /// identity.
     ///
-    /// It is opened to be read, and not claimed: what is at the path may be another LUN, which
-    /// somebody else has claimed.
+    /// Opens the LUN for reading, without a claim: the LUN at the path may be a different one,
+    /// which somebody else has claimed.
     ///
     /// # Errors
     /// [`RecordedError`].
@@ -122,7 +123,7 @@ impl Recorded<'_> {
         }
     }
 
-    /// Whether an open LUN is the recorded one.
+    /// Checks that an open LUN is the recorded one.
     ///
     /// # Errors
     /// [`RecordedError::Mismatch`] and [`RecordedError::Weak`].
@@ -142,7 +143,7 @@ impl Recorded<'_> {
             (Some(accepted), Some(now)) => another_disk(accepted, now),
             (Some(_), None) => "the kernel does not number its disks".to_owned(),
             (None, _) => {
-                "nothing shows in this boot that it is the one that was accepted".to_owned()
+                "nothing in this boot shows that it is the LUN that was accepted".to_owned()
             }
         };
         Err(RecordedError::Weak {
@@ -151,7 +152,8 @@ impl Recorded<'_> {
         })
     }
 
-    /// The one device that has the recorded name. The error is what was found: none, or several.
+    /// Finds the one device that has the recorded name. The error lists what was found: none, or
+    /// several.
     fn find(&self) -> Result<PathBuf, Vec<PathBuf>> {
         let mut found = find(self.identity, &Sysfs::new("/sys"));
         match found.len() {
@@ -163,12 +165,12 @@ impl Recorded<'_> {
 
 fn another_disk(accepted: u64, now: u64) -> String {
     format!(
-        "it is another disk than the one that was accepted (number {accepted} of this boot, now {now})"
+        "it is not the disk that was accepted (another disk: number {accepted} of this boot, now {now})"
     )
 }
 
 impl Lun {
-    /// Opens a LUN that was recorded, at [the name that leads to it now](Recorded::locate).
+    /// Opens a recorded LUN at [the name that leads to it now](Recorded::locate).
     ///
     /// # Errors
     /// [`RecordedError`].
@@ -181,17 +183,18 @@ impl Lun {
         Ok(lun)
     }
 
-    /// What tells this LUN from others if its identity does not. Reads the LUN.
+    /// Collects the evidence that identifies this LUN if its identity does not. Reads the LUN.
     ///
     /// # Errors
-    /// The kernel does not number its disks, or the LUN cannot be read.
+    /// The kernel does not number its disks, the LUN is an nbd device without an identifier, or the
+    /// LUN cannot be read.
     pub fn seen(&self) -> Result<Seen, OpenError> {
         let failed = |action, source| other(&self.path, action, source);
         // An nbd device keeps its number when it is connected to another server.
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         if name.starts_with("nbd") && self.identity.wwn.is_none() {
             let cause = io::Error::other(
-                "its connection has no identifier, and nothing else tells its server from another one: connect it with one \
+                "its connection has no identifier, and nothing else distinguishes its servers: connect it with one \
                  (NBD_ATTR_BACKEND_IDENTIFIER)",
             );
             return Err(failed("find out what identifies", cause));
@@ -210,12 +213,12 @@ impl Lun {
         })
     }
 
-    /// The other devices of this host with the same size and the same contents, as long as they do
-    /// not stand on this one or this one on them.
+    /// Lists the other devices of this host with the same size and the same contents, except
+    /// devices that stand on this LUN or beneath it.
     ///
     /// # Errors
-    /// What the kernel says about the host cannot be read, a device of this size cannot, or they do
-    /// not answer within [`OTHERS_MAX`].
+    /// The kernel's files about the host cannot be read, a device of this size cannot be read, or
+    /// the devices do not answer within [`OTHERS_MAX`].
     pub fn others_like(&self, seen: &Seen) -> Result<Vec<PathBuf>, OpenError> {
         let Some(number) = self.device_number else {
             return Ok(Vec::new());
@@ -260,26 +263,26 @@ fn others_like(
     Ok(others)
 }
 
-/// What tells a LUN without a name of its own from others.
+/// The evidence that identifies a LUN without a name of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Seen {
-    /// The boot in which the LUN was looked at.
+    /// The boot in which the LUN was read.
     pub boot_id: String,
-    /// The number of its disk; the kernel gives it to no second disk in that boot.
+    /// The number of the LUN's disk; the kernel gives it to no other disk in that boot.
     pub disk_sequence: u64,
-    /// Its size then, in bytes.
+    /// The LUN's size at that time, in bytes.
     pub size_bytes: u64,
-    /// What was on it: the kinds, UUIDs and labels of its signatures. `None`: nothing with a UUID
-    /// or a label.
+    /// The contents at that time: the kinds, UUIDs and labels of the signatures. `None`: no
+    /// signature with a UUID or a label.
     pub contents: Option<String>,
 }
 
 impl Seen {
-    /// Whether `now` is the LUN that `self` describes.
+    /// Checks that `now` is the LUN that `self` describes.
     ///
     /// # Errors
-    /// Why that is not known, as the end of a sentence.
+    /// Why the evidence does not match, as the end of a sentence.
     pub fn is_still(&self, now: &Seen) -> Result<(), String> {
         if self.boot_id == now.boot_id {
             return match self.disk_sequence == now.disk_sequence {
@@ -312,10 +315,10 @@ impl Seen {
     }
 }
 
-/// The kernel's name of this boot.
+/// The kernel's identifier of this boot.
 ///
 /// # Errors
-/// What the kernel says.
+/// The kernel's error.
 pub fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string(BOOT_ID)?.trim().to_owned())
 }
@@ -330,8 +333,8 @@ fn contents(signatures: &[Signature]) -> Option<String> {
     (!texts.is_empty()).then(|| texts.join("; "))
 }
 
-/// The devices of this host that have the recorded name, as far as sysfs tells; none if the LUN is
-/// not [findable](Identity::is_findable). No device is opened.
+/// The devices of this host that have the recorded name, as far as sysfs reports it; none if the
+/// LUN is not [findable](Identity::is_findable). Opens no device.
 fn find(recorded: &Identity, sysfs: &Sysfs) -> Vec<PathBuf> {
     if !recorded.is_findable() {
         return Vec::new();
@@ -471,7 +474,8 @@ mod tests {
             "254:0",
             &[("dm/uuid", "LVM-a\n"), ("dm/name", "vg-a\n")],
         );
-        // Devices that a nameless disk, and one with a serial number only, could be taken for.
+        // Devices that could be mistaken for a nameless disk, or for a disk with a serial number
+        // only.
         sys.add("ram0", "1:0", &[]);
         sys.add("vda", "253:0", &[("serial", "S1\n")]);
         let find = |identity: &Identity| find(identity, &sys.sysfs());

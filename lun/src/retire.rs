@@ -1,7 +1,8 @@
-//! Making a LUN that is no longer used inaccessible, and accessible again. This changes a LUN, when it
-//! is asked for by name.
+//! Makes a LUN that is no longer used inaccessible, and accessible again. These functions change a
+//! LUN, on request only.
 //!
-//! The caller has opened the LUN, exclusively, and made sure that it is the right one and that nobody uses it.
+//! The caller has opened the LUN exclusively, and has checked that it is the right one and that
+//! nobody uses it.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,40 +15,44 @@ use crate::open::{Lun, OpenError, other};
 use crate::signature::{run_on, signatures};
 use crate::sysfs::{BlockDevice, Sysfs};
 
-/// What is taken away with a signature: every magic number is shorter than that, and lies within one such block.
+/// Size of a block that is wiped with a signature, in bytes. Every magic number is shorter than a
+/// block and lies within one.
 const BLOCK_BYTES: u64 = 4096;
 
-/// A block as it was before a signature was taken out of it.
+/// A block as it was before a signature was wiped from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Saved {
-    /// Where it is, in bytes from the start.
+    /// Offset of the block, in bytes from the start of the LUN.
     pub offset_bytes: u64,
-    /// What it held, as hexadecimal digits.
+    /// The contents of the block, as hexadecimal digits.
     pub contents: String,
 }
 
 impl Lun {
-    /// Lets the kernel refuse writes to the block device, or take them again. Until the next boot.
+    /// Makes the kernel refuse writes to the block device, or accept them again. Lasts until the
+    /// next boot.
     ///
     /// # Errors
-    /// What `blockdev` says.
+    /// The error of `blockdev`.
     pub fn set_read_only(&self, read_only: bool) -> Result<(), OpenError> {
         let flag = if read_only { "--setro" } else { "--setrw" };
         run_on(self, "blockdev", &[flag])
     }
 
-    /// How many writes and discards of the block device this host has done since the boot, or since the device was made. `None`: of a file, and
-    /// where the kernel does not count.
+    /// The number of writes and discards of the block device that this host has completed since the
+    /// boot, or since the device was created. `None` for a file, and where the kernel does not
+    /// count.
     #[must_use]
     pub fn changes_counted(&self) -> Option<u64> {
         changes_counted(&Sysfs::new("/sys").device(self.device_number?).ok()?)
     }
 
-    /// Lets the kernel refuse every request to the SCSI disk ([`bring_online`] ends that). Until the next boot.
+    /// Makes the kernel refuse every request to the SCSI disk; [`bring_online`] ends that. Lasts
+    /// until the next boot.
     ///
     /// # Errors
-    /// It is no SCSI disk, or what the kernel says.
+    /// The LUN is not a SCSI disk, or the kernel's error.
     pub fn take_offline(&self) -> Result<(), OpenError> {
         let state = self.device_number.map(|(major, minor)| {
             PathBuf::from(format!("/sys/dev/block/{major}:{minor}/device/state"))
@@ -55,17 +60,19 @@ impl Lun {
         set_state(&self.path, state, "offline")
     }
 
-    /// The blocks in which libblkid recognises something, as they are: to be kept, then wiped ([`Lun::wipe`]). When those are
-    /// gone, others may come to light: it is over when there are none.
+    /// Reads the blocks in which libblkid recognises a signature. The caller saves these blocks and
+    /// then wipes them ([`Lun::wipe`]). Wiping one signature can expose another: the caller repeats
+    /// both steps until the result is empty.
     ///
     /// # Errors
-    /// The LUN cannot be read, or `wipefs` is missing, which alone tells where signatures are.
+    /// The LUN cannot be read, or `wipefs` is missing: `blkid` does not report where signatures
+    /// are.
     pub fn blocks_with_signatures(&self) -> Result<Vec<Saved>, OpenError> {
         let file = File::from(self.duplicate()?);
         let mut blocks = Vec::new();
         for signature in signatures(self)? {
             let Some(offset) = signature.offset else {
-                let cause = io::Error::other("wipefs is needed to tell where they are");
+                let cause = io::Error::other("wipefs is needed to locate them");
                 return Err(other(&self.path, "find the signatures of", cause));
             };
             blocks.push(offset / BLOCK_BYTES * BLOCK_BYTES);
@@ -99,10 +106,11 @@ impl Lun {
         file.sync_all().map_err(problem)
     }
 
-    /// Puts back what [`Lun::wipe`] has taken away; blocks that were saved later first.
+    /// Restores the blocks that [`Lun::wipe`] has overwritten; blocks that were saved later are
+    /// written first.
     ///
     /// # Errors
-    /// What was saved makes no sense, or the LUN cannot be written.
+    /// The saved blocks are damaged, or the LUN cannot be written.
     pub fn restore(&self, saved: &[Saved]) -> Result<(), OpenError> {
         let file = File::from(self.duplicate()?);
         for block in saved.iter().rev() {
@@ -119,10 +127,10 @@ impl Lun {
             .map_err(|source| other(&self.path, "restore", source))
     }
 
-    /// Gives all blocks back to the device. What it held is lost.
+    /// Discards all blocks of the LUN. Its contents are lost.
     ///
     /// # Errors
-    /// What `blkdiscard` says.
+    /// The error of `blkdiscard`.
     pub fn discard_all(&self) -> Result<(), OpenError> {
         run_on(self, "blkdiscard", &["--force"])
     }
@@ -133,10 +141,11 @@ impl Lun {
     }
 }
 
-/// Lets the kernel take requests to a SCSI disk again. One that is offline cannot be opened, so it is named by its path.
+/// Makes the kernel accept requests to a SCSI disk again. The disk is named by its path, because an
+/// offline disk cannot be opened.
 ///
 /// # Errors
-/// The path leads nowhere, it is no SCSI disk, or what the kernel says.
+/// The path leads nowhere, the device is not a SCSI disk, or the kernel's error.
 pub fn bring_online(path: &Path) -> Result<(), OpenError> {
     let device = path
         .canonicalize()
@@ -153,7 +162,7 @@ fn set_state(path: &Path, state: Option<PathBuf>, word: &str) -> Result<(), Open
         let cause = io::Error::other("only a SCSI disk can be taken offline");
         other(path, "change the state of", cause)
     })?;
-    // Without the end of the line the kernel takes no word.
+    // The kernel accepts the word only with the end of the line.
     fs::write(&state, format!("{word}\n"))
         .map_err(|source| other(path, "change the state of", source))
 }
@@ -169,7 +178,8 @@ fn from_hexadecimal(text: &str) -> Option<Vec<u8>> {
     digits.chunks(2).map(byte).collect()
 }
 
-/// `stat` has the completed writes in its fifth field, and the completed discards, since Linux 4.18, in its twelfth.
+/// Reads `stat`: its fifth field is the number of completed writes, its twelfth (since Linux 4.18)
+/// the number of completed discards.
 fn changes_counted(device: &BlockDevice) -> Option<u64> {
     if device.whole_disk().attribute_u64("queue/iostats")? == 0 {
         return None;

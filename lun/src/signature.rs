@@ -1,7 +1,8 @@
-//! What libblkid recognises on a LUN, asked through the programs of util-linux: `wipefs`, else `blkid`.
+//! Lists what libblkid recognises on a LUN, by the programs of util-linux: `wipefs`, else `blkid`.
 //!
-//! The program gets the open descriptor as its standard input and opens `/proc/self/fd/0`: it looks at the LUN that was opened,
-//! whatever its path leads to by now. It runs with an empty environment and is looked for in fixed folders only.
+//! The program gets the open descriptor as its standard input and opens `/proc/self/fd/0`: it reads
+//! the LUN that was opened, wherever the path leads by now. It runs with only `LC_ALL=C` in its
+//! environment, and is looked for in fixed folders only.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -17,30 +18,32 @@ use crate::bounded::within;
 use crate::open::{Lun, OpenError, other};
 
 const PROGRAM_FOLDERS: [&str; 4] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"];
-/// How long a program may read the LUN.
+/// Time limit of a program that reads the LUN.
 const SIGNATURES_MAX: Duration = Duration::from_secs(60);
 const OPENED_LUN: &str = "/proc/self/fd/0";
 /// Exit statuses of `blkid -p` (blkid(8)).
 const BLKID_NOTHING: i32 = 2;
 const BLKID_AMBIVALENT: i32 = 8;
 
-/// Something on a LUN that a program would take for its own.
+/// A mark on a LUN by which a program would take it for its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Signature {
-    /// libblkid's name: `ext4`, `LVM2_member`, `crypto_LUKS`, `gpt`; `ambivalent` for several that contradict each other (`blkid` only).
+    /// libblkid's name: `ext4`, `LVM2_member`, `crypto_LUKS`, `gpt`; `ambivalent` for several that
+    /// contradict each other (`blkid` only).
     pub kind: String,
-    /// What it is for.
+    /// The purpose of the signature.
     pub usage: SignatureUsage,
     /// UUID of the file system, volume or table.
     pub uuid: Option<String>,
     /// Label of the file system.
     pub label: Option<String>,
-    /// Where its magic bytes are, in bytes from the start; `None` when `blkid` was asked, which does not tell.
+    /// Offset of the magic bytes, in bytes from the start; `None` if `blkid` was run, which does
+    /// not report it.
     pub offset: Option<u64>,
 }
 
-/// What a signature is for.
+/// The purpose of a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SignatureUsage {
@@ -70,7 +73,7 @@ pub enum SignatureError {
     Spawn {
         /// Path of the program.
         program: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: std::io::Error,
     },
     /// The program failed.
@@ -78,25 +81,26 @@ pub enum SignatureError {
     Failed {
         /// Path of the program.
         program: String,
-        /// Its exit status, in words.
+        /// The exit status, in words.
         status: String,
-        /// What it wrote to its standard error.
+        /// The program's standard error.
         message: String,
     },
-    /// The program said something that is not in its manual.
+    /// The program's output does not match its manual.
     #[error("unexpected output of {program}: {cause}")]
     Output {
         /// Name of the program.
         program: &'static str,
-        /// What is wrong with it.
+        /// What is wrong with the output.
         cause: String,
     },
 }
 
-/// Everything that libblkid recognises on the LUN, in the order of the program. Empty: nothing.
+/// Lists everything that libblkid recognises on the LUN, in the order of the program. Empty:
+/// nothing.
 ///
 /// # Errors
-/// [`OpenError::Signatures`]; a LUN that does not answer in time.
+/// [`OpenError::Signatures`]; [`OpenError::Other`] for a LUN that does not answer in time.
 pub fn signatures(lun: &Lun) -> Result<Vec<Signature>, OpenError> {
     let opened = lun.duplicate()?;
     within(SIGNATURES_MAX, move |_| {
@@ -131,7 +135,8 @@ pub(crate) fn run_on(
     }
 }
 
-/// `PARTUUID` of an open partition, for kernels that do not tell it in sysfs. `Ok(None)`: it has none.
+/// `PARTUUID` of an open partition, for kernels that do not report it in sysfs. `Ok(None)`: the
+/// partition has none, or `blkid` is not installed.
 pub(crate) fn partition_uuid_by_blkid(lun: OwnedFd) -> Result<Option<String>, SignatureError> {
     let Some(program) = find_program("blkid", &PROGRAM_FOLDERS) else {
         return Ok(None);
@@ -163,7 +168,8 @@ fn signatures_with(lun: OwnedFd, folders: &[&str]) -> Result<Vec<Signature>, Sig
         let output = run(&program, &["-p", "-o", "export", OPENED_LUN], lun)?;
         return match output.status.code() {
             Some(0) => parse_blkid(&output.stdout),
-            // The same status says "nothing" and "cannot open"; only the second comes with a message.
+            // The same status means "nothing" and "cannot open"; only the second comes with a
+            // message.
             Some(BLKID_NOTHING) if output.stderr.is_empty() => Ok(Vec::new()),
             Some(BLKID_AMBIVALENT) => Ok(vec![ambivalent()]),
             Some(_) | None => Err(failed(&program, &output)),
@@ -174,7 +180,7 @@ fn signatures_with(lun: OwnedFd, folders: &[&str]) -> Result<Vec<Signature>, Sig
     })
 }
 
-/// Output of `wipefs --json`. Older versions print nothing at all when there is nothing.
+/// Parses the output of `wipefs --json`. Older versions print nothing at all when there is nothing.
 fn parse_wipefs(output: &[u8]) -> Result<Vec<Signature>, SignatureError> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -229,15 +235,15 @@ fn parse_wipefs(output: &[u8]) -> Result<Vec<Signature>, SignatureError> {
     Ok(signatures)
 }
 
-/// Output of a program as text. A label is in whatever character set its owner had: bytes that are not UTF-8 become U+FFFD,
-/// control characters other than a newline become '?'.
+/// Makes a program's output readable text. A label is in whatever character set its owner had:
+/// bytes that are not UTF-8 become U+FFFD, control characters other than a newline become '?'.
 fn readable(output: &[u8]) -> String {
     let is_odd = |c: char| c.is_control() && c != '\n';
     String::from_utf8_lossy(output).replace(is_odd, "?")
 }
 
-/// Output of `blkid -p -o export`: at most a superblock and a partition table. `PART_ENTRY_*` tells where a partition
-/// lies on its disk, nothing about its content.
+/// Parses the output of `blkid -p -o export`: at most a superblock and a partition table.
+/// `PART_ENTRY_*` reports where a partition lies on its disk, nothing about its content.
 fn parse_blkid(output: &[u8]) -> Result<Vec<Signature>, SignatureError> {
     let fields = export_fields(output)?;
     let get = |wanted: &str| {
@@ -270,7 +276,7 @@ fn parse_blkid(output: &[u8]) -> Result<Vec<Signature>, SignatureError> {
     Ok(signatures)
 }
 
-/// `NAME=value` lines; a backslash quotes the next character.
+/// Parses `NAME=value` lines; a backslash quotes the next character.
 fn export_fields(output: &[u8]) -> Result<Vec<(String, String)>, SignatureError> {
     readable(output)
         .lines()
@@ -303,7 +309,7 @@ fn usage(text: &str) -> SignatureUsage {
         "raid" => SignatureUsage::Raid,
         "crypto" => SignatureUsage::Crypto,
         "partition-table" => SignatureUsage::PartitionTable,
-        // libblkid's own word is "other". A signature counts whatever it is for.
+        // libblkid's own word is "other". A signature counts whatever its purpose.
         _ => SignatureUsage::Other,
     }
 }
@@ -515,12 +521,13 @@ mod tests {
         );
     }
 
-    /// Puts a shell script in the place of a program and asks it.
+    /// Runs a shell script in the place of a program.
     fn ask_script(name: &str, script: &str) -> Result<Vec<Signature>, SignatureError> {
         let _alone = crate::testing::alone();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
-        // Written by another process: while a fork of this one has the file open for writing, it could not be run.
+        // Another process writes the script: if this process wrote it, a fork could still have the
+        // file open for writing, and the script could not be run.
         std::process::Command::new("/bin/sh")
             .args([
                 "-c",

@@ -1,4 +1,5 @@
-//! Which devices and files lie beneath a path or a device: partition, device-mapper, md, loop, btrfs, all the way down.
+//! Lists the devices and files beneath a path or a device: partition, device-mapper, md, loop,
+//! btrfs, all the way down.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +13,7 @@ use crate::open::{file_id, number_of};
 use crate::proc_text::{DeviceNumber, Mount};
 use crate::sysfs::Sysfs;
 
-/// What a path or a device stands on.
+/// The devices and files on which a path or a device stands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Stack {
     pub(crate) devices: BTreeSet<DeviceNumber>,
@@ -20,7 +21,8 @@ pub(crate) struct Stack {
     pub(crate) files: BTreeSet<FileId>,
 }
 
-/// Everything beneath the file system that holds `path`. A path that does not exist yet: its nearest existing parent.
+/// Lists everything beneath the file system that holds `path`. For a path that does not exist yet,
+/// its nearest existing parent counts.
 ///
 /// Not followed: the layers of an overlay, network file systems.
 pub(crate) fn beneath_path(path: &Path, sysfs: &Sysfs, mounts: &[Mount]) -> io::Result<Stack> {
@@ -30,7 +32,7 @@ pub(crate) fn beneath_path(path: &Path, sysfs: &Sysfs, mounts: &[Mount]) -> io::
     Ok(stack)
 }
 
-/// The device itself and everything beneath it.
+/// Lists the device itself and everything beneath it.
 pub(crate) fn beneath_device(
     number: DeviceNumber,
     sysfs: &Sysfs,
@@ -41,7 +43,7 @@ pub(crate) fn beneath_device(
     Ok(stack)
 }
 
-/// The number of the block device that this path is a node of.
+/// The number of the block device whose node `path` is.
 pub(crate) fn block_device_at(path: &Path) -> Option<DeviceNumber> {
     let status = status_unsynced(path).ok()?;
     (status.kind == libc::S_IFBLK).then_some(status.device)
@@ -72,7 +74,7 @@ fn descend(
                 stack.files.insert(file_id(&metadata));
                 pending.extend(devices_of_path(&backing, sysfs, mounts)?);
             }
-            // Deleted, or in another mount namespace: nothing can be said about it.
+            // The file is deleted or in another mount namespace: what is beneath it is unknown.
             Err(_) => {}
         }
     }
@@ -121,7 +123,8 @@ fn nearest_existing(path: &Path) -> io::Result<(PathBuf, fs::Metadata)> {
     Err(io::ErrorKind::NotFound.into())
 }
 
-/// The mount that a path without symbolic links lies on: the longest mount point, of equal ones the last.
+/// The mount on which a path without symbolic links lies: the longest mount point, of equal ones
+/// the last.
 fn mount_of<'a>(path: &Path, mounts: &'a [Mount]) -> Option<&'a Mount> {
     mounts
         .iter()

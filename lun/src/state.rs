@@ -1,5 +1,5 @@
-//! What shows that others have written to a LUN: its contents where a mount, a volume manager or a
-//! partitioning writes, and what the kernel has counted.
+//! Detects that others have written to a LUN: from its contents where a mount, a volume manager or
+//! a partitioning tool writes, and from its path and descriptor.
 
 use std::fs::File;
 use std::io;
@@ -11,30 +11,30 @@ use twox_hash::XxHash3_128;
 
 use crate::open::{Lun, OpenError, OpenOptions, other};
 
-/// How much is read at the start, in bytes: partition tables, superblocks (also in a first partition
-/// or behind a LUKS2 header of 16 MiB), metadata of LVM and md.
+/// Bytes that are read at the start: partition tables, superblocks (also in a first partition or
+/// behind a LUKS2 header of 16 MiB), metadata of LVM and md.
 const HEAD_BYTES: u64 = 32 << 20;
-/// How much is read at the end, in bytes: backup partition table, metadata of md and of RAID cards.
+/// Bytes that are read at the end: backup partition table, metadata of md and of RAID cards.
 const TAIL_BYTES: u64 = 4 << 20;
-/// Blocks that are read in between, evenly spread.
+/// Number of blocks that are read between start and end, evenly spread.
 const SAMPLES: u64 = 256;
-/// The length of such a block, in bytes; also the alignment of every read.
+/// Length of each of these blocks, in bytes; also the alignment of every read.
 const SAMPLE_BYTES: u64 = 4096;
 /// The longest read, in bytes.
 const READ_BYTES_MAX: u64 = 1 << 20;
 
 impl Lun {
-    /// A LUN from a descriptor that another process opened, if `path` still leads to the same device
-    /// or file. The claim of that open is kept.
+    /// Makes a LUN of a descriptor that another process opened, if `path` still leads to the same
+    /// device or file. The claim of that open is kept.
     ///
     /// # Errors
-    /// [`OpenError::Replaced`] if the path leads elsewhere, and those of [`Lun::open`].
+    /// [`OpenError::Replaced`] if the path leads elsewhere, and the errors of [`Lun::open`].
     pub fn adopt(descriptor: OwnedFd, path: &Path, opts: &OpenOptions) -> Result<Self, OpenError> {
         let file = File::from(descriptor);
         let clone = file
             .try_clone()
             .map_err(|source| other(path, "open", source))?;
-        // What it is does not depend on what is wanted of it: it may be read-only now.
+        // The comparison ignores `opts`: the LUN may be read-only now, which is not a replacement.
         let found = Self::from_open_file(clone, path, &OpenOptions::default())?;
         if !found.is_at(path)? {
             return Err(OpenError::Replaced { path: found.path });
@@ -42,11 +42,11 @@ impl Lun {
         Self::from_open_file(file, path, opts)
     }
 
-    /// Whether `path` leads to what is open: also a device that came back under the same number is
-    /// another one.
+    /// Whether `path` leads to the open LUN. A device that came back under the same number is a
+    /// different one.
     ///
     /// # Errors
-    /// Those of [`Lun::open`].
+    /// The errors of [`Lun::open`].
     pub fn is_at(&self, path: &Path) -> Result<bool, OpenError> {
         let there = Self::open(path, &OpenOptions::default())?;
         Ok(self.device_number == there.device_number
@@ -55,31 +55,31 @@ impl Lun {
             && self.identity.file == there.identity.file)
     }
 
-    /// Waits until everything that was written is durable.
+    /// Waits until everything that was written to the LUN is durable.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The kernel's error.
     pub fn flush(&self) -> io::Result<()> {
         File::from(self.fd.try_clone()?).sync_data()
     }
 
-    /// Checksum of the first 32 MiB, the last 4 MiB and 256 blocks in between of a part of the LUN.
-    /// Every rw mount of a usual file system, a change of partitions, of LVM or of md changes it; a
-    /// write to the middle of a file may not.
+    /// Computes a checksum of a part of the LUN: its first 32 MiB, its last 4 MiB and 256 blocks in
+    /// between. Every rw mount of a usual file system, and every change of partitions, of LVM or of
+    /// md, changes the checksum; a write to the middle of a file may not.
     ///
     /// # Errors
-    /// Those of reading.
+    /// The LUN cannot be read.
     pub fn fingerprint(&self, start_bytes: u64, length_bytes: u64) -> io::Result<u64> {
         fingerprint(&File::from(self.fd.try_clone()?), start_bytes, length_bytes)
     }
 }
 
-/// [`Lun::fingerprint`] of an open LUN.
+/// Computes [`Lun::fingerprint`] of an open file.
 ///
 /// # Errors
-/// Those of reading.
+/// The file cannot be read.
 pub fn fingerprint(file: &File, start_bytes: u64, length_bytes: u64) -> io::Result<u64> {
-    // Room for a buffer that direct i/o accepts.
+    // Room for a buffer that is aligned for direct I/O.
     let mut memory = vec![0; (READ_BYTES_MAX + SAMPLE_BYTES) as usize];
     let shift = memory.as_ptr().align_offset(SAMPLE_BYTES as usize);
     let buffer = &mut memory[shift..shift + READ_BYTES_MAX as usize];

@@ -1,4 +1,5 @@
-//! Block devices in sysfs (Documentation/ABI/stable/sysfs-block of Linux). The root is an argument, so that tests can build one.
+//! Reads block devices in sysfs (Documentation/ABI/stable/sysfs-block of Linux). The root is an
+//! argument, so that tests can build one.
 
 use std::fs;
 use std::io;
@@ -24,7 +25,7 @@ impl Sysfs {
         Sysfs { root: root.into() }
     }
 
-    /// The device with this number. An error when sysfs does not know it.
+    /// The device with this number. An error if sysfs does not have it.
     pub(crate) fn device(&self, (major, minor): DeviceNumber) -> io::Result<BlockDevice> {
         let folder = fs::canonicalize(self.root.join(format!("dev/block/{major}:{minor}")))?;
         Ok(BlockDevice { folder })
@@ -62,20 +63,20 @@ impl Sysfs {
         self.root.join("module").join(name).exists()
     }
 
-    /// The folders in a folder; none when it is not there.
+    /// The folders in a folder; none if the folder does not exist.
     pub(crate) fn folders(&self, place: &str) -> io::Result<Vec<PathBuf>> {
         let mut folders = entries(&self.root.join(place))?;
         folders.retain(|folder| folder.is_dir());
         Ok(folders)
     }
 
-    /// Number of the block device whose folder a link leads to.
+    /// The number of the block device to whose folder a link leads.
     pub(crate) fn linked_number(&self, link: &Path) -> Option<DeviceNumber> {
         let folder = fs::canonicalize(link).ok()?;
         BlockDevice { folder }.number()
     }
 
-    /// For every mounted btrfs: its UUID and the kernel's names of its devices.
+    /// Lists every mounted btrfs: its UUID and the kernel's names of its devices.
     pub(crate) fn btrfs_members(&self) -> io::Result<Vec<(String, Vec<String>)>> {
         let mut all = Vec::new();
         for entry in entries(&self.root.join("fs/btrfs"))? {
@@ -94,7 +95,7 @@ impl Sysfs {
 impl BlockDevice {
     /// The kernel's name: `sda1`, `dm-0`.
     pub(crate) fn name(&self) -> String {
-        // In sysfs a '!' stands for the '/' of names such as cciss/c0d0.
+        // In sysfs a '!' replaces the '/' of names such as cciss/c0d0.
         self.folder
             .file_name()
             .map(|name| name.to_string_lossy().replace('!', "/"))
@@ -113,7 +114,7 @@ impl BlockDevice {
         parse_device_number(&self.attribute("dev")?)
     }
 
-    /// The text of an attribute, trimmed. `None`: not there, not readable, or empty.
+    /// The text of an attribute, trimmed. `None`: missing, unreadable, or empty.
     pub(crate) fn attribute(&self, name: &str) -> Option<String> {
         clean_text(&self.bytes(name)?)
     }
@@ -171,8 +172,9 @@ impl BlockDevice {
         (!text.is_empty()).then(|| PathBuf::from(std::ffi::OsString::from_vec(text)))
     }
 
-    /// The world-wide name of the disk: the kernel's `wwid` (NVMe, SCSI), else SCSI page 0x83; of a multipath map the name
-    /// that it was made for. `None` also for names of nothing but zeroes, which some devices report.
+    /// The world-wide name of the disk: the kernel's `wwid` (NVMe, SCSI), else SCSI page 0x83, else
+    /// the name of the paths of a multipath map, else the driver's name for the disk. `None` also
+    /// for a name of nothing but zeroes, which some devices report.
     pub(crate) fn wwn(&self) -> Option<String> {
         let disk = self.whole_disk();
         let own = disk
@@ -184,9 +186,9 @@ impl BlockDevice {
             .filter(|name| says_something(name))
     }
 
-    /// The name that the driver of a disk without a world-wide name knows it by, with the driver as
-    /// its type: an md array's UUID, the identifier of an nbd's server, the image of an rbd, the
-    /// UUID of the device beneath a bcache.
+    /// The driver's name for a disk without a world-wide name, with the driver as its type: an md
+    /// array's UUID, the identifier of an nbd's server, the image of an rbd, the UUID of the device
+    /// beneath a bcache.
     fn driver_name(&self) -> Option<String> {
         let name = self.name();
         let attribute = |name| self.attribute(name);
@@ -220,8 +222,8 @@ impl BlockDevice {
             .or_else(|| vpd::serial(&disk.bytes("device/vpd_pg80")?))
     }
 
-    /// The name that the paths of a multipath map (or of a partition of one) agree on, in the spelling of the paths; the
-    /// map's own UUID only when there are no paths or they have no name.
+    /// The name that all paths of a multipath map (or of a partition of one) have, in the spelling
+    /// of the paths; the map's own UUID only if there are no paths or the paths have no name.
     fn multipath_wwn(&self) -> Option<String> {
         let uuid = self.dm_uuid()?;
         let map = multipath_map_of(&uuid)?;
@@ -236,7 +238,7 @@ impl BlockDevice {
         match &names[..] {
             [] => wwn_from_multipath_uuid(map),
             [name] => Some(name.clone()),
-            // Paths to different LUNs in one map: no name is better than one of them.
+            // Paths to different LUNs in one map: no name is better than the name of one of them.
             [_, _, ..] => None,
         }
     }
@@ -246,7 +248,7 @@ impl BlockDevice {
     }
 }
 
-/// The `PARTUUID` of a uevent text, in lower case. Kernels before 6.11 or so do not tell it.
+/// The `PARTUUID` of a uevent text, in lower case. Kernels before 6.11 or so do not report it.
 pub(crate) fn partition_uuid_in_uevent(text: &str) -> Option<String> {
     text.lines()
         .find_map(|line| line.strip_prefix("PARTUUID="))
@@ -254,7 +256,7 @@ pub(crate) fn partition_uuid_in_uevent(text: &str) -> Option<String> {
         .map(str::to_ascii_lowercase)
 }
 
-/// Number of the partition that a device-mapper UUID of kpartx names: `part2-mpath-3600...`.
+/// Number of the partition in a device-mapper UUID that kpartx made: `part2-mpath-3600...`.
 pub(crate) fn partition_number_in_dm_uuid(uuid: &str) -> Option<u32> {
     let (number, _) = uuid.strip_prefix("part")?.split_once('-')?;
     number.parse().ok()
@@ -265,8 +267,8 @@ pub(crate) fn is_multipath_uuid(uuid: &str) -> bool {
     uuid.starts_with("mpath-")
 }
 
-/// Trimmed text of an attribute or an identification page: padding (blanks, newlines, zero bytes) goes, other bytes that are
-/// not printable become '?'. `None` when nothing is left.
+/// Trims the text of an attribute or an identification page: removes padding (blanks, newlines,
+/// zero bytes), and replaces other bytes that are not printable by '?'. `None` if nothing is left.
 pub(crate) fn clean_text(bytes: &[u8]) -> Option<String> {
     let text: String = String::from_utf8_lossy(bytes)
         .trim_matches(|c: char| c.is_whitespace() || c == '\0')
@@ -276,7 +278,7 @@ pub(crate) fn clean_text(bytes: &[u8]) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-/// What `mpath-` precedes, also in the UUID of a partition map.
+/// The part of a device-mapper UUID after `mpath-`, also in the UUID of a partition map.
 fn multipath_map_of(uuid: &str) -> Option<&str> {
     match uuid.strip_prefix("mpath-") {
         Some(map) => Some(map),
@@ -285,7 +287,8 @@ fn multipath_map_of(uuid: &str) -> Option<&str> {
     }
 }
 
-/// scsi_id's spelling of a name (a digit for its type, then the value) in the kernel's spelling.
+/// Converts scsi_id's spelling of a name (a digit for its type, then the value) to the kernel's
+/// spelling.
 fn wwn_from_multipath_uuid(map: &str) -> Option<String> {
     if map.starts_with("eui.") || map.starts_with("nvme.") || map.starts_with("uuid.") {
         return Some(map.to_owned());
@@ -311,7 +314,7 @@ fn linked_devices(folder: &Path) -> io::Result<Vec<BlockDevice>> {
     for link in entries(folder)? {
         match fs::canonicalize(&link) {
             Ok(folder) => devices.push(BlockDevice { folder }),
-            // The device went away between the listing and now.
+            // The device was removed between the listing and now.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -319,7 +322,7 @@ fn linked_devices(folder: &Path) -> io::Result<Vec<BlockDevice>> {
     Ok(devices)
 }
 
-/// The entries of a folder in order of their names; none when the folder is not there.
+/// The entries of a folder in order of their names; none if the folder does not exist.
 pub(crate) fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let listing = match fs::read_dir(folder) {
         Ok(listing) => listing,
@@ -372,7 +375,7 @@ pub(crate) mod fake {
             }
         }
 
-        /// `upper` stands on `lower`.
+        /// Makes `upper` stand on `lower`.
         pub(crate) fn stack(&self, upper: &str, lower: &str) {
             let devices = self.folder.path().join("devices");
             let name = |place: &str| place.rsplit('/').next().unwrap().to_owned();

@@ -1,4 +1,5 @@
-//! A LUN that is to become a copy, and is none yet: programs that look for a file system find none, people find a label.
+//! The label of a LUN that is to become a copy and is not finished: programs find no file system on
+//! it, an operator finds the label.
 
 use std::fs::File;
 use std::io;
@@ -6,19 +7,21 @@ use std::os::unix::fs::FileExt;
 
 use crate::open::{Lun, OpenError, other};
 
-/// How often is looked for more signatures: behind one that is gone another one can come to light.
+/// Maximum passes over a LUN: removing one signature can expose another.
 const WIPE_ROUNDS_MAX: usize = 16;
-/// How the label begins.
+/// The first bytes of the label.
 const MAGIC: &[u8] = b"SHUNT: not a copy yet\n";
-/// Nothing is found in it: so much is overwritten at the start of the LUN, in bytes.
+/// Length of the label at the start of the LUN, in bytes, padded with zeroes. libblkid finds no
+/// signature in it.
 const LABEL_BYTES: usize = 4096;
 
 impl Lun {
-    /// Takes away what programs recognise, and says at the start of the LUN what it is: `text`, a line or two. For good; a copy
-    /// writes over the label when it gets there.
+    /// Removes the signatures that programs recognise, and writes the label with `text` (a line or
+    /// two) at the start of the LUN. The removed signatures are not saved. A copy overwrites the
+    /// label when it reaches the start of the LUN.
     ///
     /// # Errors
-    /// The LUN cannot be read or written, or it is too small.
+    /// The LUN cannot be read or written, or the device is smaller than the label.
     pub fn mark_unfinished(&self, text: &str) -> Result<(), OpenError> {
         for _ in 0..WIPE_ROUNDS_MAX {
             let blocks = self.blocks_with_signatures()?;
@@ -37,7 +40,7 @@ impl Lun {
             .map_err(|source| other(&self.path, "mark", source))
     }
 
-    /// What the label says, if there is one.
+    /// The text of the label; `None` if the LUN has no label.
     ///
     /// # Errors
     /// The LUN cannot be read.
@@ -79,7 +82,8 @@ mod tests {
                 .arg("-q")
                 .arg(&path)
                 .status();
-            // XFS is not made so small: then there is still the label.
+            // mkfs.xfs may refuse a LUN of this size; the label of the round before is still there
+            // then.
             let _ = made.unwrap();
             lun.mark_unfinished("volume db, session move\n").unwrap();
             assert_eq!(signatures(&lun).unwrap(), []);

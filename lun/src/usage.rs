@@ -1,4 +1,5 @@
-//! Who uses a LUN: mounts, swap, holders, exports, partitions in use, other paths, open descriptors, and claims that nobody explains.
+//! Finds who uses a LUN: mounts, swap, holders, exports, partitions in use, other paths, open
+//! descriptors, and claims without a known owner.
 
 use std::fs;
 use std::io;
@@ -16,29 +17,30 @@ use crate::proc_text::{DeviceNumber, Mount, parse_mountinfo, parse_swaps};
 use crate::stack::block_device_at;
 use crate::sysfs::{BlockDevice, Sysfs, is_multipath_uuid};
 
-/// How long [`in_use`] may take.
+/// Time limit of [`in_use`].
 const IN_USE_MAX: Duration = Duration::from_secs(20);
 
-/// The kernel's texts about this host, read once for one examination.
+/// The kernel's texts about this host, read once for each examination.
 pub(crate) struct Host {
     pub(crate) sysfs: Sysfs,
     pub(crate) proc: PathBuf,
     pub(crate) mounts: Vec<Mount>,
     /// Paths of swap areas.
     pub(crate) swaps: Vec<PathBuf>,
-    /// What the kernel serves to others.
+    /// What the kernel exports.
     pub(crate) exports: Vec<Export>,
-    /// What is being asked.
+    /// Records which path is being examined.
     pub(crate) step: Step,
 }
 
-/// Who uses the LUN at `path` now. Empty: nobody that can be seen. Also for the volume's own device.
+/// Lists who uses the LUN at `path` now. Empty: no visible user. Also works for a volume's own
+/// device.
 ///
-/// This process is not counted as an opener; a claim that it holds itself is found as [`Finding::InUse`].
+/// This process is not counted as an opener; its own claim is found as [`Finding::InUse`].
 ///
 /// # Errors
-/// The path is no LUN, what the kernel says about the host cannot be read, or it does not answer in time: never an empty
-/// answer instead.
+/// The path is no LUN, the kernel's files about the host cannot be read, or something does not
+/// answer in time. The list is never silently incomplete.
 pub fn in_use(path: &Path) -> Result<Vec<Finding>, OpenError> {
     let asked = path.to_owned();
     within(IN_USE_MAX, move |step| {
@@ -50,12 +52,12 @@ pub fn in_use(path: &Path) -> Result<Vec<Finding>, OpenError> {
 }
 
 impl Host {
-    /// Reads this host's texts. `path` is the LUN's, for the error.
+    /// Reads this host's texts. `path` is the LUN's path, for the error.
     pub(crate) fn read(path: &Path, step: &Step) -> Result<Host, OpenError> {
         let proc = PathBuf::from("/proc");
         let mut mounts = mounts_in(&proc.join("self/mountinfo"))
             .map_err(|source| other(path, "list the mounts to check", source))?;
-        // A service can have a mount namespace of its own; then the first process sees what the operator sees.
+        // A service can have its own mount namespace; then process 1 sees what the operator sees.
         for mount in mounts_in(&proc.join("1/mountinfo")).unwrap_or_default() {
             if !mounts.contains(&mount) {
                 mounts.push(mount);
@@ -87,7 +89,7 @@ impl Host {
     }
 }
 
-/// All uses of an open LUN.
+/// Lists all uses of an open LUN.
 pub(crate) fn uses_of_lun(lun: &Lun, host: &Host) -> Result<Vec<Finding>, OpenError> {
     let failed = |source| other(&lun.path, "find who uses", source);
     let mut findings = match lun.device_number {
@@ -95,7 +97,7 @@ pub(crate) fn uses_of_lun(lun: &Lun, host: &Host) -> Result<Vec<Finding>, OpenEr
             let device = host.sysfs.device(number).map_err(failed)?;
             let mut findings = uses_of_device(&device, host).map_err(failed)?;
             findings.extend(other_paths(&device, host).map_err(failed)?);
-            // A loop device is another way to its file.
+            // A loop device also leads to its file.
             findings.extend(exported_file(lun, host));
             findings
         }
@@ -111,7 +113,7 @@ pub(crate) fn uses_of_lun(lun: &Lun, host: &Host) -> Result<Vec<Finding>, OpenEr
     Ok(findings)
 }
 
-/// The uses of a device, of its partitions, and of its disk when it is itself a partition.
+/// Lists the uses of a device, of its partitions, and of its disk if the device is a partition.
 pub(crate) fn uses_of_device(device: &BlockDevice, host: &Host) -> io::Result<Vec<Finding>> {
     let mut findings = direct_uses(device, host)?;
     let partitions = device.partitions()?;
@@ -140,7 +142,7 @@ pub(crate) fn uses_of_device(device: &BlockDevice, host: &Host) -> io::Result<Ve
     Ok(findings)
 }
 
-/// Mounts, swap, holders and exports of exactly this device.
+/// Lists mounts, swap, holders and exports of exactly this device.
 fn direct_uses(device: &BlockDevice, host: &Host) -> io::Result<Vec<Finding>> {
     let Some(number) = device.number() else {
         return Ok(Vec::new());
@@ -206,8 +208,9 @@ fn uses_of_file(lun: &Lun, host: &Host) -> io::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// Where the device is mounted, without repetition. The device of a mount is known by its number, by its source where the number is
-/// anonymous, and for btrfs by the list of members, of which the source is only one.
+/// Where the device is mounted, without repetition. A mount's device is identified by its number;
+/// by its source where the number is anonymous; for btrfs by the list of members, of which the
+/// source is only one.
 fn mount_points(
     device: &BlockDevice,
     number: DeviceNumber,
@@ -265,7 +268,8 @@ fn holder_name(holder: &BlockDevice, dm_uuid: Option<&str>) -> String {
     format!("{what} {}", holder.path())
 }
 
-/// Loop devices whose backing file the question is answered yes for. The kernel does not list them as holders.
+/// Names of the loop devices whose backing file satisfies `is_it`. The kernel does not list them as
+/// holders.
 fn loops_over(host: &Host, is_it: impl Fn(&Path) -> bool) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for disk in host.sysfs.disks()? {
@@ -280,7 +284,8 @@ fn loops_over(host: &Host, is_it: impl Fn(&Path) -> bool) -> io::Result<Vec<Stri
     Ok(names)
 }
 
-/// Other disks with this one's world-wide name, unless one of the two stands on the other or a holder joins them.
+/// Lists other disks with this disk's world-wide name, unless one of the two stands on the other or
+/// a holder joins them.
 fn other_paths(device: &BlockDevice, host: &Host) -> io::Result<Option<Finding>> {
     let disk = device.whole_disk();
     let Some(wwn) = disk.wwn() else {
@@ -292,7 +297,7 @@ fn other_paths(device: &BlockDevice, host: &Host) -> io::Result<Option<Finding>>
         if candidate == disk || candidate.wwn().as_ref() != Some(&wwn) {
             continue;
         }
-        // Maps have the name of their paths; what stands on what is told as a holder.
+        // Maps have the name of their paths; a stack of devices is reported as a holder.
         let is_stacked = candidate.dm_uuid().is_some()
             || own_slaves.contains(&candidate)
             || (disk.dm_uuid().is_some() && !candidate.holders()?.is_empty());
@@ -307,7 +312,8 @@ fn other_paths(device: &BlockDevice, host: &Host) -> io::Result<Option<Finding>>
     Ok((!names.is_empty()).then_some(Finding::OtherPaths { names }))
 }
 
-/// Whether the kernel refuses an exclusive open. Read-only, so that its end makes udev do nothing.
+/// Whether the kernel refuses an exclusive open. The probe is read-only, so that its close does not
+/// trigger udev.
 fn is_claimed(lun: &Lun, host: &Host) -> Result<bool, OpenError> {
     let probe = OpenOptions {
         write: false,

@@ -1,4 +1,4 @@
-//! Who uses the device of a volume, as texts for a refusal.
+//! Lists the users of a volume's device, as texts for a refusal.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -9,11 +9,11 @@ use crate::open::number_of;
 use crate::openers::openers;
 use crate::usage::in_use;
 
-/// Lists who uses the block device at `device`, without the process `server` that serves it. Empty for a path that is no block
-/// device: nothing can be open there.
+/// Lists who uses the block device at `device`, except the process `server` that serves it. Empty
+/// if `device` is not a block device: then nothing can have it open.
 ///
 /// # Errors
-/// A text that says what cannot be found out.
+/// A text that names what could not be examined.
 pub fn users(device: &Path, server: u32) -> Result<Vec<String>, String> {
     let number = match fs::metadata(device) {
         Ok(metadata) if metadata.file_type().is_block_device() => number_of(metadata.rdev()),

@@ -1,6 +1,7 @@
 //! SCSI vital product data pages, as sysfs gives them (`device/vpd_pg80`, `device/vpd_pg83`).
 //!
-//! Layouts: SPC-5, 7.7.16 (unit serial number) and 7.7.6 (device identification). All numbers are big-endian.
+//! Layouts: SPC-5, 7.7.16 (unit serial number) and 7.7.6 (device identification). All numbers are
+//! big-endian.
 
 const HEADER_BYTES: usize = 4;
 const DESCRIPTOR_HEADER_BYTES: usize = 4;
@@ -10,15 +11,17 @@ const DESIGNATOR_EUI: u8 = 2;
 const DESIGNATOR_NAA: u8 = 3;
 const DESIGNATOR_SCSI_NAME: u8 = 8;
 
-/// The unit serial number of page 0x80, without padding. `None`: not such a page, or no number in it.
+/// The unit serial number of page 0x80, without padding. `None`: not such a page, or no number in
+/// it.
 pub(crate) fn serial(page: &[u8]) -> Option<String> {
     printable(payload(page, 0x80)?)
 }
 
-/// The name of the logical unit of page 0x83, spelled as the kernel's `wwid` file spells it: `naa.`, `eui.`, `t10.`
-/// or the SCSI name. NAA before EUI-64 before the SCSI name before T10; of several of one type the longest.
+/// The name of the logical unit in page 0x83, spelled as in the kernel's `wwid` file: `naa.`,
+/// `eui.`, `t10.` or the SCSI name. NAA ranks before EUI-64, then the SCSI name, then T10; of
+/// several of one type the longest counts.
 ///
-/// Designators of the port or the target are not the LUN's and are passed over.
+/// Designators of the port or the target do not name the LUN and are skipped.
 pub(crate) fn wwn(page: &[u8]) -> Option<String> {
     let mut rest = payload(page, 0x83)?;
     let mut best: Option<(u8, usize, String)> = None;
@@ -53,7 +56,8 @@ fn designator(designator_type: u8, value: &[u8]) -> Option<(u8, String)> {
     }
 }
 
-/// The page's bytes after its header; what the header's length exceeds is not there and not invented.
+/// The bytes of the page after its header. A length in the header that reaches beyond the page is
+/// limited to the page.
 fn payload(page: &[u8], code: u8) -> Option<&[u8]> {
     if page.len() < HEADER_BYTES || page[1] != code {
         return None;

@@ -1,5 +1,6 @@
-//! A file system whose server has died must not hold up an examination. The server is a FUSE daemon in this process that
-//! answers until a file is open and never after that. Needs root and `/dev/fuse`; says so when it cannot run.
+//! A file system whose server is dead must not delay an examination. The server is a FUSE daemon in
+//! this process that answers until a file is open and never after that. Needs root and `/dev/fuse`;
+//! reports a skip when it cannot run.
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
@@ -30,7 +31,7 @@ fn attributes(inode: u64, mode: u32) -> Vec<u8> {
     bytes
 }
 
-/// The answer to a request; `None` for those that this server never answers.
+/// The answer to a request; `None` for requests that this server never answers.
 fn answer(operation: u32) -> Option<Vec<u8>> {
     match operation {
         INIT => {
@@ -41,7 +42,8 @@ fn answer(operation: u32) -> Option<Vec<u8>> {
             Some(init)
         }
         LOOKUP => {
-            // Names and attributes are valid for no time at all: whoever wants them has to ask again.
+            // Names and attributes expire immediately: the kernel has to ask for them again each
+            // time.
             let mut entry = vec![0; 40];
             entry[..8].copy_from_slice(&INODE.to_le_bytes());
             entry.extend(attributes(INODE, REGULAR));
@@ -52,7 +54,7 @@ fn answer(operation: u32) -> Option<Vec<u8>> {
     }
 }
 
-/// Serves until `ended` is closed. Then the kernel fails everything that still waits.
+/// Serves until `ended` is closed. Then the kernel fails all pending requests.
 fn serve(mut device: File, ended: PipeReader) {
     let mut request = vec![0; 1 << 20];
     let mut opened = false;
@@ -134,7 +136,7 @@ fn who_has_a_lun_open_is_found_although_a_process_has_a_file_of_a_dead_server_op
         eprintln!("skipped: {reason}");
         return;
     };
-    // The scan comes to this descriptor, as to one of a process that hangs.
+    // The scan reaches this descriptor, like one of a process that hangs.
     let held = File::open(server.folder.path().join("file")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let lun = folder.path().join("lun.img");

@@ -1,4 +1,5 @@
-//! The crate on real block devices: loop devices of this host. Needs root and free loop devices; says so when it cannot run.
+//! The crate on real block devices: loop devices of this host. Needs root and free loop devices;
+//! reports a skip when it cannot run.
 //!
 //! One test at a time: a losetup that looks for a free device opens those of other tests.
 #![allow(clippy::unwrap_used)]
@@ -47,7 +48,7 @@ impl Drop for LoopDevice {
     }
 }
 
-/// The kernel keeps the partitions of a detached loop device for the next user.
+/// The kernel keeps the partitions of a detached loop device for its next user.
 fn forget_partitions(path: &Path) {
     let _ = Command::new("partx").arg("--delete").arg(path).output();
 }
@@ -59,7 +60,7 @@ fn run(program: &str, arguments: &[&str]) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// Reports that a test cannot run here; fails instead where every test has to run.
+/// Reports that a test cannot run here; panics if `SHUNT_NO_SKIP` is set.
 fn skip(reason: &str) {
     assert!(
         std::env::var_os("SHUNT_NO_SKIP").is_none(),
@@ -92,7 +93,8 @@ fn loop_device(options: &[&str]) -> Option<LoopDevice> {
     Some(device)
 }
 
-/// The texts of all findings but who has the device open: udev or another losetup may look at it at this moment.
+/// The texts of all findings except who has the device open: udev or another losetup may have it
+/// open at this moment.
 fn texts(findings: &[Finding]) -> Vec<String> {
     findings
         .iter()
@@ -303,7 +305,8 @@ fn partitions_are_told_apart_and_the_mounted_one_speaks_against_the_disk() {
     write_two_partitions(&device.path);
     let path = device.path.to_str().unwrap();
     let (first, second) = (format!("{path}p1"), format!("{path}p2"));
-    // blockdev --rereadpt is refused where the driver scans no partitions; partx tells the kernel itself.
+    // blockdev --rereadpt is refused where the driver scans no partitions; partx reports each
+    // partition to the kernel itself.
     let known = run("partx", &["--add", path]) && wait_for(Path::new(&second));
     if !known {
         skip("no partitions on loop devices here");

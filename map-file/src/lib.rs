@@ -1,4 +1,5 @@
-//! The map file: created, locked, read. `ublk-target` alone writes it afterwards, by its own ring.
+//! The map file: creating, locking and reading it. Later only `ublk-target` writes the file,
+//! through its own ring.
 
 use std::{
     fs::{File, OpenOptions},
@@ -30,7 +31,7 @@ pub enum MapFileError {
         /// What failed.
         source: io::Error,
     },
-    /// The contents are damaged. Never guessed.
+    /// The contents are damaged. They are never guessed.
     #[error(
         "map file {path} is damaged: {source}; nothing is served until the operator says which leg is right"
     )]
@@ -40,7 +41,7 @@ pub enum MapFileError {
         /// What is wrong.
         source: MapError,
     },
-    /// The file ends before what it should hold.
+    /// The file ends before all that it should hold.
     #[error(
         "map file {path} is damaged: it is cut off before byte {offset}; nothing is served until the operator says which \
          leg is right"
@@ -48,7 +49,7 @@ pub enum MapFileError {
     Truncated {
         /// The file.
         path: PathBuf,
-        /// Where something should be.
+        /// Where the read that failed begins, in bytes.
         offset: u64,
     },
     /// The descriptor has a valid checksum and makes no sense.
@@ -80,7 +81,7 @@ pub enum MapFileError {
 pub struct MapFile {
     /// The file, opened so that every write is durable when it returns. Holds the lock.
     pub file: File,
-    /// Where it is.
+    /// The path of the file.
     pub path: PathBuf,
     /// The role record that holds, and the slot that has to be refreshed.
     pub chosen: Chosen,
@@ -111,8 +112,8 @@ pub fn parse_volume_id(text: &str) -> Result<[u8; 16], String> {
     Ok(id)
 }
 
-/// Creates a map file: route `Single(leg)`, epoch 1. All of its space is allocated, so that no later write can
-/// find the file system full.
+/// Creates a map file with route `Single(leg)` and epoch 1. All of its space is allocated, so that
+/// no later write can find the file system full.
 ///
 /// # Errors
 /// [`MapFileError`]; an existing file is never touched.
@@ -143,7 +144,8 @@ pub fn format(path: &Path, descriptor: &Descriptor, leg: Side) -> Result<(), Map
     })
 }
 
-/// Under another name first: what is at `path` is whole, or not there.
+/// Writes a new map file under another name first, so that the file at `path` is whole or does not
+/// exist.
 fn write_new(path: &Path, record: &RoleRecord, descriptor: &[u8]) -> io::Result<()> {
     if path.try_exists()? {
         return Err(io::ErrorKind::AlreadyExists.into());
@@ -167,7 +169,7 @@ fn write_new(path: &Path, record: &RoleRecord, descriptor: &[u8]) -> io::Result<
             file.write_all_at(&bytes, offset)?;
         }
         file.sync_all()?;
-        // Unlike a rename, a link never replaces what somebody else made meanwhile.
+        // Unlike a rename, a link never replaces a file that was created meanwhile.
         std::fs::hard_link(&unfinished, path)?;
         std::fs::remove_file(&unfinished)?;
         match path.parent() {
@@ -182,8 +184,8 @@ fn write_new(path: &Path, record: &RoleRecord, descriptor: &[u8]) -> io::Result<
 }
 
 impl MapFile {
-    /// Opens, locks and reads a map file. A lock that a dying predecessor still holds is waited for, up to
-    /// `lock_limit`.
+    /// Opens, locks and reads a map file. Waits up to `lock_limit` for a lock that a dying
+    /// predecessor still holds.
     ///
     /// # Errors
     /// [`MapFileError`]
@@ -209,7 +211,7 @@ impl MapFile {
         Ok(Self::new(file, path, contents))
     }
 
-    /// Refuses the map file of another volume than the one with this UUID.
+    /// Refuses the map file if it is not that of the volume with this UUID.
     ///
     /// # Errors
     /// [`MapFileError::OtherVolume`]
@@ -242,10 +244,10 @@ impl MapFile {
         }
     }
 
-    /// The same file again, with the same lock.
+    /// Duplicates the descriptor of the file; both have the same lock.
     ///
     /// # Errors
-    /// If there is no descriptor for it.
+    /// [`MapFileError::Io`] if the descriptor cannot be duplicated.
     pub fn duplicate(&self) -> Result<Self, MapFileError> {
         let file = self.file.try_clone();
         let file = file.map_err(|source| self.error(source))?;
@@ -263,7 +265,7 @@ impl MapFile {
     /// Makes every region dirty, as [`make_all_dirty`].
     ///
     /// # Errors
-    /// Those of the file. Some regions may be dirty then, which costs a copy and no data.
+    /// Those of the file. Some regions may be dirty then; that costs a copy, but no data.
     pub fn make_all_dirty(&mut self) -> Result<(), MapFileError> {
         make_all_dirty(&self.file, &self.chosen.record, &mut self.dirty)
             .map_err(|source| self.error(source))
@@ -287,7 +289,7 @@ impl MapFile {
         }
     }
 
-    /// Reads a map file without locking it, for tools that only look.
+    /// Reads a map file without locking it, for tools that change nothing.
     ///
     /// # Errors
     /// [`MapFileError`]
@@ -301,7 +303,7 @@ impl MapFile {
     }
 }
 
-/// What a map file says, as it was read.
+/// The contents of a map file, as they were read.
 #[derive(Debug)]
 pub struct Contents {
     /// The role record that holds, and the slot that has to be refreshed.
@@ -316,7 +318,8 @@ pub struct Contents {
     pub intent: Vec<u64>,
 }
 
-/// Reads and checks a map file that is open, or something else that has its bytes; `path` is for the errors.
+/// Reads and checks an open map file, or something else that has its bytes. `path` is for the
+/// errors.
 ///
 /// # Errors
 /// [`MapFileError`]
@@ -350,8 +353,8 @@ pub fn read(file: &impl FileExt, path: &Path) -> Result<Contents, MapFileError> 
     })
 }
 
-/// Writes the record that holds to both slots, durably, before anybody acts on it: after a failed write of a
-/// predecessor it may be in the page cache alone.
+/// Writes the record that holds to both slots, durably, before anybody acts on it: if a write of a
+/// predecessor failed, the record may be in the page cache alone.
 ///
 /// # Errors
 /// Those of the file.
@@ -365,8 +368,8 @@ pub fn settle_role(file: &impl FileExt, chosen: &mut Chosen) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes every region dirty, in a map file that is opened durably and in the words that were read from it: the legs
-/// may differ anywhere.
+/// Makes every region dirty, in a map file that is opened for durable writes and in the words that
+/// were read from it: the legs may differ anywhere.
 ///
 /// # Errors
 /// Those of the file.
@@ -385,7 +388,7 @@ pub fn make_all_dirty(
     Ok(())
 }
 
-/// Writes who holds the legs to a map file that is opened durably.
+/// Writes who holds the legs to a map file that is opened for durable writes.
 ///
 /// # Errors
 /// Those of the file.
@@ -397,7 +400,7 @@ pub fn write_custody(
     file.write_all_at(&custody.encode(&record.volume_id), map::CUSTODY_OFFSET)
 }
 
-/// The role record that holds, and the descriptor that it names.
+/// Reads the role record that holds, and the descriptor that it names.
 fn read_role(file: &impl FileExt, path: &Path) -> Result<(Chosen, Descriptor), MapFileError> {
     let damaged = |source| MapFileError::Damaged {
         path: path.to_owned(),
@@ -432,7 +435,8 @@ fn sector_at(
     Ok(sector)
 }
 
-/// A file that ends too early is a damaged one: its whole length is allocated when it is made.
+/// Reads `bytes` at `offset`. A file that ends too early is damaged: its whole length is allocated
+/// when it is created.
 fn read_at(
     file: &impl FileExt,
     path: &Path,
@@ -447,19 +451,20 @@ fn read_at(
         })
 }
 
-/// What a map file says, whole or not.
+/// What a map file says, even if a part of the file is damaged.
 #[derive(Debug)]
 pub struct Description {
     /// The role record that holds.
     pub record: RoleRecord,
     /// What the volume is.
     pub descriptor: Descriptor,
-    /// What else is damaged, so that the volume is not served.
+    /// What is damaged apart from these, so that the volume is not served.
     pub damage: Option<MapFileError>,
 }
 
-/// Reads a map file, without locking it, as far as the role and the descriptor. Of a volume that is being served this may find
-/// a sector that is just being written: damage is believed when it is found again.
+/// Reads a map file without locking it, or at least its role and descriptor if the rest is damaged.
+/// While the volume is served, a sector may be read during a write to it: damage is reported only
+/// if several attempts in a row find it.
 ///
 /// # Errors
 /// [`MapFileError`], if there is no role or no descriptor.
@@ -498,7 +503,7 @@ fn describe_damaged(path: &Path, damage: MapFileError) -> Result<Description, Ma
     }
 }
 
-/// What the role record and the descriptor both say has to agree, and the legs have to be long enough.
+/// Checks that the role record and the descriptor agree, and that the legs are long enough.
 fn check_descriptor(
     path: &Path,
     record: &RoleRecord,

@@ -1,12 +1,14 @@
 //! The control plane of Shunt.
 //!
-//! * [`daemon`]: `shuntd`: owns what the operator asked for, supervises one ublk-target a volume, runs the copiers.
-//! * [`store`]: what it remembers, in SQLite.
-//! * [`copier`]: copies dirty regions.
+//! * [`daemon`]: `shuntd`: owns what the operator asked for, supervises one ublk-target for each
+//!   volume, runs the copiers.
+//! * [`store`]: the database of shuntd, in SQLite.
+//! * [`copier`]: copies dirty regions, or compares both legs.
 //! * [`cli`]: `shunt`, the command line.
-//! * [`names`]: the names of volumes and sessions.
+//! * [`names`]: the rules for names of volumes and sessions.
+//! * [`moments`], [`units`]: times and numbers as people read and write them.
 //!
-//! Absent: every decision about which leg is authoritative. ublk-target alone takes it.
+//! Not here: the decision which leg is authoritative. ublk-target alone takes it.
 
 pub mod cli;
 pub mod copier;

@@ -1,10 +1,10 @@
-//! Moments as people write and read them.
+//! Parses and formats times as people write them.
 
 use jiff::civil::{DateTime, Time};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, Zoned};
 
-/// A moment in UTC, such as `2026-11-21 01:17:05Z`.
+/// Formats a time in UTC, such as `2026-11-21 01:17:05Z`.
 #[must_use]
 pub fn text(seconds_since_1970: u64) -> String {
     let seconds = i64::try_from(seconds_since_1970).unwrap_or(i64::MAX);
@@ -14,24 +14,24 @@ pub fn text(seconds_since_1970: u64) -> String {
     )
 }
 
-/// A time such as `30m` or `1h 30m`, in seconds.
+/// Parses a duration such as `30m` or `1h 30m`, in seconds.
 #[must_use]
 pub fn seconds(text: &str) -> Option<u64> {
     let time: SignedDuration = text.parse().ok()?;
     u64::try_from(time.as_secs()).ok()
 }
 
-/// A time of the day such as `22:00`, in minutes after midnight.
+/// Parses a time of the day such as `22:00`, in minutes after midnight.
 #[must_use]
 pub fn minute(text: &str) -> Option<u16> {
-    // An offset from UTC would be read and left out of account.
+    // The parser would accept an offset from UTC and ignore it.
     let plain = |byte: u8| byte.is_ascii_digit() || byte == b':';
     let time: Time = text.parse().ok().filter(|_| text.bytes().all(plain))?;
     let whole = time.second() == 0 && time.subsec_nanosecond() == 0;
     whole.then(|| minutes_of(time))
 }
 
-/// The minute of the day that clocks here show.
+/// The current minute of the day in local time.
 #[must_use]
 pub fn minute_now() -> u16 {
     minutes_of(Zoned::now().time())
@@ -41,11 +41,11 @@ fn minutes_of(time: Time) -> u16 {
     u16::from(time.hour().unsigned_abs()) * 60 + u16::from(time.minute().unsigned_abs())
 }
 
-/// A moment in milliseconds since 1970: with a zone (`2026-11-21T22:00:00Z`), in local time (`2026-11-21 22:00`), or the
-/// next time that a clock here shows that (`22:00`).
+/// Parses a time, in milliseconds since 1970: with a zone (`2026-11-21T22:00:00Z`), in local time
+/// (`2026-11-21 22:00`), or the next occurrence of a time of the day in local time (`22:00`).
 ///
 /// # Errors
-/// It is none of these, or before 1970.
+/// `text` is none of these, or before 1970.
 pub fn parse(text: &str) -> Result<u64, String> {
     moment(text, &Zoned::now())
         .and_then(|moment| u64::try_from(moment.as_millisecond()).ok())

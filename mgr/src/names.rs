@@ -1,19 +1,20 @@
-//! The names of volumes and sessions.
+//! The rules for names of volumes and sessions.
 
 /// The longest name, in characters.
 pub const NAME_CHARACTERS_MAX: usize = 63;
 
-/// Why a name is refused.
+/// The error for a name that breaks the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a name has 1 to {NAME_CHARACTERS_MAX} characters, letters, digits, '.', '_' and '-', and begins with a letter or a digit"
 )]
 pub struct BadName;
 
-/// Checks a name of a volume or a session: it becomes a file name under `/dev/shunt` and in the state directory.
+/// Checks the name of a volume or a session, because the name becomes a file name under
+/// `/dev/shunt` and in the state directory.
 ///
 /// # Errors
-/// [`BadName`], which says what a name looks like.
+/// [`BadName`], whose text states the rules.
 pub fn check(name: &str) -> Result<(), BadName> {
     let first_is_plain = name.starts_with(|c: char| c.is_ascii_alphanumeric());
     let all_allowed = name

@@ -1,4 +1,4 @@
-//! Numbers and text as people read them.
+//! Formats numbers and text for people.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub fn pause(microseconds: u64) -> String {
     format!("{:.1} ms", microseconds as f64 / 1000.0)
 }
 
-/// How much of `total` is done when `left` is not, in percent, rounded down: 100 means all.
+/// The part of `total` that is done if `left` is not, in percent, rounded down: 100 means all.
 #[must_use]
 pub fn percent_done(total: u64, left: u64) -> u8 {
     let done = u128::from(total.saturating_sub(left));
@@ -48,14 +48,14 @@ pub fn percent_done(total: u64, left: u64) -> u8 {
     u8::try_from(done * 100 / u128::from(total)).expect("done is at most total")
 }
 
-/// A bar of `width` characters.
+/// A progress bar with `width` characters between its brackets.
 #[must_use]
 pub fn bar(percent: u8, width: usize) -> String {
     let full = width * usize::from(percent.min(100)) / 100;
     format!("[{}{}]", "#".repeat(full), "-".repeat(width - full))
 }
 
-/// Text from elsewhere, with its control characters spelt out: it cannot move the cursor.
+/// Escapes the control characters of text from elsewhere, so that it cannot move the cursor.
 #[must_use]
 pub fn printable(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -69,7 +69,8 @@ pub fn printable(text: &str) -> String {
     safe
 }
 
-/// Rows with aligned columns; the first row is the heading. No space at the end of a line.
+/// Formats rows as a table with aligned columns, indented by `indent` spaces; no line ends with a
+/// space.
 #[must_use]
 pub fn table(rows: &[Vec<String>], indent: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -104,7 +104,7 @@ impl Bits {
         }
     }
 
-    /// How many members are from `from` on and below `to`.
+    /// The number of members in `from..to`.
     #[must_use]
     pub fn count_within(&self, from: usize, to: usize) -> usize {
         let to = to.min(self.length);

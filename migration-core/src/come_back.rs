@@ -1,45 +1,49 @@
 //! When a target that kept applications waiting is mirrored onto again.
 //!
-//! It was given up: what it misses is dirty. After a while, and once it has ended what it was given before, it is read from; if it answers, the
-//! volume *tracks*: what the target misses is copied while no write waits for it. When little is left, writes are mirrored again. A target
-//! that keeps them waiting once more is left alone for longer and longer.
+//! The volume has given the target up, and what the target misses is dirty. After a back-off, and
+//! once the target has ended its earlier writes, a probe reads from it. If the target answers, the
+//! volume *tracks*: what the target misses is copied while no write waits for it. When little is
+//! dirty, writes are mirrored again. The back-off doubles, up to a limit, each time the target
+//! stalls again.
 //!
 //! Times are in nanoseconds. No clock: times are arguments.
 
 use crate::units::Time;
 
-/// How long a target is left alone at first, and at most.
+/// The first and the longest back-off after a stall.
 const ALONE_FIRST: u64 = 5_000_000_000;
 const ALONE_MAX: u64 = 300_000_000_000;
-/// A target that did well for so long begins with the first time again.
+/// A target that did not stall for this long starts with the first back-off again.
 const FORGIVEN_AFTER: u64 = 600_000_000_000;
-/// So little may be left when writes are mirrored again: this part of the volume, or so many bytes if that is more.
+/// Mirroring restarts when no more than this is dirty: one `REST_PART`th of the volume, or
+/// `REST_BYTES`, whichever is larger.
 const REST_PART: u64 = 64;
 const REST_BYTES: u64 = 16 << 20;
 
-/// What a volume says.
+/// The current state of a volume and its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Look {
-    /// Its target was given up because it kept writes waiting, and may be taken again.
+    /// The target was given up because it kept writes waiting, and may be used again.
     pub stalled: bool,
-    /// Its target was given up for another reason: that is for the operator.
+    /// The target was given up for another reason; the operator decides.
     pub failed: bool,
-    /// How many writes that were given to the target have not ended.
+    /// The number of writes to the target that have not ended.
     pub under_way: u32,
     /// Writes go to the source alone, to be copied in passes.
     pub tracks: bool,
-    /// What is dirty, and all of it.
+    /// The size of all dirty regions, in bytes.
     pub dirty_bytes: u64,
-    /// The size of the volume.
+    /// The size of the volume, in bytes.
     pub size_bytes: u64,
 }
 
-/// What is to be done now.
+/// What the caller has to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// Read from the target, and tell [`ComeBack::answered`] whether it was quick.
+    /// Read from the target, and report to [`ComeBack::answered`] whether it answered in time.
     Probe,
-    /// Let the volume take its target again, and tell [`ComeBack::answered`] whether it did.
+    /// Let the volume use its target again, and report to [`ComeBack::answered`] whether that
+    /// succeeded.
     Retry,
     /// Nothing: writes are mirrored again.
     Mirrored,
@@ -47,21 +51,22 @@ pub enum Step {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
-    /// It is written.
+    /// The target is in use. `since`: when it came back or was given to the operator; `None`: it
+    /// never stalled.
     Well { since: Option<Time> },
-    /// It is left alone.
+    /// The target is not used during the back-off.
     Alone { until: Time },
-    /// It is being read from.
+    /// The target is being probed.
     Probing,
-    /// The volume is to track before it takes its target again.
+    /// The volume is to track before it uses its target again.
     Turning,
-    /// It takes its target again.
+    /// The volume is asked to use its target again.
     Retrying,
-    /// What the target misses is copied.
+    /// What the target misses is being copied.
     CatchingUp,
 }
 
-/// How the target of one volume comes back.
+/// How the target of one volume comes back after a stall.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ComeBack {
     stage: Stage,
@@ -78,7 +83,7 @@ impl Default for ComeBack {
 }
 
 impl ComeBack {
-    /// Whether the volume is to track meanwhile.
+    /// Whether the volume has to track.
     #[must_use]
     pub const fn tracks(&self) -> bool {
         matches!(
@@ -87,13 +92,13 @@ impl ComeBack {
         )
     }
 
-    /// Whether nothing is known of the target that a new value would not know.
+    /// Whether the value is as good as a new one: the target never stalled.
     #[must_use]
     pub const fn is_new(&self) -> bool {
         matches!(self.stage, Stage::Well { since: None })
     }
 
-    /// The volume says how it is.
+    /// Takes the current state of the volume. Returns what the caller has to do, if anything.
     pub fn look(&mut self, now: Time, look: Look) -> Option<Step> {
         match self.stage {
             Stage::Well { since } if look.stalled => {
@@ -105,7 +110,7 @@ impl ComeBack {
                 None
             }
             Stage::Well { .. } | Stage::Probing | Stage::Retrying => None,
-            // The operator was faster, or the volume was started again.
+            // The operator was faster, or ublk-target was restarted.
             Stage::Alone { .. } | Stage::Turning if !look.stalled => {
                 self.stage = Stage::Well { since: Some(now) };
                 None
@@ -138,12 +143,12 @@ impl ComeBack {
         }
     }
 
-    /// What was begun with the last step has ended.
+    /// Takes the outcome of the last step: whether it went well.
     pub fn answered(&mut self, now: Time, well: bool) {
         match self.stage {
             Stage::Probing if well => self.stage = Stage::Turning,
             Stage::Retrying if well => self.stage = Stage::CatchingUp,
-            // Nobody waits for that.
+            // No application waits for a probe, so the back-off is not doubled.
             Stage::Probing => {
                 self.stage = Stage::Alone {
                     until: now.plus(ALONE_FIRST),
@@ -194,7 +199,7 @@ mod tests {
         Time(seconds * SECOND)
     }
 
-    /// Brings it to where the target has caught up.
+    /// Drives `come_back` until the target has caught up.
     fn back(come_back: &mut ComeBack, seconds: u64) {
         assert_eq!(come_back.look(at(seconds), STALLED), Some(Step::Probe));
         come_back.answered(at(seconds), true);
@@ -204,7 +209,7 @@ mod tests {
         assert_eq!(
             come_back.look(at(seconds), COPIES),
             None,
-            "it is not told yet"
+            "the success is not reported yet"
         );
         come_back.answered(at(seconds), true);
         assert_eq!(come_back.look(at(seconds), COPIES), None);
@@ -228,7 +233,7 @@ mod tests {
         assert_eq!(
             come_back.look(at(100), busy),
             None,
-            "it has not ended what it has"
+            "a write to the target has not ended"
         );
         back(&mut come_back, 100);
         assert_eq!(come_back.look(at(101), LITTLE), None);
@@ -249,7 +254,8 @@ mod tests {
         assert_eq!(come_back.look(at(now), STALLED), None);
         assert_eq!(come_back.look(at(now + 4), STALLED), None);
         assert_eq!(come_back.look(at(now + 5), STALLED), Some(Step::Probe));
-        // It does not answer; then it does, but is not taken; then it stalls while it catches up.
+        // The target does not answer; then it does, but the volume does not accept it; then it
+        // stalls while it catches up.
         come_back.answered(at(now + 6), false);
         assert_eq!(come_back.look(at(now + 10), STALLED), None);
         assert_eq!(come_back.look(at(now + 11), STALLED), Some(Step::Probe));

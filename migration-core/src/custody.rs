@@ -1,9 +1,9 @@
 //! Whether anybody else can have written to the legs since a process of the volume held them.
 //!
 //! The map says where the legs differ as far as *Shunt* has written to them. It says nothing about
-//! what others wrote while no process of the volume held the legs: a file system that was mounted by
-//! its UUID before Shunt was up, an array that restored a snapshot, a rescue system. So the map file
-//! has a sector that says who holds the legs:
+//! what others wrote while no process of the volume held the legs: a file system that was mounted
+//! by its UUID before Shunt was up, an array that restored a snapshot, a rescue system. So the map
+//! file has a sector that says who holds the legs:
 //!
 //! ```text
 //!            a process claims the legs, and the map says where they may differ
@@ -12,10 +12,11 @@
 //!        +---- the process ends cleanly: both legs are flushed and described -----+
 //! ```
 //!
-//! The next process judges ([`judge`]) before it serves. *Kept*: it was given the descriptors with which
-//! the legs were claimed, so that nobody else could claim them in between. *Unchanged*: the
-//! legs were released, and look as they did then. In every other case a mirror leg is a copy of nothing:
-//! all regions are dirty, and a role moves to that leg only after they were copied or compared.
+//! The next process judges ([`judge`]) before it serves. *Kept*: the process got the descriptors
+//! with which the legs were claimed, so that nobody else could claim the legs in between.
+//! *Unchanged*: the legs were released, and look as they did then. In every other case the mirror
+//! leg cannot be trusted: all regions are dirty, and a role moves to that leg only after they were
+//! copied or compared.
 //!
 //! What the description of a leg does not show: a write between two boots of this host, by another
 //! system, that changes none of the blocks in [`LegState::fingerprint`]. See
@@ -28,8 +29,8 @@ use crate::{
 
 const MAGIC: &[u8; 8] = b"SHNTCUST";
 
-/// Names one uninterrupted claim on the legs of a volume; random, never 0. A process that is given the
-/// descriptors of the one before goes on with the same claim.
+/// Names one uninterrupted claim on the legs of a volume; random, never 0. A process that gets the
+/// descriptors of its predecessor continues the same claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Claim(pub u64);
 
@@ -42,8 +43,8 @@ pub struct BootId(pub [u8; 16]);
 pub struct LegState {
     /// Checksum of the parts of the leg that a mount, a volume manager or a partitioning changes.
     pub fingerprint: u64,
-    /// Writes and discards that the kernel has counted on the leg's LUNs since it knows them; `None`
-    /// if it does not count.
+    /// The number of writes and discards that the kernel has counted on the leg's LUNs since it
+    /// knows the LUNs; `None` if it does not count.
     pub changes: Option<u64>,
 }
 
@@ -57,7 +58,7 @@ pub struct Legs {
 }
 
 impl Legs {
-    /// One of them.
+    /// The leg of `side`.
     #[must_use]
     pub const fn get(&self, side: Side) -> Option<LegState> {
         match side {
@@ -70,18 +71,18 @@ impl Legs {
 /// The legs as the last process left them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Released {
-    /// The boot in which that was.
+    /// The boot in which the legs were released.
     pub boot: BootId,
-    /// What they looked like.
+    /// What the legs looked like.
     pub legs: Legs,
 }
 
 /// Who holds the legs, as the map file says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Custody {
-    /// The legs are claimed. After the death of a process the claim lives on if its descriptors do.
+    /// The legs are claimed. The claim outlives its process if the descriptors do.
     Held(Claim),
-    /// Nobody holds the legs since the last process ended cleanly.
+    /// Nobody has held the legs since the last process ended cleanly.
     Released(Released),
 }
 
@@ -90,11 +91,11 @@ pub enum Custody {
 pub struct Found {
     /// What the map file says; `None` if it says nothing valid.
     pub custody: Option<Custody>,
-    /// The claim whose descriptors this process was given, of every LUN that the route uses.
+    /// The claim whose descriptors this process got; they cover every LUN that the route uses.
     pub inherited: Option<Claim>,
-    /// This boot.
+    /// The current boot.
     pub boot: BootId,
-    /// What the legs look like. Of no meaning unless they were released.
+    /// What the legs look like. Used only if the legs were released.
     pub legs: Legs,
 }
 
@@ -139,12 +140,12 @@ impl core::fmt::Display for Doubt {
     }
 }
 
-/// Decides whether the map of `route` still says where the legs differ. A route without a map says
-/// nothing about that. While the volume is split, the target is not ours: whoever mirrors onto it
-/// again has to know what became of it.
+/// Decides whether the map of `route` still says where the legs differ. A route without a map makes
+/// no such statement, so there is no doubt. While the volume is split, only the source is judged:
+/// the caller that mirrors onto the target again has to find out what became of it.
 ///
 /// # Errors
-/// [`Doubt`]: every region has to be dirty.
+/// [`Doubt`]: every region has to be made dirty.
 pub fn judge(route: Route, found: &Found) -> Result<(), Doubt> {
     match (found.custody, found.inherited) {
         _ if !route.has_map() => Ok(()),
@@ -172,17 +173,17 @@ fn unchanged(side: Side, released: &Released, found: &Found) -> Result<(), Doubt
     })
 }
 
-/// Why a leg that nobody of Shunt held is not known to be what it was.
+/// Why a leg that Shunt did not hold may have changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Difference {
-    /// The kernel does not count the writes to it.
+    /// The kernel does not count the writes to the leg.
     NotCounted,
-    /// It was written to.
+    /// The leg was written to.
     Written,
 }
 
-/// Whether a leg looks as it did before. After a boot the kernel counts from 0: then nobody may have
-/// written in this boot.
+/// Checks that a leg looks as it did before. After a reboot the kernel counts from 0, so no write
+/// may have been counted in the current boot.
 ///
 /// # Errors
 /// [`Difference`]
@@ -196,19 +197,20 @@ pub fn compare(before: LegState, now: LegState, same_boot: bool) -> Result<(), D
     }
 }
 
-/// How a process takes the legs over.
+/// How a process takes over the legs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Takeover {
     /// The claim from now on.
     pub claim: Claim,
-    /// Why every region has to be made dirty, durably and before the claim is written.
+    /// Why every region has to be made dirty, if it has to be. The regions are made dirty durably
+    /// before the claim is written.
     pub doubt: Option<Doubt>,
-    /// The claim is another one than before, and has to be written before anything is served.
+    /// Whether the claim is new: it has to be written before anything is served.
     pub is_new: bool,
 }
 
-/// Decides how a process takes over the legs of a volume with this route. `missing`: the mirror leg of
-/// the route, if it is not there; `new`: a claim that was never used.
+/// Decides how a process takes over the legs of a volume with this route. `missing` is the mirror
+/// leg of the route, if it is not there; `new` is a claim that was never used.
 #[must_use]
 pub fn take_over(route: Route, missing: Option<Side>, found: &Found, new: Claim) -> Takeover {
     let doubt = match missing {
@@ -230,7 +232,7 @@ pub fn take_over(route: Route, missing: Option<Side>, found: &Found, new: Claim)
 }
 
 impl Custody {
-    /// The sector of the map file.
+    /// Encodes the sector of the map file.
     #[must_use]
     pub fn encode(&self, volume_id: &[u8; 16]) -> [u8; SECTOR_BYTES] {
         let mut sector = [0; SECTOR_BYTES];
@@ -293,7 +295,7 @@ fn put_leg(bytes: &mut [u8], leg: Option<LegState>) {
     bytes[16..24].copy_from_slice(&leg.changes.unwrap_or(0).to_le_bytes());
 }
 
-/// `None`: not a leg; `Some(None)`: an absent one.
+/// Reads a leg. `None`: the bytes are not a leg; `Some(None)`: the leg is absent.
 fn leg_at(sector: &[u8], offset: usize) -> Option<Option<LegState>> {
     let changes = match sector[offset + 8] {
         ABSENT => return Some(None),
@@ -364,7 +366,7 @@ mod tests {
         assert_eq!(
             judge(&found),
             Err(Doubt::ClaimLapsed),
-            "there was another claim between"
+            "the descriptors are those of an older claim"
         );
         found.custody = None;
         assert_eq!(judge(&found), Err(Doubt::NoRecord));

@@ -1,4 +1,5 @@
-//! The cutover of pairs that track: writes are slowed until what is left fits the pause that the operator allows.
+//! The cutover of pairs that track: writes are slowed until the rest fits into the pause that the
+//! operator allows.
 //!
 //! ```text
 //!  baseline --all that was dirty has had its turn--> update --does not fit--> administrative
@@ -8,10 +9,11 @@
 //!                                     over <--done-- cutover <---------------------+
 //! ```
 //!
-//! *Baseline* and *update* only measure. In *administrative* the writes of each pair whose rest does not fit, and does not
-//! shrink fast enough to fit in time, are slowed step by step, never below the floor. In *cutover* requests are held while the rest is copied, and the roles are
-//! exchanged. An attempt that fails falls back to *update*: writes are as fast as they can be, and the [`Action`] says
-//! what follows.
+//! *Baseline* and *update* only measure. *Administrative* slows the writes of each pair whose rest
+//! does not fit and does not shrink fast enough to fit in time: step by step, never below the
+//! floor. In *cutover* requests are held while the rest is copied, and the roles are exchanged. An
+//! attempt that fails falls back to *update*: writes are not slowed any more, and the [`Action`]
+//! says what follows.
 //!
 //! Sizes are in bytes, rates in bytes a second. No clock: times are arguments.
 
@@ -19,37 +21,40 @@ use alloc::{vec, vec::Vec};
 
 use crate::units::Time;
 
-/// How often is measured and decided, in nanoseconds.
+/// The interval of measurements and decisions, in nanoseconds.
 pub const STEP_NANOSECONDS: u64 = 1_000_000_000;
-/// How long the rest may fail to shrink with writes at the floor, before it is said that this does not help.
+/// How many steps in a row the rest may fail to shrink with writes at the floor before the attempt
+/// fails.
 const FLOOR_STEPS: u32 = 5;
-/// The rest shrinks fast enough if it fits after this share of the time that is left.
+/// The rest shrinks fast enough if it will fit after one `TIME_SHARE`th of the time that is left.
 const TIME_SHARE: u64 = 2;
-/// What is left of the highest rate of writes after each step: an application that pauses for a moment is not idle.
+/// The share of the highest rate of writes that remains after each step: an application that pauses
+/// for a moment is not idle.
 const PEAK_SHARE: (u64, u64) = (7, 8);
-/// The rest is to fit into this share of the pause: the drain and the flushes take some of it too.
+/// The rest has to fit into this share of the pause: the drain and the flushes take some of it too.
 const PAUSE_SHARE: (u128, u128) = (3, 4);
-/// What a step leaves of the rate of writes.
+/// The share of the rate of writes that a step leaves.
 const STEP_SHARE: (u64, u64) = (3, 4);
-/// The first and the longest time between two attempts.
+/// The first and the longest back-off between two attempts, in nanoseconds.
 const BACK_OFF_FIRST: u64 = 5_000_000_000;
 const BACK_OFF_MAX: u64 = 300_000_000_000;
-/// How long a cutover that is forced may hold requests, in nanoseconds.
+/// How long a forced cutover may hold requests, in nanoseconds.
 pub const FORCED_HOLD_NANOSECONDS: u64 = 110_000_000_000;
 
 /// What follows when an attempt fails.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Another attempt, as often as is allowed.
+    /// Try again, up to the number of attempts that is allowed.
     #[default]
     Retry,
-    /// Writes are not slowed again; it is cut over when it fits without that.
+    /// Do not slow writes again; cut over when the rest fits without that.
     Defer,
-    /// Nothing; the operator decides.
+    /// Do nothing more; the operator decides.
     Abort,
-    /// As `Retry`; when all attempts have failed, it is cut over however long that takes.
+    /// As `Retry`; when all attempts have failed, cut over with requests held up to
+    /// [`FORCED_HOLD_NANOSECONDS`].
     Force,
-    /// As `Retry`, but only when the operator has said so once more: until then it is only measured.
+    /// As `Retry`, but only measure until the operator asks for the switch once more.
     Wait,
 }
 
@@ -60,7 +65,7 @@ pub struct Policy {
     pub max_pause: u64,
     /// How long writes may be slowed in one attempt, in nanoseconds.
     pub duration: u64,
-    /// Writes are not made slower than that.
+    /// The lowest rate to which writes are slowed.
     pub floor: u64,
     /// What follows when an attempt fails.
     pub action: Action,
@@ -68,29 +73,30 @@ pub struct Policy {
     pub attempts: u32,
 }
 
-/// What one pair says. All but the first count from any beginning, and may begin anew.
+/// One sample of a pair. All fields but `dirty_bytes` are running counters; they may restart from
+/// zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Sample {
     /// What is still to be copied.
     pub dirty_bytes: u64,
     /// What was copied.
     pub copied_bytes: u64,
-    /// How long something was being copied, in nanoseconds.
+    /// How long the copier was copying, in nanoseconds.
     pub copying_nanoseconds: u64,
     /// What applications wrote.
     pub written_bytes: u64,
 }
 
-/// Where a cutover is.
+/// The phase of a cutover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// What was dirty in the beginning is being copied.
+    /// What was dirty at the beginning is being copied.
     Baseline,
     /// What is written is copied in passes.
     Update,
     /// Writes are being slowed.
     Administrative,
-    /// Requests are held, the rest is being copied.
+    /// Requests are held while the rest is copied.
     Cutover,
 }
 
@@ -118,18 +124,18 @@ pub enum Misfit {
     Pause,
 }
 
-/// What is to be done.
+/// What the caller has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Measure again. The throttles may have changed.
     Watch,
-    /// Hold requests at most so long, in nanoseconds, copy the rest, exchange the roles; then
-    /// [`Cutover::not_cut_over`], if that failed.
+    /// Hold requests for at most `hold_nanoseconds_max`, copy the rest and exchange the roles. If
+    /// that fails, call [`Cutover::not_cut_over`].
     CutOver {
-        /// How long.
+        /// The limit.
         hold_nanoseconds_max: u64,
     },
-    /// It is over without success; writes are not slowed any more.
+    /// Stop: the cutover is over without success, and writes are not slowed any more.
     GiveUp,
 }
 
@@ -137,16 +143,16 @@ pub enum Step {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Pace {
     last: Option<(Time, Sample)>,
-    /// What is copied in a second in which there is enough to copy.
+    /// The rate of the copy while there is enough to copy.
     copy_rate: u64,
     write_rate: u64,
-    /// The highest rate of writes lately.
+    /// The highest recent rate of writes.
     write_peak: u64,
-    /// By how much less is dirty than at the last measurement.
+    /// How much less is dirty than in the sample before.
     shrunk: u64,
-    /// 0: writes are not slowed.
+    /// The rate to which writes are slowed; 0: writes are not slowed.
     throttle: u64,
-    /// Of the baseline.
+    /// What is left of the baseline; `None` before the first sample.
     left: Option<u64>,
 }
 
@@ -194,7 +200,7 @@ impl Pace {
         self.last.map_or(0, |(_, sample)| sample.dirty_bytes)
     }
 
-    /// How long the rest would take, in nanoseconds; `None` if that is not known.
+    /// How long the copy of the rest would take, in nanoseconds; `None` if that is not known.
     fn pause(&self) -> Option<u64> {
         match (self.dirty_bytes(), self.copy_rate) {
             _ if self.last.is_none() => None,
@@ -213,7 +219,7 @@ impl Pace {
             .is_some_and(|pause| u128::from(pause) <= allowed)
     }
 
-    /// Whether the rest fits soon enough if it goes on shrinking like this.
+    /// Whether the rest fits in time if it continues to shrink at this rate.
     fn will_fit(&self, max_pause: u64, steps_left: u64) -> bool {
         let allowed = u128::from(max_pause) * PAUSE_SHARE.0 / PAUSE_SHARE.1;
         let fits = allowed * u128::from(self.copy_rate) / 1_000_000_000;
@@ -221,7 +227,7 @@ impl Pace {
         u128::from(self.shrunk) * u128::from(steps_left / TIME_SHARE) >= too_much
     }
 
-    /// Writes are slowed more. Says whether they could be.
+    /// Slows writes more, but not below `floor`. Returns whether the throttle has changed.
     fn slow(&mut self, floor: u64) -> bool {
         let rate = match self.throttle {
             0 => self.write_peak,
@@ -247,7 +253,7 @@ pub struct Cutover {
     policy: Policy,
     paces: Vec<Pace>,
     phase: Phase,
-    /// Since when writes are slowed.
+    /// When the slowing of writes began.
     slowed_since: Time,
     next_step: Time,
     steps_at_floor: u32,
@@ -255,12 +261,12 @@ pub struct Cutover {
     misfit: Option<Misfit>,
     not_before: Time,
     back_off: u64,
-    /// The operator has said that it may be cut over ([`Action::Wait`]).
+    /// Whether the operator allows the cutover ([`Action::Wait`]).
     released: bool,
 }
 
 impl Cutover {
-    /// A cutover of so many pairs.
+    /// A cutover of `pairs` pairs.
     #[must_use]
     pub fn new(policy: Policy, pairs: usize) -> Self {
         Self {
@@ -278,7 +284,8 @@ impl Cutover {
         }
     }
 
-    /// The operator asks for it once more: with what is allowed from now on, and at once.
+    /// Takes a repeated request of the operator: with a new policy, and without the back-off. The
+    /// failed attempts no longer count.
     pub fn ask_again(&mut self, policy: Policy) {
         self.policy = policy;
         self.released = true;
@@ -286,7 +293,8 @@ impl Cutover {
         self.failed = 0;
     }
 
-    /// The pairs say how they are, in the order of the session.
+    /// Takes one sample of each pair, in the order of the session. Returns what the caller has to
+    /// do.
     pub fn observe(&mut self, now: Time, samples: &[Sample]) -> Step {
         if self.phase == Phase::Cutover || now < self.next_step {
             return Step::Watch;
@@ -308,29 +316,30 @@ impl Cutover {
         }
     }
 
-    /// The roles were not exchanged.
+    /// Takes the failure of an attempt: the roles were not exchanged.
     pub fn not_cut_over(&mut self, now: Time) -> Step {
         self.fall_back(now, Misfit::Pause)
     }
 
-    /// Where it is.
+    /// The current phase.
     #[must_use]
     pub const fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// What is allowed.
+    /// The current policy.
     #[must_use]
     pub const fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// The rate to which the writes of each pair are slowed; 0: they are not.
+    /// The rate to which the writes of each pair are slowed; 0: they are not slowed.
     pub fn throttles(&self) -> impl Iterator<Item = u64> + '_ {
         self.paces.iter().map(|pace| pace.throttle)
     }
 
-    /// How long requests would be held now, in nanoseconds, if that is known: of the pair that takes longest.
+    /// How long requests would be held now, in nanoseconds: the time of the pair that takes
+    /// longest. `None` if it is not known.
     #[must_use]
     pub fn predicted_pause(&self) -> Option<u64> {
         let pauses = self.paces.iter().map(Pace::pause);
@@ -450,7 +459,8 @@ mod tests {
         attempts: 2,
     };
 
-    /// A pair of which so much is copied and written in a second. What is written is dirty until the next second.
+    /// A pair that is copied and written at fixed rates. What is written is dirty until the next
+    /// second.
     struct World {
         cutover: Cutover,
         sample: Sample,
@@ -499,7 +509,7 @@ mod tests {
             step
         }
 
-        /// The first thing to do, and how many seconds later.
+        /// The first step but `Watch`, and after how many seconds it came.
         fn until_step(&mut self, seconds: u64) -> (Step, u64) {
             for second in 0..seconds {
                 match self.second() {
@@ -548,7 +558,7 @@ mod tests {
         while world.throttle() == 0 {
             assert_eq!(world.second(), Step::Watch);
         }
-        // The application pauses for a moment: it is not slowed for ever because of that.
+        // The application pauses for a moment; this must not slow it for ever.
         world.write_rate = 0;
         world.second();
         world.write_rate = 15 * MEGABYTE;

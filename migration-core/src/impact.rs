@@ -1,65 +1,66 @@
-//! How fast a copy may go so that applications hardly notice: their latency is measured while nothing is copied, and the
-//! rate of the copy follows what it does to it.
+//! Limits the rate of a copy so that applications hardly notice it. The latency of applications is
+//! measured while nothing is copied; then the rate of the copy follows what it does to the latency.
 //!
-//! *Measuring*: nothing is copied for a moment; what requests take then is what they take without the copy. It is measured
-//! again from time to time, because applications change. *Copying*: the rate is doubled until the latency has grown too
-//! much for the first time; from then on it goes down quickly and up slowly. While applications do too little for a
-//! measurement, nothing can be disturbed, and the rate grows too.
+//! *Measuring*: nothing is copied for a moment, so that the latency is that without the copy. This
+//! is repeated from time to time, because applications change. *Copying*: the rate is doubled until
+//! the latency has grown too much for the first time; from then on the rate goes down quickly and
+//! up slowly. While applications make too few requests for a measurement, nothing can be disturbed,
+//! and the rate grows too.
 //!
 //! Rates are in bytes a second, times in nanoseconds. No clock: times are arguments.
 
 use crate::latency::Histogram;
 use crate::units::Time;
 
-/// How long a window is: what was counted in it is looked at together.
+/// The length of a window, in nanoseconds. The requests of a window are evaluated together.
 pub const WINDOW_NANOSECONDS: u64 = 1_000_000_000;
-/// How long nothing is copied to measure, at first and later.
+/// How long the copy stops for a measurement: the first time and later.
 const MEASURE_FIRST: u64 = 3_000_000_000;
 const MEASURE_AGAIN: u64 = 2_000_000_000;
-/// How often is measured again.
+/// The interval between measurements.
 const MEASURE_EVERY: u64 = 120_000_000_000;
-/// So many requests make a quantile.
+/// The fewest requests that give a quantile.
 const REQUESTS_MIN: u64 = 100;
-/// The latency that counts: of a thousand requests so many took no longer.
+/// The quantile that is compared, in thousandths.
 const QUANTILE: u64 = 990;
 
-/// The rate at the beginning, and the lowest one: a copy always comes to its end.
+/// The first rate and the lowest rate. The copy never stops for good, so it always ends.
 const RATE_FIRST: u64 = 8 << 20;
 const RATE_MIN: u64 = 1 << 20;
-/// A rate beyond which there is no need for a limit.
+/// From this rate on the copy is not limited.
 const RATE_MAX: u64 = 1 << 40;
-/// So much is copied with one request at a time. Many at once are a burst, and a burst is what the slowest requests of
-/// applications meet.
+/// The rate for each request in flight. Many requests at once are a burst, and a burst is what
+/// delays the slowest requests of applications.
 const RATE_OF_ONE: u64 = 128 << 20;
-/// While it is measured: so little that nothing is copied.
+/// The rate while measuring: practically nothing is copied.
 const RATE_NOTHING: u64 = 1;
 
-/// What is done at present.
+/// What the control does at present.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
-    /// Nothing is copied.
+    /// Nothing is copied until the measurement ends.
     Measuring { until: Time },
-    /// Until it is measured again.
+    /// The copy runs until the next measurement.
     Copying { until: Time },
 }
 
-/// The control of one copy.
+/// The control of the rate of one copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Impact {
     /// By how much the latency may grow, in percent of what it is without the copy.
     allowed_percent: u32,
     stage: Stage,
-    /// What was counted while it was measured.
+    /// The requests of the measurement in progress.
     measured: Histogram,
-    /// What requests take without the copy.
+    /// The latency without the copy, in nanoseconds; `None` if it is not known.
     baseline: Option<u64>,
     rate: u64,
-    /// The latency has not grown too much yet.
+    /// Whether the rate is still doubled: the latency has not grown too much yet.
     doubling: bool,
 }
 
 impl Impact {
-    /// A copy that begins now.
+    /// The control of a copy that begins now.
     #[must_use]
     pub fn new(now: Time, allowed_percent: u32) -> Self {
         Self {
@@ -74,7 +75,7 @@ impl Impact {
         }
     }
 
-    /// What requests took in the last window. To be called once a window.
+    /// Takes the latencies of the last window. To be called once for each window.
     pub fn observe(&mut self, now: Time, window: &Histogram) {
         match self.stage {
             Stage::Measuring { until } => {
@@ -122,7 +123,7 @@ impl Impact {
         .clamp(RATE_MIN, RATE_MAX);
     }
 
-    /// How much may be copied in a second; 0: as much as there is.
+    /// How much may be copied in a second, in bytes; 0: unlimited.
     #[must_use]
     pub const fn rate(&self) -> u64 {
         match self.stage {
@@ -132,7 +133,7 @@ impl Impact {
         }
     }
 
-    /// How many requests the copy may have under way; 0: as many as it likes.
+    /// How many requests the copy may have in flight; 0: unlimited.
     #[must_use]
     pub fn depth(&self) -> u32 {
         match self.rate() {
@@ -141,7 +142,8 @@ impl Impact {
         }
     }
 
-    /// What requests take without the copy, if it is known: 99 of a hundred take no longer, in nanoseconds.
+    /// The 99th percentile of the latency without the copy, in nanoseconds; `None` if it is not
+    /// known.
     #[must_use]
     pub const fn baseline(&self) -> Option<u64> {
         self.baseline

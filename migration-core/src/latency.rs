@@ -1,10 +1,12 @@
-//! How long requests took, counted in buckets: 32 to each power of two of a microsecond, so that a quantile is right within
-//! a thirtieth. To count is an addition; two states of one histogram tell what was between them.
+//! A histogram of request durations. It has 32 buckets for each power of two of a microsecond, so
+//! that a quantile is right within a thirtieth. Counting is one addition. The difference between
+//! two states of one histogram is what was counted in between.
 
-/// Buckets to a power of two.
+/// The number of buckets for each power of two.
 const STEPS: u64 = 32;
 const STEPS_LOG2: u32 = STEPS.trailing_zeros();
-/// Up to 2^30 microseconds, which is more than 17 minutes; what takes longer counts as that.
+/// Durations up to 2^30 microseconds, which is more than 17 minutes; a longer one goes into the
+/// last bucket.
 const OCTAVES: u64 = 30;
 const BUCKETS: usize = (STEPS * (OCTAVES - STEPS_LOG2 as u64 + 1)) as usize;
 
@@ -23,7 +25,7 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// A request took so long.
+    /// Counts a request that took `nanoseconds`.
     pub fn note(&mut self, nanoseconds: u64) {
         self.counts[bucket(nanoseconds / 1000)] += 1;
     }
@@ -35,7 +37,7 @@ impl Histogram {
         &self.counts[..used.map_or(0, |last| last + 1)]
     }
 
-    /// The histogram with these counts; what is beyond the last bucket counts there.
+    /// The histogram with these counts; counts beyond the last bucket go into the last bucket.
     #[must_use]
     pub fn from_counts(counts: &[u64]) -> Self {
         let mut histogram = Self::default();
@@ -45,7 +47,8 @@ impl Histogram {
         histogram
     }
 
-    /// What was counted after `before`; all, if this is not a later state of the same histogram.
+    /// What was counted after `before`; everything, if `before` is not an earlier state of this
+    /// histogram.
     #[must_use]
     pub fn since(&self, before: &Self) -> Self {
         let pairs = || self.counts.iter().zip(&before.counts);
@@ -58,14 +61,14 @@ impl Histogram {
         difference
     }
 
-    /// How many were counted.
+    /// The number of requests that were counted.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// So many of a thousand took no longer than that, in nanoseconds, rounded up to the end of a bucket. `None` if
-    /// nothing was counted.
+    /// The duration, in nanoseconds, that `of_thousand` of a thousand requests did not exceed,
+    /// rounded up to the end of a bucket. `None` if nothing was counted.
     #[must_use]
     pub fn quantile(&self, of_thousand: u64) -> Option<u64> {
         let total = self.total();
@@ -78,7 +81,7 @@ impl Histogram {
         Some(end(index) * 1000)
     }
 
-    /// Both together.
+    /// The sum of both histograms.
     #[must_use]
     pub fn with(&self, other: &Self) -> Self {
         let mut sum = self.clone();
@@ -109,12 +112,12 @@ fn end(index: usize) -> u64 {
     (STEPS + index % STEPS + 1) << octave
 }
 
-/// Counts of both kinds of requests.
+/// The histograms of reads and writes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Latencies {
-    /// Of reads.
+    /// Durations of reads.
     pub reads: Histogram,
-    /// Of writes.
+    /// Durations of writes.
     pub writes: Histogram,
 }
 
@@ -164,7 +167,7 @@ mod tests {
         let between = histogram.since(&before);
         assert_eq!(between.total(), 1);
         within(between.quantile(500), 7000);
-        // It was begun anew.
+        // The histogram was started again, so everything counts.
         assert_eq!(before.since(&histogram), before);
         assert_eq!(before.with(&between), histogram);
     }

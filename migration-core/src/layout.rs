@@ -7,9 +7,9 @@ use alloc::vec::Vec;
 pub struct Extent {
     /// The caller's number of the LUN.
     pub lun: usize,
-    /// Where it begins on the LUN, in bytes.
+    /// Where the extent begins on the LUN, in bytes.
     pub start: u64,
-    /// How long it is, in bytes.
+    /// The length of the extent, in bytes.
     pub length: u64,
 }
 
@@ -60,7 +60,8 @@ impl Layout {
         &self.extents
     }
 
-    /// Where the first of `length` bytes at `address` is, and how many of them follow there. `None` beyond the end.
+    /// The place of the byte at `address`, and how many of `length` bytes follow there. `None`
+    /// beyond the end.
     #[must_use]
     pub fn locate(&self, address: u64, length: u64) -> Option<Place> {
         let index = self.ends.partition_point(|end| *end <= address);

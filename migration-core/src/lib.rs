@@ -1,15 +1,18 @@
 //! The decisions of a volume migration, without any I/O.
 //!
-//! What can be decided without a disk, a clock or a socket is decided here, as state machines that
-//! take events and answer with effects; the shells (`ublk-target`, `mgr`) only carry them out. Time,
-//! results and requests are arguments. All state derives `Clone`, `PartialEq`, `Eq`, `Hash` and `Debug`, so
-//! that a model can explore it.
+//! This crate decides everything that can be decided without a disk, a clock or a socket. Its state
+//! machines take events and answer with effects; the shells (`ublk-target`, `mgr`) only carry the
+//! effects out. Time, results and requests are arguments. All state derives `Clone`, `PartialEq`,
+//! `Eq`, `Hash` and `Debug`, so that a model can explore it.
 //!
-//! * [`volume`]: one volume: requests, legs, write intent, claims, suspension, change of route.
-//! * [`region`], [`bits`]: what is dirty.
-//! * [`pair`], [`session`]: what an operator sees and may do.
-//! * [`come_back`], [`cutover`], [`impact`]: when a target that stalled is written again, how a switch is brought about, how fast a copy goes.
+//! * [`volume`]: one volume: requests, legs, write intent, claims, suspension, change of the route.
+//! * [`region`], [`bits`]: which regions are dirty.
+//! * [`pair`], [`session`]: the states that an operator sees, and the verbs that are allowed in
+//!   them.
+//! * [`come_back`], [`cutover`], [`impact`]: when a target that stalled is written again, how a
+//!   session that tracks is switched, how fast a copy may go.
 //! * [`map`]: the format of the map file; [`custody`]: whether others can have written to the legs.
+//! * [`route`], [`layout`], [`latency`], [`units`]: basic types.
 //! * [`route`], [`units`]: the words.
 #![no_std]
 #![forbid(unsafe_code)]

@@ -1,7 +1,7 @@
 //! The format of the map file: bytes only, no file.
 //!
 //! Everything is little-endian. A sector is 512 bytes, the unit that storage writes whole or not at
-//! all. `docs/formats.md` tells the same for people, with the crash argument.
+//! all. `docs/formats.md` describes the same for people, with the crash argument.
 //!
 //! | offset | length | what |
 //! |---|---|---|
@@ -38,7 +38,7 @@ pub const DESCRIPTOR_BYTES_MAX: usize = 65536;
 pub const BITMAP_OFFSET: u64 = DESCRIPTOR_OFFSETS[1] + DESCRIPTOR_BYTES_MAX as u64;
 /// The 64-bit words of bitmap in one sector.
 pub const SECTOR_WORDS: usize = (SECTOR_BYTES - BITMAP_HEADER_BYTES) / 8;
-/// The regions that one bitmap sector speaks of.
+/// The number of regions in one bitmap sector.
 pub const SECTOR_REGIONS: usize = SECTOR_WORDS * 64;
 
 const BITMAP_HEADER_BYTES: usize = 16;
@@ -171,7 +171,7 @@ pub struct RoleRecord {
     pub geometry: Geometry,
 }
 
-/// Why a map file is refused. It is never guessed.
+/// Why a map file is refused. The contents are never guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MapError {
     /// Neither role slot holds a valid record.
@@ -250,7 +250,8 @@ impl RoleRecord {
     /// Reads one slot. `None`: the bytes are no role record (never written, torn or damaged).
     ///
     /// # Errors
-    /// [`MapError`] if the record is whole, but of another version or senseless.
+    /// [`MapError`] if the record is whole, but of another version or with a field that makes no
+    /// sense.
     pub fn decode(sector: &[u8; SECTOR_BYTES]) -> Result<Option<Self>, MapError> {
         let mut without_crc = *sector;
         without_crc[12..16].fill(0);
@@ -292,19 +293,20 @@ impl RoleRecord {
             geometry: Geometry::new(u64_at(sector, 56), u64_at(sector, 64))
                 .map_err(|_| MapError::Field("geometry"))?,
         };
-        // Something is where this version has nothing: another program's, and not to be lost by writing it again.
+        // A byte is set that this version does not use. Another program wrote the record, and
+        // writing it again would lose that.
         if record.encode() != *sector {
             return Err(MapError::Field("padding"));
         }
         Ok(Some(record))
     }
 
-    /// The record that holds, given both slots.
+    /// Chooses the record that holds from both slots.
     ///
     /// A change is one durable write to one slot; the other slot gets a copy of it before the next
-    /// change may begin. So two valid slots differ by one change at most and the newer one holds. If just one
-    /// is valid, either the other was torn by a power loss in that very write, or it was damaged while both
-    /// said the same: in both cases the valid one holds.
+    /// change may begin. So two valid slots differ by at most one change, and the newer one holds.
+    /// If just one slot is valid, the other was torn by a power loss in that very write, or it was
+    /// damaged while both said the same: in both cases the valid one holds.
     ///
     /// # Errors
     /// [`MapError`] if neither is valid, or one is of another version.
@@ -358,12 +360,12 @@ impl RoleRecord {
 pub struct Chosen {
     /// The record that holds.
     pub record: RoleRecord,
-    /// The slot that does not say the same yet, and has to before the next change.
+    /// The slot that does not hold this record yet; it has to before the next change.
     pub stale_slot: Option<usize>,
 }
 
-/// A file with nothing in it but the role (both slots) and the descriptor in slot 0, as parts to write:
-/// offset and bytes. The rest of the file's [`file_bytes`] is zero.
+/// The parts of a new map file, as offset and bytes: the role record (both slots) and the
+/// descriptor in slot 0. The rest of the file's [`file_bytes`] is zero.
 #[must_use]
 pub fn initial_parts(record: &RoleRecord, descriptor: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let sector = record.encode();

@@ -1,45 +1,47 @@
 //! The state of a pair, and what an operator may do in it.
 //!
 //! A pair's state is never stored. It is derived ([`Facts::position`]) from what the operator asked
-//! for (the [`Phase`], durable in shuntd's database) and from what the volume's ublk-target says
-//! ([`Seen`]); the route that ublk-target reports is the truth.
+//! for (the [`Phase`], durable in shuntd's database) and from what the volume's ublk-target reports
+//! ([`Seen`]). The route that ublk-target reports is the truth.
 //!
 //! ```text
 //!   setup --start--> queued --mirror added--> syncing <--pause/resume--> paused
 //!     |                                        |   ^
 //!   cancel                            nothing dirty| a region turned dirty
 //!     v                                        v   |
-//!  cancelled <--cancel-- (source rules)   source-selected --switch--> switching --> target-selected
-//!                                               ^                                     |      |
-//!                                               +-------------- switching <--undo-----+    commit
-//!                                                                                            v
-//!                                                            committed <------------- committing
+//!  cancelled <--cancel-- (source rules)   source-selected -switch--> switching --> target-selected
+//!                                               ^                                    |      |
+//!                                               +------------- switching <--undo-----+    commit
+//!                                                                                           v
+//!                                                            committed <------------ committing
 //! ```
 //!
 //! `degraded` takes the place of `syncing`, `paused`, `source-selected` and `target-selected` while
-//! the mirror leg has failed, and `verifying` that of the last two while they are compared: what may be done is the same,
-//! and ends the comparison. `needs-recovery` says that the volume does not answer, or that its
-//! route contradicts the phase.
+//! the mirror leg has failed. `verifying` takes the place of the last two while the legs are
+//! compared: the same verbs are allowed, and they end the comparison. `needs-recovery` says that
+//! the volume does not answer, or that its route contradicts the phase.
 //!
-//! From `source-selected` a `split` leads over `splitting` to `split`: the target is a copy of the source as it was at an instant, and
-//! is left alone. A `resume` mirrors onto it again. The route alone does not say that a copy counts: the volumes of a session are
-//! split one by one, and only when all of them were held at the same time the phase says so.
+//! From `source-selected` a `split` leads over `splitting` to `split`: the target is detached, as a
+//! copy of the source at an instant. A `resume` mirrors onto the target again. The route alone does
+//! not say that a copy counts. The volumes of a session are split one by one, and the phase becomes
+//! `split` only when all of them were held at the same time.
 //!
-//! What follows from the facts (`ours` = mirrored, from and to the LUNs that this pair recorded;
-//! `Single(side)` = the LUN that it recorded for that side):
+//! The first table derives the state (`ours` = mirrored, from and to the LUNs that this pair
+//! recorded; `Single(side)` = the LUN that this pair recorded for that side). The first row that
+//! fits counts.
 //!
 //! | phase | volume | state |
 //! |---|---|---|
+//! | splitting | ours, or split from it | splitting |
 //! | any that has not ended | is changing its route | switching |
 //! | setup | any | setup |
-//! | queued | ours | as active |
+//! | queued | ours, or split from it | as active |
 //! | queued | otherwise | paused if the session is, else queued |
-//! | starting | ours | as active |
+//! | starting | ours, or split from it | as active |
 //! | starting | otherwise | queued |
-//! | active | ours | degraded, else paused (also outside its hours, if there is something to copy), else tracking if it tracks, else syncing if dirty, else source- or target-selected |
+//! | active | ours | see below |
 //! | active | split from ours | paused |
 //! | active | otherwise | needs-recovery |
-//! | splitting | ours, or split from it | splitting |
 //! | splitting | otherwise | needs-recovery |
 //! | split | split from ours | split |
 //! | split | otherwise | as active |
@@ -52,8 +54,12 @@
 //! | committed | any | retired if the source is, else committed |
 //! | cancelled | any | cancelled |
 //!
-//! What a verb does: `D` it is done, `=` it is so already, `.` it is refused. Two letters: with the
-//! source / the target authoritative.
+//! `active` and `ours`: degraded; else paused (also outside its hours, if there is something to
+//! copy); else tracking if the volume tracks; else syncing if dirty; else verifying if the legs are
+//! being compared; else source- or target-selected.
+//!
+//! The second table says what a verb does: `D` it is done, `=` nothing to do, it is already done,
+//! `.` it is refused. Two letters: with the source / the target authoritative.
 //!
 //! | state | start | pause | resume | switch | undo | split | commit | cancel |
 //! |---|---|---|---|---|---|---|---|---|
@@ -86,21 +92,22 @@ use crate::route::{Route, Side};
 pub enum PairState {
     /// Recorded and checked; nothing is mirrored.
     Setup,
-    /// The start is asked for; the mirror leg is not added yet, because other pairs are being copied.
+    /// The start is asked for. The mirror leg is not added yet, because other pairs are being
+    /// copied first.
     Queued,
     /// Both legs are written; dirty regions are being copied.
     Syncing,
-    /// Writes go to the source alone, and are copied in passes.
+    /// Writes go to the source alone, and are copied to the target in passes.
     Tracking,
     /// The operator stopped the copy.
     Paused,
     /// In sync, both legs are written, reads come from the source.
     SourceSelected,
-    /// The target is being left alone.
+    /// The target is being detached.
     Splitting,
-    /// The target is a copy of the source as it was at an instant; what is written since is dirty.
+    /// The target is a copy of the source at an instant; what was written since is dirty.
     Split,
-    /// The role is moving.
+    /// The role is moving from one leg to the other.
     Switching,
     /// In sync, both legs are written, reads come from the target.
     TargetSelected,
@@ -116,9 +123,9 @@ pub enum PairState {
     Failed,
     /// The volume does not answer, or its route contradicts what was recorded.
     NeedsRecovery,
-    /// The mirror leg failed; the authoritative leg serves alone and the map collects what to copy.
+    /// The mirror leg failed; the authoritative leg serves alone, and the map records what to copy.
     Degraded,
-    /// The legs are being compared. No facts lead here yet.
+    /// The legs are being compared.
     Verifying,
 }
 
@@ -170,7 +177,7 @@ impl PairState {
         }
     }
 
-    /// Whether the pair has ended for good: nothing of it touches the volume any more.
+    /// Whether the pair has ended for good: it does not touch the volume any more.
     #[must_use]
     pub const fn is_ended(self) -> bool {
         matches!(self, Self::Committed | Self::Retired | Self::Cancelled)
@@ -190,13 +197,13 @@ pub enum Verb {
     Start,
     /// Stop copying.
     Pause,
-    /// Copy on.
+    /// Continue copying.
     Resume,
     /// Make the target authoritative.
     Switch,
     /// Make the source authoritative again.
     Undo,
-    /// Leave the target alone, as a copy of the source at an instant.
+    /// Detach the target, as a copy of the source at an instant.
     Split,
     /// End on the target.
     Commit,
@@ -250,9 +257,9 @@ pub enum Phase {
     Starting,
     /// Mirrored; no change is under way.
     Active,
-    /// The targets of the session are being left alone.
+    /// The targets of the session are being detached.
     Splitting,
-    /// All of them were left alone at one instant.
+    /// All targets of the session were detached at one instant.
     Split,
     /// The role is moving to the target.
     Switching,
@@ -304,20 +311,20 @@ impl Phase {
         }
     }
 
-    /// The phase of a stored name.
+    /// The phase with this stored name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|phase| phase.name() == name)
     }
 
-    /// Whether nothing can follow.
+    /// Whether the phase is the last one.
     #[must_use]
     pub const fn is_ended(self) -> bool {
         matches!(self, Self::Committed | Self::Cancelled)
     }
 }
 
-/// What the volume's ublk-target said last.
+/// What the volume's ublk-target reported last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Seen {
     /// The route.
@@ -330,12 +337,12 @@ pub struct Seen {
     pub tracks: bool,
     /// Whether the mirror leg has failed.
     pub degraded: bool,
-    /// Whether a change of the route is under way, whoever asked for it.
+    /// Whether a change of the route is in progress, even if another session asked for it.
     pub changing: bool,
 }
 
 impl Seen {
-    /// The authoritative leg, if the volume is mirrored as this pair asked for.
+    /// The authoritative leg, if the volume is mirrored as this pair recorded.
     #[must_use]
     pub const fn mirrored(&self) -> Option<Side> {
         match self.route {
@@ -344,14 +351,14 @@ impl Seen {
         }
     }
 
-    /// Whether the volume's target is the one that this pair recorded, and is left alone.
+    /// Whether the volume is split, and its target is the one that this pair recorded.
     #[must_use]
     pub const fn is_split(&self) -> bool {
         self.ours && matches!(self.route, Route::Split)
     }
 
     /// The leg that is used alone, if it is the LUN that this pair recorded for that side. In
-    /// another session the same side is another LUN.
+    /// another session the same side can be a different LUN.
     #[must_use]
     pub const fn single(&self) -> Option<Side> {
         match self.route {
@@ -361,7 +368,7 @@ impl Seen {
     }
 }
 
-/// Everything a pair's state follows from.
+/// Everything that a pair's state follows from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Facts {
     /// What the operator asked for.
@@ -370,17 +377,17 @@ pub struct Facts {
     pub paused: bool,
     /// The side that was authoritative when the volume was last seen.
     pub last_authoritative: Side,
-    /// What the volume says; `None` while it does not answer.
+    /// What the volume reports; `None` while it does not answer.
     pub seen: Option<Seen>,
     /// Whether the legs are being compared.
     pub comparing: bool,
-    /// Whether the leg that is not used any more was made inaccessible.
+    /// Whether the leg that is no longer used was made inaccessible.
     pub retired: bool,
-    /// Whether it is not to be copied at this time of the day.
+    /// Whether the pair is not to be copied at this time of the day.
     pub outside_hours: bool,
 }
 
-/// The state together with the side that rules.
+/// The state together with the authoritative side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Position {
     /// The state.
@@ -390,7 +397,7 @@ pub struct Position {
 }
 
 impl Facts {
-    /// The pair's state: the first table of the module.
+    /// The pair's state, as in the first table of the module.
     #[must_use]
     pub fn position(&self) -> Position {
         let mirrored = self.seen.and_then(|seen| seen.mirrored());
@@ -402,8 +409,8 @@ impl Facts {
         let authoritative = match self.phase {
             Phase::Setup | Phase::Cancelled => Side::Source,
             Phase::Committed => Side::Target,
-            // Before the mirror leg is added the volume's leg is the source of this pair, whatever
-            // it was in an earlier one.
+            // Before the mirror leg is added, the volume's leg is the source of this pair, whatever
+            // it was in an earlier pair.
             Phase::Queued | Phase::Starting => mirrored.unwrap_or(Side::Source),
             Phase::Active
             | Phase::Splitting
@@ -416,7 +423,7 @@ impl Facts {
         let changing = self.seen.is_some_and(|seen| seen.changing);
         let state = match self.phase {
             Phase::Splitting if mirrored.is_some() || split => PairState::Splitting,
-            // A shuntd that died has left it behind.
+            // The change may be that of a shuntd that died.
             _ if changing && !self.phase.is_ended() => PairState::Switching,
             Phase::Setup => PairState::Setup,
             Phase::Committed if self.retired => PairState::Retired,
@@ -472,7 +479,7 @@ impl Facts {
         })
     }
 
-    /// Whether the pair is to be started when there is a place for it.
+    /// Whether the pair is to be started when a place is free.
     #[must_use]
     pub fn wants_place(&self) -> bool {
         let queued = matches!(self.phase, Phase::Queued);
@@ -502,10 +509,10 @@ const fn selected(authoritative: Side) -> PairState {
     }
 }
 
-/// What becomes of a phase that was stored before a crash, once the volume's route is known.
+/// What happens to a phase that was stored before a crash, once the volume's route is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Settlement {
-    /// Nothing is under way.
+    /// There is nothing to settle.
     Nothing,
     /// The phase becomes this one; the route says that the change has happened, or that it has not.
     Becomes(Phase),
@@ -515,19 +522,21 @@ pub enum Settlement {
     Contradiction,
 }
 
-/// What to do about a pair whose volume has just answered, while no operation on it is running.
+/// Decides what to do about a pair whose volume has just answered, while no operation on the pair
+/// is running.
 ///
-/// While the volume is changing its route, nothing follows: a change outlives the shuntd that asked for it. A start that
-/// was given up, and happened all the same, is one.
+/// While the volume is changing its route, nothing is decided: a change outlives the shuntd that
+/// asked for it. An example is a start that was given up and happens all the same.
 ///
 /// A start and a change of role that did not happen are taken back: the operator can ask again. A
-/// commit and a cancel are finished, because other pairs of the session may have ended already; but not if the role has moved by
-/// itself meanwhile: what would be dropped is authoritative then.
+/// commit and a cancel are finished, because other pairs of the session may have ended already.
+/// They are not finished if the role has moved automatically in the meantime: then the leg to be
+/// dropped is authoritative.
 #[must_use]
 pub fn settle(phase: Phase, seen: &Seen) -> Settlement {
     let mirrored = seen.mirrored();
     match phase {
-        // It is not yet known whether it happens.
+        // It is not known yet whether the change succeeds.
         _ if seen.changing => Settlement::Nothing,
         Phase::Committed | Phase::Cancelled => Settlement::Nothing,
         Phase::Setup | Phase::Queued => match mirrored {
@@ -547,7 +556,7 @@ pub fn settle(phase: Phase, seen: &Seen) -> Settlement {
         },
         Phase::Starting => match mirrored {
             Some(_) => Settlement::Becomes(Phase::Active),
-            // It was to be copied anew, and that has not begun.
+            // The target was to be mirrored onto again, and that has not begun.
             None if seen.is_split() => Settlement::Becomes(Phase::Active),
             None => Settlement::Becomes(Phase::Setup),
         },
@@ -579,13 +588,13 @@ pub fn settle(phase: Phase, seen: &Seen) -> Settlement {
 /// What a verb leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Decision {
-    /// It is done.
+    /// Do what the verb asks.
     Do,
-    /// It is so already.
+    /// Nothing to do: the pair is already in that state.
     Already,
-    /// It is not allowed in this state.
+    /// The verb is not allowed in this state.
     Refuse {
-        /// Why.
+        /// The reason.
         reason: Reason,
     },
 }
@@ -597,7 +606,7 @@ pub enum Reason {
     NotStarted,
     /// Other pairs are being copied first.
     Queued,
-    /// The target is left alone.
+    /// The target is detached.
     Split,
     /// Regions are dirty, or may become so while the copy is stopped.
     NotInSync,
@@ -620,7 +629,7 @@ impl fmt::Display for Reason {
         f.write_str(match self {
             Self::NotStarted => "it has not been started",
             Self::Queued => "it waits for its turn",
-            Self::Split => "the target is a copy that is left alone",
+            Self::Split => "the target is a detached copy",
             Self::NotInSync => "the two legs are not in sync",
             Self::MirrorFailed => "the leg that is not authoritative has failed",
             Self::SourceRules => "the source is authoritative",
@@ -634,7 +643,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Whether a verb may be done: the second table of the module.
+/// Decides whether a verb is allowed, as in the second table of the module.
 #[must_use]
 pub fn decide(verb: Verb, position: Position) -> Decision {
     use Decision::{Already, Do};
@@ -738,7 +747,8 @@ pub fn decide(verb: Verb, position: Position) -> Decision {
     }
 }
 
-/// A commit needs nothing of the source, a cancel nothing of the target: the leg that stays must rule.
+/// Decides about a commit or a cancel. A commit needs nothing of the source, and a cancel nothing
+/// of the target: only the leg that stays must be authoritative.
 const fn decide_end(verb: Verb, authoritative: Side) -> Decision {
     match (verb, authoritative) {
         (Verb::Commit, Side::Source) => Decision::Refuse {

@@ -9,17 +9,19 @@
 //!        |                 write                  | failed, copier gone
 //!        |                   v                    |
 //!        |             CopyingDirty --copied--> DirtyAgain
-//!        |                                        |  claim (waits in Reserved for writes in flight)
+//!        |                                        |  claim (after Reserved, if it is busy)
 //!        +----------copied------ CopyingExclusive <+
 //! ```
 //!
-//! When a leg fails, what it was given since its last flush may be lost: `Clean` regions that are marked become `Dirty`,
-//! and claimed ones `CopyingDirty`.
+//! When a leg fails, what was written to it since its last flush may be lost: `Clean` regions that
+//! are marked become `Dirty`, and claimed ones `CopyingDirty`.
 //!
-//! While the volume tracks, no claim is exclusive: `CopyingDirty` becomes `Dirty`, and `DirtyAgain` becomes `Copying`.
+//! While the volume tracks, no claim is exclusive: `CopyingDirty` becomes `Dirty`, and `DirtyAgain`
+//! becomes `Copying`.
 //!
-//! Invariants: `Clean` implies that the two legs are equal there but for writes in flight. A region of a
-//! volume that mirrors is copied at most twice: the second claim is exclusive, writes to it wait for the copy.
+//! Invariants: `Clean` implies that the two legs are equal there but for writes in flight. A region
+//! of a volume that mirrors is copied at most twice: the second claim is exclusive, and writes to
+//! the region wait for the copy.
 
 use alloc::{vec, vec::Vec};
 
@@ -35,15 +37,16 @@ pub enum RegionState {
     Clean,
     /// The mirror leg may differ.
     Dirty,
-    /// The mirror leg may differ although the region was copied once: a write came between.
+    /// The mirror leg may differ, and the next claim is exclusive unless the volume tracks: a write
+    /// came during the copy, an exclusive copy failed, or a reservation ended without a claim.
     DirtyAgain,
     /// Dirty, and about to be claimed: new writes wait until those in flight are done.
     Reserved,
-    /// The copier copies it.
+    /// The copier copies the region.
     Copying,
-    /// The copier copies it, in vain: it was written meanwhile.
+    /// The copier copies the region in vain: a write or a failure of a leg came meanwhile.
     CopyingDirty,
-    /// The copier copies it, and writes wait.
+    /// The copier copies the region, and writes to it wait.
     CopyingExclusive,
 }
 
@@ -54,7 +57,7 @@ impl RegionState {
         matches!(self, Self::Reserved | Self::CopyingExclusive)
     }
 
-    /// Whether the copier has it.
+    /// Whether the copier has claimed the region.
     #[must_use]
     pub const fn is_claimed(self) -> bool {
         matches!(
@@ -85,16 +88,16 @@ impl RegionState {
 pub struct RegionMap {
     geometry: Geometry,
     states: Vec<RegionState>,
-    /// The regions that are not `Clean`: to find them fast.
+    /// The regions that are not `Clean`, to find them fast.
     not_clean: Bits,
-    /// Those that were not copied since all were made dirty: the mirror leg has nothing there that is
-    /// of any worth.
+    /// The regions that were not copied since all were made dirty: the mirror leg holds no useful
+    /// data there.
     never_copied: Bits,
     claimed: usize,
 }
 
 impl RegionMap {
-    /// All regions dirty.
+    /// A map with all regions dirty.
     #[must_use]
     pub fn all_dirty(geometry: Geometry) -> Self {
         let mut not_clean = Bits::new(geometry.regions(), 1);
@@ -108,7 +111,7 @@ impl RegionMap {
         }
     }
 
-    /// The regions of `dirty` are dirty, the others clean.
+    /// A map in which the regions of `dirty` are dirty and the others clean.
     #[must_use]
     pub fn from_dirty(geometry: Geometry, dirty: impl Iterator<Item = RegionIndex>) -> Self {
         let mut map = Self {
@@ -134,7 +137,7 @@ impl RegionMap {
     /// Changes the state of a region.
     ///
     /// # Panics
-    /// If the transition table has no such arrow: a bug that would cost data if it went on.
+    /// If the transition table has no such arrow. Continuing after such a bug would cost data.
     pub fn set(&mut self, region: RegionIndex, next: RegionState) {
         let state = self.states[region.0];
         if state == next {
@@ -155,13 +158,13 @@ impl RegionMap {
         }
     }
 
-    /// The copier has copied a region, whatever was written to it meanwhile.
+    /// Notes that the copier has copied a region, whatever was written to it meanwhile.
     pub(crate) fn was_copied(&mut self, region: RegionIndex) {
         self.never_copied.remove(region);
     }
 
-    /// Whether it is known that the region was never copied since the mirror leg was added. A process
-    /// that takes over from another one does not know it of any.
+    /// Whether the region is known never to have been copied since the mirror leg was added. After
+    /// a restart of ublk-target this is known of no region.
     #[must_use]
     pub fn is_never_copied(&self, region: RegionIndex) -> bool {
         self.never_copied.contains(region)
@@ -179,14 +182,14 @@ impl RegionMap {
         self.not_clean.count()
     }
 
-    /// The number of regions that the copier has.
+    /// The number of regions that the copier has claimed.
     #[must_use]
     pub const fn claimed_regions(&self) -> usize {
         self.claimed
     }
 
-    /// How much of each of so many equal parts is not clean, in percent, rounded up; fewer parts if there are fewer
-    /// regions.
+    /// How much of each of `parts` equal parts of the volume is not clean, in percent, rounded up.
+    /// There are fewer parts if there are fewer regions.
     #[must_use]
     pub fn dirty_percent(&self, parts: usize) -> Vec<u8> {
         let regions = self.geometry.regions();
@@ -236,7 +239,7 @@ mod tests {
         map.was_copied(RegionIndex(0));
         let known = [0, 1].map(|region| map.is_never_copied(RegionIndex(region)));
         assert_eq!(known, [false, true]);
-        // Another process left it dirty: it may have been copied before.
+        // An earlier process left the region dirty: it may have been copied before.
         let loaded = RegionMap::from_dirty(geometry, [RegionIndex(1)].into_iter());
         assert!(!loaded.is_never_copied(RegionIndex(1)));
     }

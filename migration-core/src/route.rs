@@ -5,12 +5,12 @@
 pub enum Side {
     /// Where the data was at the start of the migration.
     Source,
-    /// Where the migration brings it.
+    /// Where the migration moves the data.
     Target,
 }
 
 impl Side {
-    /// The other one.
+    /// The other side.
     #[must_use]
     pub const fn other(self) -> Self {
         match self {
@@ -29,7 +29,7 @@ impl core::fmt::Display for Side {
     }
 }
 
-/// The route of a volume: at all times one of these.
+/// The route of a volume: which legs it uses, and which of them is authoritative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Route {
     /// One leg, no mirror, no map.
@@ -39,8 +39,8 @@ pub enum Route {
         /// The leg that answers reads and decides whether a write succeeded.
         authoritative: Side,
     },
-    /// The source alone, and a region map: the target is a copy of it as it was at an instant, and is left alone. What is
-    /// written since is dirty.
+    /// The source alone, and a region map. The target is detached: a copy of the source at the
+    /// instant of the split. What is written since is dirty.
     Split,
 }
 
@@ -64,7 +64,7 @@ impl Route {
         }
     }
 
-    /// The other leg, while both are in use.
+    /// The mirror leg, while both legs are in use.
     #[must_use]
     pub const fn mirror(self) -> Option<Side> {
         match self {
@@ -73,11 +73,11 @@ impl Route {
         }
     }
 
-    /// Whether `self` may be followed by `next`, as far as the route alone decides.
+    /// Whether `next` may follow `self`, as far as the route alone decides.
     ///
-    /// start: `Single` -> `Mirrored{source}` (the leg in use becomes the source); switch and undo
-    /// exchange the roles; commit and cancel drop the mirror leg; a split leaves the target alone, and what was split is
-    /// mirrored again or dropped. Everything else is refused.
+    /// A start leads from `Single` to `Mirrored{source}`: the leg in use becomes the source. Switch
+    /// and undo exchange the roles. Commit and cancel drop the mirror leg. A split detaches the
+    /// target; after a split, the target is mirrored again or dropped. Everything else is refused.
     #[must_use]
     pub fn may_become(self, next: Self) -> bool {
         match (self, next) {

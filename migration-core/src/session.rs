@@ -1,25 +1,27 @@
 //! A session: several pairs that are started, switched, undone and ended together.
 //!
 //! The session's state is that of the pair which is furthest behind: the one that the operator has
-//! to wait for, or to look after. From the furthest behind to the furthest ahead:
+//! to wait for, or has to check. From the furthest behind to the furthest ahead:
 //!
 //! ```text
-//! needs-recovery  failed  degraded  setup  queued  paused  syncing  tracking  verifying  source-selected
-//! splitting  split  switching  target-selected  committing  committed  retired  cancelled
+//! needs-recovery  failed  degraded  setup  queued  paused  syncing  tracking  verifying
+//! source-selected  splitting  split  switching  target-selected  committing  committed
+//! retired  cancelled
 //! ```
 //!
 //! So trouble in one pair is the session's state, and `source-selected` means that every pair is at
 //! least in sync.
 //!
-//! A verb concerns every pair. It is refused if one pair refuses it, and nothing is then done; it is
-//! done for those pairs that are not there already. Three exceptions:
+//! A verb concerns every pair. If one pair refuses the verb, the whole session refuses it and
+//! nothing is done. Otherwise the verb is done for the pairs that are not there already. Three
+//! exceptions:
 //!
-//! * An undo is not held up by a pair of which the source is authoritative already, whatever else is
-//!   wrong with that pair. A switch that a crash interrupted half-way can thus always be taken back.
-//! * A pair that has ended does not hold up what brings the others to where it ended: a resume, and
-//!   after a commit a switch. While the other pairs are not in sync, it does not hold up their end
-//!   either, on whichever side. The role of a pair may have moved by itself while the session ended,
-//!   and there must be a next command.
+//! * A pair whose source is authoritative never blocks an undo, whatever else is wrong with that
+//!   pair. So a switch that a crash interrupted half-way can always be taken back.
+//! * A pair that has ended does not block a verb that brings the others to where it ended: a
+//!   resume, and after a commit a switch. While the other pairs are not in sync, it does not block
+//!   their end either, on whichever side. The role of a pair may have moved automatically while the
+//!   session ended, and there must be a next command.
 //! * A split concerns all pairs or none: copies of one instant are made at one instant.
 
 use crate::pair::{Decision, PairState, Position, Reason, Verb, decide};
@@ -27,7 +29,7 @@ use crate::route::Side;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 
-/// How far a pair is; the smallest is the session's.
+/// How far a pair is. The lowest rank gives the session's state.
 const fn rank(state: PairState) -> u8 {
     match state {
         PairState::NeedsRecovery => 0,
@@ -60,23 +62,23 @@ pub fn state(pairs: &[Position]) -> Option<PairState> {
         .min_by_key(|state| rank(*state))
 }
 
-/// What a verb leads to for a whole session.
+/// What a verb does to a whole session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum SessionDecision {
-    /// It is done for these pairs, by their place in the list; the others are there already.
+    /// Do it for these pairs, given by their indexes in the list; the others are there already.
     Do(Vec<usize>),
     /// Every pair is there already.
     Already,
-    /// This pair does not allow it.
+    /// One pair does not allow the verb.
     Refuse {
-        /// Its place in the list.
+        /// The index of that pair in the list.
         pair: usize,
-        /// Why.
+        /// The reason.
         reason: Reason,
     },
 }
 
-/// Whether a verb may be done for a session.
+/// Decides whether a verb is allowed for a session.
 #[must_use]
 pub fn decide_session(verb: Verb, pairs: &[Position]) -> SessionDecision {
     let decisions: Vec<Decision> = pairs
@@ -109,7 +111,8 @@ pub fn decide_session(verb: Verb, pairs: &[Position]) -> SessionDecision {
     }
 }
 
-/// Whether a pair has ended, and the verb lets the pairs `to_do` follow it, or end where they are.
+/// Whether the pair `ended` has ended, and the verb lets the pairs `to_do` follow it, or end where
+/// they are.
 fn follows(verb: Verb, pairs: &[Position], ended: usize, to_do: &[usize]) -> bool {
     let Position {
         state,
@@ -137,8 +140,8 @@ pub fn allowed(pairs: &[Position]) -> Vec<Verb> {
         .collect()
 }
 
-/// Whether every pair is in sync with its source, or follows it in passes, and nothing else is to be waited for or looked
-/// after first.
+/// Whether every pair is in sync with its source, or follows it in passes, and no pair has to be
+/// waited for or checked first.
 #[must_use]
 pub fn may_switch_by_itself(pairs: &[Position]) -> bool {
     let in_sync = |position: &Position| {
@@ -153,14 +156,14 @@ pub fn may_switch_by_itself(pairs: &[Position]) -> bool {
 /// A pair that waits until fewer pairs are being copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Waiting {
-    /// Of its session; a higher one comes first.
+    /// The priority of the pair's session; a higher one comes first.
     pub priority: u8,
-    /// When its session was created; among equals an earlier one comes first.
+    /// When the pair's session was created; at equal priority an earlier one comes first.
     pub since: u64,
 }
 
-/// Which of the pairs that wait are to be started, by their places in the list, when so many of at most `pairs_max` are
-/// being copied already. Among those that are equal the order of the list counts.
+/// Chooses which waiting pairs to start, given by their indexes in the list, when `copied` of at
+/// most `pairs_max` pairs are being copied already. Equal pairs keep the order of the list.
 #[must_use]
 pub fn admit(waiting: &[Waiting], copied: usize, pairs_max: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..waiting.len()).collect();

@@ -22,11 +22,12 @@ impl Time {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RegionIndex(pub usize);
 
-/// One more at every change of the route; a stale actor is refused by it.
+/// The number of a route change. It grows by one at every change; a request with an old epoch is
+/// refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Epoch(pub u64);
 
-/// The slot of a request; the shell's name for it. Below [`crate::volume::Config::tags`].
+/// The slot of a request, as the shell numbers it. Below [`crate::volume::Config::tags`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tag(pub u16);
 
@@ -81,7 +82,8 @@ impl core::fmt::Display for GeometryError {
 impl core::error::Error for GeometryError {}
 
 impl Geometry {
-    /// The smallest region, in bytes. A request is never larger, so that it touches two at most.
+    /// The smallest region, in bytes. No request but a discard is longer, so a request touches at
+    /// most two regions.
     pub const REGION_BYTES_MIN: u64 = 64 << 10;
     /// The usual region, in bytes.
     pub const REGION_BYTES_USUAL: u64 = 1 << 20;
@@ -93,7 +95,7 @@ impl Geometry {
     /// A geometry with a region size of the caller's choice.
     ///
     /// # Errors
-    /// As [`GeometryError`] says.
+    /// [`GeometryError`]
     pub fn new(size_bytes: u64, region_bytes: u64) -> Result<Self, GeometryError> {
         if !region_bytes.is_power_of_two()
             || !(Self::REGION_BYTES_MIN..=Self::REGION_BYTES_MAX).contains(&region_bytes)
@@ -109,8 +111,8 @@ impl Geometry {
         })
     }
 
-    /// The geometry of a volume of this size: the usual region, or the smallest larger one with which
-    /// the volume has no more than [`Self::REGIONS_MAX`].
+    /// The geometry of a volume of this size: the usual region, or the smallest larger one with
+    /// which the volume has no more than [`Self::REGIONS_MAX`].
     ///
     /// # Errors
     /// [`GeometryError::VolumeSize`].
@@ -152,7 +154,7 @@ impl Geometry {
         }
     }
 
-    /// The regions that a range touches. The range lies within the volume.
+    /// The regions that a range touches. The range must lie within the volume.
     #[must_use]
     pub fn touched(self, range: Range) -> Touched {
         let first = (range.start >> self.region_shift) as usize;

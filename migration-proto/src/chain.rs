@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-/// The error and its causes, with ": " between them. A cause that the text before it already has is
-/// left out: many errors name their own cause.
+/// The error and its causes, with ": " between them. A cause whose text is already in the text
+/// before it is left out: many errors name their own cause.
 #[must_use]
 pub fn text(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();

@@ -1,8 +1,8 @@
-//! The file by which `shuntd` lets `ublk-target` know, for one boot, the disks of LUNs that have no
-//! name of their own.
+//! The file in which `shuntd` names, for one boot, the disks of LUNs that have no name of their
+//! own.
 //!
-//! It lies beside the socket of the volume. `ublk-target` opens such a LUN only if the file names
-//! its disk.
+//! The file lies beside the socket of the volume. `ublk-target` opens such a LUN only if the file
+//! names its disk.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Disks {
-    /// The boot in which the numbers hold.
+    /// The boot in which the disk numbers hold.
     pub boot_id: String,
     /// The LUNs of the volume that have no name of their own.
     pub disks: Vec<Disk>,
@@ -25,8 +25,8 @@ pub struct Disks {
 pub struct Disk {
     /// The recorded path.
     pub path: PathBuf,
-    /// The number of its disk ([`lun::Lun::disk_sequence`]); or why it is not known to be the LUN
-    /// that was accepted.
+    /// The number of the disk ([`lun::Lun::disk_sequence`]), or why the disk is not known to be the
+    /// LUN that was accepted.
     pub disk_sequence: Result<u64, String>,
 }
 
@@ -37,7 +37,7 @@ impl Disks {
         socket.with_extension("disks")
     }
 
-    /// Reads the file. One that is missing names no disk, and so does one of another boot.
+    /// Reads the file. A file that is missing, or is of another boot, names no disk.
     ///
     /// # Errors
     /// The file cannot be read, or is not in this form.
@@ -71,7 +71,7 @@ impl Disks {
         std::fs::rename(&unfinished, &path)
     }
 
-    /// What the file says of a LUN; nothing of one that it does not name.
+    /// What the file says about the LUN at `path`; `None` if it does not name the LUN.
     #[must_use]
     pub fn of(&self, path: &Path) -> Option<Result<u64, &str>> {
         let disk = self.disks.iter().find(|disk| disk.path == path)?;

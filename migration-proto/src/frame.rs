@@ -75,7 +75,8 @@ pub fn write<T: Serialize>(stream: &mut impl Write, message: &T) -> Result<(), F
 /// Reads one message from a blocking stream.
 ///
 /// # Errors
-/// [`FrameError::Closed`] at the end of the stream between two frames; otherwise as named there.
+/// [`FrameError::Closed`] at the end of the stream between two frames; otherwise another
+/// [`FrameError`].
 pub fn read<T: DeserializeOwned>(stream: &mut impl Read) -> Result<T, FrameError> {
     let mut header = [0; HEADER_BYTES];
     let mut filled = 0;
@@ -89,7 +90,7 @@ pub fn read<T: DeserializeOwned>(stream: &mut impl Read) -> Result<T, FrameError
         }
     }
     let length = body_length(header)?;
-    // Memory is taken for what has come, not for what was announced.
+    // Memory is allocated for the bytes that have come, not for the announced length.
     let mut body = Vec::new();
     stream.take(length as u64).read_to_end(&mut body)?;
     if body.len() < length {

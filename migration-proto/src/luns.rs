@@ -6,9 +6,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What stands between two paths.
+/// The separator of two paths.
 const SEPARATOR: char = ',';
-/// What stands before a comma, or itself, that belongs to a path.
+/// The escape before a comma or a backslash that belongs to a path.
 const ESCAPE: char = '\\';
 
 /// The LUNs of a leg, end to end, as paths. Written with commas between them, as in
@@ -21,7 +21,7 @@ impl LunPaths {
     /// The paths of at least one LUN.
     ///
     /// # Errors
-    /// What is wrong with them, in words.
+    /// A text that says what is wrong with the paths.
     pub fn new(paths: Vec<PathBuf>) -> Result<Self, String> {
         if paths.is_empty() {
             return Err("no LUN is named".to_owned());
@@ -107,7 +107,7 @@ impl From<LunPaths> for String {
     }
 }
 
-/// One LUN with this path and no other one.
+/// Equal if `self` is one LUN, with this path.
 impl PartialEq<PathBuf> for LunPaths {
     fn eq(&self, other: &PathBuf) -> bool {
         matches!(self.0.as_slice(), [path] if path == other)

@@ -1,4 +1,4 @@
-//! What `shunt` asks of `shuntd`.
+//! The requests of `shunt` to `shuntd`, and the answers.
 
 use std::path::PathBuf;
 
@@ -19,13 +19,14 @@ pub enum Request {
     Attach {
         /// The name of the volume.
         volume: String,
-        /// Its LUNs, as absolute paths.
+        /// The LUNs of the volume, as absolute paths.
         luns: LunPaths,
-        /// Accept LUNs that have no name of their own. Of a volume that is attached: what is at
-        /// these paths now are its LUNs (of either leg) that were accepted so.
+        /// Accept LUNs that have no name of their own. If the volume is attached already: confirm
+        /// that the LUNs that are at these paths now are those of its LUNs (of either leg) that
+        /// were accepted in this way.
         accept_weak_identity: bool,
     },
-    /// Take a volume away; refused while it is open or part of a live session.
+    /// Take a volume away. Refused while it is open or part of a live session.
     Detach {
         /// The volume.
         volume: String,
@@ -34,9 +35,9 @@ pub enum Request {
     Create {
         /// The name of the session.
         session: String,
-        /// Its pairs.
+        /// The pairs of the session.
         pairs: Vec<PairSpec>,
-        /// How.
+        /// The options of the session.
         options: SessionOptions,
     },
     /// Begin to mirror and copy.
@@ -44,12 +45,12 @@ pub enum Request {
         /// The session.
         session: String,
     },
-    /// Stop copying; writes go on to be mirrored where the regions are clean.
+    /// Stop copying; writes are still mirrored where the regions are clean.
     Pause {
         /// The session.
         session: String,
     },
-    /// Copy on, also after the mirror leg failed.
+    /// Continue copying, also after the mirror leg failed.
     Resume {
         /// The session.
         session: String,
@@ -68,7 +69,7 @@ pub enum Request {
         /// How long requests may be held, in milliseconds.
         max_pause_ms: u64,
     },
-    /// Leave the targets of all pairs alone, as copies of their sources at one instant.
+    /// Detach the targets of all pairs, as copies of their sources at one instant.
     Split {
         /// The session.
         session: String,
@@ -89,10 +90,10 @@ pub enum Request {
     SetSession {
         /// The session.
         session: String,
-        /// What is to be another.
+        /// The limits to change.
         limits: SessionLimits,
     },
-    /// Change limits of this host.
+    /// Change the limits of this host.
     SetHost {
         /// How many pairs of all sessions are copied at once, 1 to [`PAIRS_MAX_MAX`].
         pairs_max: u32,
@@ -102,89 +103,95 @@ pub enum Request {
         /// The event.
         event: String,
     },
-    /// Compare both legs of each pair while applications go on.
+    /// Compare both legs of each pair while applications continue.
     Verify {
         /// The session.
         session: String,
-        /// Copy again what differs.
+        /// Copy differing regions again.
         repair: bool,
     },
-    /// Make another map file for a volume whose own is lost or damaged. The volume uses one leg from then on.
+    /// Make a new map file for a volume whose map file is lost or damaged. The volume uses one leg
+    /// from then on.
     Recover {
         /// The volume.
         volume: String,
         /// The leg whose data is right.
         authoritative: Side,
-        /// Also if another leg was authoritative when the volume was last seen.
+        /// Recover also if the other leg was authoritative when the volume was last seen.
         against_record: bool,
         /// Change nothing; only say what would be done.
         dry_run: bool,
     },
     /// Free the locks on LUNs whose holder is gone.
     FreeLocks {
-        /// Change nothing; only say which these are. `changed` in the answer: there are some.
+        /// Change nothing; only say which locks would be freed. `changed` in the answer says
+        /// whether there are any.
         dry_run: bool,
     },
-    /// Check all that a create would check, and estimate what the session would take. Changes nothing, keeps the estimate. Answer:
-    /// [`Response::Records`] of [`Record::Plan`].
+    /// Check all that `Create` would check, and estimate how long the session would take. Changes
+    /// nothing, but keeps the estimate. Answer: [`Response::Records`] of [`Record::Plan`].
     Plan {
-        /// The name.
+        /// The name of the session.
         session: String,
-        /// Its pairs.
+        /// The pairs of the session.
         pairs: Vec<PairSpec>,
-        /// What is chosen for it.
+        /// The options of the session.
         options: SessionOptions,
     },
     /// Make the legs that an ended session left behind inaccessible.
     Retire {
         /// The session.
         session: String,
-        /// How.
+        /// The method.
         how: RetireHow,
     },
-    /// Make them accessible again, as far as that is possible.
+    /// Make the legs that an ended session left behind accessible again, as far as that is
+    /// possible.
     TakeBack {
         /// The session.
         session: String,
     },
-    /// The records of all volumes, sessions and pairs, or of one session. Answer: [`Response::Records`].
+    /// Report all volumes, sessions and pairs, or one session. Answer: [`Response::Records`].
     Status {
         /// Only this session.
         session: Option<String>,
     },
-    /// Who did what when. Answer: [`Response::Records`] of [`Record::Event`].
+    /// Report the history: who did what, and when. Answer: [`Response::Records`] of
+    /// [`Record::Event`].
     History {
         /// Only this session.
         session: Option<String>,
     },
-    /// How the pairs of a session went on. Answer: [`Response::Records`] of [`Record::Sample`], in the order of time.
+    /// Report the progress of the pairs of a session. Answer: [`Response::Records`] of
+    /// [`Record::Sample`], in the order of time.
     Samples {
         /// The session.
         session: String,
     },
-    /// What is so now, and then what happens. Answer: [`Response::Events`], after [`EVENTS_WAIT_MS`] at the latest.
+    /// Report the current state, then the events that follow. Answer: [`Response::Events`], after
+    /// [`EVENTS_WAIT_MS`] at the latest.
     Events {
         /// Only this session.
         session: Option<String>,
-        /// [`Response::Events::next`] of the last answer; `None` asks for what is so now.
+        /// [`Response::Events::next`] of the last answer; `None` asks for the current state.
         after: Option<u64>,
     },
 }
 
-/// How long an answer to [`Request::Events`] may take while nothing happens, in milliseconds.
+/// How long the answer to [`Request::Events`] may take while there is no event, in milliseconds.
 pub const EVENTS_WAIT_MS: u64 = 10_000;
 
-/// The priority of a session for which none is chosen.
+/// The default priority of a session.
 pub const PRIORITY_DEFAULT: u8 = 50;
-/// The highest priority.
+/// The highest priority of a session.
 pub const PRIORITY_MAX: u8 = 100;
 
-/// How many pairs are copied at once on a host for which nothing is chosen.
+/// The default for the most pairs that are copied at once on a host.
 pub const PAIRS_MAX_DEFAULT: u32 = 4;
-/// The most that can be chosen.
+/// The highest limit of pairs that are copied at once on a host.
 pub const PAIRS_MAX_MAX: u32 = 1024;
 
-/// What can be changed of a session while it lives; what is `None` stays.
+/// The limits of a session that can be changed while it lives; `None` changes nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct SessionLimits {
@@ -226,7 +233,7 @@ pub struct SessionLimits {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SwitchPolicy {
-    /// When the operator says so.
+    /// Only when the operator asks for it.
     #[default]
     Manual,
     /// As soon as all pairs are in sync.
@@ -237,7 +244,7 @@ pub enum SwitchPolicy {
     OnEvent(String),
 }
 
-/// Which pairs of a session are switched together when it is switched by itself.
+/// Which pairs of a session are switched together when the switch is automatic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SwitchPairs {
@@ -248,7 +255,7 @@ pub enum SwitchPairs {
     Each,
 }
 
-/// How a session that tracks is switched: writes are slowed until what is left fits the pause.
+/// How a session that tracks is switched: writes are slowed until the rest fits into the pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct CutoverOptions {
@@ -258,7 +265,7 @@ pub struct CutoverOptions {
     pub attempts: u32,
     /// How long writes may be slowed in one attempt, in seconds.
     pub duration_seconds: u64,
-    /// Writes are not made slower than that.
+    /// The lowest rate to which writes are slowed, in bytes a second.
     pub floor_bytes_per_second: u64,
 }
 
@@ -277,15 +284,16 @@ impl Default for CutoverOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RetireHow {
-    /// The kernel refuses writes to it. Until the next boot.
+    /// The kernel refuses writes to the LUN, until the next boot.
     ReadOnly,
-    /// The kernel refuses every request to it. SCSI disks only; until the next boot.
+    /// The kernel refuses every request to the LUN, until the next boot. SCSI disks only.
     Offline,
-    /// shuntd keeps it open for itself alone: it cannot be mounted. While shuntd runs.
+    /// shuntd keeps the LUN open exclusively, so that it cannot be mounted while shuntd runs.
     Hold,
-    /// What a program would recognise on it is taken away, and kept, so that it can be put back.
+    /// The signatures by which programs recognise the contents are removed from the LUN, and kept
+    /// so that they can be put back.
     WipeSignatures,
-    /// All of its blocks are given back. Cannot be taken back.
+    /// All blocks of the LUN are deallocated. Cannot be taken back.
     Discard,
 }
 
@@ -303,25 +311,25 @@ impl RetireHow {
     }
 }
 
-/// Hours of the day, in local time: from one minute after midnight until another one, over midnight if that is earlier. Two equal
-/// ones are the whole day.
+/// Hours of the day, in local time: from one minute of the day to a later one, or over midnight to
+/// an earlier one. Two equal minutes mean the whole day.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Hours {
-    /// The first minute.
+    /// The first minute of the hours, counted from midnight.
     pub from_minute: u16,
-    /// The first minute after.
+    /// The first minute after the hours, counted from midnight.
     pub to_minute: u16,
 }
 
 impl Hours {
-    /// Whether that is the whole day.
+    /// Whether the hours are the whole day.
     #[must_use]
     pub const fn is_always(self) -> bool {
         self.from_minute == self.to_minute
     }
 
-    /// Whether a minute of the day is one of them.
+    /// Whether `minute` of the day is within the hours.
     #[must_use]
     pub const fn contains(self, minute: u16) -> bool {
         let Self {
@@ -336,19 +344,20 @@ impl Hours {
     }
 }
 
-/// The longest time from a split to the next one, in seconds: a year.
+/// The longest interval between splits, and the longest maximum duration: a year, in seconds.
 pub const EVERY_SECONDS_MAX: u64 = 366 * 24 * 3600;
 
-/// What the targets of a session are for, and what writes of applications do to them.
+/// The purpose of the targets of a session, and what writes of applications do to the targets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SessionMode {
-    /// To move there: writes are done there too, where the legs are equal.
+    /// The data moves to the targets. Writes are done there too, where the legs are equal.
     #[default]
     Mirror,
-    /// To move there: before the switch what was written is copied in passes.
+    /// The data moves to the targets. Before the switch, what was written is copied in passes.
     Track,
-    /// To be copies at an instant: it is split, and never switched. Writes as in `Mirror`.
+    /// The targets become copies at an instant: the session is split, and never switched. Writes as
+    /// in `Mirror`.
     Copy,
 }
 
@@ -377,16 +386,17 @@ impl SessionMode {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CutoverAction {
-    /// Another attempt, as often as is allowed.
+    /// Try again, up to the number of attempts that is allowed.
     #[default]
     Retry,
-    /// Writes are not slowed again; it is cut over when it fits without that.
+    /// Do not slow writes again; cut over when the rest fits without that.
     Defer,
-    /// Nothing; the operator decides.
+    /// Do nothing more; the operator decides.
     Abort,
-    /// As `retry`; when all attempts have failed, it is cut over however long requests are held.
+    /// As `retry`; when all attempts have failed, cut over with requests held up to
+    /// [`FORCED_HOLD_NANOSECONDS`](migration_core::cutover::FORCED_HOLD_NANOSECONDS).
     Force,
-    /// As `retry`, but it is only measured until the operator says so once more.
+    /// As `retry`, but only measure until the operator asks for the switch once more.
     Wait,
 }
 
@@ -404,7 +414,7 @@ impl CutoverAction {
     }
 }
 
-/// What is chosen for a session when it is created.
+/// The options of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SessionOptions {
@@ -412,40 +422,44 @@ pub struct SessionOptions {
     pub overwrite: bool,
     /// Accept targets that have no name of their own.
     pub accept_weak_identity: bool,
-    /// Find zeroes while copying and deallocate them on the target where it can.
+    /// Find zeroes while copying and deallocate them on a target that can do that.
     pub detect_zeroes: bool,
     /// What to do when an authoritative leg fails.
     pub on_authoritative_failure: OnAuthoritativeFailure,
     /// What a copy has to prove.
     pub verify: VerifyPolicy,
-    /// The most that its pairs copy together in a second, in bytes; 0 = unlimited.
+    /// The highest rate at which all pairs together are copied, in bytes a second; 0: unlimited.
     pub rate_bytes_per_second: u64,
-    /// Pairs that wait for their turn start in the order of this, the highest first; at most [`PRIORITY_MAX`].
+    /// The priority of the session. Waiting pairs start in the order of priority, the highest
+    /// first; at most [`PRIORITY_MAX`].
     pub priority: u8,
-    /// When it is switched, or split in [`SessionMode::Copy`]. A switch that was done, and an undo, make it
-    /// [`SwitchPolicy::Manual`]; so does a split, unless another one follows.
+    /// When the session is switched, or split in [`SessionMode::Copy`]. A switch and an undo set
+    /// this back to [`SwitchPolicy::Manual`]; so does a split, unless another split is to follow.
     pub switch: SwitchPolicy,
-    /// Which of its pairs are switched together then.
+    /// Which pairs are then switched together.
     pub switch_pairs: SwitchPairs,
-    /// By how much the copy may make the 99th percentile of the applications' latency grow, in percent of what it is without
-    /// the copy; 0 = as much as it does.
+    /// By how much the copy may raise the 99th percentile of the latency of applications, in
+    /// percent of the latency without the copy; 0: unlimited.
     pub max_latency_impact_percent: u32,
-    /// The most of a source that may be unreadable, in bytes: on the target that becomes zeroes; 0: a copy goes past nothing.
+    /// How many bytes of a source may be unreadable; they become zeroes on the target. 0: none.
     pub accept_unreadable_bytes: u64,
-    /// What its targets are for.
+    /// The purpose of the targets.
     pub mode: SessionMode,
-    /// In [`SessionMode::Copy`]: so long after a split another one is made, in seconds; 0: none. At most [`EVERY_SECONDS_MAX`].
+    /// In [`SessionMode::Copy`]: the interval from a split to the next one, in seconds; 0: no next
+    /// one. At most [`EVERY_SECONDS_MAX`].
     pub every_seconds: u64,
-    /// When its pairs are copied.
+    /// The hours of the day in which pairs are copied.
     pub hours: Hours,
-    /// When it is started by itself, in milliseconds since 1970; 0: not at all.
+    /// When the session starts automatically, in milliseconds since 1970; 0: it does not.
     pub start_at_ms: u64,
-    /// How long it may take from the start until its pairs are in sync, in seconds; 0: as long as it takes. At most [`EVERY_SECONDS_MAX`].
-    /// Then it is paused, and this is 0.
+    /// The maximum duration from the start until all pairs are in sync, in seconds; 0: unlimited.
+    /// At most [`EVERY_SECONDS_MAX`]. When the time is over, the session is paused and this is set
+    /// to 0.
     pub max_duration_seconds: u64,
-    /// How it is switched while it tracks.
+    /// How the session is switched while it tracks.
     pub cutover: CutoverOptions,
-    /// How the source is made inaccessible as soon as the session is committed; `None`: not by itself.
+    /// How the source is automatically made inaccessible when the session is committed; `None`: it
+    /// is not.
     pub retire: Option<RetireHow>,
 }
 
@@ -478,30 +492,30 @@ impl Default for SessionOptions {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum VerifyPolicy {
-    /// That the LUN took it.
+    /// The LUN acknowledged it.
     #[default]
     None,
-    /// That it reads back as it was written.
+    /// It reads back as it was written.
     ReadBack,
-    /// The same, and before a switch the whole volume is compared once.
+    /// As `ReadBack`, and the whole volume is compared once before a switch.
     Full,
 }
 
-/// What came of comparing both legs of a pair. All bytes in whole regions.
+/// The result of comparing both legs of a pair. All bytes are counted in whole regions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Verification {
-    /// When it ended, in milliseconds since 1970.
+    /// When the comparison ended, in milliseconds since 1970.
     pub at_ms: u64,
-    /// Compared, and either the same or not.
+    /// How much was compared, with either result.
     pub compared_bytes: u64,
-    /// The part of it that was not the same.
+    /// How much of that differed.
     pub differing_bytes: u64,
-    /// The first region that was not, as an address of the volume.
+    /// The address of the first region that differed, in bytes from the start of the volume.
     pub first_difference_bytes: Option<u64>,
-    /// Not compared: written all the time, dirty, or unreadable.
+    /// How much was not compared: written all the time, dirty, or unreadable.
     pub unknown_bytes: u64,
-    /// Whether what differed was to be copied again.
+    /// Whether differing regions were to be copied again.
     pub repaired: bool,
 }
 
@@ -512,7 +526,7 @@ impl Verification {
         self.unknown_bytes == 0 && !self.is_different()
     }
 
-    /// Whether the legs are known to differ, and nothing was done about it.
+    /// Whether the legs are known to differ, and differing regions were not copied again.
     #[must_use]
     pub const fn is_different(&self) -> bool {
         self.differing_bytes > 0 && !self.repaired
@@ -525,7 +539,7 @@ impl Verification {
 pub struct PairSpec {
     /// The volume to move.
     pub volume: String,
-    /// Where to, as absolute paths.
+    /// The LUNs of the target, as absolute paths.
     pub target: LunPaths,
 }
 
@@ -533,28 +547,29 @@ pub struct PairSpec {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "response", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Response {
-    /// Done.
+    /// The request was done.
     Done {
-        /// False: it was so already.
+        /// Whether anything changed; false if it had been done before.
         changed: bool,
         /// What happened, for people; one line each.
         messages: Vec<String>,
     },
-    /// What was asked for.
+    /// The records that were asked for.
     Records {
-        /// In the order in which they are to be printed.
+        /// The records, in the order in which they are to be printed.
         records: Vec<Record>,
     },
-    /// What happened after the last answer, or what is so now.
+    /// The events after the last answer, or the current state.
     Events {
-        /// To be given in the next question.
+        /// The value of [`Request::Events::after`] for the next request.
         next: u64,
-        /// Whether the records are those of the present state: at the beginning, and when events were missed.
+        /// Whether the records are the current state: at the beginning, and when events were
+        /// missed.
         present: bool,
-        /// In the order in which they are to be printed; none if nothing happened.
+        /// The records, in the order in which they are to be printed; none if there was no event.
         records: Vec<Record>,
     },
-    /// Refused or failed.
+    /// The request was refused or failed.
     Failed(Failure),
 }
 
@@ -562,7 +577,7 @@ pub enum Response {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Failure {
-    /// The kind; decides the exit code.
+    /// The kind of failure; it decides the exit code.
     pub kind: FailureKind,
     /// What the error is about, such as `volume db` or `session s1, pair db`.
     pub object: String,
@@ -576,9 +591,9 @@ pub struct Failure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureKind {
-    /// Something broke on the way.
+    /// Something failed on the way.
     Failed,
-    /// A safety check or the present state forbids it; nothing changed.
+    /// A safety check or the current state forbids it; nothing changed.
     Refused,
     /// There is no such volume or session.
     NotFound,
@@ -596,11 +611,11 @@ pub enum Record {
     Session(SessionRecord),
     /// A pair of a session.
     Pair(PairRecord),
-    /// Something that happened.
+    /// An event.
     Event(EventRecord),
-    /// How a pair went on.
+    /// A sample of a pair's progress.
     Sample(SampleRecord),
-    /// What a pair would be.
+    /// The plan of a pair.
     Plan(PlanRecord),
 }
 
@@ -612,11 +627,11 @@ pub struct HostRecord {
     pub schema: u32,
     /// How many pairs of all sessions are copied at once, at most.
     pub pairs_max: u32,
-    /// How many are being copied.
+    /// The number of pairs that are being copied.
     pub pairs_copied: u32,
-    /// How many wait for their turn.
+    /// The number of pairs that wait for their turn.
     pub pairs_queued: u32,
-    /// What is wrong with shuntd's own folders, each with what to do next.
+    /// The problems with shuntd's own folders, each with what to do next.
     pub problems: Vec<String>,
 }
 
@@ -626,30 +641,30 @@ pub struct HostRecord {
 pub struct VolumeRecord {
     /// [`JSON_SCHEMA`].
     pub schema: u32,
-    /// The name.
+    /// The name of the volume.
     pub volume: String,
-    /// `attached`, `recovering` (its ublk-target is being started again) or `failed`.
+    /// `attached`, `recovering` (its ublk-target is being restarted) or `failed`.
     pub state: String,
     /// The stable name, `/dev/shunt/NAME`.
     pub device: PathBuf,
     /// `/dev/ublkbN`, while there is one.
     pub kernel_device: Option<PathBuf>,
-    /// The LUNs that are authoritative.
+    /// The LUNs of the authoritative leg.
     pub lun: LunPaths,
-    /// The size, in bytes.
+    /// The size of the volume, in bytes.
     pub size_bytes: u64,
-    /// The process id of its ublk-target.
+    /// The process id of the volume's ublk-target.
     pub pid: Option<u32>,
-    /// How often its ublk-target was started again.
+    /// How often the volume's ublk-target was restarted.
     pub restarts: u64,
     /// The route, if ublk-target answers.
     pub route: Option<Route>,
-    /// Those of its LUNs (of both legs, in a session that has not ended) that have no name of their
-    /// own and were accepted all the same.
+    /// The LUNs of the volume (of both legs, in a session that has not ended) that have no name of
+    /// their own and were accepted all the same.
     pub weak_identity: Vec<PathBuf>,
-    /// Those of its LUNs that are larger than when they were recorded.
+    /// The LUNs of the volume that are larger than when they were recorded.
     pub grown: Vec<PathBuf>,
-    /// What is wrong, if something is.
+    /// The problem of the volume, if it has one.
     pub problem: Option<String>,
 }
 
@@ -659,21 +674,21 @@ pub struct VolumeRecord {
 pub struct SessionRecord {
     /// [`JSON_SCHEMA`].
     pub schema: u32,
-    /// The name.
+    /// The name of the session.
     pub session: String,
-    /// A UUID: no other session, before or after it, has it.
+    /// The UUID of the session; no other session has it, before or after this one.
     pub id: String,
-    /// The state: that of the pair which is furthest behind.
+    /// The state of the session: that of the pair which is furthest behind.
     pub state: String,
     /// The number of pairs.
     pub pairs: u32,
-    /// What the operator may do now, as verbs.
+    /// The verbs that are allowed now.
     pub allowed: Vec<String>,
-    /// What is chosen for it.
+    /// The options of the session.
     pub options: SessionOptions,
-    /// The cutover that is under way, or the last one if it ended without success.
+    /// The cutover in progress, or the last one if it ended without success.
     pub cutover: Option<CutoverRecord>,
-    /// When it was created, in seconds since 1970.
+    /// When the session was created, in seconds since 1970.
     pub created_at: u64,
 }
 
@@ -688,17 +703,17 @@ pub struct CutoverRecord {
     pub phase: String,
     /// How many attempts have failed.
     pub failures: u32,
-    /// Why it is over, or why the last attempt failed.
+    /// Why the cutover is over, or why the last attempt failed.
     pub cause: Option<String>,
     /// How long requests may be held, in milliseconds.
     pub max_pause_ms: u64,
-    /// How long they would be held now, in milliseconds, if that is known.
+    /// The predicted pause: how long requests would be held now, in milliseconds, if known.
     pub predicted_pause_ms: Option<u64>,
     /// What applications write, in bytes a second.
     pub write_bytes_per_second: u64,
     /// What can be copied, in bytes a second.
     pub copy_bytes_per_second: u64,
-    /// To what writes are slowed, in bytes a second, if they are.
+    /// The rate to which writes are slowed, in bytes a second, if they are.
     pub throttle_bytes_per_second: Option<u64>,
 }
 
@@ -712,7 +727,7 @@ pub struct PairRecord {
     pub session: String,
     /// The volume.
     pub volume: String,
-    /// The state, as in the design's list.
+    /// The name of the state ([`migration_core::pair::PairState`]).
     pub state: String,
     /// The source.
     pub source: LunPaths,
@@ -720,36 +735,40 @@ pub struct PairRecord {
     pub target: LunPaths,
     /// The authoritative leg.
     pub authoritative: Side,
-    /// Those of its LUNs that have no name of their own and were accepted all the same.
+    /// The LUNs of the pair that have no name of their own and were accepted all the same.
     pub weak_identity: Vec<PathBuf>,
-    /// The size, in bytes.
+    /// The size of the volume, in bytes.
     pub total_bytes: u64,
     /// What is still to be copied, in bytes.
     pub dirty_bytes: u64,
-    /// How much of each part of the volume is still to be copied, in percent, rounded up: at most [`MAP_PARTS`](crate::target::MAP_PARTS) equal parts.
-    /// Absent while ublk-target does not answer, and before the start.
+    /// How much of each part of the volume is still to be copied, in percent, rounded up: at most
+    /// [`MAP_PARTS`](crate::target::MAP_PARTS) equal parts. Absent while ublk-target does not
+    /// answer, and before the start.
     pub dirty_percent: Option<Vec<u8>>,
     /// What has been copied since the start of the session, in bytes.
     pub copied_bytes: u64,
-    /// The present rate of the copy or of the comparison; absent while there is none.
+    /// The current rate of the copy or of the comparison, in bytes a second; absent while there is
+    /// none.
     pub rate_bytes_per_second: Option<u64>,
-    /// How long that still takes at that rate; absent while unknown.
+    /// How long the copy or comparison still takes at that rate, in seconds; absent while unknown.
     pub eta_seconds: Option<u64>,
     /// What has been compared so far, in bytes, while the legs are being compared.
     pub compared_bytes: Option<u64>,
-    /// What came of the last whole comparison.
+    /// The result of the last whole comparison.
     pub verification: Option<Verification>,
-    /// What the source could not read: zeroes on the target ([`SessionOptions::accept_unreadable_bytes`]).
+    /// The parts that the source could not read; they are zeroes on the target
+    /// ([`SessionOptions::accept_unreadable_bytes`]).
     pub unreadable: Vec<UnreadablePart>,
     /// How the leg that is no longer used was made inaccessible, if it was.
     pub retired: Option<RetireHow>,
     /// The last pause that a change of the route caused, in microseconds.
     pub last_pause_us: Option<u64>,
-    /// What applications do, while ublk-target answers.
+    /// The load of applications, while ublk-target answers.
     pub application: Option<ApplicationRecord>,
-    /// While it is split: of when the target is a copy, in milliseconds since 1970.
+    /// While the pair is split: the instant that the target is a copy of, in milliseconds
+    /// since 1970.
     pub copy_of_ms: Option<u64>,
-    /// What is wrong, if something is.
+    /// The problem of the pair, if it has one.
     pub problem: Option<String>,
 }
 
@@ -757,13 +776,13 @@ pub struct PairRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UnreadablePart {
-    /// Where it begins, in bytes.
+    /// The start of the part, in bytes.
     pub offset_bytes: u64,
-    /// Its length, in bytes.
+    /// The length of the part, in bytes.
     pub length_bytes: u64,
 }
 
-/// What a pair would be, as far as a short look can tell.
+/// The plan of a pair, as far as a short check can find out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanRecord {
@@ -775,76 +794,77 @@ pub struct PlanRecord {
     pub source: LunPaths,
     /// The target.
     pub target: LunPaths,
-    /// The size, in bytes.
+    /// The size of the volume, in bytes.
     pub total_bytes: u64,
     /// How fast the source was read, in bytes a second.
     pub source_bytes_per_second: Option<u64>,
-    /// How fast the target was read; it is not written for this.
+    /// How fast the target was read, in bytes a second; the target is not written for the plan.
     pub target_bytes_per_second: Option<u64>,
     /// What applications write, in bytes a second.
     pub write_bytes_per_second: Option<u64>,
-    /// How long the copy may take.
+    /// How long the copy may take, in seconds.
     pub copy_seconds: Option<u64>,
     /// How long a switch may hold requests, in microseconds.
     pub pause_us: Option<u64>,
-    /// What speaks against it: none of them, and `create` accepts the pair.
+    /// The reasons why `create` would refuse this pair; empty if it would accept the pair.
     pub problems: Vec<String>,
-    /// What else is to be known.
+    /// Other things that the operator should know.
     pub notes: Vec<String>,
 }
 
-/// What applications do with a volume: in the last second or two.
+/// The load of applications on a volume, in the last second or two.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ApplicationRecord {
-    /// Read, in bytes a second.
+    /// What was read, in bytes a second.
     pub read_bytes_per_second: u64,
-    /// Written, in bytes a second.
+    /// What was written, in bytes a second.
     pub write_bytes_per_second: u64,
-    /// Half of the reads and writes took no longer, in microseconds; absent without any.
+    /// The median latency of reads and writes, in microseconds; absent if there were none.
     pub median_us: Option<u64>,
-    /// 99 of a hundred took no longer, in microseconds.
+    /// The 99th percentile of that latency, in microseconds.
     pub p99_us: Option<u64>,
-    /// The same while nothing is copied, if that was measured ([`SessionOptions::max_latency_impact_percent`]).
+    /// The 99th percentile while nothing is copied, in microseconds, if it was measured
+    /// ([`SessionOptions::max_latency_impact_percent`]).
     pub undisturbed_p99_us: Option<u64>,
 }
 
-/// How a pair went on in the seconds before.
+/// A sample of a pair's progress in the seconds before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SampleRecord {
     /// [`JSON_SCHEMA`].
     pub schema: u32,
-    /// When, in milliseconds since 1970.
+    /// When the sample was taken, in milliseconds since 1970.
     pub at_ms: u64,
     /// The volume.
     pub volume: String,
     /// What was still to be copied, in bytes.
     pub dirty_bytes: u64,
-    /// Copied, in bytes a second.
+    /// The rate of the copy, in bytes a second.
     pub copy_bytes_per_second: u64,
-    /// What applications did.
+    /// The load of applications.
     pub application: ApplicationRecord,
-    /// To what writes were slowed, in bytes a second; 0: they were not.
+    /// The rate to which writes were slowed, in bytes a second; 0: they were not slowed.
     pub throttle_bytes_per_second: u64,
 }
 
-/// Something that happened.
+/// An event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventRecord {
     /// [`JSON_SCHEMA`].
     pub schema: u32,
-    /// When, in milliseconds since 1970.
+    /// When the event happened, in milliseconds since 1970.
     pub at_ms: u64,
-    /// The session, if it concerns one.
+    /// The session, if the event concerns one.
     pub session: Option<String>,
-    /// The volume, if it concerns one.
+    /// The volume, if the event concerns one.
     pub volume: Option<String>,
     /// What happened.
     pub what: String,
-    /// The number of the user who asked for it; absent if nobody did.
+    /// The number of the user who asked for the action; absent if no user did.
     pub who: Option<u32>,
-    /// The state that the pair, or the volume, is in from then on; absent if the state is not what happened.
+    /// The new state of the pair or of the volume; absent if the event is not a change of state.
     pub state: Option<String>,
 }

@@ -1,27 +1,29 @@
-//! The places of a server: at most so many connections, and who makes room for another one.
+//! The places of a server: the connections up to a limit, and the choice of the connection that
+//! makes room for a new one.
 //!
-//! Both servers keep this table, so that clients that say nothing keep nobody else out. When all places are taken and half
-//! of them by connections that have not greeted, the one of these that came first makes room. So a crowd that never
-//! greets has half of the places at most, and one that is just about to greet has time for it. Otherwise the connection
-//! that has been idle for longest makes room. One that is being answered never does.
+//! Both servers keep this table, so that silent clients keep nobody else out. If all places are
+//! taken and at least half of them by connections that have not greeted, the oldest of these makes
+//! room. So a crowd that never greets has at most half of the places, and a client that is about to
+//! greet has time for it. Otherwise the connection that has been idle for longest makes room. A
+//! connection whose request is being answered never makes room.
 
 use std::collections::BTreeMap;
 
-/// A connection, by a number that no other one has had.
+/// The number of a connection; no other connection has had it.
 pub type ConnectionId = u64;
 
-/// What a connection is doing. The numbers order events: a lower one was earlier.
+/// What a connection is doing. The numbers order events: a lower number is an earlier event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Doing {
-    /// It has not greeted yet, since then.
+    /// The connection has not greeted yet; the number is that of its admission.
     Greeting(u64),
-    /// Its last request was answered then.
+    /// The connection waits for a request; the number is that of its last answer.
     Idle(u64),
-    /// Its request is being answered.
+    /// The request of the connection is being answered.
     Busy,
 }
 
-/// The table.
+/// The table of connections.
 #[derive(Debug)]
 pub struct Places {
     connections_max: usize,
@@ -34,12 +36,12 @@ pub struct Places {
 pub struct Admitted {
     /// The connection.
     pub id: ConnectionId,
-    /// The one that has lost its place, and is to be closed.
+    /// The connection that has lost its place, and is to be closed.
     pub instead_of: Option<ConnectionId>,
 }
 
 impl Places {
-    /// A table for so many connections.
+    /// An empty table for at most `connections_max` connections.
     #[must_use]
     pub const fn new(connections_max: usize) -> Self {
         Self {
@@ -49,7 +51,7 @@ impl Places {
         }
     }
 
-    /// Gives a new connection a place; `None` if all others are being answered.
+    /// Gives a new connection a place; `None` if the requests of all others are being answered.
     pub fn admit(&mut self) -> Option<Admitted> {
         let instead_of = if self.connections.len() < self.connections_max {
             None
@@ -64,23 +66,23 @@ impl Places {
         Some(Admitted { id, instead_of })
     }
 
-    /// A connection has greeted, or its request is answered.
+    /// Notes that a connection has greeted, or that its request is answered.
     pub fn became_idle(&mut self, id: ConnectionId) {
         let now = self.next_event();
         self.set(id, Doing::Idle(now));
     }
 
-    /// A connection has sent a request.
+    /// Notes that a connection has sent a request.
     pub fn became_busy(&mut self, id: ConnectionId) {
         self.set(id, Doing::Busy);
     }
 
-    /// A connection has ended.
+    /// Notes that a connection has ended.
     pub fn leave(&mut self, id: ConnectionId) {
         self.connections.remove(&id);
     }
 
-    /// Who makes room.
+    /// Chooses the connection that makes room.
     fn choose(&self) -> Option<ConnectionId> {
         let (mut greeting, mut idle) = (Vec::new(), Vec::new());
         for (id, doing) in &self.connections {
@@ -104,7 +106,8 @@ impl Places {
         self.events
     }
 
-    /// One that has lost its place does not get it back.
+    /// Changes what a connection is doing. A connection that has lost its place does not get it
+    /// back.
     fn set(&mut self, id: ConnectionId, now: Doing) {
         if let Some(doing) = self.connections.get_mut(&id) {
             *doing = now;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub enum Side {
     /// Where the data was at the start of the migration.
     Source,
-    /// Where the migration brings it.
+    /// Where the migration moves the data.
     Target,
 }
 
@@ -28,7 +28,7 @@ pub enum Route {
         /// The leg that answers reads and decides whether a write succeeded.
         authoritative: Side,
     },
-    /// The source alone; the target is a copy of it as it was at an instant, and is left alone.
+    /// The source alone. The target is detached, as a copy of the source at an instant.
     Split,
 }
 
@@ -60,7 +60,7 @@ pub struct Extent {
     pub identity: lun::Identity,
     /// Where the extent begins on the LUN, in bytes.
     pub start_bytes: u64,
-    /// How long it is, in bytes.
+    /// The length of the extent, in bytes.
     pub length_bytes: u64,
 }
 
@@ -73,7 +73,8 @@ pub struct Leg {
 }
 
 impl Leg {
-    /// The sum of the lengths of the extents, in bytes; the largest number, if they say more than that.
+    /// The sum of the lengths of the extents, in bytes; the largest `u64` if the sum is larger than
+    /// that.
     #[must_use]
     pub fn length_bytes(&self) -> u64 {
         let lengths = self.extents.iter().map(|extent| extent.length_bytes);
@@ -111,7 +112,7 @@ pub struct MapSummary {
     pub route: Route,
     /// What the volume is.
     pub descriptor: Descriptor,
-    /// What is damaged beside the role and the descriptor, so that the volume is not served.
+    /// What is damaged apart from the role and the descriptor, so that the volume is not served.
     pub damage: Option<String>,
 }
 

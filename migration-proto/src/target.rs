@@ -1,19 +1,20 @@
-//! What shuntd, its copier and the tools ask of one `ublk-target`.
+//! The requests of shuntd, its copier and the tools to one `ublk-target`, and the answers.
 //!
-//! `ublk-target` alone decides the route. Every request that could change it names the epoch that
-//! the client believes in; a stale client is refused.
+//! `ublk-target` alone decides the route. Every request that could change the route names the epoch
+//! that the client knows; a stale client is refused.
 
 use serde::{Deserialize, Serialize};
 
 use crate::route::{Leg, Route};
 
-/// The exit status of `ublk-target serve` when the map file is damaged: starting it again does not help.
+/// The exit status of `ublk-target serve` when the map file is damaged: a restart does not help.
 pub const EXIT_MAP_DAMAGED: u8 = 4;
 /// The exit status of `ublk-target serve` when the map file is that of another volume.
 pub const EXIT_OTHER_VOLUME: u8 = 5;
 
-/// The name of the second socket of a volume's `ublk-target`, in the abstract namespace: it can be reached there when the
-/// folder of its first one is gone. Any user may take such a name, so a client checks that root is at the other end.
+/// The name of the second socket of a volume's `ublk-target`, in the abstract namespace. It is used
+/// when the folder of the first socket is gone. Any user may take such a name, so a client checks
+/// that root is at the other end.
 #[must_use]
 pub fn abstract_name(volume_id: &str) -> String {
     format!("shunt/ublk-target/{volume_id}")
@@ -23,7 +24,7 @@ pub fn abstract_name(volume_id: &str) -> String {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// How the volume is. Answer: [`Response::Status`].
+    /// Report the state of the volume. Answer: [`Response::Status`].
     Status,
     /// `Single` to `Mirrored`: the current leg becomes the source, every region is dirty.
     /// Answer: [`Response::RouteChanged`].
@@ -35,7 +36,8 @@ pub enum Request {
         /// How long requests may be held, in milliseconds.
         deadline_ms: u64,
     },
-    /// Change the route: switch, undo, commit or cancel. Answer: [`Response::RouteChanged`].
+    /// Change the route: switch, undo, split, mirror again, commit or cancel. Answer:
+    /// [`Response::RouteChanged`].
     SetRoute {
         /// The epoch that the client knows.
         epoch: u64,
@@ -43,33 +45,34 @@ pub enum Request {
         route: Route,
         /// How long requests may be held, in milliseconds.
         deadline_ms: u64,
-        /// Regions may be dirty; they are copied while requests are held. For a change to `Mirrored`; needs a copier that is
-        /// connected.
+        /// Accept dirty regions; they are copied while requests are held. Only for a change to
+        /// `Mirrored`, and only while a copier is connected.
         copies_rest: bool,
     },
     /// Hold new requests and wait until nothing is in flight. Answer: [`Response::Suspended`].
     Suspend {
-        /// After this time ublk-target lets the requests go by itself, in milliseconds.
+        /// The time after which ublk-target automatically lets the requests go, in milliseconds.
         deadline_ms: u64,
     },
     /// Let held requests go. Answer: [`Response::Resumed`].
     Resume,
-    /// What to do when the authoritative leg fails; [`OnAuthoritativeFailure::Auto`] until it is said. Answer:
-    /// [`Response::Done`].
+    /// Set what to do when the authoritative leg fails; [`OnAuthoritativeFailure::Auto`] before the
+    /// first request. Answer: [`Response::Done`].
     SetOnAuthoritativeFailure {
         /// What to do.
         policy: OnAuthoritativeFailure,
     },
-    /// What writes do to the mirror leg; [`CopyMode::Mirror`] until it is said. Answer: [`Response::Done`].
+    /// Set what writes do to the mirror leg; [`CopyMode::Mirror`] before the first request. Answer:
+    /// [`Response::Done`].
     SetCopyMode {
-        /// What.
+        /// The mode.
         mode: CopyMode,
     },
-    /// Write at most so much in a second while the volume is mirrored. Answer: [`Response::Done`].
+    /// Limit the rate of writes while the volume is mirrored or split. Answer: [`Response::Done`].
     SetThrottle {
-        /// In bytes; 0 ends it.
+        /// The limit, in bytes; 0 ends it.
         bytes_per_second: u64,
-        /// It ends by itself after this time, in milliseconds.
+        /// The time after which the limit ends automatically, in milliseconds.
         for_ms: u64,
     },
     /// Try the mirror leg again after it failed. Answer: [`Response::Done`].
@@ -77,17 +80,18 @@ pub enum Request {
         /// The epoch that the client knows.
         epoch: u64,
     },
-    /// Make this connection the copier's. Refused while another copier lives, or has I/O in flight on
-    /// the mirror leg (its lock is then held). The copier locks the mirror leg before it claims.
-    /// Answer: [`Response::CopierOpened`].
+    /// Make this connection the copier's. Refused while another copier is connected, or has I/O in
+    /// flight on the mirror leg (its lock is then held). The copier locks the mirror leg before it
+    /// claims. Answer: [`Response::CopierOpened`].
     OpenCopier,
-    /// Copier: give me regions. Answered when there is at least one; with none when nothing is dirty, or
-    /// when the copier holds regions and no other can be granted now. Answer: [`Response::Claimed`].
+    /// Copier: claim regions. Answered when there is at least one region; with none when nothing is
+    /// dirty, or when the copier holds regions and no other can be granted now. Answer:
+    /// [`Response::Claimed`].
     Claim {
         /// The most regions to grant; at least 1, at most [`CLAIM_REGIONS_MAX`].
         regions_max: u32,
     },
-    /// Copier: these are copied (or not). Answer: [`Response::Done`].
+    /// Copier: report regions that were copied, or could not be. Answer: [`Response::Done`].
     Report {
         /// The epoch of the grant.
         epoch: u64,
@@ -95,45 +99,49 @@ pub enum Request {
         copied: Vec<u64>,
         /// Regions that could not be copied; they stay dirty.
         failed: Vec<u64>,
-        /// Why, if `failed` names any; or an error of the mirror leg, as soon as it is known.
+        /// Why the regions in `failed` were not copied; or an error of the mirror leg, as soon as
+        /// it is known.
         error: Option<CopyError>,
     },
-    /// Copier: I am about to compare these regions. Answer: [`Response::Watched`].
+    /// Copier: watch these regions, which are about to be compared. Answer: [`Response::Watched`].
     Watch {
         /// The epoch that the copier was opened with.
         epoch: u64,
-        /// At most [`WATCH_REGIONS_MAX`].
+        /// The regions, at most [`WATCH_REGIONS_MAX`].
         regions: Vec<u64>,
-        /// A region that is being written is not found quiet by itself: hold further writes to it for a while.
+        /// Hold further writes to a region that is being written, for a while, so that the region
+        /// becomes quiet.
         hold: bool,
     },
-    /// Copier: this is what I found in regions that are watched. Answer: [`Response::Compared`].
+    /// Copier: report the result of comparing regions that are watched. Answer:
+    /// [`Response::Compared`].
     Compared {
         /// The epoch that the copier was opened with.
         epoch: u64,
-        /// The same on both legs.
+        /// Regions that are the same on both legs.
         same: Vec<u64>,
-        /// Not the same: dirty from now on.
+        /// Regions that differ; they become dirty.
         differing: Vec<u64>,
-        /// They could not be read.
+        /// Regions that could not be read.
         unread: Vec<u64>,
     },
-    /// Stop the device and end the process. Refused while the device is open, if the kernel can tell.
-    /// Answer: [`Response::Done`], then the connection closes.
+    /// Stop the device and end the process. Refused while the device is open, if the kernel can say
+    /// that. Answer: [`Response::Done`], then the connection closes.
     Stop,
 }
 
-/// What to do when the authoritative leg fails to write or to flush. Whatever it is, reads of what both legs have are
-/// done on the mirror leg.
+/// What to do when the authoritative leg fails to write or to flush. Under every policy, reads of
+/// what both legs have are done on the mirror leg.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnAuthoritativeFailure {
     /// As `switch` while the target is authoritative, otherwise as `error`.
     #[default]
     Auto,
-    /// The application sees the error.
+    /// The application gets the error.
     Error,
-    /// If both legs are equal, the other one becomes authoritative, and the application sees nothing.
+    /// If both legs are equal, the other leg becomes authoritative, and the application gets no
+    /// error.
     Switch,
 }
 
@@ -162,9 +170,9 @@ impl From<migration_core::volume::OnAuthoritativeFailure> for OnAuthoritativeFai
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Suspended {
-    /// Somebody asked for it.
+    /// A client asked for the suspension.
     Asked,
-    /// The volume was split; they have been held ever since.
+    /// The volume was split; requests have been held ever since.
     SinceSplit,
 }
 
@@ -181,7 +189,7 @@ impl From<migration_core::volume::Suspended> for Suspended {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CopyMode {
-    /// It is done there too, where the legs are equal.
+    /// The write is done there too, where the legs are equal.
     #[default]
     Mirror,
     /// Nothing, while the source is authoritative: what was written is copied later, in passes.
@@ -217,10 +225,10 @@ impl From<migration_core::volume::CopyMode> for CopyMode {
     }
 }
 
-/// Into how many parts [`Status::dirty_percent`] divides a volume.
+/// The number of parts into which [`Status::dirty_percent`] divides a volume.
 pub const MAP_PARTS: usize = 120;
 
-/// The most regions one claim may ask for.
+/// The most regions that one claim may ask for.
 pub const CLAIM_REGIONS_MAX: u32 = 256;
 
 /// The most regions that may be watched at once.
@@ -232,7 +240,7 @@ pub const WATCH_REGIONS_MAX: usize = migration_core::volume::WATCHED_REGIONS_MAX
 pub struct CopyError {
     /// The leg that failed.
     pub side: crate::route::Side,
-    /// What the kernel said, if it is an error of the kernel.
+    /// The error number of the kernel, if the kernel reported the error.
     pub errno: Option<i32>,
     /// The cause in words, with the place.
     pub cause: String,
@@ -242,7 +250,7 @@ pub struct CopyError {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "response", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Response {
-    /// To [`Request::Status`].
+    /// The answer to [`Request::Status`].
     Status(Box<Status>),
     /// The new route is durable and requests flow.
     RouteChanged {
@@ -250,17 +258,19 @@ pub enum Response {
         epoch: u64,
         /// The route from now on.
         route: Route,
-        /// From the first request held to the first request let go, in microseconds; 0 if none was held.
+        /// The pause: from the first request held to the first request let go, in microseconds; 0
+        /// if none was held.
         pause_us: u64,
     },
     /// Nothing is in flight; new requests are held.
     Suspended,
     /// Requests flow.
     Resumed {
-        /// Absent if the suspension had already ended (by its deadline), or there was none.
+        /// Why requests were held; absent if the suspension had already ended (by its deadline), or
+        /// there was none.
         ended: Option<Suspended>,
     },
-    /// This connection is the copier's.
+    /// This connection is the copier's from now on.
     CopierOpened {
         /// The epoch of the claims to come.
         epoch: u64,
@@ -272,35 +282,40 @@ pub enum Response {
         from: Box<ServedLeg>,
         /// The leg to write.
         to: Box<ServedLeg>,
-        /// The legs may be equal in most places: to be compared, and written only where they differ.
+        /// Whether to compare first and write only differences: the legs may be equal in most
+        /// places.
         compare_first: bool,
     },
-    /// Regions to copy; none when nothing is dirty (`dirty_bytes` is 0), or nothing else can be granted now.
+    /// Regions to copy; none when nothing is dirty (`dirty_bytes` is 0), or nothing else can be
+    /// granted now.
     Claimed {
         /// The epoch that a report must name.
         epoch: u64,
         /// The regions, ascending.
         regions: Vec<u64>,
-        /// Those of them that are known to be copied for the first time since the mirror leg was added.
+        /// The granted regions that are known to be copied for the first time since the mirror leg
+        /// was added.
         never_copied: Vec<u64>,
-        /// Dirty bytes that remain after this grant (the granted ones count as dirty).
+        /// Dirty bytes after this grant (the granted regions count as dirty).
         dirty_bytes: u64,
     },
-    /// The regions that may be compared now. Those that were asked for and are in neither list are being written.
+    /// The regions that may be compared now. Regions of the request that are in neither list are
+    /// being written.
     Watched {
         /// Watched from now on.
         regions: Vec<u64>,
-        /// Dirty: still to be copied.
+        /// Regions that are dirty: still to be copied.
         dirty: Vec<u64>,
     },
-    /// What was found is known now.
+    /// The result of the comparison is recorded.
     Compared {
-        /// Of these regions nothing is known: they were written meanwhile, or have become dirty.
+        /// Regions whose result does not count: they were written meanwhile, or have become dirty.
         unknown: Vec<u64>,
     },
-    /// Done, nothing to say.
+    /// The request was done; there is nothing to report.
     Done,
-    /// Refused or failed; nothing changed, except that with [`Refusal::Ending`] that is unknown.
+    /// The request was refused or failed. Nothing changed, except that with [`Refusal::Ending`]
+    /// that is unknown.
     Refused {
         /// The kind, for programs.
         reason: Refusal,
@@ -313,21 +328,21 @@ pub enum Response {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Refusal {
-    /// The client names an epoch that is not the present one.
+    /// The client names an epoch that is not the current one.
     StaleEpoch,
     /// Regions are dirty: the mirror leg is not a full copy.
     NotInSync,
-    /// The volume is not in a route from which this is possible.
+    /// The request is not possible from the current route.
     WrongRoute,
-    /// Requests could not be drained and flushed before the deadline; the old route goes on.
+    /// Requests could not be drained and flushed before the deadline; the old route holds.
     Deadline,
     /// Another change of the route or a suspension is under way.
     Busy,
     /// The leg cannot be used: missing, in use, too small, not the one that was recorded.
     BadLeg,
-    /// Another copier lives or its I/O is not finished.
+    /// Another copier is connected, or its I/O is not finished.
     CopierBusy,
-    /// The connection is not the copier's, or a region was not claimed by it.
+    /// The connection is not the copier's, or the copier has not claimed the region.
     NotCopier,
     /// The device is open.
     DeviceOpen,
@@ -339,7 +354,7 @@ pub enum Refusal {
     Malformed,
 }
 
-/// How a volume is.
+/// The current state of a volume.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Status {
@@ -351,7 +366,7 @@ pub struct Status {
     pub pid: u32,
     /// `/dev/ublkbN`.
     pub device: std::path::PathBuf,
-    /// One more at every change of the route.
+    /// The epoch: it grows by one at every change of the route.
     pub epoch: u64,
     /// The route.
     pub route: Route,
@@ -361,30 +376,31 @@ pub struct Status {
     pub region_bytes: u64,
     /// Bytes of the regions in which the mirror leg may differ; 0 in `Single`.
     pub dirty_bytes: u64,
-    /// How much of each of [`MAP_PARTS`] equal parts of the volume may differ, in percent, rounded up; fewer parts if there
-    /// are fewer regions, none in `Single`.
+    /// How much of each of [`MAP_PARTS`] equal parts of the volume may differ, in percent, rounded
+    /// up. There are fewer parts if there are fewer regions, and none in `Single`.
     pub dirty_percent: Vec<u8>,
     /// Bytes of the regions that the copier has claimed.
     pub claimed_bytes: u64,
     /// Regions copied since this process started (a region copied twice counts twice), in bytes.
     pub copied_bytes: u64,
-    /// Why the mirror leg is not being written, if it is not.
+    /// Why the mirror leg is not written; absent if it is.
     pub degraded: Option<String>,
-    /// How many writes the mirror leg has not ended, if it was given up because it kept others waiting.
+    /// The number of writes that the mirror leg has not ended, if it was given up because it kept
+    /// other writes waiting.
     pub stalled_writes: Option<u32>,
-    /// What the authoritative leg failed to do last, if it failed since the roles were exchanged.
+    /// The last failure of the authoritative leg, if it failed since the roles were exchanged.
     pub authoritative_problem: Option<String>,
-    /// What to do then.
+    /// What to do when the authoritative leg fails.
     pub on_authoritative_failure: OnAuthoritativeFailure,
     /// What writes do to the mirror leg.
     pub copy_mode: CopyMode,
-    /// So much is written at most in a second, in bytes; 0: writes are not slowed.
+    /// The limit to the rate of writes, in bytes a second; 0: writes are not slowed.
     pub throttle_bytes_per_second: u64,
-    /// Why the map file cannot be written, if it cannot: writes that need a mark in it wait.
+    /// Why the map file cannot be written, if it cannot; writes that need a mark in it wait.
     pub map_problem: Option<String>,
-    /// New requests are being held.
+    /// Whether new requests are held.
     pub suspended: bool,
-    /// A change of the route is under way.
+    /// Whether a change of the route is in progress.
     pub changing: bool,
     /// Whether a copier is connected.
     pub copier: bool,
@@ -392,25 +408,26 @@ pub struct Status {
     pub source: Leg,
     /// The target leg.
     pub target: Option<Leg>,
-    /// What is open for each extent of the source leg; empty if the leg is not open.
+    /// The open LUN of each extent of the source leg; empty if the leg is not open.
     pub source_open: Vec<OpenLun>,
-    /// The same of the target leg.
+    /// The same for the target leg.
     pub target_open: Vec<OpenLun>,
-    /// What has been counted since this process started.
+    /// The counters, since this process started.
     pub counters: Counters,
-    /// How long reads took since this process started, from their arrival to their answer: the counts of
+    /// The latency of reads since this process started, from arrival to answer: the counts of
     /// [`migration_core::latency::Histogram`].
     pub read_latency: Vec<u64>,
-    /// The same of writes.
+    /// The same for writes.
     pub write_latency: Vec<u64>,
-    /// What the driver offers, by name.
+    /// The features of the driver, by name.
     pub driver_features: Vec<String>,
-    /// The name of the claim on the legs. Whoever starts the next process and hands on the descriptors
-    /// in `held` names it.
+    /// The name of the claim on the legs. The program that starts the next process and passes on
+    /// the descriptors in `held` names this claim.
     pub claim: u64,
     /// The descriptors of this process that claim the LUNs of the legs.
     pub held: Vec<HeldLun>,
-    /// Why all of the mirror leg is copied or compared again, until it is.
+    /// Why the whole mirror leg is copied or compared again; absent when that is done, or not
+    /// needed.
     pub doubt: Option<String>,
     /// Whether this process took over a device whose process had died.
     pub recovered: bool,
@@ -420,13 +437,14 @@ pub struct Status {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct HeldLun {
-    /// Its path, without symbolic links.
+    /// The path of the LUN, without symbolic links.
     pub path: std::path::PathBuf,
     /// The number of the descriptor in the process.
     pub descriptor: i32,
 }
 
-/// A leg, and what `ublk-target` has open of it: a copier refuses to use another device.
+/// A leg, and the devices that `ublk-target` has open for it. A copier refuses to use other
+/// devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ServedLeg {
@@ -436,22 +454,22 @@ pub struct ServedLeg {
     pub open: Vec<OpenLun>,
 }
 
-/// A LUN that `ublk-target` has open, as it was when it was opened.
+/// A LUN that `ublk-target` has open, as it was at the open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct OpenLun {
-    /// Its path without symbolic links.
+    /// The path of the LUN, without symbolic links.
     pub path: std::path::PathBuf,
-    /// Its size, in bytes. It may be more than was recorded.
+    /// The size of the LUN, in bytes. It may be larger than the recorded size.
     pub size_bytes: u64,
-    /// Major and minor number of a block device.
+    /// The major and minor number, if the LUN is a block device.
     pub device: Option<(u32, u32)>,
-    /// The number that the kernel gives to no second disk in this boot.
+    /// The number of the disk; the kernel gives it to no other disk in this boot.
     pub disk_sequence: Option<u64>,
 }
 
 impl OpenLun {
-    /// What an open LUN is.
+    /// Describes an open LUN.
     #[must_use]
     pub fn of(lun: &lun::Lun) -> Self {
         Self {
@@ -462,14 +480,15 @@ impl OpenLun {
         }
     }
 
-    /// Whether both are the same device. Files are told apart by their identity.
+    /// Whether both are the same device. Files cannot be distinguished here; their identity does
+    /// that.
     #[must_use]
     pub fn is_same_device(&self, other: &Self) -> bool {
         self.device == other.device && self.disk_sequence == other.disk_sequence
     }
 }
 
-/// What `ublk-target` counts, from its start.
+/// The counters of `ublk-target`, since its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Counters {

@@ -1,4 +1,4 @@
-//! What must hold in every state.
+//! The rules that must hold in every state.
 
 use seeded_core::{
     region::RegionState,
@@ -12,36 +12,38 @@ use crate::{
     world::{Io, World, blocks, writes_block},
 };
 
-/// Which rule is violated. The numbers are those of docs/invariants.md.
+/// The rule that is violated. The numbers are those of docs/invariants.md.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Checker {
-    /// What is acknowledged is on the authoritative leg, also for a successor of ublk-target.
+    /// Acknowledged data is on the authoritative leg, also for the next ublk-target.
     AcknowledgedWrite,
-    /// What is acknowledged and flushed survives a power loss.
+    /// Data that is acknowledged and flushed survives a power loss.
     FlushedWrite,
-    /// 2: a region that is clean in memory is equal on both legs but for writes in flight.
+    /// 2: a region that is clean in memory is equal on both legs, except for writes in flight.
     CleanIsEqual,
-    /// 3: what the map file calls clean is equal after a power loss.
+    /// 3: a region that the map file calls clean is equal on both legs after a power loss.
     DurablyCleanIsEqual,
-    /// 1, 6: any successor finds one record, and that which was announced.
+    /// 1, 6: any later ublk-target finds one role record, the one that was announced.
     OneAuthoritative,
     /// Reads return what was written.
     Read,
-    /// The application is answered once, and sees only errors of the authoritative leg.
+    /// The application gets one answer to a request, and sees only errors of the authoritative leg.
     Answer,
-    /// 5: a suspended volume has nothing of the application in flight.
+    /// 5: a suspended volume has no request of the application in flight.
     Drained,
-    /// 23: a copy at an instant stays what it was.
+    /// 23: a copy at an instant does not change.
     CopyStays,
-    /// 9, 10: stale actors are refused, the present one is not.
+    /// 9, 10: stale actors are refused, the current one is not.
     StaleActor,
-    /// [`seeded_core::volume::Volume::check_invariants`], or a transition that the core itself refuses.
+    /// A panic of the core: in [`seeded_core::volume::Volume::check_invariants`], or because the
+    /// core itself refuses a transition.
     Core,
-    /// 11, and the legs converge: when nothing new is asked, everything is answered and the legs become equal.
+    /// 11, and the legs converge: without new requests, everything is answered and the legs become
+    /// equal.
     Settles,
 }
 
-/// What was found.
+/// A violation of a rule, with a description.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Violation {
     pub(crate) checker: Checker,
@@ -67,7 +69,7 @@ pub(crate) fn require(
     }
 }
 
-/// All that is checked in a state.
+/// Checks all rules that apply to a single state.
 pub(crate) fn state(setup: &Setup, world: &World) -> Result<(), Violation> {
     acknowledged(setup, world)?;
     clean_is_equal(setup, world)?;
@@ -76,7 +78,8 @@ pub(crate) fn state(setup: &Setup, world: &World) -> Result<(), Violation> {
     drained(setup, world)
 }
 
-/// The target that was split holds what the source held then, whatever happens, also after a power loss.
+/// Checks that the target of a split holds what the source held at the split, whatever happens,
+/// also after a power loss.
 fn copy_stays(setup: &Setup, world: &World) -> Result<(), Violation> {
     let Some(copy) = &world.copy else {
         return Ok(());
@@ -93,7 +96,7 @@ fn copy_stays(setup: &Setup, world: &World) -> Result<(), Violation> {
     Ok(())
 }
 
-/// The application's data are on the authoritative leg.
+/// Checks that the data of the application is on the authoritative leg.
 fn acknowledged(setup: &Setup, world: &World) -> Result<(), Violation> {
     let record = world.volume.record();
     let lun = world.lun_of(record, record.route.authoritative());
@@ -123,7 +126,8 @@ fn clean_is_equal(setup: &Setup, world: &World) -> Result<(), Violation> {
             let is_failed = |index: &usize| world.failed >> index & 1 == 1;
             let mut failed = (0..setup.requests.len()).filter(is_failed);
             let redone = failed.any(|index| writes_block(setup, index, block));
-            // What a leg lost counts no more once the other one has taken over; until then nothing is read.
+            // During a fail-over, blocks that the failed leg has lost do not count: nothing is read
+            // before the other leg has taken over.
             let given_up = world.volume.fails_over() && world.lost[block] != 0;
             if redone || given_up || landing(0) | landing(1) != 0 {
                 continue;
@@ -137,7 +141,8 @@ fn clean_is_equal(setup: &Setup, world: &World) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Power is lost now, and every block and everything in flight ends in its own way.
+/// Checks every outcome of a power loss at this moment: each block and each I/O in flight ends
+/// independently of the others.
 fn power_loss(setup: &Setup, world: &World) -> Result<(), Violation> {
     let after: [[Values; crate::setup::BLOCKS_MAX]; 2] = [0, 1].map(|lun| {
         core::array::from_fn(|block| {
@@ -189,7 +194,7 @@ fn drained(setup: &Setup, world: &World) -> Result<(), Violation> {
     };
     let quiet = |io: &Io| match io {
         Io::Request { .. } => false,
-        // Given up since: its regions are dirty.
+        // The mirror leg was given up since: the regions of the write are dirty.
         Io::Mirror { request, .. } => given_up || is_dirty(*request),
         Io::Flush { .. } => true,
     };

@@ -9,10 +9,11 @@ use seeded_core::{
 
 use crate::setup::BLOCKS_MAX;
 
-/// What a block can hold: 0 what the source held first, `n + 1` what request `n` writes, [`ELSE`] something else.
+/// The content of a block: 0 is what the source held first, `n + 1` what request `n` writes, and
+/// [`ELSE`] something else.
 pub(crate) type Value = u8;
 
-/// What a target holds before it is copied to.
+/// The content of a target before the copy.
 pub(crate) const ELSE: Value = 7;
 
 /// A set of values, one bit each.
@@ -23,7 +24,8 @@ pub(crate) const fn only(value: Value) -> Values {
     1 << value
 }
 
-/// A block: all that it held since what is on stable storage. Nibbles of value + 1, the newest in the lowest.
+/// The versions of a block, from the one on stable storage to the newest. Each nibble is a value
+/// plus one; the lowest nibble is the newest version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Cell(u64);
 
@@ -44,7 +46,7 @@ impl Cell {
         ((self.0 >> ((self.versions() - 1) * 4)) & 15) as u8 - 1
     }
 
-    /// Says whether the block changed.
+    /// Writes a value; returns whether the block changed.
     fn write(&mut self, value: Value) -> bool {
         let changed = self.newest() != value;
         if changed {
@@ -54,7 +56,8 @@ impl Cell {
         changed
     }
 
-    /// What it held before its last `newer` changes, or something later, is on stable storage.
+    /// Forgets the versions older than the one before the last `newer` changes: that version, or a
+    /// later one, is on stable storage.
     const fn make_durable(&mut self, newer: u8) {
         let kept = (newer as u32 + 1) * 4;
         if kept < 64 {
@@ -62,7 +65,7 @@ impl Cell {
         }
     }
 
-    /// What it may be after a power loss.
+    /// The values that the block may have after a power loss.
     pub(crate) fn after_power_loss(self) -> Values {
         (0..self.versions()).fold(0, |set, version| {
             set | only((self.0 >> (version * 4) & 15) as u8 - 1)
@@ -70,7 +73,7 @@ impl Cell {
     }
 }
 
-/// A flush in flight: how often each block changed since it was asked for.
+/// For a flush in flight: how often each block changed since the flush was issued.
 pub(crate) type Newer = [u8; BLOCKS_MAX];
 
 /// One LUN.
@@ -95,7 +98,7 @@ impl Lun {
         }
     }
 
-    /// The cache is gone, or has reached the media.
+    /// Ends the cache. `kept`: its contents have reached the media; otherwise they are lost.
     pub(crate) fn settle(&mut self, kept: bool) {
         for cell in &mut self.0 {
             *cell = Cell::new(if kept { cell.newest() } else { cell.durable() });
@@ -103,7 +106,7 @@ impl Lun {
     }
 }
 
-/// A write of bitmap sectors in flight: the new words, as far as they are written.
+/// A write of bitmap sectors in flight: the new word of each bitmap that is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct MapWrite {
     pub(crate) dirty: Option<u8>,
@@ -113,7 +116,7 @@ pub(crate) struct MapWrite {
 /// The map file: what is on stable storage, and what is being written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct MapFile {
-    /// `None`: torn.
+    /// The two slots of the role record; `None`: torn.
     pub(crate) slots: [Option<RoleRecord>; 2],
     pub(crate) dirty: u8,
     pub(crate) intent: u8,
@@ -122,7 +125,7 @@ pub(crate) struct MapFile {
     pub(crate) descriptor_write: bool,
 }
 
-/// What became of a role record in flight.
+/// The fate of a role record in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RoleFate {
     Lost,
@@ -135,7 +138,7 @@ impl MapFile {
         choose(self.slots)
     }
 
-    /// The record that a successor would find, for each fate of what is in flight.
+    /// The record that the next ublk-target would find, for each fate of the record in flight.
     pub(crate) fn outcomes(&self) -> impl Iterator<Item = Result<Chosen, MapError>> {
         let fates = if self.role_write.is_some() { 3 } else { 1 };
         let fates = [RoleFate::Lost, RoleFate::Landed, RoleFate::Torn]
@@ -149,7 +152,7 @@ impl MapFile {
         })
     }
 
-    /// The regions that a successor may find clean.
+    /// The regions that the next ublk-target may find clean, one bit each.
     pub(crate) fn clean_outcomes(&self) -> u8 {
         let write = self.map_write.unwrap_or(MapWrite {
             dirty: None,
@@ -177,7 +180,7 @@ impl MapFile {
         }
     }
 
-    /// The epoch of each slot, to be shown.
+    /// The epoch of each slot, for messages.
     pub(crate) fn epochs(&self) -> [Option<Epoch>; 2] {
         self.slots.map(|slot| slot.map(|record| record.epoch))
     }
@@ -185,7 +188,8 @@ impl MapFile {
 
 type Slots = [Option<RoleRecord>; 2];
 
-/// By the production codec; the few different pairs of slots are remembered.
+/// Chooses the record with the production codec. The results are cached, because few pairs of slots
+/// differ.
 fn choose(slots: Slots) -> Result<Chosen, MapError> {
     thread_local! {
         static KNOWN: RefCell<HashMap<Slots, Result<Chosen, MapError>>> = RefCell::default();

@@ -1,4 +1,4 @@
-//! What can happen next, and what then becomes of a world.
+//! The events that can happen next, and their effects on a world.
 
 use seeded_core::{
     route::{Route, Side},
@@ -17,34 +17,34 @@ use crate::{
 pub(crate) enum Change {
     Start,
     Exchange,
-    /// The target is left alone, as a copy.
+    /// Splits the target off as a copy.
     Split,
-    /// It is mirrored onto again.
+    /// Mirrors onto the split target again.
     Join,
     /// Commit or cancel.
     End,
 }
 
-/// What a power loss leaves of a LUN. Every block's own fate is looked at by the checker; here are those from which
-/// the exploration goes on.
+/// What a power loss leaves of a LUN. The checker examines the fate of every block by its own
+/// rules; the exploration continues from these outcomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CacheFate {
     /// Only what is on stable storage.
     Lost,
-    /// All that was done.
+    /// All completed writes.
     Kept,
-    /// And what was in flight.
+    /// All completed writes, and those in flight.
     Landed,
 }
 
 const CACHE_FATES: [CacheFate; 3] = [CacheFate::Lost, CacheFate::Kept, CacheFate::Landed];
 
-/// What happens. I/O, regions and ghosts are named by their place in the world's lists.
+/// An event. I/O, regions and ghosts are identified by their index in the lists of the world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
-    /// The application asks.
+    /// The application issues a request.
     Issue(u8),
-    /// The driver delivers a request.
+    /// The driver delivers a request again, after a death of ublk-target.
     Deliver(u8),
     IoDone(u8, Outcome),
     MapWritten(Outcome),
@@ -52,12 +52,13 @@ pub(crate) enum Event {
     DescriptorWritten,
     CopierOpens,
     CopierClaims,
-    /// The next step with a region; a read meets what is in flight there.
+    /// The copier does its next step with a region. `true`: its read sees the writes in flight
+    /// there.
     CopierCopies(u8, bool),
     CopierEnds,
     CopierDies,
     LateReport,
-    /// The copier reports a region that it has, as of an older epoch.
+    /// The copier reports a region that it has claimed, with an older epoch.
     OldReport(u8),
     GhostLands(u8),
     GhostVanishes(u8),
@@ -65,16 +66,17 @@ pub(crate) enum Event {
     Suspends,
     Resumes,
     RetriesMirror,
-    /// A mirror leg that was given up loses what it has in its cache.
+    /// A mirror leg that was given up loses the contents of its cache.
     MirrorForgets,
-    /// The mirror leg loses its power for a moment: this write of it will fail, and nobody knows yet.
+    /// The mirror leg loses its power for a moment: this write to it will fail, but ublk-target
+    /// does not know yet.
     MirrorResets(u8),
-    /// It mirrors, or tracks, from now on.
+    /// The copy mode changes between mirroring and tracking.
     ChangesMode,
     Tick(Timer),
     /// ublk-target dies. Of the writes in flight, those of the mask reach the media.
     Kill(u16),
-    /// The host dies.
+    /// The host loses its power.
     PowerLoss {
         luns: [CacheFate; 2],
         dirty: bool,
@@ -83,7 +85,7 @@ pub(crate) enum Event {
     },
 }
 
-/// All that can happen.
+/// Collects all events that can happen.
 pub(crate) fn all(setup: &Setup, world: &World, events: &mut Vec<Event>) {
     deaths(setup, world, events);
     if world.must_die {
@@ -131,7 +133,7 @@ fn completions(setup: &Setup, world: &World, events: &mut Vec<Event>) {
             Io::Mirror { .. } => false,
             Io::Flush { .. } => true,
         };
-        // A flush that failed and has done its work is like one of which nobody knows.
+        // A flush that did its work and failed is like a flush that nobody knows of.
         if !(is_read || is_flush && on_authoritative) {
             events.push(Event::IoDone(index, Outcome::FailedDone));
         }
@@ -189,7 +191,8 @@ fn copier(world: &World, events: &mut Vec<Event>) {
     }
 }
 
-/// The lock of the mirror leg: a dead copier's writes are done before the next one opens.
+/// Whether a copier can open. It needs the lock of the mirror leg, which a dead copier holds until
+/// its writes have ended.
 fn may_open_copier(world: &World) -> bool {
     let has_mirror = world.volume.record().route.mirror().is_some();
     world.copier.is_none() && world.ghosts.is_empty() && has_mirror && is_dirty(world)
@@ -243,10 +246,10 @@ fn authoritative_is_source(world: &World) -> bool {
 
 fn next_change(world: &World, start: bool, exchange: bool) -> Option<Change> {
     match world.volume.record().route {
-        // The new mirror leg is locked before it is used.
+        // The new mirror leg is locked before it is used, so no ghost can be left.
         Route::Single(_) => (start && world.ghosts.is_empty()).then_some(Change::Start),
         Route::Mirrored { .. } => exchange.then_some(Change::Exchange),
-        // A dead copier's writes are done by then: it had the lock of the leg.
+        // A dead copier held the lock of the leg until its writes had ended.
         Route::Split => world.ghosts.is_empty().then_some(Change::Join),
     }
 }
@@ -321,7 +324,7 @@ fn deaths(setup: &Setup, world: &World, events: &mut Vec<Event>) {
     }
 }
 
-/// What a death of ublk-target leaves to chance.
+/// An operation in flight whose fate is open when ublk-target dies.
 enum Killed {
     Io(usize),
     Dirty,
@@ -336,7 +339,7 @@ fn killed(setup: &Setup, world: &World) -> Vec<Killed> {
             Ask::Read | Ask::Flush
         ),
         Io::Mirror { .. } => true,
-        // A flush that is done only helps.
+        // A flush that completes can only help.
         Io::Flush { .. } => false,
     };
     let writes = world.io.iter().enumerate().filter(|(_, io)| is_write(io));
@@ -349,7 +352,7 @@ fn killed(setup: &Setup, world: &World) -> Vec<Killed> {
     killed
 }
 
-/// What becomes of the world; it is checked.
+/// Applies an event to the world, and checks the result.
 pub(crate) fn apply(
     setup: &Setup,
     world: &mut World,
@@ -517,9 +520,9 @@ fn io_done(
         Outcome::Done => world.land(setup, &io),
         Outcome::FailedDone if is_flush => {}
         Outcome::FailedDone => world.land(setup, &io),
-        // A failed read says nothing of the cache.
+        // A failed read says nothing about the cache.
         Outcome::FailedLost if ask == Some(Ask::Read) => {}
-        // It has lost its power for a moment.
+        // The LUN has lost its power for a moment.
         Outcome::FailedLost => world.lose_cache(io.lun()),
     }
     let (volume, result) = (&mut world.volume, outcome.result());
@@ -573,7 +576,7 @@ fn change_route(world: &mut World, change: Change, effects: &mut Vec<Effect>) {
         .change_route(NOW, CHANGE, record.epoch, target, HOLD, effects);
     if begun.is_ok() {
         *budget -= 1;
-        // Whoever asks for another route gives the copy up first.
+        // A client that asks for another route gives the copy up first.
         world.copy = None;
     }
 }
@@ -606,7 +609,7 @@ fn kill(
             open.delivered = false;
         }
     }
-    // Who knew of an error that was still to be told is dead.
+    // The process that knew of an unreported error is dead.
     world.accept_loss(true);
     world.reload(setup, effects)
 }
@@ -654,7 +657,7 @@ fn lose_power(
     Ok(())
 }
 
-/// What happens next if nobody asks for anything and nothing fails. `None`: nothing is left to do.
+/// The next event if there are no new requests and no failures. `None`: nothing is left to do.
 pub(crate) fn progress(setup: &Setup, world: &World) -> Option<Event> {
     if world.must_die {
         return Some(Event::Kill(0));
@@ -728,7 +731,8 @@ fn progress_of_copies(world: &World) -> Option<Event> {
     }
 }
 
-/// Whether a world in which nothing is left to do is as it should be.
+/// Checks a world in which nothing is left to do: every request is answered, and no region is dirty
+/// (unless the mirror leg hangs).
 pub(crate) fn settled(setup: &Setup, world: &World) -> Result<(), Violation> {
     let open = world
         .requests

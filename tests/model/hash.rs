@@ -1,5 +1,5 @@
-//! A fast 128-bit hash of a state: two states with one hash are taken for one. With ten million states the chance of a
-//! single confusion is below 10^-24.
+//! A fast 128-bit hash of states. Two states with one hash count as one state. With ten million
+//! states the chance of a single collision is below 10^-24.
 
 use std::hash::{Hash, Hasher};
 

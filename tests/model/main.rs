@@ -15,7 +15,8 @@ use std::{io::Write, time::Instant};
 fn run(setup: &setup::Setup) {
     let begun = Instant::now();
     let found = search::explore(setup);
-    // Past the test harness, which would keep it to itself: how much was seen is a part of the result.
+    // Written past the test harness, which would capture it: the number of states is part of the
+    // result.
     let _ = writeln!(
         std::io::stderr(),
         "model: world {}: {} states, {} transitions, {:.1} s",

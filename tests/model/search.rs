@@ -14,7 +14,7 @@ use crate::{
     world::World,
 };
 
-/// The keys are hashes already.
+/// A hasher that takes the key itself: the keys are hashes already.
 #[derive(Default)]
 struct Same(u64);
 
@@ -43,7 +43,7 @@ struct Step {
     event: Event,
 }
 
-/// A state's next one when nothing is asked and nothing fails.
+/// The value in `Search::next` of a state that makes no further progress.
 const SETTLED: u32 = u32::MAX;
 
 /// What the search of a world found.
@@ -96,7 +96,7 @@ pub(crate) fn explore(setup: &Setup) -> Found {
 }
 
 impl Search<'_> {
-    /// The number of a state, and whether it is new.
+    /// Records a state. Returns its number, and whether it is new.
     fn meet(&mut self, world: &World, step: Step) -> (u32, bool) {
         let number = self.steps.len() as u32;
         let known = *self.visited.entry(hash::of(world)).or_insert(number);
@@ -143,11 +143,11 @@ impl Search<'_> {
             }
         }
         let state = self.never_settles()?;
-        let what = "nothing new is asked, and it goes round for ever";
+        let what = "without new requests and failures the world never comes to rest";
         Some((Violation::new(Checker::Settles, what), state, None))
     }
 
-    /// A state from which the way without new requests and failures does not end. The first one met of each circle.
+    /// Finds a state from which the progress without new requests and failures ends in a cycle.
     fn never_settles(&self) -> Option<u32> {
         const UNSEEN: u32 = u32::MAX;
         let mut seen = vec![UNSEEN; self.next.len()];
@@ -177,7 +177,7 @@ impl Search<'_> {
     }
 }
 
-/// One event, with the core's own checks.
+/// Applies an event, and runs the checks of the core itself; a panic is a violation.
 fn checked(setup: &Setup, world: &mut World, event: Event) -> Result<(), Violation> {
     let own = setup.broken.is_none();
     let happened = catch_unwind(AssertUnwindSafe(|| {
@@ -197,7 +197,7 @@ fn checked(setup: &Setup, world: &mut World, event: Event) -> Result<(), Violati
     }
 }
 
-/// The events from the start, with what each leads to.
+/// Describes a violation: the events from the start, each with its effects, and the final state.
 pub(crate) fn tell(setup: &Setup, violation: &Violation, events: &[Event]) -> String {
     use std::fmt::Write;
     let mut text = format!(

@@ -1,11 +1,11 @@
-//! What a world starts from and what may happen in it.
+//! The initial state of a world, and the events that may happen in it.
 
 use seeded_core::volume::{CopyMode, OnAuthoritativeFailure, SeededBug};
 
-/// The most blocks of a world.
+/// The maximum number of blocks of a world.
 pub(crate) const BLOCKS_MAX: usize = 4;
 
-/// What a request of the application asks for.
+/// The operation of a request of the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ask {
     Read,
@@ -14,7 +14,7 @@ pub(crate) enum Ask {
     Flush,
 }
 
-/// A request of the application: it is made once, at any moment.
+/// A request of the application, which is issued once, at any moment.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Request {
     pub(crate) ask: Ask,
@@ -46,7 +46,7 @@ pub(crate) const FLUSH: Request = Request {
     blocks: 0,
 };
 
-/// The route at the start. The target's blocks hold something else where they are dirty.
+/// The route at the start. The target differs from the source where it is dirty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
     Single,
@@ -56,7 +56,7 @@ pub(crate) enum Start {
     },
 }
 
-/// How often each thing may still happen.
+/// How often each kind of event may still happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Budget {
     /// Deaths of ublk-target.
@@ -71,7 +71,7 @@ pub(crate) struct Budget {
     pub(crate) map_faults: u8,
     /// Exchanges of the roles that the operator asks for.
     pub(crate) exchanges: u8,
-    /// Splits. What is split can always be mirrored again.
+    /// Splits. A split target can always be mirrored onto again.
     pub(crate) splits: u8,
     /// Starts of a migration.
     pub(crate) starts: u8,
@@ -82,7 +82,7 @@ pub(crate) struct Budget {
     pub(crate) modes: u8,
 }
 
-/// A world.
+/// The setup of a world.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     pub(crate) name: &'static str,
@@ -95,15 +95,16 @@ pub(crate) struct Setup {
     pub(crate) budget: Budget,
     pub(crate) policy: OnAuthoritativeFailure,
     pub(crate) mode: CopyMode,
-    /// Marks are swept.
+    /// Whether marks are swept.
     pub(crate) sweeps: bool,
-    /// Waiting can last too long.
+    /// Whether a request can wait longer than the patience of the volume.
     pub(crate) patience: bool,
-    /// The mirror leg can lose its cache before one of its writes is known to have failed.
+    /// Whether the mirror leg can lose its cache before one of its writes is known to have failed.
     pub(crate) resets: bool,
-    /// Nothing new is asked, and the mirror leg never answers: the application is still served.
+    /// Whether the mirror leg never answers while the world settles; the application must still be
+    /// served.
     pub(crate) mirror_hangs: bool,
-    /// The rule that is broken.
+    /// The rule that the core breaks in this world.
     pub(crate) broken: Option<SeededBug>,
 }
 
@@ -118,7 +119,7 @@ impl Setup {
     }
 }
 
-/// The world that others are variations of: two regions in sync, no failures.
+/// The base of the other worlds: two regions in sync, no failures.
 pub(crate) const PLAIN: Setup = Setup {
     name: "plain",
     regions: 2,

@@ -17,11 +17,11 @@ use crate::{
 
 const REGION_BYTES: u64 = Geometry::REGION_BYTES_MIN;
 const VOLUME_ID: [u8; 16] = *b"a volume's name.";
-/// The most requests of a world.
+/// The maximum number of requests of a world.
 pub(crate) const REQUESTS_MAX: usize = 4;
-/// The clock stands still; timers are made to expire.
+/// The time of all events. The clock stands still; events make timers expire.
 pub(crate) const NOW: Time = Time(1_000_000_000_000);
-/// Longer than anything takes while the clock stands still.
+/// A duration that never passes, because the clock stands still.
 const LONG: u64 = 1_000_000_000;
 const CLAIM: Call = Call(1);
 pub(crate) const CHANGE: Call = Call(2);
@@ -33,12 +33,14 @@ const CLAIMED_AT_ONCE: usize = 2;
 /// A request that the application waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Open {
-    /// The volume has it. The driver delivers it again after a death.
+    /// Whether the volume has the request. The driver delivers it again after a death of
+    /// ublk-target.
     pub(crate) delivered: bool,
-    /// A read: what each block may be. A flush: what may survive once it is answered.
+    /// For a read: the values that each block may return. For a flush: the values that may survive
+    /// a power loss once the flush is answered.
     pub(crate) allowed: [Values; BLOCKS_MAX],
     is_read: bool,
-    /// A write: what was answered while it was in flight.
+    /// For a write: the values of the writes that were answered while it was in flight.
     concurrent: [Values; BLOCKS_MAX],
 }
 
@@ -49,7 +51,7 @@ pub(crate) enum Stage {
     Done,
 }
 
-/// What is in flight on a LUN.
+/// An I/O in flight on a LUN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Io {
     Request {
@@ -81,11 +83,11 @@ impl Io {
     }
 }
 
-/// How far the copy of a region is.
+/// The progress of the copy of a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Copy {
     Claimed,
-    /// Read, and the write is in flight.
+    /// The region was read, and the write of these values is in flight.
     Writing([Value; 2]),
     Written,
 }
@@ -94,10 +96,10 @@ pub(crate) enum Copy {
 pub(crate) struct Copier {
     pub(crate) id: CopierId,
     epoch: Epoch,
-    /// The LUN that it reads; it writes the other one.
+    /// The LUN that the copier reads; it writes the other LUN.
     pub(crate) from: u8,
     pub(crate) waits: bool,
-    /// It was told that there is nothing to do.
+    /// Whether a claim was refused, or answered with nothing to do.
     pub(crate) ends: bool,
     pub(crate) regions: Vec<(RegionIndex, Copy)>,
 }
@@ -125,44 +127,46 @@ pub(crate) struct World {
     /// Which LUN is the source, for each descriptor slot.
     source_lun: [u8; 2],
     pub(crate) map: MapFile,
-    /// In flight, sorted: any of them may be done next.
+    /// The I/O in flight, sorted: any of it may complete next.
     pub(crate) io: Vec<Io>,
     pub(crate) requests: [Stage; REQUESTS_MAX],
-    /// What each block is, as the application knows it; more than one value after concurrent writes.
+    /// The values that each block may have, as the application knows it; more than one after
+    /// concurrent writes.
     pub(crate) possible: [Values; BLOCKS_MAX],
-    /// What each block may be after a power loss.
+    /// The values that each block may have after a power loss.
     pub(crate) survivors: [Values; BLOCKS_MAX],
     pub(crate) copier: Option<Copier>,
-    /// Sorted.
+    /// The writes in flight of dead copiers, sorted.
     pub(crate) ghosts: Vec<Ghost>,
     pub(crate) late: Option<Late>,
     pub(crate) budget: Budget,
-    /// The authoritative leg has failed.
+    /// Whether the authoritative leg has failed.
     pub(crate) authoritative_failed: bool,
-    /// What the blocks of the authoritative leg fell back to when it failed and lost its cache, until the application
-    /// has seen an error.
+    /// The values that blocks of the authoritative leg fell back to when it failed and lost its
+    /// cache, until the application has seen an error.
     pub(crate) lost: [Values; BLOCKS_MAX],
-    /// Requests that the authoritative leg has failed and that are not answered, one bit each.
+    /// Requests that the authoritative leg has failed and that are not answered yet, one bit each.
     pub(crate) failed: u8,
-    /// Reads that returned what was never there or is no more, one bit each.
+    /// Reads that returned a value that was never there or is there no longer, one bit each.
     misread: u8,
-    /// The write of the mirror leg that is going to fail, because the leg has lost its power.
+    /// The write to the mirror leg that will fail because the leg has lost its power.
     pub(crate) doomed: Option<Place>,
-    /// [`Reply::Suspended`] was said.
+    /// Whether the volume has reported that it is drained: by [`Reply::Suspended`], or by a split.
     pub(crate) drained: bool,
-    /// What the target is a copy of, from the end of a split on.
+    /// The contents that the target is a copy of, from the end of a split on.
     pub(crate) copy: Option<[Value; BLOCKS_MAX]>,
-    /// [`Effect::Die`]
+    /// Whether the core has requested [`Effect::Die`].
     pub(crate) must_die: bool,
 }
 
-/// What became of an I/O.
+/// The outcome of an I/O.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Done,
-    /// It failed, and has changed the media.
+    /// The I/O failed, but has changed the media.
     FailedDone,
-    /// It failed, and has not; a flush: the cache is lost.
+    /// The I/O failed and has not changed the media. The cache of the LUN is lost, except for a
+    /// read.
     FailedLost,
 }
 
@@ -246,14 +250,14 @@ impl World {
         self.lun_of(self.volume.record(), side)
     }
 
-    /// A leg that is added becomes the target: the LUN that is not in use.
+    /// Makes the LUN that is not in use the target of the descriptor in the free slot.
     pub(crate) fn name_new_mirror(&mut self) {
         let record = *self.volume.record();
         let source = self.lun_now(record.route.authoritative()) as u8;
         self.source_lun[usize::from(1 - record.descriptor_slot)] = source;
     }
 
-    /// See [`Volume::forget_history`]; also sorts what is a set.
+    /// See [`Volume::forget_history`]. Also sorts the lists that are sets.
     pub(crate) fn forget_history(&mut self) {
         let mut flushes: Vec<FlushId> = self.io.iter().filter_map(flush_id).collect();
         flushes.sort_unstable();
@@ -288,7 +292,8 @@ impl World {
     pub(crate) fn issue(&mut self, setup: &Setup, index: usize) {
         let is_write = matches!(setup.requests[index].ask, Ask::Write | Ask::ForcedWrite);
         let is_read = setup.requests[index].ask == Ask::Read;
-        // Kept only where it is looked at, so that there are fewer states.
+        // Kept only for reads and flushes, the only requests that use it, so that there are fewer
+        // states.
         let allowed = core::array::from_fn(|block| {
             if is_write {
                 0
@@ -316,7 +321,7 @@ impl World {
         });
     }
 
-    /// The volume gets a request.
+    /// Delivers a request to the volume.
     pub(crate) fn deliver(&mut self, setup: &Setup, index: usize, effects: &mut Vec<Effect>) {
         if let Stage::Open(open) = &mut self.requests[index] {
             open.delivered = true;
@@ -357,7 +362,8 @@ impl World {
         )?;
         let is_write = matches!(request.ask, Ask::Write | Ask::ForcedWrite);
         if result.is_err() && request.ask != Ask::Read {
-            // A flush that is still open must fail too if this was one; a leg that fails a write promises nothing.
+            // After a failed write the leg promises nothing, also to open flushes. After a failed
+            // flush, an open flush must fail too.
             self.accept_loss(is_write);
         }
         for block in (0..setup.blocks()).filter(|block| writes_block(setup, index, *block)) {
@@ -443,7 +449,7 @@ impl World {
         Ok(())
     }
 
-    /// As the map file gets it, by the production codec.
+    /// The batch of map sectors, encoded with the production codec as for the map file.
     fn encoded_batch(&self) -> MapWrite {
         let mut write = MapWrite {
             dirty: None,
@@ -463,7 +469,7 @@ impl World {
     fn replied(&mut self, call: Call, reply: Reply) -> Result<(), Violation> {
         match reply {
             Reply::RouteChanged { epoch, route, .. } => {
-                // Whoever dies now: this is what a successor must find.
+                // If the process dies now, the next one must find exactly this.
                 for chosen in self.map.outcomes() {
                     let record = chosen.ok().map(|chosen| chosen.record);
                     let found = record.map(|record| (record.epoch, record.route));
@@ -509,17 +515,18 @@ impl World {
 
     // ---- the media -------------------------------------------------------------------------
 
-    /// Whether a LUN has something in its cache alone.
+    /// Whether a LUN has data that is only in its cache.
     pub(crate) fn has_volatile(&self, lun: usize) -> bool {
         let mut cells = self.luns[lun].0.iter();
         cells.any(|cell| cell.durable() != cell.newest())
     }
 
-    /// A LUN that failed has lost what was in its cache alone.
+    /// Whether an I/O is the write to the mirror leg that will fail.
     pub(crate) fn is_doomed(&self, io: &Io) -> bool {
         matches!(io, Io::Mirror { place, .. } if self.doomed == Some(*place))
     }
 
+    /// Loses the data of a LUN that is only in its cache, because the LUN has failed.
     pub(crate) fn lose_cache(&mut self, lun: usize) {
         let before = self.luns[lun];
         self.luns[lun].settle(false);
@@ -537,7 +544,8 @@ impl World {
         }
     }
 
-    /// Reads in flight may return what a leg fell back to: nothing can tell before a flush.
+    /// Lets open reads return the values that a leg fell back to: no error shows the loss before a
+    /// flush.
     fn allow_reads(&mut self, block: usize, values: Values) {
         for stage in &mut self.requests {
             if let Stage::Open(open) = stage
@@ -549,8 +557,8 @@ impl World {
         }
     }
 
-    /// The application has seen an error of the leg, and knows that what it did not flush may be gone. `also_flushes`: also
-    /// those that it waits for.
+    /// Accepts the losses: the application has seen an error of the leg, and knows that unflushed
+    /// data may be gone. `also_flushes`: open flushes may have lost data too.
     pub(crate) fn accept_loss(&mut self, also_flushes: bool) {
         for block in 0..BLOCKS_MAX {
             let lost = core::mem::take(&mut self.lost[block]);
@@ -566,7 +574,7 @@ impl World {
         }
     }
 
-    /// The leg that took over has lost nothing.
+    /// Forgets the losses after a fail-over: the leg that took over has lost nothing.
     pub(crate) fn note_fail_over(&mut self) {
         if self.volume.counters().fail_overs > 0 {
             self.lost = [0; BLOCKS_MAX];
@@ -582,7 +590,7 @@ impl World {
         self.luns[lun].write(block, value, newer);
     }
 
-    /// What an I/O does to the media when it is done.
+    /// Applies a completed I/O to the media.
     pub(crate) fn land(&mut self, setup: &Setup, io: &Io) {
         match *io {
             Io::Request {
@@ -617,7 +625,7 @@ impl World {
         }
     }
 
-    /// What is read counts when it is answered.
+    /// Notes whether a read returns only allowed values. This counts when the read is answered.
     fn read(&mut self, setup: &Setup, index: usize, lun: usize) {
         let Stage::Open(open) = self.requests[index] else {
             return;
@@ -633,7 +641,7 @@ impl World {
         }
     }
 
-    /// The values that writes in flight bring to a block of a LUN.
+    /// The values that writes in flight may bring to a block of a LUN.
     pub(crate) fn landing(&self, setup: &Setup, lun: usize, block: usize) -> Values {
         let writes = self.io.iter().filter(|io| io.lun() == lun);
         let requests = writes.filter_map(|io| match io {
@@ -645,7 +653,7 @@ impl World {
             .fold(0, |set, index| set | only(index as Value + 1))
     }
 
-    /// The values that the copier, alive or dead, brings to a block of a LUN.
+    /// The values that copiers, alive or dead, may write to a block of a LUN.
     pub(crate) fn copying(&self, setup: &Setup, lun: usize, block: usize) -> Values {
         let region = block / setup.blocks_per_region;
         let offset = block % setup.blocks_per_region;
@@ -669,7 +677,7 @@ impl World {
     // ---- the copier ------------------------------------------------------------------------
 
     pub(crate) fn open_copier(&mut self) {
-        // A number of its own, but of few.
+        // An id that differs from the one of a late report; two ids are enough.
         let id = match self.late {
             Some(late) => CopierId(3 - late.copier.0),
             None => CopierId(1),
@@ -809,7 +817,7 @@ impl World {
 
     // ---- deaths ----------------------------------------------------------------------------
 
-    /// A new process reads the map file.
+    /// Starts a new process, which reads the map file.
     pub(crate) fn reload(
         &mut self,
         setup: &Setup,

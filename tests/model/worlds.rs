@@ -1,4 +1,4 @@
-//! The worlds: small enough to see every state, each with its own kind of trouble.
+//! The worlds. Each is small enough for a complete exploration, and has its own kinds of failures.
 
 use seeded_core::volume::{CopyMode, OnAuthoritativeFailure, SeededBug};
 
@@ -96,7 +96,8 @@ pub(crate) const LARGE: &[&Setup] = &[
     },
 ];
 
-/// For each rule that can be broken: a world in which that is noticed, and by which checker.
+/// For each rule that can be broken: a world in which the breach is noticed, and the checker that
+/// notices it.
 pub(crate) const BROKEN: &[(SeededBug, &Setup, Checker)] = &[
     (
         SeededBug::IntentBeforeWrite,
@@ -287,7 +288,7 @@ const COPY_POWER: Setup = Setup {
     ..COPY
 };
 
-/// Three regions, a write over two of them, of which one is dirty.
+/// Three regions. One write covers two of them, of which one is dirty.
 const COPY_THREE: Setup = Setup {
     name: "copy-three",
     regions: 3,
@@ -297,7 +298,7 @@ const COPY_THREE: Setup = Setup {
     ..COPY
 };
 
-/// Two halves of one region are written: it is copied exclusively in the end.
+/// Both halves of one region are written: the region is finally copied with an exclusive claim.
 const AGAIN: Setup = Setup {
     name: "again",
     regions: 1,
@@ -392,7 +393,7 @@ const START_POWER: Setup = Setup {
     ..START
 };
 
-/// Canceled and started again, with a dead copier.
+/// A migration is cancelled and started again, with a dead copier.
 const CANCEL: Setup = Setup {
     name: "cancel",
     regions: 1,
@@ -408,7 +409,7 @@ const CANCEL: Setup = Setup {
     ..PLAIN
 };
 
-/// A mirror leg hangs and is given up; another one is added, twice.
+/// A mirror leg hangs and is given up; a new mirror leg is added, twice.
 const RESTART: Setup = Setup {
     name: "restart",
     regions: 1,
@@ -422,7 +423,7 @@ const RESTART: Setup = Setup {
     ..PLAIN
 };
 
-/// The mirror leg cannot flush, and loses what it had cached.
+/// A flush of the mirror leg fails, and the leg loses what it had cached.
 const FLUSH_FAILS: Setup = Setup {
     name: "flush-fails",
     requests: &[one(Ask::Write, 0)],
@@ -446,7 +447,7 @@ const MIRROR_FAILS: Setup = Setup {
     ..PLAIN
 };
 
-/// The mirror leg fails, and has lost what it acknowledged before.
+/// The mirror leg fails, and has lost data that it had acknowledged.
 const MIRROR_LOSES: Setup = Setup {
     name: "mirror-loses",
     requests: &[one(Ask::Write, 0), one(Ask::Write, 1)],
@@ -459,7 +460,7 @@ const MIRROR_LOSES: Setup = Setup {
     ..PLAIN
 };
 
-/// The mirror leg has lost what it acknowledged before, and a flush ends before that is known.
+/// The mirror leg has lost data that it had acknowledged, and a flush ends before that is known.
 const MIRROR_RESETS: Setup = Setup {
     name: "mirror-resets",
     budget: Budget {
@@ -470,7 +471,8 @@ const MIRROR_RESETS: Setup = Setup {
     ..MIRROR_LOSES
 };
 
-/// A sweep, a switch or the application flushes the authoritative leg; it fails, and has lost what it acknowledged before.
+/// A sweep, a switch or the application flushes the authoritative leg. The flush fails, and the leg
+/// has lost data that it had acknowledged.
 const FLUSH_LOSES: Setup = Setup {
     name: "flush-loses",
     regions: 1,
@@ -484,7 +486,7 @@ const FLUSH_LOSES: Setup = Setup {
     ..PLAIN
 };
 
-/// The same, and the other leg takes over if it can.
+/// As [`FLUSH_LOSES`], but the other leg takes over if it can.
 const FLUSH_LOSES_OVER: Setup = Setup {
     name: "flush-loses-over",
     requests: &[one(Ask::Write, 0), FLUSH],
@@ -497,7 +499,7 @@ const FLUSH_LOSES_OVER: Setup = Setup {
     ..FLUSH_LOSES
 };
 
-/// One place; the mirror leg is given up while it still writes, and tried again.
+/// A world with one place. The mirror leg is given up while it still writes, and retried.
 const STALL: Setup = Setup {
     name: "stall",
     places: 1,
@@ -533,7 +535,7 @@ const MAP_FAILS: Setup = Setup {
     ..PLAIN
 };
 
-/// A role record cannot be written: the process ends, and its successor reads what is there.
+/// A role record cannot be written: the process ends, and the next one reads the map file.
 const ROLE_FAILS: Setup = Setup {
     name: "role-fails",
     requests: &[one(Ask::Write, 0)],
@@ -556,7 +558,7 @@ const FAIL_OVER: Setup = Setup {
     ..PLAIN
 };
 
-/// Reads from the mirror leg; writes that fail.
+/// Reads from the mirror leg, and writes that fail.
 const READS: Setup = Setup {
     name: "reads",
     start: Start::Mirrored { dirty: 0b10 },
@@ -604,7 +606,7 @@ const TRACK_POWER: Setup = Setup {
     ..TRACK
 };
 
-/// It mirrors and tracks in turn, also while something is copied.
+/// The copy mode changes between mirroring and tracking, also during a copy.
 const TRACK_MODES: Setup = Setup {
     name: "track-modes",
     regions: 1,

@@ -18,36 +18,40 @@ pub(crate) fn blocks(range: Range) -> std::ops::Range<usize> {
     (range.start / BLOCK) as usize..range.end().div_ceil(BLOCK) as usize
 }
 
-/// A request that is not answered.
+/// A request that is not answered yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Open {
     pub(crate) request: Request,
     pub(crate) value: Value,
-    /// For a read: what each block may be. For a flush: what may survive from then on.
+    /// For a read: the values that each block may return. For a flush: the values that may survive
+    /// a power loss once the flush is answered.
     allowed: Vec<BTreeSet<Value>>,
-    /// For a write: values that were answered while it was in flight.
+    /// For a write: the values of the writes that were answered while it was in flight.
     concurrent: Vec<BTreeSet<Value>>,
-    /// No value above it was known when this began.
+    /// The value of this request. Greater values belong to requests that began later.
     begun: Value,
-    /// A leg has failed to do it.
+    /// Whether a leg has failed to do the request.
     pub(crate) failed: bool,
-    /// What a leg read for it last.
+    /// The blocks and values that a leg read last for this request.
     read: Vec<(usize, Value)>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Application {
     pub(crate) open: BTreeMap<Tag, Open>,
-    /// What each block may read.
+    /// The values that a read of each block may return.
     possible: Vec<BTreeSet<Value>>,
-    /// What each block may be after a power loss.
+    /// The values that each block may have after a power loss.
     survivors: Vec<BTreeSet<Value>>,
     next_value: Value,
-    /// What blocks of the authoritative leg fell back to when it failed and lost its cache, until an error says so.
+    /// The values that blocks of the authoritative leg fell back to when it failed and lost its
+    /// cache, until an error is answered.
     lost: Vec<BTreeSet<Value>>,
-    /// A flush that the application did not ask for has failed, and none is answered with that yet.
+    /// A flush that the application did not ask for has failed, and no flush of the application is
+    /// answered with the error yet.
     pub(crate) flush_fails: bool,
-    /// Where it writes and reads at present: the rest comes to rest, and may lose its marks.
+    /// The blocks that the application writes and reads at present. The other blocks are idle, and
+    /// may lose their marks.
     focus: std::ops::Range<usize>,
 }
 
@@ -64,7 +68,7 @@ impl Application {
         }
     }
 
-    /// The values of writes that are not answered yet.
+    /// The values of the writes to a block that are not answered yet.
     fn in_flight(&self, block: usize) -> Vec<Value> {
         let writes = self
             .open
@@ -76,13 +80,13 @@ impl Application {
             .collect()
     }
 
-    /// What others write, and nothing else.
+    /// A new value for a write of others; no request has it.
     pub(crate) const fn foreign_value(&mut self) -> Value {
         self.next_value += 1;
         self.next_value - 1
     }
 
-    /// A new request, if a tag is free.
+    /// Issues a random request, if a tag is free; returns the tag.
     pub(crate) fn ask(&mut self, dice: &mut Dice) -> Option<Tag> {
         let mut tags = (0..TAGS as u16).map(Tag);
         let tag = tags.find(|tag| !self.open.contains_key(tag))?;
@@ -142,12 +146,12 @@ impl Application {
         Some(tag)
     }
 
-    /// A leg read this for the request, which need not be the answer.
+    /// Notes what a leg read for a request. It need not be the answer.
     pub(crate) fn has_read(&mut self, tag: Tag, read: Vec<(usize, Value)>) {
         self.open.get_mut(&tag).expect("an open request").read = read;
     }
 
-    /// The request is answered.
+    /// Checks the answer to a request.
     pub(crate) fn answered(&mut self, tag: Tag, result: IoResult) {
         let mut done = self.open.remove(&tag).expect("an open request");
         let is_flush = done.request.op == Op::Flush;
@@ -162,7 +166,7 @@ impl Application {
         );
         assert!(
             result.is_err() || !is_flush || !self.flush_fails,
-            "the error of a flush is not told"
+            "the error of a flush is not reported"
         );
         if result.is_err() && (is_flush || matches!(done.request.op, Op::Write { .. })) {
             self.accept_loss(!is_flush);
@@ -178,7 +182,7 @@ impl Application {
                     }
                 }
             }
-            // It may have been done, also in part.
+            // The write may have been done, completely or in part.
             (Op::Write { .. }, Err(_)) => {
                 for block in blocks(done.request.range) {
                     self.possible[block].insert(done.value);
@@ -216,8 +220,9 @@ impl Application {
         }
     }
 
-    /// A flush of the authoritative leg has failed: those that are open may fail with it. `own`: the application asked for it.
-    /// If not, each has to, until one is answered with the error.
+    /// Notes that a flush of the authoritative leg failed: open flushes may fail with it. `own`:
+    /// the application asked for the flush. If not, every flush must fail until one is answered
+    /// with the error.
     pub(crate) fn flush_failed(&mut self, own: bool) {
         let flushes = self.open.values_mut();
         for open in flushes.filter(|open| open.request.op == Op::Flush) {
@@ -226,7 +231,8 @@ impl Application {
         self.flush_fails |= !own;
     }
 
-    /// A block of the authoritative leg fell back to this when it lost its cache. Reads can tell nothing of it.
+    /// Notes that a block of the authoritative leg fell back to `value` when the leg lost its
+    /// cache. Reads may return it, because they cannot notice the loss.
     pub(crate) fn lost(&mut self, block: usize, value: Value) {
         self.lost[block].insert(value);
         for open in self.open.values_mut() {
@@ -240,7 +246,8 @@ impl Application {
         self.lost.iter().any(|lost| !lost.is_empty())
     }
 
-    /// An error has been answered. After that of a write a leg promises nothing: `also_flushes`.
+    /// Accepts the losses after an error was answered. `also_flushes`: after the error of a write a
+    /// leg promises nothing, also to open flushes.
     pub(crate) fn accept_loss(&mut self, also_flushes: bool) {
         for block in 0..BLOCKS {
             let lost = std::mem::take(&mut self.lost[block]);
@@ -253,17 +260,18 @@ impl Application {
         }
     }
 
-    /// The other leg has taken over, and has lost nothing.
+    /// Forgets the losses: the other leg has taken over, and has lost nothing.
     pub(crate) fn failed_over(&mut self) {
         self.flush_fails = false;
         self.lost.iter_mut().for_each(BTreeSet::clear);
     }
 
-    /// The process that knew of an error dies.
+    /// Forgets unreported errors, because the process that knew of them dies.
     pub(crate) fn forget_errors(&mut self) {
         self.flush_fails = false;
         self.accept_loss(true);
-        // Another flush was answered with the error already; the next process knows nothing of it (decision 0010).
+        // The error was already the answer to another flush; the next process does not know it
+        // (decision 0010).
         for open in self.open.values_mut().filter(|open| open.failed) {
             for (allowed, possible) in open.allowed.iter_mut().zip(&self.possible) {
                 allowed.extend(possible);
@@ -277,7 +285,7 @@ impl Application {
         }
     }
 
-    /// The power has failed, and this is what the authoritative leg has.
+    /// Checks what the authoritative leg holds after a power loss, and begins again from there.
     pub(crate) fn restarted(&mut self, found: impl Fn(usize) -> Value) {
         self.open.clear();
         self.failed_over();
@@ -292,7 +300,8 @@ impl Application {
         self.accept(found);
     }
 
-    /// What is on the authoritative leg while nothing runs is the data, whoever wrote it.
+    /// Takes the contents of the authoritative leg while nothing runs as the data, whoever wrote
+    /// them.
     pub(crate) fn accept(&mut self, found: impl Fn(usize) -> Value) {
         for block in 0..BLOCKS {
             let value = found(block);
@@ -301,7 +310,7 @@ impl Application {
         }
     }
 
-    /// Nothing is open: the authoritative leg reads this.
+    /// Checks a block of the authoritative leg while no request is open.
     pub(crate) fn check(&self, block: usize, value: Value) {
         let possible = &self.possible[block];
         assert!(

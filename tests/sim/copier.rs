@@ -26,7 +26,7 @@ use crate::{
     site::{Site, lun_of},
 };
 
-/// How many pieces are in flight at once.
+/// The number of pieces that are in flight at once.
 const QUEUE_DEPTH: usize = 3;
 
 #[derive(Debug)]
@@ -36,22 +36,22 @@ struct Copier {
     from: usize,
     to: usize,
     from_side: Side,
-    /// What was read of each piece, once it was.
+    /// The pieces in progress, each with the value that was read, once it was.
     pieces: Vec<(Piece, Option<Value>)>,
     claim: Option<Call>,
     answers: VecDeque<Response>,
     connected: bool,
 }
 
-/// A write of a dead copier: LUN, block, data.
+/// A write in flight of a dead copier: LUN, block, data.
 type Ghost = (usize, usize, Value);
 
 #[derive(Debug, Default)]
 pub(crate) struct Copying {
     copier: Option<Copier>,
-    /// They hold the lock of the mirror leg until they have landed.
+    /// Writes of dead copiers. They hold the lock of the mirror leg until they have landed.
     ghosts: Vec<Ghost>,
-    /// Connections that ended, which ublk-target does not know yet.
+    /// Copiers whose connection has ended, which ublk-target does not know yet.
     closing: Vec<CopierId>,
 }
 
@@ -72,7 +72,7 @@ fn refused(cause: impl std::fmt::Debug) -> Response {
 }
 
 impl Copying {
-    /// Whether no copier lives and nothing of a dead one is left.
+    /// Whether no copier lives and no write of a dead one is left.
     pub(crate) fn is_gone(&self) -> bool {
         self.copier.is_none() && self.ghosts.is_empty()
     }
@@ -87,7 +87,7 @@ impl Copying {
         }
     }
 
-    /// ublk-target is gone.
+    /// Ends all connections, because ublk-target is gone.
     pub(crate) fn connection_lost(&mut self) {
         self.closing.clear();
         if let Some(copier) = &mut self.copier {
@@ -118,7 +118,7 @@ impl Copying {
         });
     }
 
-    /// Its process dies; what it was writing lands later or never.
+    /// Kills the copier; its writes in flight land later or never.
     pub(crate) fn kill(&mut self) {
         if let Some(copier) = self.copier.take() {
             for (piece, value) in &copier.pieces {
@@ -151,7 +151,7 @@ impl Site {
         }
     }
 
-    /// A ghost lands or does not, or ublk-target learns that a copier is gone.
+    /// Reports to ublk-target that a copier is gone, or lets a ghost land or vanish.
     pub(crate) fn bury_copier(&mut self, now: Time) {
         if let Some(id) = self.copying.closing.pop() {
             if let Some(serving) = self.serving() {
@@ -170,7 +170,7 @@ impl Site {
         }
     }
 
-    /// A new copier presents itself, if nothing of an earlier one can still reach the mirror leg.
+    /// Starts a new copier, if no write of an earlier one can still reach the mirror leg.
     pub(crate) fn start_copier(&mut self, origin: Instant, now: Time) {
         if !self.copying.is_gone() {
             return;
@@ -205,7 +205,7 @@ impl Site {
         self.note("copiers started");
     }
 
-    /// Something that the copier can do at present.
+    /// Does a random step of the copier.
     pub(crate) fn step_copier(&mut self, origin: Instant, now: Time) {
         if self.settings.slow_copier && !self.dice.one_in(8) {
             return;

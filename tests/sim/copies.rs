@@ -14,7 +14,7 @@ use crate::{
     world::World,
 };
 
-/// What the source of each volume held, and whether nothing of its application was under way.
+/// The contents of a volume's source at a moment, and whether requests were held then.
 #[derive(Debug, Clone)]
 pub(crate) struct Moment {
     held: bool,
@@ -22,9 +22,9 @@ pub(crate) struct Moment {
 }
 
 impl World {
-    /// All have been split, or one has not.
+    /// Begins to resume the volumes: all have been split, or (`spoiled`) one has not.
     pub(crate) fn begin_to_let_go(&mut self, spoiled: bool) {
-        // The copies are to be of this moment.
+        // The copies must be of this moment.
         self.moments = self.sites.iter_mut().map(moment).collect();
         self.begin_with_the_first(Stage::LetGo { spoiled });
     }
@@ -70,7 +70,7 @@ impl World {
         operation.stage = Stage::LetGo { spoiled };
     }
 
-    /// Those that are split are copies no more.
+    /// Begins to mirror onto the split targets again; from now on they are no copies.
     pub(crate) fn begin_to_join(&mut self) {
         let Daemon {
             store,
@@ -109,7 +109,8 @@ impl World {
         }
     }
 
-    /// What counts as a copy is one, of the moment that all volumes share, whatever dies.
+    /// Checks that every target that counts as a copy holds the moment that all volumes share,
+    /// whatever dies.
     pub(crate) fn check_copies(&self) {
         let pairs = self.daemon.store.pairs.iter().enumerate();
         for (pair, row) in pairs.filter(|(_, row)| row.phase == Phase::Split) {

@@ -1,5 +1,6 @@
-//! shuntd: its store, its views of the volumes, and the operations of a session, in the order of events of
-//! `mgr/src/daemon` (`requests`, `verbs`, `route_change`, `reconcile`). What is decided, `pair` and `session` decide.
+//! shuntd: its store, its views of the volumes, and the operations of a session, in the order of
+//! events of `mgr/src/daemon` (`requests`, `verbs`, `route_change`, `reconcile`). The decisions are
+//! those of `pair` and `session`.
 
 use migration_core::{
     pair::{Facts, Phase, Position, Seen, Settlement, Verb, settle},
@@ -11,7 +12,7 @@ use migration_core::{
 use crate::settings::Settings;
 use crate::site::Status;
 
-/// How often a change of the route is asked for.
+/// The maximum number of requests for one change of the route.
 pub(crate) const ATTEMPTS_MAX: u32 = 4;
 
 /// A row of the store.
@@ -56,7 +57,7 @@ impl PairRow {
     }
 }
 
-/// What is durable. A change of it happens whole or not at all.
+/// The durable state of shuntd. A change of it happens completely or not at all.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     pub(crate) pairs: Vec<PairRow>,
@@ -73,7 +74,7 @@ impl Store {
         self.pairs.iter().any(|pair| !pair.phase.is_ended())
     }
 
-    /// What is recorded when a pair has ended on `side`.
+    /// Records that a pair has ended on `side`.
     pub(crate) fn ended(&mut self, pair: usize, side: Side) {
         let row = &mut self.pairs[pair];
         row.phase = match side {
@@ -85,7 +86,7 @@ impl Store {
     }
 }
 
-/// What shuntd knows of a volume.
+/// What shuntd knows about a volume.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct View {
     pub(crate) connected: bool,
@@ -98,9 +99,9 @@ pub(crate) enum Stage {
     StopCopiers,
     Intend,
     Work,
-    /// What the work on a pair led to is to be recorded.
+    /// The result of the work on a pair must be recorded.
     Record(Result<(), Unchanged>),
-    /// The role could not be moved for this pair: those before it go back.
+    /// The role of the pair `failed` could not be moved: the pairs before it go back.
     Back {
         failed: usize,
     },
@@ -108,20 +109,20 @@ pub(crate) enum Stage {
         failed: usize,
         result: Result<(), Unchanged>,
     },
-    /// Volumes that were split let go what they hold.
+    /// Volumes that were split are resumed.
     LetGo {
         spoiled: bool,
     },
-    /// Targets that were left alone are mirrored onto again.
+    /// Split targets are mirrored onto again.
     Join,
 }
 
-/// Why a route is not as it was asked for.
+/// The reason why a route is not as requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unchanged {
-    /// It was refused, and stays as it is.
+    /// The change was refused; the route stays as it is.
     Refused,
-    /// It may still become so.
+    /// The change may still happen.
     Unknown,
 }
 
@@ -134,7 +135,7 @@ impl From<ChangeError> for Unchanged {
     }
 }
 
-/// A change of the route that ublk-target was asked for.
+/// A change of the route that was requested from ublk-target.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked {
     pub(crate) call: Call,
@@ -145,16 +146,16 @@ pub(crate) struct Asked {
 pub(crate) struct Operation {
     pub(crate) verb: Verb,
     pub(crate) pairs: Vec<usize>,
-    /// For a start: those that have to wait for a place.
+    /// For a start: the pairs that must wait for a place.
     pub(crate) later: Vec<usize>,
-    /// For a resume: those whose mirror leg is to be tried again.
+    /// For a resume: the pairs whose mirror leg must be retried.
     pub(crate) degraded: Vec<usize>,
-    /// The place in `pairs`.
+    /// The index in `pairs`.
     pub(crate) at: usize,
     pub(crate) stage: Stage,
     pub(crate) asked: Option<Asked>,
     pub(crate) attempts: u32,
-    /// The outcome is unknown for the pair that did not follow.
+    /// Whether the outcome is unknown for the pair whose role did not move.
     pub(crate) unknown: bool,
 }
 
@@ -179,7 +180,7 @@ impl Operation {
         }
     }
 
-    /// The route that is asked for; `None`: a mirror leg is added.
+    /// The route that the verb requests. `None`: a mirror leg is added, or the route stays.
     pub(crate) const fn wanted(&self) -> Option<Route> {
         let authoritative = match self.verb {
             Verb::Switch => Side::Target,
@@ -192,13 +193,13 @@ impl Operation {
         Some(Route::Mirrored { authoritative })
     }
 
-    /// The work on the next pair begins.
+    /// Prepares the work on the next pair.
     pub(crate) fn ask_anew(&mut self) {
         self.asked = None;
         self.attempts = 0;
     }
 
-    /// The intention, which is durable before it is acted on.
+    /// Records the intention, which is durable before it is carried out.
     pub(crate) fn intend(&self, store: &mut Store) {
         let phase = match self.verb {
             Verb::Start => Phase::Starting,
@@ -224,7 +225,7 @@ impl Operation {
         }
     }
 
-    /// Records what the work on a pair led to. Says whether the next one follows.
+    /// Records the result of the work on a pair. Returns whether the next pair follows.
     pub(crate) fn record(
         &self,
         store: &mut Store,
@@ -235,7 +236,7 @@ impl Operation {
         match (self.verb, result) {
             (Verb::Start, Ok(())) => active(row, Side::Source),
             (Verb::Start, Err(Unchanged::Refused)) => row.phase = Phase::Setup,
-            // What the volume says next settles it, also below.
+            // The next status of the volume settles the phase, also below.
             (Verb::Start, Err(Unchanged::Unknown)) => {}
             (Verb::Switch, Ok(())) => active(row, Side::Target),
             (Verb::Undo, Ok(())) => active(row, Side::Source),
@@ -244,7 +245,7 @@ impl Operation {
             (Verb::Cancel, Ok(())) => store.ended(pair, Side::Source),
             (Verb::Commit | Verb::Cancel, Err(Unchanged::Refused)) => row.phase = Phase::Active,
             (Verb::Commit | Verb::Cancel, Err(Unchanged::Unknown)) => {}
-            // It counts only when all have been split.
+            // A copy counts only when all volumes have been split.
             (Verb::Split, result) => return result.is_ok(),
             (Verb::Pause | Verb::Resume, _) => {}
         }
@@ -261,11 +262,12 @@ pub(crate) fn active(row: &mut PairRow, side: Side) {
 #[derive(Debug)]
 pub(crate) struct Daemon {
     pub(crate) store: Store,
-    /// Not while it is dead; what follows is lost with it.
+    /// Whether shuntd lives. Its views and its operation are lost when it dies.
     pub(crate) alive: bool,
     pub(crate) views: Vec<View>,
     pub(crate) operation: Option<Operation>,
-    /// The operator has ended pairs elsewhere than those that had ended: their role had moved by a failure meanwhile.
+    /// Whether the operator has ended pairs on another side than the pairs that had ended before: a
+    /// failure had moved their role meanwhile.
     pub(crate) apart: bool,
 }
 
@@ -320,7 +322,7 @@ impl Daemon {
         pairs.map(|pair| self.facts(pair).position()).collect()
     }
 
-    /// As `requests::verb`: decides, and begins if that is the decision.
+    /// As `requests::verb`: decides, and begins the verb if that is the decision.
     pub(crate) fn ask(&mut self, verb: Verb) -> &'static str {
         if self.operation.is_some() {
             return "verbs while another was busy";
@@ -382,7 +384,8 @@ impl Daemon {
         });
     }
 
-    /// As `queue::turns`: those that get a place at once, and those that wait. There is one session.
+    /// As `queue::turns`: returns the pairs that get a place now, and the pairs that wait. There is
+    /// one session.
     fn turns(&self, asked: Vec<usize>) -> (Vec<usize>, Vec<usize>) {
         let one = Waiting {
             priority: 0,
@@ -395,7 +398,7 @@ impl Daemon {
         asked.into_iter().partition(|pair| places.contains(pair))
     }
 
-    /// As `queue::fill_places`. Says whether something was begun.
+    /// As `queue::fill_places`. Returns whether a start has begun.
     pub(crate) fn fill_places(&mut self) -> bool {
         let waits = |pair: &usize| self.views[*pair].connected && self.facts(*pair).wants_place();
         let waiting = (0..self.store.pairs.len()).filter(waits).collect();
@@ -407,7 +410,7 @@ impl Daemon {
         true
     }
 
-    /// As `reconcile::settle_pair`. Says whether something was recorded or begun.
+    /// As `reconcile::settle_pair`. Returns what was recorded or begun, if anything.
     pub(crate) fn settle_pair(&mut self, pair: usize, status: &Status) -> Option<&'static str> {
         let row = &mut self.store.pairs[pair];
         let seen = seen(row, status);
@@ -445,7 +448,7 @@ impl Daemon {
                 self.launch(verb);
                 Some("verbs finished after a death")
             }
-            // Nobody but shuntd asks for a route, and it knows what it has asked for.
+            // Only shuntd requests routes, and it knows its own requests.
             Settlement::Contradiction => panic!("the volume contradicts {row:?}: {status:?}"),
         }
     }
@@ -462,7 +465,7 @@ fn seen(row: &PairRow, status: &Status) -> Seen {
     }
 }
 
-/// Whether the answer to a change says that the route is as it was asked for; `None`: to be asked again.
+/// The result of a change of the route, from the answer to it; `None`: request it again.
 pub(crate) fn outcome(reply: &Reply) -> Option<Result<(), Unchanged>> {
     match reply {
         Reply::RouteChanged { .. } => Some(Ok(())),

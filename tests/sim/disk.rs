@@ -1,4 +1,4 @@
-//! The disks of the simulation: legs with volatile caches, and the file that is the map.
+//! The disks of the simulation: legs with volatile caches, and the map file.
 
 use std::{
     cell::{Cell as Shared, RefCell},
@@ -11,10 +11,11 @@ use migration_core::map::SECTOR_BYTES;
 
 use crate::dice::Dice;
 
-/// A number that no other write of its volume writes; 0: never written.
+/// The content of a block: a number that no other write of its volume writes. 0: never written.
 pub(crate) type Value = u64;
 
-/// A block of a LUN: all that it ever held, and from where on a power loss may leave it.
+/// A block of a LUN: all its versions, and the index of the first version that a power loss may
+/// leave.
 #[derive(Debug, Clone)]
 struct Cell {
     versions: Vec<Value>,
@@ -34,10 +35,11 @@ impl Cell {
     }
 }
 
-/// How many versions each block had: what a flush that begins then covers.
+/// The index of the newest version of each block: a flush that begins now covers these.
 pub(crate) type Mark = Vec<usize>;
 
-/// A LUN. A block is what it writes whole or not at all; its cache keeps and loses blocks in any order.
+/// A LUN. It writes a block completely or not at all; its cache keeps and loses blocks in any
+/// order.
 #[derive(Debug, Clone)]
 pub(crate) struct Lun {
     cells: Vec<Cell>,
@@ -80,7 +82,7 @@ impl Lun {
         cell.durable == cell.versions.len() - 1
     }
 
-    /// Each block falls back to something between what is durable and what it was.
+    /// Lets each block fall back to a version between the durable one and the newest one.
     pub(crate) fn lose_cache(&mut self, dice: &mut Dice) {
         for cell in &mut self.cells {
             let kept = cell.durable + dice.below(cell.versions.len() - cell.durable);
@@ -99,18 +101,21 @@ impl Lun {
 
 pub(crate) type Sector = [u8; SECTOR_BYTES];
 
-/// A sector that a write leaves half old and half new: its first `kept` bytes are new.
+/// A torn sector, as an interrupted write leaves it: its first `kept` bytes are new, the rest is
+/// old.
 pub(crate) fn tear(old: &Sector, new: &Sector, kept: usize) -> Sector {
     let mut torn = *old;
     torn[..kept].copy_from_slice(&new[..kept]);
     torn
 }
 
-/// The map file: every write that has landed is durable, as the real one is opened.
+/// The map file. Every write that has landed is durable, because the real file is opened with
+/// `O_DSYNC`.
 #[derive(Debug, Default)]
 pub(crate) struct MapDisk {
     sectors: RefCell<BTreeMap<u64, Sector>>,
-    /// After so many more writes its writer dies, and of the write after them so many bytes land.
+    /// The number of writes after which the writer dies, and the number of bytes of the next write
+    /// that land.
     dies_after: Shared<Option<(u32, usize)>>,
 }
 
@@ -129,7 +134,7 @@ impl MapDisk {
     }
 }
 
-/// Bytes as sectors, the last one filled up with zeroes.
+/// Splits bytes into sectors; the last sector is padded with zeroes.
 pub(crate) fn sectors(offset: u64, bytes: &[u8]) -> Vec<(u64, Sector)> {
     let chunks = bytes.chunks(SECTOR_BYTES).zip(0u64..);
     chunks

@@ -1,4 +1,5 @@
-//! I/O that was submitted and has not been completed. It lands in parts: a block of a leg, a sector of the map file.
+//! I/O that was submitted and has not been completed. It lands in parts: blocks of a leg, or
+//! sectors of the map file.
 
 use migration_core::{
     map::SECTOR_BYTES,
@@ -72,7 +73,7 @@ pub(crate) struct Pending {
     pub(crate) io: Io,
     /// A bit for each part that is on the medium.
     landed: u64,
-    /// Its leg has lost its power: it will fail, and nobody knows yet.
+    /// Whether the I/O will fail because its leg has lost its power; ublk-target does not know yet.
     pub(crate) is_doomed: bool,
 }
 
@@ -85,7 +86,8 @@ impl Pending {
         }
     }
 
-    /// The medium has lost what it had not made durable: what is acknowledged later has to land again.
+    /// Forgets which parts have landed: the medium has lost what was not durable, and what is
+    /// acknowledged later must land again.
     pub(crate) const fn begin_again(&mut self) {
         self.landed = 0;
     }
@@ -102,9 +104,10 @@ impl Pending {
     }
 }
 
-/// A sector is torn within what may change of it. In a bitmap sector of a volume with so few regions that is the
-/// checksum and the first word.
+/// The end of the bytes in a bitmap sector that may change, and within which it is torn. In a
+/// volume with few regions these are the checksum and the first word.
 pub(crate) const BITMAP_WORD_END: usize = 24;
-/// The same of a role sector: the fields end before byte 72, the rest is zero in both.
+/// The same for a role sector: the fields end before byte 72; the rest is zero in the old and the
+/// new sector.
 pub(crate) const ROLE_FIELDS_END: usize = 72;
 const _: () = assert!(ROLE_FIELDS_END < SECTOR_BYTES);

@@ -1,5 +1,6 @@
-//! The simulation: the decisions of `ublk-target` and of `shuntd` in a world that reorders, fails, tears, dies and loses
-//! power, against an oracle. A seed is a world, and gives the same run always.
+//! The simulation: the decisions of `ublk-target` and `shuntd` in a world with reordering,
+//! failures, torn writes, deaths and power losses, checked against an oracle. A seed is a world,
+//! and always gives the same run.
 #![allow(clippy::expect_used)]
 
 mod application;
@@ -24,16 +25,16 @@ use clap::Parser;
 use settings::Counts;
 use world::World;
 
-/// Worlds of an ordinary run.
+/// The number of worlds of an ordinary run.
 const SEEDS: u64 = 4000;
-/// Among so many worlds one must go wrong with a wrong rule.
+/// The number of worlds with a wrong rule, of which at least one must fail.
 const WRONG_RULE_SEEDS: u64 = 100;
 
 /// Seeds that failed once, one a line; what follows a `#` says why.
 const OLD_SEEDS: &str = include_str!("../seeds");
 
-/// One world in how many must have met each of these: a world in which nothing happens proves nothing. Some four times
-/// rarer than they are.
+/// Events that must happen, at least once in this number of worlds on average: a world in which
+/// nothing happens proves nothing. The events are about four times more frequent than that.
 const MUST_HAPPEN: &[(&str, u64)] = &[
     ("caches lost by a leg that failed", 20),
     ("changes past their deadline", 10),
@@ -78,24 +79,24 @@ const MUST_HAPPEN: &[(&str, u64)] = &[
 
 static TRACED: AtomicBool = AtomicBool::new(false);
 
-/// Whether to say what happens.
+/// Whether events are printed.
 fn is_traced() -> bool {
     TRACED.load(Ordering::Relaxed)
 }
 
 #[derive(Parser)]
-#[command(about = "Runs simulated worlds, and says which of them break a promise")]
+#[command(about = "Runs simulated worlds, and reports those that break a promise")]
 struct Arguments {
-    /// How many worlds
+    /// Number of worlds
     #[arg(long, default_value_t = SEEDS)]
     seeds: u64,
     /// The seed of the first one
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Only what the test harness wants to know
+    /// Print the list of tests for the test harness
     #[arg(long)]
     list: bool,
-    /// Says what happens
+    /// Print every event
     #[arg(long)]
     trace: bool,
     /// Accepted for the test harness
@@ -157,7 +158,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The rule that lost data once: it must lose data here.
+/// Whether the wrong rule, which lost data once, loses data in the simulation.
 fn is_wrong_rule_noticed() -> bool {
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| {}));

@@ -1,4 +1,4 @@
-//! What differs from world to world, and the sizes that do not.
+//! The settings that differ between worlds, and the sizes that do not.
 
 use std::collections::BTreeMap;
 
@@ -25,15 +25,15 @@ pub(crate) const CONFIG: Config = Config {
 /// What happened, and how often.
 pub(crate) type Counts = BTreeMap<&'static str, u64>;
 
-/// One chance in so many; 0: never.
+/// The settings of a world. A number for a failure means one chance in that number; 0: never.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) volumes: usize,
     pub(crate) steps: usize,
-    /// How often the completion of an I/O of this LUN is put off.
+    /// Whether the completions of each LUN are delayed.
     pub(crate) slow_luns: [bool; 2],
     pub(crate) slow_copier: bool,
-    /// How seldom something dies.
+    /// How rare deaths are: one chance in this number.
     pub(crate) peace: usize,
     pub(crate) hangs: bool,
     pub(crate) mirror_fails: usize,
@@ -41,15 +41,16 @@ pub(crate) struct Settings {
     pub(crate) authoritative_fails: usize,
     pub(crate) map_fails: usize,
     pub(crate) copier_fails: usize,
-    /// A sector with a role record may be half written.
+    /// Whether a sector with a role record may be torn.
     pub(crate) torn_role: bool,
-    /// Any other sector of the map file may be: outside of what storage promises, so it must be refused.
+    /// Whether any other sector of the map file may be torn. Storage promises that it is not, so
+    /// the file must be refused.
     pub(crate) torn_bitmap: bool,
     pub(crate) policy: OnAuthoritativeFailure,
     pub(crate) mode: CopyMode,
-    /// How many pairs are copied at once.
+    /// The number of pairs that are copied at once.
     pub(crate) pairs_max: usize,
-    /// A rule that was wrong: a LUN without a name is known by its size only.
+    /// Whether a wrong rule applies: a LUN without a name is identified by its size only.
     pub(crate) luns_by_size_only: bool,
 }
 
@@ -85,7 +86,7 @@ impl Settings {
         }
     }
 
-    /// Nothing fails any more.
+    /// Turns off all failures.
     pub(crate) fn calm(&mut self) {
         self.slow_luns = [false; 2];
         self.slow_copier = false;

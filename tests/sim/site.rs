@@ -1,4 +1,4 @@
-//! One volume: its LUNs, its map file, its application, and the ublk-target that serves it or does not.
+//! One volume: its LUNs, its map file, its application, and the ublk-target that may serve it.
 
 mod checks;
 mod custody;
@@ -36,7 +36,7 @@ const EIO: Errno = Errno(5);
 const SIZE: u64 = REGION * REGIONS as u64;
 
 pub(crate) enum Process {
-    /// Nobody serves the volume.
+    /// No process serves the volume.
     Down,
     /// The map file is read, the role settled, and the legs are claimed.
     Prepared(Box<Contents>, Takeover),
@@ -45,7 +45,7 @@ pub(crate) enum Process {
     Refused,
 }
 
-/// A ublk-target at work.
+/// A ublk-target that serves its volume.
 pub(crate) struct Serving {
     pub(crate) volume: Volume,
     pub(crate) effects: Vec<Effect>,
@@ -53,12 +53,12 @@ pub(crate) struct Serving {
     pub(crate) descriptor: Descriptor,
     claim: Claim,
     new_mirror: Option<(Call, Descriptor, Vec<u8>)>,
-    /// Changes that somebody asked for and that have not ended.
+    /// Requested changes of the route that have not ended.
     changes: BTreeSet<Call>,
     replies: Vec<(Call, Reply)>,
 }
 
-/// What a ublk-target says of its volume.
+/// The status that a ublk-target reports of its volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Status {
     pub(crate) epoch: Epoch,
@@ -73,7 +73,7 @@ pub(crate) struct Status {
     pub(crate) tracks: bool,
 }
 
-/// How far a process that is being started has come.
+/// The progress of a process that is being started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
     Waits,
@@ -93,25 +93,25 @@ pub(crate) struct Site {
     /// Sectors of the map file that were torn.
     torn: BTreeSet<u64>,
     pub(crate) process: Process,
-    /// Goes up with every process.
+    /// A number that increases at each death, so that each process has its own.
     pub(crate) incarnation: u64,
-    /// What a dead process had submitted.
+    /// I/O that dead processes had submitted.
     ghosts: Vec<Pending>,
     pub(crate) application: Application,
     pub(crate) copying: Copying,
-    /// LUNs that do not complete anything at present.
+    /// Whether each LUN hangs, that is, completes nothing at present.
     pub(crate) hung: [bool; 2],
     next_call: u64,
-    /// The process dies when it has performed so many more effects.
+    /// The number of effects after which the process dies.
     dies_after: Option<usize>,
-    /// The claim that shuntd would hand on.
+    /// The claim that shuntd would hand on to the next process.
     pub(crate) held: Option<Claim>,
     next_claim: u64,
-    /// Which boot of the host this is.
+    /// The number of the boot of the host.
     boot: u8,
     /// Writes to each LUN that the kernel has counted since the boot.
     counted: [u64; 2],
-    /// The process that starts next finds no mirror leg.
+    /// Whether the process that starts next finds no mirror leg.
     mirror_missing: bool,
     names: Names,
 }
@@ -237,7 +237,8 @@ impl Site {
         }
     }
 
-    /// While nobody serves, the driver keeps it.
+    /// Gives a request to the volume. While no process serves the volume, the driver keeps the
+    /// request.
     fn issue(&mut self, now: Time, tag: Tag) {
         let request = self.application.open[&tag].request;
         if let Some(serving) = self.serving() {
@@ -248,7 +249,7 @@ impl Site {
 
     // ---- the engine ------------------------------------------------------------------------
 
-    /// Carries out all effects, also those that they cause themselves, or dies in between.
+    /// Performs all effects, also those that they cause themselves, or dies in between.
     pub(crate) fn perform(&mut self) {
         loop {
             let Some(serving) = self.serving() else {
@@ -387,7 +388,7 @@ impl Site {
         match reply {
             Reply::RouteChanged { route, .. } => self.note(match route {
                 Route::Mirrored { .. } => "roles changed, mirrors added",
-                Route::Split => "targets left alone",
+                Route::Split => "targets split",
                 Route::Single(_) => "mirrors dropped",
             }),
             Reply::ChangeFailed(error) => self.note(match error {
@@ -605,7 +606,7 @@ impl Site {
         self.dies_after = Some(self.dice.below(4));
     }
 
-    /// What it had submitted lands later or never.
+    /// Kills the process; its I/O in flight lands later or never.
     pub(crate) fn kill(&mut self) {
         self.dies_after = None;
         if let Process::Serving(serving) = std::mem::replace(&mut self.process, Process::Down) {
@@ -618,7 +619,7 @@ impl Site {
         self.copying.connection_lost();
     }
 
-    /// Something of a dead process ends.
+    /// Lets I/O of a dead process end.
     pub(crate) fn land_ghost(&mut self) {
         let hung = self.hung;
         let able = |pending: &Pending| pending.io.lun().is_none_or(|lun| !hung[lun]);
@@ -631,7 +632,7 @@ impl Site {
         }
     }
 
-    /// A new process comes one step further. `may_die`: or not.
+    /// Brings a new process one step further. `may_die`: the process may also die.
     pub(crate) fn start(&mut self, now: Time, may_die: bool) -> Start {
         match &self.process {
             Process::Down => self.read_map(may_die),
@@ -743,7 +744,7 @@ impl Site {
         Start::Serves
     }
 
-    /// The host dies, and its disks with it.
+    /// The host and its disks lose their power.
     pub(crate) fn lose_power(&mut self) {
         self.kill();
         self.copying.lose_power(&mut self.luns, &mut self.dice);
@@ -770,7 +771,7 @@ impl Site {
         self.names_after_a_boot();
     }
 
-    /// What a process that starts now will find: the route, and the authoritative LUN.
+    /// The route and the authoritative LUN that a process that starts now will find.
     pub(crate) fn durable_route(&self) -> Result<(Route, usize), MapFileError> {
         let contents = map_file::read(&self.map, Path::new("map"))?;
         let route = contents.chosen.record.route;

@@ -28,9 +28,9 @@ pub(crate) struct World {
     pub(crate) now: Time,
     pub(crate) sites: Vec<Site>,
     pub(crate) daemon: Daemon,
-    /// What the volumes held when they were split last.
+    /// The contents of the volumes at the last split.
     pub(crate) moments: Vec<Moment>,
-    /// Epochs that somebody who was frozen still believes in.
+    /// Epochs that a client that was frozen may still use.
     old_epochs: Vec<(usize, Epoch)>,
     counts: Counts,
 }
@@ -132,7 +132,7 @@ impl World {
         self.check_copies();
     }
 
-    /// While the map file is being written.
+    /// Kills a process, or cuts the power, while the map file is being written.
     fn die_at_a_bad_moment(&mut self, index: usize) {
         let Settings {
             torn_role,
@@ -156,7 +156,8 @@ impl World {
         }
     }
 
-    /// Sweeps need a long time to be due, patience ends after a shorter one.
+    /// Lets time pass: a long time until sweeps are due, a shorter one until patience ends, or
+    /// none.
     fn let_time_pass(&mut self, index: usize) {
         let nanoseconds = match self.dice.below(60) {
             0 => self.sites[index].sweep_time(),
@@ -222,7 +223,7 @@ impl World {
         }
     }
 
-    /// Keeps a ublk-target running, and takes note of what it says.
+    /// Keeps a ublk-target running, and evaluates its status.
     fn supervise(&mut self, index: usize) {
         let may_die = self.settings.steps > 0;
         let (site, view) = (&mut self.sites[index], &mut self.daemon.views[index]);
@@ -272,7 +273,7 @@ impl World {
         }
     }
 
-    /// The operation under way comes one step further.
+    /// Brings the current operation one step further.
     fn step_operation(&mut self) {
         let Some(operation) = &mut self.daemon.operation else {
             return;
@@ -334,7 +335,7 @@ impl World {
             return;
         };
         if operation.verb == Verb::Cancel {
-            // A start that was interrupted may still be under way: only the volume can tell.
+            // An interrupted start may still be in progress; only the volume can show that.
             let unknown = |pair: &usize| {
                 let known = views[*pair].status.filter(|status| !status.changing);
                 let starting = store.pairs[*pair].phase == Phase::Starting;
@@ -395,14 +396,15 @@ impl World {
         self.refresh(pair);
     }
 
-    /// As `route_change`: asks until it is known whether the route is as wanted. `None`: not yet known.
+    /// As `route_change`: requests the route until it is known whether the route is as wanted.
+    /// `None`: not known yet.
     pub(crate) fn ask_route(
         &mut self,
         pair: usize,
         wanted: Option<Route>,
     ) -> Option<Result<(), Unchanged>> {
         let operation = self.daemon.operation.as_mut()?;
-        // What ends a pair is rare, and an answer that does not come matters most there.
+        // Verbs that end a pair are rare, and a missing answer matters most for them.
         let ends = matches!(operation.verb, Verb::Commit | Verb::Cancel);
         let patient = !self.dice.one_in(if ends { 20 } else { 300 });
         let (site, view) = (&mut self.sites[pair], &self.daemon.views[pair]);
@@ -420,7 +422,7 @@ impl World {
             return None;
         }
         if !view.connected {
-            // It is waited for, for a time.
+            // shuntd waits for the volume for some time.
             return (!patient).then_some(Err(Unchanged::Unknown));
         }
         let status = view.status?;
@@ -449,7 +451,7 @@ impl World {
             Some(Err(error)) => {
                 self.note("changes refused");
                 self.refresh(pair);
-                // A suspension, and nothing that may be this very change.
+                // The volume is suspended; it is not busy with this very change.
                 let status = self.daemon.views[pair].status;
                 let idle = status.is_some_and(|status| !status.changing);
                 let unchanged = match Unchanged::from(error) {
@@ -465,7 +467,7 @@ impl World {
         }
     }
 
-    /// An answer comes after the view has been brought up to date.
+    /// Updates the view of a volume, before an answer is evaluated.
     fn refresh(&mut self, pair: usize) {
         let status = self.sites[pair].status();
         let view = &mut self.daemon.views[pair];
@@ -527,7 +529,7 @@ impl World {
         }
     }
 
-    /// A pair went back, or stays where it is.
+    /// Records that a pair went back, or stays where it is.
     fn record_back(&mut self, failed: usize, result: Result<(), Unchanged>) {
         let Daemon {
             store,
@@ -580,7 +582,7 @@ impl World {
         let verb = if allowed.is_empty() || self.dice.one_in(5) {
             self.dice.pick(&Verb::ALL)
         } else {
-            // What brings the migration on, rather than a pause.
+            // Prefers the verbs that advance the migration, rather than a pause.
             let further = match self.dice.one_in(4) {
                 true => [Verb::Start, Verb::Resume, Verb::Split, Verb::Undo],
                 false => [Verb::Start, Verb::Resume, Verb::Switch, Verb::Undo],
@@ -589,7 +591,7 @@ impl World {
             let any = self.dice.pick(&allowed);
             further.filter(|_| !self.dice.one_in(3)).unwrap_or(any)
         };
-        // A migration is to last for a while, and a copy to end.
+        // A migration must last for a while, and a copy must be able to end.
         let hinders = matches!(verb, Verb::Commit | Verb::Cancel | Verb::Pause);
         if hinders && !self.dice.one_in(80) {
             return;
@@ -606,7 +608,7 @@ impl World {
         self.note("sessions");
     }
 
-    /// Whoever was frozen, and wakes up, is refused.
+    /// Requests a change with an old epoch, as a client that was frozen does; it must be refused.
     fn ask_with_an_old_epoch(&mut self, index: usize) {
         let old = self.old_epochs.iter().rev();
         let current = self.sites[index].status().map(|status| status.epoch);
@@ -631,7 +633,7 @@ impl World {
 
     // ---- checks ----------------------------------------------------------------------------
 
-    /// What is recorded as ended is so on the map file.
+    /// Checks that a pair that is recorded as ended has ended in the map file.
     fn check_ended_pairs(&self) {
         for (row, site) in self.daemon.store.pairs.iter().zip(&self.sites) {
             if !row.phase.is_ended() || matches!(site.process, Process::Refused) {
@@ -649,8 +651,8 @@ impl World {
         }
     }
 
-    /// Nothing fails or dies any more: everything must end, and the session must be in one place unless the operator has
-    /// ended it in two.
+    /// Lets the world come to rest: nothing fails or dies any more. Everything must end, and all
+    /// pairs must be on one side, unless the operator has ended them on two.
     fn come_to_rest(&mut self) {
         self.settings.calm();
         self.settings.steps = 0;
@@ -701,7 +703,7 @@ impl World {
         }
     }
 
-    /// The operator does what the state asks for.
+    /// The operator gives the command that the state requires.
     fn ask_for_rest(&mut self) {
         let daemon = &mut self.daemon;
         let settled = daemon.views.iter().all(|view| view.connected);

@@ -1,4 +1,4 @@
-//! A shuntd of the test's own, and the command line that talks to it.
+//! A shuntd for a test, and the command line that talks to it.
 
 use std::{
     fs::File,
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{run, sh, volume::Connection, wait_until};
 
-/// What a status says that changes without a command.
+/// The fields of a status that change without a command.
 const CHANGES_BY_ITSELF: [&str; 8] = [
     "application",
     "cutover",
@@ -29,11 +29,11 @@ pub struct Host {
     folder: tempfile::TempDir,
     state: PathBuf,
     shuntd: Option<Child>,
-    /// Where its programs are; on PATH if it is empty.
+    /// The folder of the programs; if it is empty, they are found on PATH.
     programs: PathBuf,
 }
 
-/// What a command said.
+/// The result of a command.
 #[derive(Debug, Clone)]
 pub struct Said {
     /// The exit status.
@@ -52,17 +52,18 @@ impl Host {
         Self::without_driver()
     }
 
-    /// Starts a shuntd that, like its ublk-targets, can be ended at named places: `scripts/test` has built these programs.
+    /// Starts a shuntd that, like its ublk-targets, can be ended at named places. `scripts/test`
+    /// has built these programs.
     ///
     /// # Panics
-    /// If they are not there.
+    /// If the programs are missing.
     #[must_use]
     pub fn with_crash_points() -> Self {
         sh("modprobe", &["ublk_drv"]);
         Self::begin_with(None, crash_point_programs())
     }
 
-    /// From now on the first process that comes to this place ends there.
+    /// Arms a crash point: from now on the first process that reaches it ends there.
     ///
     /// # Panics
     /// If it cannot be armed.
@@ -72,7 +73,7 @@ impl Host {
         std::fs::rename(new, file).expect("a crash point");
     }
 
-    /// Whether a process has ended at the place that was armed.
+    /// Whether a process has ended at the crash point that was armed.
     #[must_use]
     pub fn has_fired(&self) -> bool {
         !self.crash_point_file().exists()
@@ -82,7 +83,7 @@ impl Host {
         self.folder.path().join("crash-point")
     }
 
-    /// Waits until shuntd ends by itself, that is: by SIGKILL at a crash point.
+    /// Waits until a crash point has ended shuntd, that is, by SIGKILL.
     ///
     /// # Panics
     /// If it does not.
@@ -98,13 +99,13 @@ impl Host {
         assert_eq!(signal, Some(libc::SIGKILL), "{status:?}");
     }
 
-    /// Starts a shuntd without seeing to the driver.
+    /// Starts a shuntd without loading the driver.
     #[must_use]
     pub fn without_driver() -> Self {
         Self::begin_with(None, PathBuf::new())
     }
 
-    /// Starts a shuntd that keeps its state in a folder of the test's.
+    /// Starts a shuntd that keeps its state in the folder `state`.
     #[must_use]
     pub fn with_state(state: &Path) -> Self {
         sh("modprobe", &["ublk_drv"]);
@@ -188,7 +189,7 @@ impl Host {
         self.shuntd = Some(child);
     }
 
-    /// SIGKILL.
+    /// Kills shuntd (SIGKILL).
     ///
     /// # Panics
     /// If it does not run.
@@ -224,7 +225,7 @@ impl Host {
         status.and_then(|status| status.code())
     }
 
-    /// Begins to run `shunt`.
+    /// Starts `shunt`, and does not wait.
     ///
     /// # Panics
     /// If it cannot be started.
@@ -255,7 +256,7 @@ impl Host {
         }
     }
 
-    /// Runs `shunt`, which has to succeed.
+    /// Runs `shunt`, which must succeed.
     ///
     /// # Panics
     /// If it does not.
@@ -270,8 +271,8 @@ impl Host {
         said
     }
 
-    /// Runs `shunt`, which has to refuse with an exit status, naming all of some words, and a next command; and nothing
-    /// may have changed.
+    /// Runs `shunt`, which must refuse with the exit status `code`, name all `words` and a next
+    /// command, and change nothing.
     ///
     /// # Panics
     /// If it does not refuse in that way.
@@ -296,7 +297,7 @@ impl Host {
         );
     }
 
-    /// What `status --json` says, without what changes by itself.
+    /// The records of `status --json`, without the fields that change without a command.
     #[must_use]
     pub fn records(&self) -> Vec<Value> {
         let mut records = self.status(&[]);
@@ -329,7 +330,7 @@ impl Host {
         found.unwrap_or_else(|| panic!("no volume {volume}"))
     }
 
-    /// The record of the pair of a volume that is in a session which has not ended, if it is in one.
+    /// The record of the pair of a volume in a session that has not ended, if there is one.
     #[must_use]
     pub fn live_pair(&self, volume: &str) -> Option<Value> {
         self.status(&[]).into_iter().find(|record| {
@@ -370,7 +371,8 @@ impl Host {
         format!("/dev/shunt/{volume}")
     }
 
-    /// Attaches a volume, and migrates it as far as `source-selected`. What the target holds is lost.
+    /// Attaches a volume, and migrates it as far as `source-selected`. The contents of the target
+    /// are lost.
     pub fn bring_into_sync(&self, volume: &str, source: &str, target: &str, session: &str) {
         self.ok(&["attach", volume, source]);
         let pair = format!("{volume}:{target}");
@@ -408,7 +410,7 @@ impl Host {
         pid
     }
 
-    /// Stops requests for a moment and compares both legs of a volume.
+    /// Holds requests for a moment, and compares both legs of a volume.
     ///
     /// # Panics
     /// If they differ.
@@ -439,7 +441,7 @@ impl Host {
     }
 }
 
-/// `target/crash-points`, beside the folder of the profile that this test is built with.
+/// The folder `target/crash-points`, beside the folder of the profile that this test is built with.
 ///
 /// # Panics
 /// If it is not there.
@@ -466,7 +468,7 @@ impl Drop for Host {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.log());
-            // What this test leaves behind is not to fail the next ones.
+            // What this test leaves behind must not fail the next ones.
             for name in std::fs::read_dir("/dev/shunt")
                 .into_iter()
                 .flatten()

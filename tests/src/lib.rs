@@ -1,6 +1,8 @@
-//! What the system tests stand on: a shuntd of their own, LUNs, load, and the control socket of a volume.
+//! The base of the system tests: a shuntd of their own, LUNs, load, and the control socket of a
+//! volume.
 //!
-//! They run as root in a machine that is theirs (`scripts/vm`). A failure here is a failure of the test: it panics.
+//! The tests run as root in a machine of their own (`scripts/vm`). A failure here is a failure of
+//! the test: it panics.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 pub mod host;
@@ -20,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long anything may take that should come soon. The machine is emulated and shared.
+/// The time limit for anything that should come soon. The machine is emulated and shared.
 pub const SOON: Duration = Duration::from_secs(90);
 
 /// Runs a program and returns its output, whatever its exit status.
@@ -34,7 +36,7 @@ pub fn run(program: &str, arguments: &[&str]) -> Output {
         .unwrap_or_else(|error| panic!("{program}: {error}"))
 }
 
-/// Runs a program that has to succeed; returns what it printed.
+/// Runs a program that must succeed; returns what it printed.
 ///
 /// # Panics
 /// If it fails.
@@ -50,10 +52,10 @@ pub fn sh(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Waits until something is so.
+/// Waits until a condition holds; `what` describes it.
 ///
 /// # Panics
-/// If it is not so after [`SOON`].
+/// If the condition does not hold after [`SOON`].
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let started = Instant::now();
     while !is_so() {

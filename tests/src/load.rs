@@ -27,7 +27,8 @@ pub const VERIFY: &[&str] = &[
     "--do_verify=1",
 ];
 
-/// Writes that overlap all the time, from two jobs, in any order. Nothing can be verified but that both legs end equal.
+/// Writes that overlap all the time, from two jobs, in any order. The only check is that both legs
+/// are equal at the end.
 pub const OVERLAPPING: &[&str] = &[
     "--rw=randwrite",
     "--norandommap",
@@ -73,7 +74,7 @@ fn fio(device: &str, arguments: &[&str]) -> Child {
             "--direct=1",
             "--ioengine=io_uring",
             "--group_reporting",
-            // Never a file where the device was.
+            // fio must not create a file where the device was.
             "--allow_file_create=0",
         ])
         .arg("--output-format=json")
@@ -90,7 +91,7 @@ fn fio(device: &str, arguments: &[&str]) -> Child {
 /// Runs fio once.
 ///
 /// # Errors
-/// What it says, if it saw an I/O error or data that it had not written.
+/// The output of fio, if it saw an I/O error or data that it had not written.
 pub fn once(device: &str, arguments: &[&str]) -> Result<(), String> {
     judge(fio(device, arguments), arguments)
 }
@@ -120,7 +121,7 @@ fn judge(fio: Child, arguments: &[&str]) -> Result<(), String> {
     }
 }
 
-/// fio, again and again, until told to end.
+/// A load that runs fio repeatedly until it is stopped.
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
@@ -130,7 +131,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Begins.
+    /// Starts the load.
     #[must_use]
     pub fn start(device: &str, arguments: &'static [&'static str]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
@@ -157,7 +158,7 @@ impl Load {
         }
     }
 
-    /// Waits until a round has begun and ended after now.
+    /// Waits until a round of fio has begun and ended after this call.
     ///
     /// # Panics
     /// If fio has failed, or takes too long.
@@ -167,10 +168,10 @@ impl Load {
         wait_until("another round of fio", || {
             ended() || self.rounds.load(Ordering::Relaxed) >= before + 2
         });
-        assert!(!ended(), "fio ended by itself");
+        assert!(!ended(), "fio ended too early");
     }
 
-    /// Ends after the present round.
+    /// Stops the load after the current round.
     ///
     /// # Panics
     /// If fio saw an error.
@@ -193,12 +194,12 @@ impl Load {
 }
 
 impl Drop for Load {
-    /// In a test that fails: the load does not stay for those that come after it.
+    /// Stops the load in a test that fails, so that it does not disturb the tests after it.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = run("kill", &[&self.pid.load(Ordering::Relaxed).to_string()]);
-            // Not for ever: it may be the volume that hangs.
+            // The wait is limited: it may be the volume that hangs.
             for _ in 0..200 {
                 if thread.is_finished() {
                     return;

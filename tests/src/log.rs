@@ -1,16 +1,16 @@
-//! What a volume has to hold after the resets of a machine: a log that the host keeps.
+//! The contents that a volume must have after the resets of a machine: a log that the host keeps.
 
 use std::collections::BTreeSet;
 
 use crate::power::{self, Mark};
 
-/// What the volume has to hold.
+/// The contents that the volume must have.
 #[derive(Debug, Default)]
 pub struct Log {
-    /// What it held when the life began in which it was written last; and what was written to it
-    /// since while no machine ran.
+    /// The contents at the beginning of the life in which the volume was written last, with what
+    /// was written to it since while no machine ran.
     pub bytes: Vec<u8>,
-    /// That life.
+    /// The life in which the volume was written last.
     pub life: u64,
     /// For each writer, how many of its writes in that life were flushed.
     pub flushed: [u64; power::WRITERS as usize],
@@ -19,13 +19,13 @@ pub struct Log {
 }
 
 impl Log {
-    /// Blocks are overwritten while no machine runs.
+    /// Notes that a block was overwritten while no machine ran.
     pub fn overwrite(&mut self, offset: u64, data: &[u8]) {
         self.bytes[offset as usize..][..data.len()].copy_from_slice(data);
         self.overwritten.insert(offset);
     }
 
-    /// A life begins with what was found.
+    /// Begins a life with the contents that were found.
     pub fn begin(&mut self, life: u64, found: Vec<u8>) {
         *self = Self {
             life,
@@ -34,9 +34,9 @@ impl Log {
         };
     }
 
-    /// Whether every byte is right: that of the last flushed write, or of a later one, and where
-    /// there was none, what was there before. `all`: everything that was written is flushed, so
-    /// there is no later one.
+    /// Checks that every byte is right: that of the last flushed write, or of a later one, and
+    /// where there was none, what was there before. `all`: everything that was written is flushed,
+    /// so there is no later one.
     ///
     /// # Errors
     /// How many bytes are wrong, and where the first of them is.

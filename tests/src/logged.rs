@@ -1,8 +1,11 @@
-//! What a disk has been given, and when it was flushed: device-mapper's log-writes, and what a crash would leave.
+//! The writes and flushes that a disk was given, as device-mapper's log-writes records them, and
+//! what a crash would leave.
 //!
-//! The format of the log is described in the kernel's `Documentation/admin-guide/device-mapper/log-writes.rst` and at the
-//! top of `drivers/md/dm-log-writes.c`: a sector for the log itself, then for each entry a sector and the data. A write is
-//! logged when a flush that came after it has ended; what is in the log before a mark was durable at that moment.
+//! The kernel describes the format of the log in
+//! `Documentation/admin-guide/device-mapper/log-writes.rst` and at the top of
+//! `drivers/md/dm-log-writes.c`: a sector for the log itself, then for each entry a sector and the
+//! data. A write is logged when a flush that came after it has ended. What is in the log before a
+//! mark was durable when the mark was made.
 
 use std::{fs::File, os::unix::fs::FileExt};
 
@@ -15,7 +18,7 @@ const DISCARD: u64 = 4;
 const MARK: u64 = 8;
 const SECTOR: u64 = 512;
 
-/// The beginning of a disk as a device whose writes are logged on the rest of the disk.
+/// A device on the beginning of a disk, whose writes are logged on the rest of the disk.
 #[derive(Debug)]
 pub struct Logged {
     name: String,
@@ -23,7 +26,7 @@ pub struct Logged {
 }
 
 impl Logged {
-    /// Makes the device from an even number of sectors; what they hold now is what the log begins from.
+    /// Makes the device from an even number of sectors; the log begins from their present contents.
     ///
     /// # Panics
     /// If it cannot be made.
@@ -56,13 +59,13 @@ impl Logged {
         format!("/dev/mapper/{}", self.name)
     }
 
-    /// Writes a mark into the log: what is durable now is before it.
+    /// Writes a mark into the log, after everything that is durable now.
     pub fn mark(&self, mark: u64) {
         let mark = mark.to_string();
         sh("dmsetup", &["message", &self.name, "0", "mark", &mark]);
     }
 
-    /// Ends the logging; nobody may use the device any more.
+    /// Ends the logging. The device must not be used any more.
     ///
     /// # Panics
     /// If the log is not whole.
@@ -95,10 +98,10 @@ impl Drop for Logged {
 #[derive(Debug)]
 struct Entry {
     flags: u64,
-    /// On the device, in bytes.
+    /// The place on the device, in bytes.
     offset: u64,
     length: u64,
-    /// Where the data is in the log; of a mark, its text.
+    /// The place of the data in the log, in bytes.
     data: u64,
     mark: Option<u64>,
 }
@@ -136,7 +139,7 @@ fn entries(log: &File) -> Vec<Entry> {
     entries
 }
 
-/// A logged device at moments of its past, from the first on.
+/// The states of a logged device at moments of its past, from the first on.
 #[derive(Debug)]
 pub struct Replay {
     entries: Vec<Entry>,
@@ -151,22 +154,22 @@ pub struct Replay {
 pub struct Write {
     /// Where it went, in bytes.
     pub offset: u64,
-    /// What.
+    /// The data that was written.
     pub data: Vec<u8>,
 }
 
 impl Write {
-    /// Does it on an image of the device.
+    /// Applies the write to an image of the device.
     pub fn apply(&self, contents: &mut [u8]) {
         contents[self.offset as usize..][..self.data.len()].copy_from_slice(&self.data);
     }
 }
 
 impl Replay {
-    /// What was durable when the mark was made.
+    /// The contents that were durable when the mark was made.
     ///
     /// # Panics
-    /// If there is no such mark after the present one.
+    /// If there is no such mark after the current one.
     pub fn advance(&mut self, mark: u64) -> &[u8] {
         loop {
             let entry = self.entries.get(self.next).expect("the mark in the log");
@@ -180,7 +183,8 @@ impl Replay {
         }
     }
 
-    /// The writes that the next flush made durable: some of them were in the disk's cache when the mark was made.
+    /// The writes that the next flush made durable. Some of them were in the disk's cache when the
+    /// mark was made.
     #[must_use]
     pub fn until_next_flush(&self) -> Vec<Write> {
         let ahead = self.entries[self.next..].iter();
@@ -197,7 +201,8 @@ impl Replay {
         flushes.count()
     }
 
-    /// A discard leaves anything, also what was there.
+    /// The write of an entry, if it is one. A discard counts as none: it leaves anything, also what
+    /// was there.
     fn write_of(&self, entry: &Entry) -> Option<Write> {
         if entry.flags & (DISCARD | MARK) != 0 || entry.length == 0 {
             return None;

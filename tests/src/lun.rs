@@ -10,9 +10,10 @@ use std::{
 
 use crate::{run, sh};
 
-/// A disk of the machine, empty of signatures. 0 and 1 have the same size, 2 is smaller. No megabyte is as on another
-/// disk or as it was: a region that is not copied is found. All but disk 0, which is a source as a rule, begin and end with
-/// zeroes: `create` accepts them as targets without `--overwrite`.
+/// Prepares a disk of the machine, without signatures. Disks 0 and 1 have the same size, disk 2 is
+/// smaller. No megabyte is the same as on another disk or as before, so that a region that is not
+/// copied is noticed. All disks but 0, which is usually a source, begin and end with zeroes, so
+/// that `create` accepts them as targets without `--overwrite`.
 #[must_use]
 pub fn disk(number: u32) -> String {
     let path = format!("/dev/disk/by-id/virtio-lun{number}");
@@ -24,7 +25,7 @@ pub fn disk(number: u32) -> String {
     path
 }
 
-/// Writes zeroes to the first and the last MiB of a LUN: what `create` reads of a target.
+/// Writes zeroes to the first and the last MiB of a LUN, which `create` reads of a target.
 fn blank_ends(path: &str) {
     const END: u64 = 1 << 20;
     let lun = File::options().write(true).open(path).expect("a lun");
@@ -35,7 +36,8 @@ fn blank_ends(path: &str) {
     lun.sync_all().expect("a flush");
 }
 
-/// Writes something that was never there into every megabyte of a LUN, beyond where signatures are.
+/// Writes data that was never there into every megabyte of a LUN, away from the places of
+/// signatures.
 ///
 /// # Panics
 /// If it cannot be written.
@@ -56,7 +58,7 @@ fn size_of_open(mut lun: &File) -> u64 {
     lun.seek(SeekFrom::End(0)).expect("its size")
 }
 
-/// Whether a LUN can be opened for oneself alone, as mount, mkfs and LVM do.
+/// Whether a LUN can be opened exclusively, as mount, mkfs and LVM do.
 #[must_use]
 pub fn is_free(lun: &str) -> bool {
     File::options()
@@ -103,7 +105,7 @@ fn are_equal_in(arguments: &[&str]) -> bool {
     }
 }
 
-/// A checksum of the contents of a LUN or file: fast in an emulated machine, and good enough to notice a change.
+/// A checksum of a LUN or file: fast in an emulated machine, and good enough to notice a change.
 ///
 /// # Panics
 /// If it cannot be read.
@@ -122,7 +124,7 @@ pub fn checksum(path: &str) -> String {
         for word in buffer[..length].chunks(8) {
             let mut bytes = [0; 8];
             bytes[..word.len()].copy_from_slice(word);
-            // An odd factor: no bit of what came before is lost.
+            // The factor is odd, so that no bit of what came before is lost.
             sum = sum
                 .wrapping_mul(0x9e37_79b9_7f4a_7c15)
                 .wrapping_add(u64::from_le_bytes(bytes));
@@ -130,7 +132,7 @@ pub fn checksum(path: &str) -> String {
     }
 }
 
-/// Reads one megabyte, not through the page cache.
+/// Reads one megabyte, bypassing the page cache.
 ///
 /// # Errors
 /// Those of the device.
@@ -142,7 +144,7 @@ pub fn read_megabyte(path: &str, number: u64) -> std::io::Result<Vec<u8>> {
     std::fs::read(file.path())
 }
 
-/// Fills one megabyte with a byte, not through the page cache.
+/// Fills one megabyte with a byte, bypassing the page cache.
 ///
 /// # Errors
 /// Those of the device.
@@ -168,7 +170,7 @@ fn dd(arguments: &[&str]) -> std::io::Result<()> {
     Err(std::io::Error::other(text))
 }
 
-/// A file behind a loop device; gone with this value.
+/// A file behind a loop device; removed when dropped.
 #[derive(Debug)]
 pub struct LoopDevice {
     /// `/dev/loopN`.
@@ -189,7 +191,7 @@ impl LoopDevice {
             "losetup",
             &["--find", "--show", "--sector-size", &sector, &name],
         );
-        // A loop device that was read-only when it was let go still is.
+        // A loop device that was read-only when it was detached is still read-only.
         sh("blockdev", &["--setrw", path.trim()]);
         Self {
             path: path.trim().to_owned(),
@@ -204,7 +206,7 @@ impl Drop for LoopDevice {
     }
 }
 
-/// A device-mapper device over a whole LUN; gone with this value.
+/// A device-mapper device over a whole LUN; removed when dropped.
 #[derive(Debug)]
 pub struct Mapped {
     name: String,
@@ -213,7 +215,7 @@ pub struct Mapped {
 }
 
 impl Mapped {
-    /// `linear`.
+    /// Creates a `linear` device.
     #[must_use]
     pub fn linear(name: &str, below: &str) -> Self {
         let new = Self::named(name, below);
@@ -221,7 +223,7 @@ impl Mapped {
         new
     }
 
-    /// Writes take a number of milliseconds, reads none.
+    /// Creates a device whose writes take `milliseconds`, and whose reads are not delayed.
     #[must_use]
     pub fn slow_writes(name: &str, below: &str, milliseconds: u32) -> Self {
         sh("modprobe", &["dm-delay"]);
@@ -231,7 +233,8 @@ impl Mapped {
         new
     }
 
-    /// Flushes take a number of milliseconds, reads and writes none.
+    /// Creates a device whose flushes take `milliseconds`, and whose reads and writes are not
+    /// delayed.
     #[must_use]
     pub fn slow_flushes(name: &str, below: &str, milliseconds: u32) -> Self {
         sh("modprobe", &["dm-delay"]);
@@ -252,7 +255,7 @@ impl Mapped {
         }
     }
 
-    /// `linear`, without a UUID: nothing but its size identifies it.
+    /// Creates a `linear` device without a UUID: only its size identifies it.
     #[must_use]
     pub fn nameless(name: &str, below: &str) -> Self {
         let new = Self::named(name, below);
@@ -261,15 +264,15 @@ impl Mapped {
         new
     }
 
-    /// Gives the device another name while it is in use; its node goes with the name.
+    /// Renames the device while it is in use; the old node disappears.
     pub fn rename(&mut self, name: &str) {
         sh("dmsetup", &["rename", &self.name, name]);
         sh("udevadm", &["settle"]);
         self.name = name.to_owned();
     }
 
-    /// With a UUID, as logical volumes have one: it is what identifies the device. Another LUN
-    /// beneath has another one.
+    /// Creates the device with a UUID, which identifies it as it does a logical volume. The UUID is
+    /// a different one for another LUN below.
     fn create(&self, table: &str) {
         let below = self.below.file_name().unwrap_or_default();
         let (name, uuid) = (
@@ -292,18 +295,19 @@ impl Mapped {
         format!("/dev/mapper/{}", self.name)
     }
 
-    /// Exchanges the table while the device is in use: every I/O fails from now on.
+    /// Makes every I/O fail from now on. Replaces the table while the device is in use.
     pub fn break_it(&self) {
         self.reload(&format!("0 {} error", self.sectors));
     }
 
-    /// Exchanges the table while the device is in use: I/O to one megabyte of it fails from now on.
+    /// Makes I/O to one megabyte fail from now on. Replaces the table while the device is in use.
     pub fn break_megabyte(&self, number: u64) {
         const SECTORS: u64 = 2048;
         self.break_sectors(&[(number * SECTORS, SECTORS)]);
     }
 
-    /// The same for parts of it: the first sector of each and how many, ascending.
+    /// Makes I/O to parts of the device fail. `parts`: the first sector and the number of sectors
+    /// of each, ascending.
     pub fn break_sectors(&self, parts: &[(u64, u64)]) {
         let below = self.below.display();
         let mut table = String::new();
@@ -317,7 +321,7 @@ impl Mapped {
         self.reload(&format!("{table}{end} {rest} linear {below} {end}"));
     }
 
-    /// What has been written to it since it was made, in bytes.
+    /// The number of bytes written to the device since it was made.
     ///
     /// # Panics
     /// If the kernel does not say.
@@ -331,20 +335,21 @@ impl Mapped {
         sectors.parse::<u64>().expect("a number") * 512
     }
 
-    /// Exchanges the table while the device is in use: from now on reads and writes take a number of milliseconds each.
+    /// Makes each read and write take `milliseconds` from now on. Replaces the table while the
+    /// device is in use.
     pub fn slow_down(&self, milliseconds: u32) {
         sh("modprobe", &["dm-delay"]);
         self.reload(&self.table("delay", &format!("0 {milliseconds}")));
     }
 
-    /// Exchanges the table while the device is in use: from now on one byte of each write is another one on the LUN.
+    /// Corrupts one byte of each write from now on. Replaces the table while the device is in use.
     pub fn spoil_writes(&self) {
         sh("modprobe", &["dm-flakey"]);
         let always = "0 0 3600 5 corrupt_bio_byte 32 w 170 0";
         self.reload(&self.table("flakey", always));
     }
 
-    /// Nothing comes back from now on, until [`Self::let_go`].
+    /// Makes all I/O hang from now on, until [`Self::let_go`].
     pub fn hang(&self) {
         sh(
             "dmsetup",
@@ -352,12 +357,12 @@ impl Mapped {
         );
     }
 
-    /// What hung goes on.
+    /// Lets the I/O that hangs continue.
     pub fn let_go(&self) {
         sh("dmsetup", &["resume", &self.name]);
     }
 
-    /// Back to `linear`.
+    /// Makes the device `linear` again.
     pub fn mend_it(&self) {
         self.reload(&self.table("linear", "0"));
     }
@@ -371,15 +376,15 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // In a test that fails a volume still uses it: then it goes when the volume ends.
+        // In a test that fails, a volume still uses the device: it is removed when the volume ends.
         let _ = run("dmsetup", &["remove", "--retry", "--deferred", &self.name]);
     }
 }
 
-/// A mounted file system; unmounted with this value.
+/// A mounted file system; unmounted when dropped.
 #[derive(Debug)]
 pub struct Mounted {
-    /// Where.
+    /// The mount point.
     pub at: tempfile::TempDir,
 }
 
@@ -416,14 +421,15 @@ impl Drop for Mounted {
     }
 }
 
-/// A disk of `scsi_debug`, which can be pulled out and put back with its contents; gone with this value.
+/// A disk of `scsi_debug`, which can be pulled out and put back with its contents; removed when
+/// dropped.
 #[derive(Debug)]
 pub struct ScsiDisk {
     folder: tempfile::TempDir,
 }
 
 impl ScsiDisk {
-    /// A disk of that size.
+    /// Creates a disk of this size.
     ///
     /// # Panics
     /// If there is none.
@@ -441,19 +447,19 @@ impl ScsiDisk {
         new
     }
 
-    /// A name that stays, whatever the kernel calls the disk.
+    /// A path that stays, whatever the kernel calls the disk.
     #[must_use]
     pub fn path(&self) -> String {
         self.link().to_string_lossy().into_owned()
     }
 
-    /// Pulls it out, under whoever uses it.
+    /// Pulls the disk out, even while it is in use.
     pub fn pull(&self) {
         let device = Self::device().join("device/delete");
         std::fs::write(device, "1").expect("pull it out");
     }
 
-    /// Puts it back.
+    /// Puts the disk back.
     pub fn put_back(&self) {
         let hosts = std::fs::read_dir(Self::adapter()).expect("an adapter");
         for host in hosts.flatten().map(|entry| entry.file_name()) {
@@ -481,7 +487,7 @@ impl ScsiDisk {
         PathBuf::from("/sys/bus/pseudo/drivers/scsi_debug/adapter0")
     }
 
-    /// Its folder in sysfs.
+    /// The folder of the disk in sysfs.
     fn device() -> PathBuf {
         let mut found = None;
         crate::wait_until("a disk of scsi_debug", || {
@@ -499,12 +505,12 @@ impl ScsiDisk {
 
 impl Drop for ScsiDisk {
     fn drop(&mut self) {
-        // In a test that fails it is still in use.
+        // In a test that fails, the disk is still in use.
         let _ = run("modprobe", &["--remove", "scsi_debug"]);
     }
 }
 
-/// A disk of `null_blk` in memory that takes no more than so many megabytes a second; gone with this value.
+/// A disk of `null_blk` in memory with a limited throughput; removed when dropped.
 #[derive(Debug)]
 pub struct SlowDisk {
     folder: PathBuf,
@@ -512,7 +518,7 @@ pub struct SlowDisk {
 }
 
 impl SlowDisk {
-    /// A disk of that size and speed.
+    /// Creates a disk of this size and throughput.
     ///
     /// # Panics
     /// If there is none.
@@ -532,7 +538,7 @@ impl SlowDisk {
         set("size", megabytes);
         set("memory_backed", 1);
         set("mbps", megabytes_per_second);
-        // A request of more than a fiftieth of that would never be done.
+        // A request larger than a fiftieth of the throughput of a second would never complete.
         set("max_sectors", megabytes_per_second * 2048 / 64);
         set("power", 1);
         sh("udevadm", &["settle"]);
@@ -544,7 +550,7 @@ impl SlowDisk {
         Self { folder, name }
     }
 
-    /// Its path.
+    /// The path of the disk.
     #[must_use]
     pub fn path(&self) -> String {
         format!("/dev/{}", self.name)
@@ -553,7 +559,7 @@ impl SlowDisk {
 
 impl Drop for SlowDisk {
     fn drop(&mut self) {
-        // In a test that fails it is still in use.
+        // In a test that fails, the disk is still in use.
         let _ = std::fs::write(self.folder.join("power"), "0");
         let _ = std::fs::remove_dir(&self.folder);
     }

@@ -1,4 +1,4 @@
-//! A virtual machine whose disks have caches that a power loss empties, as the host sees it.
+//! A virtual machine whose disks have caches that a power loss empties, as seen by the host.
 
 use std::{
     io::{BufRead, BufReader},
@@ -10,7 +10,7 @@ use std::{
 
 use crate::volatile::VolatileDisk;
 
-/// A machine that runs a program of ours, and whose output is read line by line.
+/// A machine that runs this program, and whose output is read line by line.
 #[derive(Debug)]
 pub struct Machine {
     guest: Child,
@@ -20,8 +20,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots. `disks`: the serial and the file of each, in the order in which the machine is to
-    /// find them. `arguments`: of this program, which runs in the machine.
+    /// Boots the machine. `disks`: the serial and the file of each disk, in the order in which the
+    /// machine finds them. `arguments`: those of this program, which runs in the machine.
     ///
     /// # Panics
     /// If it cannot be started.
@@ -33,7 +33,7 @@ impl Machine {
         disks: &[(&str, &Path)],
         arguments: &[String],
     ) -> Self {
-        // Below target/, which the guest can write to, there are no sockets.
+        // No sockets below target/, where the guest can write.
         let sockets = tempfile::tempdir_in("/var/tmp").expect("a folder");
         let mut command = Command::new(vm);
         command.args(["--kernel", kernel]);
@@ -79,13 +79,14 @@ impl Machine {
     /// The next line of the program's output.
     ///
     /// # Errors
-    /// The program has ended, or there was none within the limit.
+    /// The program has ended, or it printed no line within the limit.
     pub fn line(&self, limit: Duration) -> Result<String, RecvTimeoutError> {
         self.lines.recv_timeout(limit)
     }
 
-    /// Ends the machine at this moment. Of what its disks had not flushed `random` decides how much
-    /// is kept; see [`VolatileDisk::lose_power`]. Returns how many sectors were lost.
+    /// Ends the machine at this moment. `random` decides how much of the unflushed data of its
+    /// disks is kept; see [`VolatileDisk::lose_power`]. Returns the number of sectors that were
+    /// lost.
     ///
     /// # Panics
     /// If the disks fail.

@@ -1,5 +1,5 @@
-//! What a machine and its host agree on when the machine may end at any moment: which write goes
-//! where, and what a sector holds. And the application that does these writes.
+//! The agreement between a machine and its host when the machine may end at any moment: which write
+//! goes where, and what a sector holds. Also the application that does these writes.
 
 use std::{
     fs::File,
@@ -10,31 +10,31 @@ use std::{
 
 use crate::random::Random;
 
-/// Writers; each has blocks of its own.
+/// The number of writers; each has its own blocks.
 pub const WRITERS: u64 = 4;
-/// Blocks of a writer.
+/// The number of blocks of a writer.
 pub const BLOCKS: u64 = 256;
 /// The length of a block, which is one write.
 pub const BLOCK_BYTES: u64 = 4096;
-/// From one block to the next.
+/// The distance from one block to the next, in bytes.
 pub const STRIDE_BYTES: u64 = 64 << 10;
-/// A sector is what a power loss leaves whole.
+/// The size of a sector, which a power loss leaves whole, in bytes.
 pub const SECTOR_BYTES: u64 = 512;
 /// The size of each LUN, in bytes.
 pub const LUN_BYTES: u64 = WRITERS * BLOCKS * STRIDE_BYTES;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"shunt-pw");
 
-/// One sector of one write.
+/// The write that a sector comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Mark {
     /// The life of the machine, from 1; 0: never written.
     pub life: u64,
-    /// The number of the write, of its writer in this life.
+    /// The number of the write, counted by its writer in this life.
     pub number: u64,
 }
 
-/// The block that a write goes to, of its writer's.
+/// The block that a write goes to, among the blocks of its writer.
 #[must_use]
 pub fn block_of(life: u64, writer: u64, number: u64) -> u64 {
     let mut random = Random::new((life << 32 | writer << 24) ^ number);
@@ -48,7 +48,7 @@ pub const fn offset_of(writer: u64, block: u64) -> u64 {
     (writer * BLOCKS + block) * STRIDE_BYTES
 }
 
-/// Fills a sector.
+/// Fills a sector with its place and a mark.
 pub fn encode(sector: &mut [u8], place: u64, mark: Mark) {
     let words = [MAGIC, place, mark.life, mark.number];
     for (index, chunk) in sector.chunks_exact_mut(8).enumerate() {
@@ -56,7 +56,7 @@ pub fn encode(sector: &mut [u8], place: u64, mark: Mark) {
     }
 }
 
-/// What a sector holds; `None`: nothing that was ever written there.
+/// The mark of a sector. `None`: the sector holds something that was never written there.
 #[must_use]
 pub fn decode(sector: &[u8], place: u64) -> Option<Mark> {
     if sector.iter().all(|byte| *byte == 0) {
@@ -75,10 +75,10 @@ pub fn decode(sector: &[u8], place: u64) -> Option<Mark> {
     (expected == sector).then_some(mark)
 }
 
-/// Tells the host that so many writes of a writer are flushed.
+/// Reports to the host that the first `count` writes of a writer are flushed.
 pub fn say_flushed(writer: u64, count: u64) {
     let mut out = io::stdout().lock();
-    // Without a host there is no machine either.
+    // An error is ignored: without a host there is no machine either.
     let _ = writeln!(out, "flushed {writer} {count}");
 }
 
@@ -89,23 +89,23 @@ pub fn flushed(line: &str) -> Option<(usize, u64)> {
     Some((writer.parse().ok()?, count.parse().ok()?))
 }
 
-/// A block as direct I/O wants it.
+/// A block that is aligned for direct I/O.
 #[derive(Debug)]
 #[repr(align(4096))]
 pub struct Block(pub [u8; BLOCK_BYTES as usize]);
 
 impl Block {
-    /// Of zeroes.
+    /// A block of zeroes.
     #[must_use]
     pub fn zeroed() -> Box<Self> {
         Box::new(Self([0; BLOCK_BYTES as usize]))
     }
 }
 
-/// Opens a volume past the page cache.
+/// Opens a volume, bypassing the page cache.
 ///
 /// # Panics
-/// If that is not possible.
+/// If the volume cannot be opened.
 #[must_use]
 pub fn open(device: &str) -> File {
     File::options()
@@ -128,7 +128,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// The writer of that number, in a life of the machine.
+    /// Creates the writer with this number, in a life of the machine.
     #[must_use]
     pub fn new(life: u64, writer: u64) -> Self {
         Self {
@@ -140,7 +140,7 @@ impl Writer {
         }
     }
 
-    /// Writes until it is to stop, and flushes at the end. `flushed` is called after each flush
+    /// Writes until `stop` is set, and flushes at the end. `flushed` is called after each flush
     /// with the number of writes that it covers.
     ///
     /// # Errors
@@ -177,7 +177,8 @@ impl Writer {
         }
     }
 
-    /// Reads one of its blocks, and compares it with what was last written to it in this life.
+    /// Reads one block of the writer, and compares it with what was last written to it in this
+    /// life.
     ///
     /// # Errors
     /// Those of the volume, and `InvalidData` if it holds anything else.

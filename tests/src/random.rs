@@ -1,11 +1,11 @@
-//! Numbers that look random and come again with the same seed.
+//! Pseudo-random numbers that are reproducible from a seed.
 
-/// Marsaglia's xorshift.
+/// A generator of the kind of Marsaglia's xorshift.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// The numbers of a seed.
+    /// Creates the generator of a seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)

@@ -1,7 +1,9 @@
-//! Load with verification that is there at once: writers that each know what their blocks must have.
+//! A load with verification that starts immediately: writers that each know what their blocks must
+//! hold.
 //!
-//! fio proves more in one run, but in the machine its start alone takes as long as thousands of these requests. A test
-//! that needs an application which notices every lost write, and not fio itself, takes this.
+//! fio proves more in one run, but in the machine its start alone takes as long as thousands of
+//! these requests. A test that needs an application that notices every lost write, but not fio
+//! itself, uses this load.
 
 use std::{
     fs::File,
@@ -16,25 +18,25 @@ use std::{
 
 use crate::{random::Random, wait_until};
 
-/// What a test writes to that has no reason for another size, in bytes.
+/// The default size of the area that a test writes to, in bytes.
 pub const SPAN: u64 = 16 << 20;
 
-/// How many requests are open at once.
+/// The number of requests that are open at once.
 const WRITERS: u64 = 8;
 
 const BLOCK: usize = 4096;
 
-/// Between two requests of a writer: the machine has other things to do.
+/// The pause between two requests of a writer: the machine has other things to do.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// After so many requests of each writer it is plain that the load goes on.
+/// The number of requests of each writer after which the load is known to run.
 const REQUESTS: u64 = 16;
 
 #[repr(align(4096))]
 struct Block([u8; BLOCK]);
 
 impl Block {
-    /// What the block has after so many writes.
+    /// Fills the block with its contents after `writes` writes.
     fn fill(&mut self, number: u64, writes: u64) {
         for (index, word) in (0u64..).zip(self.0.chunks_exact_mut(8)) {
             let value = (number << 32 | writes).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ index;
@@ -52,7 +54,7 @@ pub struct Steady {
 }
 
 impl Steady {
-    /// Begins. The blocks of the writers lie among each other.
+    /// Starts the load. The blocks of the writers are interleaved.
     ///
     /// # Panics
     /// If the device cannot be opened.
@@ -91,21 +93,21 @@ impl Steady {
         self.threads.iter().any(JoinHandle::is_finished)
     }
 
-    /// Waits until every writer has begun and ended requests after now.
+    /// Waits until every writer has begun and ended requests after this call.
     ///
     /// # Panics
     /// If one has failed, or takes too long.
     pub fn go_on(&self) {
         let now = |done: &Arc<AtomicU64>| done.load(Ordering::Relaxed);
         let before: Vec<u64> = self.done.iter().map(now).collect();
-        wait_until("the load goes on", || {
+        wait_until("the load continues", || {
             let mut writers = self.done.iter().zip(&before);
             self.has_ended() || writers.all(|(done, before)| now(done) > before + REQUESTS)
         });
-        assert!(!self.has_ended(), "the load has ended by itself");
+        assert!(!self.has_ended(), "the load has ended too early");
     }
 
-    /// Ends, and reads all that was written.
+    /// Stops the load, and reads back all that was written.
     ///
     /// # Panics
     /// If the application saw an error, or something else than it had written.
@@ -120,7 +122,8 @@ impl Steady {
 }
 
 impl Drop for Steady {
-    /// In a test that fails: a writer ends with its present request, which nobody can take back.
+    /// Stops the load in a test that fails: each writer ends after its current request, which
+    /// cannot be cancelled.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
@@ -180,7 +183,7 @@ impl Writer {
         }
         let writes = self.writes[index];
         Err(format!(
-            "block {block} has not what its write {writes} wrote"
+            "block {block} does not hold what its write {writes} wrote"
         ))
     }
 }

@@ -1,5 +1,5 @@
-//! A disk with a cache that a power loss empties: an NBD server whose unflushed sectors are kept, lost or fall back to an
-//! earlier content, each by itself.
+//! A disk with a cache that a power loss empties: an NBD server. Each unflushed sector is kept,
+//! lost or falls back to an earlier content, independently of the others.
 //!
 //! The protocol is the fixed newstyle negotiation and simple replies of
 //! <https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md>, as far as QEMU uses it.
@@ -29,7 +29,7 @@ const OPTION_GO: u32 = 7;
 const REPLY_ACK: u32 = 1;
 const REPLY_INFO: u32 = 3;
 const REPLY_UNSUPPORTED: u32 = 1 << 31 | 1;
-/// Flags are there, and there is a flush.
+/// The export has flags, and supports a flush.
 const EXPORT_FLAGS: u16 = 0b101;
 const READ: u16 = 0;
 const WRITE: u16 = 1;
@@ -37,12 +37,12 @@ const DISCONNECT: u16 = 2;
 const FLUSH: u16 = 3;
 const EINVAL: u32 = 22;
 
-/// The disk: what is on the medium, and what only its cache has.
+/// The disk: what is on the medium, and what is only in the cache.
 #[derive(Debug)]
 struct Disk {
     medium: File,
     size: u64,
-    /// For each sector in the cache, all that was written to it since the last flush.
+    /// For each sector in the cache, all contents that were written to it since the last flush.
     cache: BTreeMap<u64, Vec<[u8; SECTOR]>>,
     powered: bool,
 }
@@ -77,9 +77,9 @@ impl VolatileDisk {
         Ok(disk)
     }
 
-    /// The power of all of these disks is lost at one moment: from now on nothing arrives, and of each sector that was not
-    /// flushed `random(n)` of its `n - 1` writes have reached the medium. Returns how many sectors did not get their last
-    /// one.
+    /// Cuts the power of all these disks at one moment. From now on nothing arrives. Of the `n - 1`
+    /// writes to each unflushed sector, the first `random(n)` have reached the medium. Returns the
+    /// number of sectors that did not get their last write.
     ///
     /// # Errors
     /// Those of the files.
@@ -137,7 +137,7 @@ impl VolatileDisk {
         }
     }
 
-    /// Says whether the client goes on.
+    /// Returns whether the client continues with requests.
     fn negotiate(&self, stream: &mut UnixStream) -> io::Result<bool> {
         let size = self.0.lock().unwrap_or_else(PoisonError::into_inner).size;
         stream.write_all(MAGIC)?;
@@ -182,7 +182,7 @@ impl VolatileDisk {
 }
 
 impl Disk {
-    /// Returns the error number of the reply. No reply at all without power.
+    /// Returns the error number of the reply. Without power there is no reply at all.
     fn perform(&mut self, command: u16, offset: u64, data: &mut [u8]) -> io::Result<u32> {
         if !self.powered {
             return Err(io::ErrorKind::ConnectionAborted.into());

@@ -25,7 +25,7 @@ impl Connection {
         Self(stream)
     }
 
-    /// Asks.
+    /// Sends a request, and waits for the answer.
     ///
     /// # Panics
     /// If there is no answer.
@@ -34,7 +34,7 @@ impl Connection {
         frame::read(&mut self.0).expect("an answer")
     }
 
-    /// Asks, and does not wait for the answer.
+    /// Sends a request, and does not wait for the answer.
     ///
     /// # Panics
     /// If it cannot be sent.
@@ -42,10 +42,10 @@ impl Connection {
         frame::write(&mut self.0, request).expect("send a request");
     }
 
-    /// How the volume is.
+    /// The status of the volume.
     ///
     /// # Panics
-    /// If it does not say.
+    /// If the volume does not send it.
     pub fn status(&mut self) -> Status {
         match self.ask(&Request::Status) {
             Response::Status(status) => *status,
@@ -53,7 +53,7 @@ impl Connection {
         }
     }
 
-    /// Does something while nothing is in flight and new requests are held.
+    /// Runs `action` while nothing is in flight and new requests are held.
     ///
     /// # Panics
     /// If the volume does not suspend, or did not stay suspended.

@@ -1,4 +1,4 @@
-//! Copies at an instant of volumes that belong together, while they are written.
+//! Tests of copies at an instant of volumes that belong together, while they are written.
 
 use std::{
     fs::File,
@@ -18,7 +18,7 @@ use tests::{
 
 const REFUSED_OR_FAILED: [i32; 2] = [1, 3];
 const BLOCK: usize = 4096;
-/// Each number has its block, so that a copy shows all the last ones.
+/// The number of blocks. Each number has its own block, so that a copy shows all the last numbers.
 const BLOCKS: u64 = 512;
 
 /// A program that writes numbers, each first to its log and then to its data, as a database does.
@@ -71,7 +71,7 @@ impl Writer {
     }
 }
 
-/// The last number on a LUN; every one before it is there too.
+/// The last number on a LUN. Checks that every number before it is there too.
 fn last_number(lun: &str) -> u64 {
     let file = File::open(lun).unwrap();
     let mut block = [0; BLOCK];
@@ -107,7 +107,8 @@ fn copies_of_two_volumes_are_of_one_instant_and_take_only_what_changed() {
     let host = Host::new();
     let [data, log] = [lun::disk(0), lun::disk(2)];
     let below = [&data, &log].map(|lun| LoopDevice::new(lun::size(lun), 512));
-    // One volume is split long after the other: whoever does not hold until then is found out.
+    // One volume is split long after the other: a volume that does not hold requests until then is
+    // noticed.
     let slow = Mapped::slow_flushes("log-copy", &below[1].path, 100);
     let targets = [below[0].path.clone(), slow.path()];
     for lun in [&data, &log] {
@@ -135,7 +136,7 @@ fn copies_of_two_volumes_are_of_one_instant_and_take_only_what_changed() {
         let before = writer.written();
         host.ok(&["split", "copy"]);
         let after = writer.written() + 1;
-        wait_until("the application goes on", || writer.written() > after + 20);
+        wait_until("the application writes", || writer.written() > after + 20);
         let read_only = |lun: &String| sh("blockdev", &["--getro", lun]).trim() == "1";
         assert!(targets.iter().all(read_only));
         let [in_data, in_log] = [0, 1].map(|leg: usize| last_number(&targets[leg]));
@@ -187,19 +188,19 @@ fn a_copy_can_be_read_by_others_survives_every_process_and_is_mirrored_onto_when
     host.kill_shuntd();
     host.start_shuntd();
     host.wait_for("copy", "split");
-    // Both at once.
+    // Both processes die at once.
     host.kill_shuntd();
     host.kill_target_only("db");
     host.start_shuntd();
     host.wait_for("copy", "split");
-    // Whoever wants to write, such as a journal that is replayed, does it elsewhere.
+    // A client that must write, for example to replay a journal, uses a copy of the target.
     let elsewhere = LoopDevice::new(lun::size(&source), 512);
     sh("cp", &[&target.path, &elsewhere.path]);
     let read = Mounted::new(&elsewhere.path);
     assert!(read.path().join("before").exists());
     assert!(!read.path().join("after").exists());
     drop(read);
-    // Somebody uses it: it stays as it is.
+    // While the target is in use, it stays split.
     let read = Mounted::read_only(&target.path);
     let said = host.shunt(&["resume", "copy"]);
     assert!(REFUSED_OR_FAILED.contains(&said.code), "{said:?}");
@@ -207,7 +208,7 @@ fn a_copy_can_be_read_by_others_survives_every_process_and_is_mirrored_onto_when
     host.wait_for("copy", "split");
     drop(read);
     assert_eq!(lun::checksum(&target.path), copy);
-    // Nobody knows what was written to it meanwhile.
+    // The target was made writable, so it is unknown what was written to it.
     sh("blockdev", &["--setrw", &target.path]);
     host.refused(
         &["resume", "copy"],
@@ -220,9 +221,9 @@ fn a_copy_can_be_read_by_others_survives_every_process_and_is_mirrored_onto_when
     host.wait_until_in_sync("copy");
     drop(mounted);
     host.assert_legs_equal("db", &source, &target.path);
-    // What it ends with is the operator's.
+    // After another split and its cancel, the target belongs to the operator.
     host.ok(&["split", "copy"]);
-    // Made writable and read-only again: the kernel has counted what was written.
+    // The target is made writable and read-only again: the kernel has counted what was written.
     sh("blockdev", &["--setrw", &target.path]);
     sh(
         "dd",

@@ -1,10 +1,12 @@
-//! What others write to a leg while no process of Shunt holds it, and who holds it when.
+//! Tests of what others write to a leg while no process of Shunt holds it, and of which process
+//! holds it when.
 
 use tests::{host::Host, lun, wait_until};
 
 const REFUSED: i32 = 3;
 
-/// A pair in sync whose map file marks no region any more: what the marks say is copied again is nothing.
+/// Brings a pair into sync, and waits until its map file marks no region: because of marks nothing
+/// is copied again.
 fn in_sync_and_unmarked(host: &Host, source: &str, target: &str) {
     host.bring_into_sync("db", source, target, "move");
     wait_until("no region is marked", || {
@@ -55,7 +57,7 @@ fn the_luns_of_a_ublk_target_that_died_stay_claimed_and_nothing_is_compared() {
     in_sync_and_unmarked(&host, &source, &target);
     let before = host.connect("db").status();
     assert_eq!(before.held.len(), 2);
-    // Nobody starts another one yet.
+    // shuntd is stopped, so that it does not start the next process yet.
     host.signal_shuntd(libc::SIGSTOP);
     let pid = host.kill_target_only("db");
     wait_until("it is dead", || {

@@ -1,4 +1,4 @@
-//! Sessions that track a volume which is written faster than its target can take.
+//! Tests of sessions that track a volume that is written faster than its target can take.
 
 use std::{
     fs::File,
@@ -20,21 +20,21 @@ use tests::{
 
 const SIZE_BYTES: u64 = 32 << 20;
 
-/// What the target takes in a second, in megabytes.
+/// The throughput of the target, in megabytes a second.
 const TARGET_MEGABYTES: u32 = 8;
 
-/// Writes without a pause, beside fio, which pauses between its rounds and while it verifies: longer than the target needs for
-/// what is left, on a slow machine.
+/// Writes without pauses, beside fio. fio pauses between its rounds and while it verifies: on a
+/// slow machine longer than the target needs for what is left.
 struct Writer {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<std::io::Result<()>>,
 }
 
 impl Writer {
-    /// Where it writes, in bytes; fio writes before that.
+    /// The area that it writes to, in bytes; fio writes before that.
     const AREA: std::ops::Range<u64> = 16 << 20..28 << 20;
     const BLOCK_BYTES: usize = 64 << 10;
-    /// One block in this time is 16 MiB a second.
+    /// The interval between two blocks, which makes 16 MiB a second.
     const EVERY: Duration = Duration::from_millis(4);
 
     fn start(device: &str) -> Self {
@@ -50,7 +50,8 @@ impl Writer {
             let block = &memory[shift..shift + Self::BLOCK_BYTES];
             let blocks = (Self::AREA.end - Self::AREA.start) / Self::BLOCK_BYTES as u64;
             let mut due = Instant::now();
-            // 7 and the number of blocks have no common divisor: each in turn, none beside the one before.
+            // 7 and the number of blocks have no common divisor: each block has its turn, and none
+            // is next to the one before.
             for number in (0_u64..).map(|at| at * 7 % blocks) {
                 if stopped.load(Ordering::Relaxed) {
                     break;
@@ -70,7 +71,7 @@ impl Writer {
     }
 }
 
-/// Twice as much as the target takes.
+/// A load of twice the throughput of the target.
 const FASTER: &[&str] = &[
     "--rw=randwrite",
     "--bs=64k",
@@ -86,7 +87,8 @@ const FASTER: &[&str] = &[
 
 const MAX_PAUSE_SECONDS: &str = "2";
 
-/// The mapping has a name of its own to be known by; `null_blk` gives its disks none.
+/// A slow disk and a mapping over it. The mapping has a UUID that identifies it; `null_blk` gives
+/// its disks none.
 fn slow_target(source: &str) -> (SlowDisk, Mapped) {
     let megabytes = u32::try_from(lun::size(source) >> 20).unwrap();
     let disk = SlowDisk::new(megabytes, TARGET_MEGABYTES);
@@ -185,7 +187,7 @@ fn an_impossible_window_falls_back_the_application_sees_nothing_and_the_state_sa
     assert_eq!(host.pair("move")["state"], "tracking");
     assert_eq!(host.pair("move")["authoritative"], "source");
     assert_eq!(host.connect("db").status().throttle_bytes_per_second, 0);
-    // A slow target does no harm: it can be mirrored live, or left.
+    // A slow target does no harm: it can be mirrored live, or given up.
     load.go_on();
     host.ok(&["cancel", "move", "--yes"]);
     load.finish();
@@ -215,7 +217,7 @@ fn a_shuntd_that_dies_in_a_cutover_leaves_no_write_slowed() {
     load.go_on();
     host.start_shuntd();
     wait_until("it tracks", || host.pair("move")["state"] == "tracking");
-    // A ublk-target that was started again is told what writes do.
+    // A restarted ublk-target gets the copy mode again.
     host.kill_target("db");
     wait_until("it tracks again", || {
         host.pair("move")["state"] == "tracking"

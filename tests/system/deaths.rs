@@ -1,4 +1,4 @@
-//! SIGKILL to shuntd and ublk-target, while applications write.
+//! Tests in which shuntd and ublk-target get SIGKILL while applications write.
 
 use migration_proto::target::{Request, Response};
 use tests::{
@@ -8,7 +8,7 @@ use tests::{
     wait_until,
 };
 
-/// A migration that takes some seconds, because each write to the target takes long.
+/// Starts a migration that takes some seconds, because each write to the target is slow.
 fn start_slow_copy(host: &Host) -> (String, Mapped) {
     let (source, disk) = (lun::disk(0), lun::disk(1));
     let target = Mapped::slow_writes("shunt-test-slow", &disk, 150);
@@ -48,7 +48,7 @@ fn shuntd_dies_during_the_copy_and_only_what_it_had_claimed_is_copied_twice() {
     let status = host.connect("db").status();
     assert_eq!(
         status.pid, at_death.pid,
-        "the volume went on with the same process"
+        "the volume continued with the same process"
     );
     // A region that was reported is never copied again; without writes each is reported once.
     assert_eq!(status.copied_bytes, status.size_bytes);

@@ -1,4 +1,4 @@
-//! ublk-target is asked to end: by signals that a shutdown sends to every process, and by a panic of its own.
+//! Tests of the signals that a shutdown sends to every process, and of a step of the clock.
 
 use tests::{
     host::Host,
@@ -27,7 +27,7 @@ fn the_server_of_an_open_device_does_not_obey_a_shutdown_and_otherwise_ends_clea
     let device = Host::device("db");
     tests::sh("mkfs.ext4", &["-q", &device]);
     let status = host.connect("db").status();
-    // systemd spares it when it kills what is left.
+    // systemd spares the process when it kills what is left.
     let arguments = std::fs::read(format!("/proc/{}/cmdline", status.pid)).unwrap();
     assert!(arguments.starts_with(b"@ublk-target\0"));
 
@@ -38,7 +38,7 @@ fn the_server_of_an_open_device_does_not_obey_a_shutdown_and_otherwise_ends_clea
         .enumerate()
     {
         signal(status.pid, number);
-        wait_until("it says that it goes on, and why", || {
+        wait_until("the log says why it is not obeyed", || {
             let log = host.log();
             let lines = log.lines().filter(|line| line.contains("not obeyed"));
             lines.filter(|line| line.contains(&mount)).count() == count + 1
@@ -48,7 +48,7 @@ fn the_server_of_an_open_device_does_not_obey_a_shutdown_and_otherwise_ends_clea
     drop(files);
     assert_eq!(host.connect("db").status().pid, status.pid);
 
-    // Open, though not mounted.
+    // The device is open, though not mounted.
     let open = std::fs::File::open(&device).unwrap();
     signal(status.pid, libc::SIGTERM);
     let own = format!("pid {}", std::process::id());
@@ -104,7 +104,7 @@ fn a_step_of_the_clock_ends_no_duration() {
     let dirty = || host.pair("move")["dirty_bytes"].as_u64().unwrap();
     let goes_on = || {
         let before = dirty();
-        wait_until("the copy goes on", || dirty() < before);
+        wait_until("the copy continues", || dirty() < before);
     };
     goes_on();
     for step in ["+3 hours", "-6 hours", "+3 hours"] {

@@ -1,4 +1,5 @@
-//! Who is kept away: from the legs, from the sockets, from LUNs that are not the ones that were accepted.
+//! Tests of who is kept away: from the legs, from the sockets, and LUNs that are not the accepted
+//! ones.
 
 use std::{
     io::{Read, Write},
@@ -49,7 +50,7 @@ fn nobody_can_mount_or_format_a_leg_underneath_and_a_leg_that_is_given_up_is_fre
     host.ok(&["switch", "move"]);
     host.ok(&["commit", "move", "--yes"]);
     refuses(&target);
-    // Closing it is the last thing that is done.
+    // The leg is closed last.
     wait_until("the leg that was given up is free", || {
         lun::is_free(&source)
     });
@@ -58,12 +59,13 @@ fn nobody_can_mount_or_format_a_leg_underneath_and_a_leg_that_is_given_up_is_fre
     sh("fsck.ext4", &["-f", "-n", &target]);
 }
 
-/// Sends a greeting as another user; returns what is answered.
+/// Sends a greeting as another user; returns the answer.
 fn greet_as_nobody(socket: &Path) -> std::io::Result<Vec<u8>> {
     const NOBODY: libc::c_long = 65534;
     let socket = socket.to_owned();
     let thread = std::thread::spawn(move || {
-        // The system call changes this thread alone; the function of the C library would change all.
+        // The system call changes this thread alone; the function of the C library would change all
+        // threads.
         // SAFETY: setresuid takes numbers only.
         let result = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
         assert_eq!(result, 0, "setresuid");
@@ -138,13 +140,13 @@ fn a_lun_that_was_exchanged_behind_its_path_is_not_used() {
             problem.contains(lun.as_str()) && problem.contains("inode")
         };
         if *lun == source {
-            wait_until("the volume says which lun is another one", || {
+            wait_until("the volume says which LUN was exchanged", || {
                 let volume = host.volume("db");
                 volume["state"] == "failed" && says_which(&volume)
             });
         } else {
-            // It is served by the source alone.
-            wait_until("the pair says which lun is another one", || {
+            // The volume is served by the source alone.
+            wait_until("the pair says which LUN was exchanged", || {
                 let pair = host.pair("move");
                 pair["state"] == "degraded" && says_which(&pair)
             });
@@ -167,7 +169,8 @@ fn a_lun_that_was_exchanged_behind_its_path_is_not_used() {
     host.ok(&["detach", "db"]);
 }
 
-/// Both processes are gone when it returns; shuntd is not started again.
+/// Kills shuntd and the ublk-target of a volume, and waits until both are gone. shuntd is not
+/// started again.
 fn down(host: &mut Host, volume: &str) {
     host.kill_shuntd();
     let pid = host.kill_target_only(volume);
@@ -233,7 +236,7 @@ fn a_device_that_comes_back_under_another_name_is_found() {
     let mut second = Mapped::linear("shunt-test-b", &target);
     host.bring_into_sync("db", &first.path(), &second.path(), "move");
     down(&mut host, "db");
-    // Each has the name of the other one.
+    // Each device has the name of the other.
     first.rename("shunt-test-c");
     second.rename("shunt-test-a");
     first.rename("shunt-test-b");
@@ -259,7 +262,7 @@ fn a_device_that_comes_back_under_another_name_is_found() {
 #[test]
 fn disks_without_a_name_are_refused_unless_accepted_and_not_taken_for_each_other() {
     let mut host = Host::new();
-    // Of one size, as disks of one array are.
+    // Two LUNs of one size, as disks of one array are.
     let below = [0, 1].map(|_| LoopDevice::new(16 << 20, 512));
     let mut first = Mapped::nameless("shunt-test-a", &below[0].path);
     let mut second = Mapped::nameless("shunt-test-b", &below[1].path);
@@ -378,7 +381,7 @@ fn verbs_are_refused_while_the_copy_runs_and_names_are_taken_once() {
         host.ok(&["start", "move"]).error.contains("already"),
         "a second start is nothing new"
     );
-    // What the copy changes by itself is not compared here.
+    // Unlike [`Host::refused`], does not compare the status: the copy changes it meanwhile.
     let refuse = |arguments: &[&str], words: &[&str]| {
         let said = host.shunt(arguments);
         assert_eq!(said.code, REFUSED, "shunt {arguments:?}: {said:?}");

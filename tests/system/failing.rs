@@ -1,4 +1,4 @@
-//! Legs that fail or stall under a load that must not notice.
+//! Tests of legs that fail or stall under a load that must not notice.
 
 use tests::{
     host::Host,
@@ -15,7 +15,7 @@ fn is_in(host: &Host, state: &str) -> bool {
     host.pair("move")["state"] == state
 }
 
-/// One tag, so that a write that waits for the mirror leg holds up everything.
+/// One tag is in use, so that a write that waits for the mirror leg holds up everything.
 const ONE_BY_ONE: &[&str] = &[
     "--rw=randwrite",
     "--bs=4k",
@@ -40,18 +40,18 @@ fn a_mirror_leg_that_stalls_is_given_up_and_copied_again_when_it_is_back() {
     wait_until("the pair is degraded", || is_in(&host, "degraded"));
     let problem = host.pair("move")["problem"].to_string();
     assert!(problem.contains("timed out"), "{problem}");
-    // Much more than the places for writes in flight.
+    // Many more writes than there are places for writes to the mirror leg.
     let before = host.connect("db").status().counters.writes;
     wait_until("many writes are done", || {
         host.connect("db").status().counters.writes >= before + 300
     });
     host.refused(&["switch", "move"], REFUSED, &["move", "degraded"]);
-    // It is as slow as before: nobody waits for it again.
+    // The target is as slow as before: no write waits for it again.
     let history = || host.ok(&["history", "move"]).out;
     std::thread::sleep(std::time::Duration::from_secs(6));
     assert!(!history().contains("answers again"), "{}", history());
     target.mend_it();
-    // From here on by itself.
+    // The rest happens automatically.
     host.wait_for("move", "source-selected");
     for line in ["answers again", "has caught up"] {
         wait_until(line, || history().contains(line));
@@ -77,7 +77,8 @@ fn a_mirror_leg_that_hangs_can_be_left_behind() {
     load.go_on();
     host.ok(&["cancel", "move", "--yes"]);
     load.go_on();
-    // What it was given may still reach the LUN: no other migration of the volume before that.
+    // What the mirror leg was given may still reach the LUN, so no other migration of the volume
+    // starts before that.
     let third = lun::LoopDevice::new(lun::size(&source), 512);
     host.ok(&["create", "again", &format!("db:{}", third.path)]);
     let said = host.shunt(&["start", "again"]);
@@ -110,9 +111,9 @@ fn a_target_that_fails_after_the_switch_gives_the_role_back_by_itself() {
     load.go_on();
     assert!(is_in(&host, "degraded"), "{}", host.pair("move"));
     assert_eq!(host.connect("db").status().counters.fail_overs, 1);
-    let told = || host.ok(&["history", "move"]).out.contains("by itself");
-    wait_until("the history tells", told);
-    // Another process finds the same.
+    let told = || host.ok(&["history", "move"]).out.contains("automatically");
+    wait_until("the history has the new role", told);
+    // The next process finds the same role.
     host.kill_target("db");
     load.go_on();
     assert_eq!(host.pair("move")["authoritative"], "source");
@@ -185,7 +186,7 @@ fn a_volume_comes_back_without_its_mirror_leg_and_takes_it_again() {
     let said = host.shunt(&["resume", "move"]);
     assert_ne!(said.code, 0, "{said:?}");
     assert!(said.error.contains(&path), "{said:?}");
-    // Another LUN in its place is not taken for it.
+    // Another LUN in the place of the target is not accepted for it.
     let stranger = Mapped::linear("shunt-test-target", &lun::disk(2));
     let said = host.shunt(&["resume", "move"]);
     assert_ne!(said.code, 0, "{said:?}");
@@ -200,12 +201,12 @@ fn a_volume_comes_back_without_its_mirror_leg_and_takes_it_again() {
     host.ok(&["detach", "db"]);
 }
 
-/// Blocks that a source cannot read: a copy goes past them only if the operator has said so, and a LUN that is away is none
-/// with bad blocks.
+/// Blocks that a source cannot read: a copy skips them only if the operator has accepted that. A
+/// LUN that is away does not count as one with bad blocks.
 #[test]
 fn bad_blocks_of_a_source_are_copied_past_only_if_that_is_asked_for_and_never_those_of_a_lun_that_is_away()
  {
-    // Where `lun::disk` has written something: the data of these is lost.
+    // The bad sectors, where `lun::disk` has written something: this data is lost.
     const BAD: [(u64, u64); 2] = [(34 * 2048 + 1024, 8), (50 * 2048 + 1024, 1)];
     let mut host = Host::new();
     let (disk, target) = (lun::disk(0), lun::disk(1));
@@ -223,7 +224,7 @@ fn bad_blocks_of_a_source_are_copied_past_only_if_that_is_asked_for_and_never_th
     });
     host.refused(&["switch", "move"], REFUSED, &["still to be copied"]);
 
-    // It is away: nothing of it is given up.
+    // The source is away: none of its blocks is skipped.
     source.break_it();
     host.ok(&["set", "move", "--accept-unreadable", "1MiB"]);
     wait_until("the copy fails", || problem(&host).contains("read again"));
@@ -244,7 +245,8 @@ fn bad_blocks_of_a_source_are_copied_past_only_if_that_is_asked_for_and_never_th
     host.start_shuntd();
     assert_eq!(host.pair("move")["unreadable"], serde_json::json!(bad));
 
-    // One that was copied well before: the target is not overwritten, and the pair waits.
+    // A block that was copied before becomes bad: the target is not overwritten, and the pair
+    // waits.
     let once_more = [BAD[0], BAD[1], (60 * 2048 + 1024, 1)];
     source.break_sectors(&once_more);
     host.kill_shuntd();

@@ -1,4 +1,4 @@
-//! Legs that fail, or are too slow.
+//! Tests of legs that fail or are too slow.
 
 use tests::{
     host::Host,
@@ -80,7 +80,7 @@ fn ublk_target_dies_while_the_mirror_leg_fails() {
         host.pair("move")["state"] == "degraded"
     });
     load.go_on();
-    // Whatever stands in the way of its mirror leg, the volume serves.
+    // The volume is served, whatever is wrong with its mirror leg.
     host.kill_target("db");
     load.go_on();
     wait_until("the pair is degraded again", || {
@@ -118,7 +118,7 @@ fn a_source_that_cannot_be_read_in_one_place_is_named_and_never_switched_away_fr
     ];
     assert_eq!(host.shunt(&wait).code, TIME_RAN_OUT);
     host.refused(&["switch", "move"], REFUSED, &["move"]);
-    // Elsewhere the application goes on.
+    // In other places the application continues.
     load::once(&Host::device("db"), load::SMALL).unwrap();
     source.mend_it();
     host.wait_for("move", "source-selected");
@@ -159,7 +159,8 @@ fn the_application_sees_the_errors_of_the_authoritative_leg_and_only_those() {
         let problem = host.pair("move")["problem"].to_string();
         problem.contains("authoritative leg")
     });
-    // A write that the source cannot do may be on the target: from now on that does not answer for the source.
+    // A write that the source fails may be on the target: from now on the target does not answer
+    // reads for the source there.
     assert!(lun::write_megabyte(&Host::device("db"), 120, 7).is_err());
     assert!(reads(119) && !reads(120) && reads(121));
     source.mend_it();

@@ -1,5 +1,6 @@
-//! The paths of the patent's figures, as an administrator walks them, with a file system in use: start, queue, pause, restart,
-//! cancel, the switch by itself with retirement, startup, and every loop of undo.
+//! Tests of the paths of the patent's figures, as an administrator walks them, with a file system
+//! in use: start, queue, pause, restart, cancel, the automatic switch with retirement, startup, and
+//! every loop of undo.
 
 use std::process::Command;
 
@@ -9,7 +10,7 @@ use tests::{
     sh, wait_until,
 };
 
-/// A file system on a volume, in which every step leaves a file that is looked at in the end.
+/// A file system on a volume, in which every step leaves a file that is checked at the end.
 struct InUse {
     mounted: Mounted,
     files: Vec<String>,
@@ -24,7 +25,7 @@ impl InUse {
         Self { mounted, files }
     }
 
-    /// The application goes on.
+    /// Writes a file for a step, and verifies the files of all steps.
     fn goes_on(&mut self, step: &str) {
         let file = self.mounted.path().join(step);
         let script = format!(
@@ -37,7 +38,7 @@ impl InUse {
         self.files.push(step.to_owned());
     }
 
-    /// Unmounts it, and finds all of it on a LUN.
+    /// Unmounts the file system, and finds all of its files on a LUN.
     fn must_be_on(self, host: &Host, volume: &str, lun: &str) {
         let Self { mounted, files } = self;
         drop(mounted);
@@ -62,7 +63,7 @@ fn state(host: &Host, session: &str) -> String {
         .to_owned()
 }
 
-/// What `blkid` finds on a LUN, past its cache.
+/// The type that `blkid` finds on a LUN, bypassing its cache.
 fn kind(lun: &str) -> String {
     let found = Command::new("blkid")
         .args(["-p", "-o", "value", "-s", "TYPE", lun])
@@ -108,7 +109,7 @@ fn start_queue_pause_restart_and_cancel() {
     host.ok(&["start", "second"]);
     assert_eq!(state(&host, "second"), "queued");
     application.goes_on("queued");
-    // Paused while it waits, and while it is copied.
+    // The session is paused while it waits, and while it is copied.
     host.ok(&["pause", "second"]);
     assert_eq!(state(&host, "second"), "paused");
     host.ok(&["resume", "second"]);
@@ -118,7 +119,7 @@ fn start_queue_pause_restart_and_cancel() {
     application.goes_on("copied");
     host.ok(&["pause", "second"]);
     application.goes_on("paused");
-    // Startup: what was paused stays so, what was not goes on.
+    // Startup: a session that was paused stays paused, and one that was not continues.
     host.kill_shuntd();
     application.goes_on("without-shuntd");
     host.start_shuntd();
@@ -127,10 +128,10 @@ fn start_queue_pause_restart_and_cancel() {
     wait_until("it is copied again", || state(&host, "second") == "syncing");
     host.kill_shuntd();
     host.start_shuntd();
-    wait_until("it goes on by itself", || {
+    wait_until("it continues automatically", || {
         state(&host, "second") == "syncing"
     });
-    // Cancelled in the middle; and from the beginning again.
+    // The session is cancelled in the middle; a new session starts from the beginning.
     host.ok(&["cancel", "second", "--yes"]);
     application.goes_on("cancelled");
     host.ok(&["create", "third", &pairs[1], "--overwrite"]);
@@ -184,7 +185,7 @@ fn a_session_that_is_switched_by_itself_and_whose_source_is_retired() {
     host.ok(&[&["create", "move", &pair][..], &options].concat());
     host.ok(&["start", "move"]);
     application.goes_on("copied");
-    wait_until("it is switched by itself", || {
+    wait_until("it is switched automatically", || {
         state(&host, "move") == "target-selected"
     });
     application.goes_on("switched");
@@ -196,7 +197,7 @@ fn a_session_that_is_switched_by_itself_and_whose_source_is_retired() {
     host.ok(&["retire", "move", "--take-back"]);
     assert_eq!(kind(&source), "ext4");
     assert!(can_be_mounted(&source));
-    // Held: what is on it is seen, but nobody gets it.
+    // Held: the contents of the source are visible, but nobody can use it.
     host.ok(&["retire", "move"]);
     wait_until("it is held", || !can_be_mounted(&source));
     host.ok(&["retire", "move", "--take-back"]);
@@ -276,7 +277,7 @@ fn a_target_that_is_no_copy_yet_is_not_taken_for_one() {
     host.wait_for("again", "source-selected");
     assert_eq!(kind(&target), "ext4");
     host.assert_legs_equal("db", &source, &target);
-    // What it misses from here on makes it no copy again.
+    // While the pair is paused in sync, writes still go to both legs: the target stays a copy.
     host.ok(&["pause", "again"]);
     lun::write_megabyte(&Host::device("db"), 50, 7).unwrap();
     host.ok(&["cancel", "again", "--yes"]);

@@ -1,4 +1,4 @@
-//! Deaths in the middle of something: a claim, a full queue, a change of the role.
+//! Tests of deaths in the middle of something: a claim, a full queue, a change of the role.
 
 use std::{thread::sleep, time::Duration};
 
@@ -52,7 +52,8 @@ fn the_target_is_written_once_except_for_what_was_claimed_when_shuntd_died() {
         status.copied_bytes >= 16 * status.region_bytes
     });
     host.signal_shuntd(libc::SIGSTOP);
-    // Stopped, it claims and reports no more; what it has asked before is answered.
+    // A stopped shuntd claims and reports no more; the requests that it has sent before are
+    // answered.
     let mut last = (u64::MAX, 0);
     wait_until("the claims stay as they are", || {
         sleep(Duration::from_millis(100));
@@ -110,7 +111,7 @@ fn ublk_target_dies_with_every_tag_of_the_device_held() {
             deadline_ms: 60_000,
         };
         assert_eq!(connection.ask(&suspend), Response::Suspended);
-        // All that it sends is held from the beginning.
+        // All requests of the load are held from the beginning.
         let load = Load::start(&Host::device("db"), CROWD);
         let tags = number(&format!("/sys/block/{name}/mq/0/nr_tags"));
         wait_until("every tag is held", || {
@@ -144,7 +145,7 @@ fn ublk_target_dies_under_writes_of_all_sizes_on_either_side() {
         ("undo", "source-selected"),
         ("switch", "target-selected"),
     ] {
-        // Neither at the beginning nor at the end of a round.
+        // The kill comes neither at the beginning nor at the end of a round.
         let before = host.connect("db").status().counters.writes;
         wait_until("some writes are through", || {
             host.connect("db").status().counters.writes >= before + 20

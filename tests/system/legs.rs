@@ -1,4 +1,4 @@
-//! What a damaged map file does: nothing is served, nothing is guessed, no leg is touched.
+//! Tests of a damaged map file: nothing is served, nothing is guessed, no leg is touched.
 
 use std::os::unix::fs::FileExt;
 
@@ -15,7 +15,8 @@ fn flip_bit(map: &std::path::Path, offset: u64) {
     file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
 }
 
-/// Kills shuntd and ublk-target, damages the map file, starts shuntd: the volume must stay away and say why.
+/// Kills shuntd and ublk-target, damages the map file and starts shuntd: the volume must stay away
+/// and say why.
 fn refuses_after(host: &mut Host, offsets: &[u64], luns: &[&str]) {
     host.kill_shuntd();
     let pid = host.kill_target_only("db");

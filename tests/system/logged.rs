@@ -1,5 +1,5 @@
-//! What a crash would leave on the legs and of the map file, at many moments of one run, from what each disk was given and
-//! when it was flushed.
+//! Tests what a crash would leave on the legs and of the map file, at many moments of one run, from
+//! the writes and flushes that each disk was given.
 
 use std::{
     collections::BTreeMap,
@@ -50,7 +50,7 @@ impl Writer {
         }
     }
 
-    /// Somewhere in one half of the volume.
+    /// Writes a block somewhere in one half of the volume.
     fn write(&mut self, half: u64) {
         let blocks = LEG_BYTES / 2 / BLOCK_BYTES;
         let offset = (half * blocks + self.random.below(blocks)) * BLOCK_BYTES;
@@ -116,7 +116,8 @@ fn at_every_flush_point_a_crash_leaves_what_was_flushed_and_marks_where_the_legs
         if round % 2 == 0 {
             writer.flush();
         }
-        // The application waits, so what is not marked in the map now is not marked while the legs are looked at.
+        // The application waits, so a region that is not marked in the map now gets no mark before
+        // the logs of the legs are marked.
         for device in [&state, &source, &target] {
             device.mark(round);
         }
@@ -171,7 +172,7 @@ fn map_at(contents: &[u8], map: &Path) -> MapFile {
     let image = folder.path().join("image");
     std::fs::write(&image, contents).unwrap();
     let image = image.to_string_lossy();
-    // What mounting does after a crash; 1: something was repaired.
+    // Replays the journal, as mounting does after a crash. Status 1: something was repaired.
     let status = run("e2fsck", &["-y", "-E", "journal_only", &image]).status;
     assert!(matches!(status.code(), Some(0 | 1)), "e2fsck: {status}");
     let out = folder.path().join("map");
@@ -180,7 +181,8 @@ fn map_at(contents: &[u8], map: &Path) -> MapFile {
     MapFile::open_read_only(&out).unwrap()
 }
 
-/// A crash leaves any of the writes that were in the cache. Returns how many of them it left here.
+/// Applies a random selection of the writes that were in the cache, as a crash may leave any of
+/// them. Returns their number.
 fn keep_some_of_the_cache(
     leg: &Replay,
     moment: &Moment,
@@ -208,7 +210,8 @@ fn is_marked(map: &MapFile, region: usize) -> bool {
     is_in(&map.dirty) || is_in(&map.intent)
 }
 
-/// Regions without a mark are equal. Returns how many there are, and how many have one.
+/// Checks that regions without a mark are equal. Returns the number of regions without a mark, and
+/// with one.
 fn compare(map: &MapFile, legs: &[Vec<u8>; 2], mark: u64) -> [usize; 2] {
     let record = &map.chosen.record;
     let mut counts = [0; 2];
@@ -230,7 +233,7 @@ fn compare(map: &MapFile, legs: &[Vec<u8>; 2], mark: u64) -> [usize; 2] {
     counts
 }
 
-/// Each block that was flushed holds that write or one that came after it.
+/// Checks that each block that was flushed holds that write or one that came after it.
 fn check_flushed(leg: &[u8], offsets: &[u64], moment: &Moment, mark: u64) {
     let flushed = offsets[..moment.flushed].iter().copied();
     let last: BTreeMap<u64, u64> = flushed.zip(0..).collect();

@@ -1,4 +1,5 @@
-//! What shuntd and ublk-target keep is lost, damaged, locked or full.
+//! Tests in which the files of shuntd and ublk-target are lost, damaged or locked, or their disk is
+//! full.
 
 use std::os::unix::fs::FileExt;
 
@@ -19,7 +20,8 @@ fn database(host: &Host) -> String {
         .into_owned()
 }
 
-/// Kills a volume's ublk-target, and waits until shuntd says why no other one comes.
+/// Kills the ublk-target of the volume, and waits until shuntd reports with `word` why it starts no
+/// other.
 fn goes_down(host: &Host, word: &str) {
     host.kill_target_only("db");
     wait_until("the volume says what is wrong", || {
@@ -81,7 +83,7 @@ fn a_volume_whose_map_file_is_lost_goes_on_with_the_leg_that_the_operator_names(
     host.ok(&["switch", "move"]);
     let load = Steady::start(&Host::device("db"), SPAN);
     load.go_on();
-    // Cut off: nothing is served, and requests wait.
+    // The map file is truncated: nothing is served, and requests wait.
     let map = host.map("db");
     std::fs::File::options()
         .write(true)
@@ -108,7 +110,8 @@ fn a_volume_whose_map_file_is_lost_goes_on_with_the_leg_that_the_operator_names(
     host.wait_for("move", "committed");
     load.finish();
     assert_eq!(lun::checksum(&source), before, "the other leg was written");
-    // From another volume that is served now: refused as well, and the way out is the same.
+    // A map file of another volume that is served now is refused as well, and `recover` helps in
+    // the same way.
     std::fs::remove_file(&map).unwrap();
     host.ok(&["attach", "other", &lun::disk(2)]);
     std::fs::copy(host.map("other"), &map).unwrap();

@@ -1,4 +1,5 @@
-//! Whole migrations on real ublk devices. Run by `scripts/test` in a machine, one test at a time.
+//! Tests of complete migrations on real ublk devices. `scripts/test` runs them in a machine, one
+//! test at a time.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod copies;

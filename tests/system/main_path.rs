@@ -1,4 +1,4 @@
-//! The main job, and that the two legs are what they should be all the time.
+//! Tests of the main job, and that the two legs hold what they should all the time.
 
 use migration_proto::target::{Request, Response};
 use tests::{
@@ -82,7 +82,7 @@ fn a_suspension_that_nobody_ends_ends_by_its_deadline() {
     assert_eq!(connection.ask(&suspend), Response::Suspended);
     assert!(connection.status().suspended);
     host.kill_shuntd();
-    // Answered late, and without an error.
+    // The requests are answered late, and without an error.
     load::once(&Host::device("db"), load::SMALL).unwrap();
     let status = connection.status();
     assert!(!status.suspended);
@@ -122,7 +122,8 @@ fn a_file_system_survives_its_migration() {
     drop(mounted);
     host.ok(&["detach", "db"]);
     sh("fsck.ext4", &["-f", "-n", &target]);
-    // The file names in the sums are absolute: mount it where it was would be luck.
+    // The sum files have absolute file names, which are wrong at the new mount point, so the sums
+    // are compared here.
     let mounted = Mounted::new(&target);
     for name in ["before", "while-copying", "switched", "committed"] {
         let file = mounted.path().join(name);

@@ -1,4 +1,5 @@
-//! ublk-target and shuntd end at named places, while an application writes and verifies.
+//! Tests in which ublk-target and shuntd end at named places, while an application writes and
+//! verifies.
 //!
 //! The programs are built with the feature `crash-points`; see the crate `crash-point`.
 
@@ -41,7 +42,7 @@ impl Scene {
         self.host.ok(&["create", session, &pair, "--overwrite"]);
     }
 
-    /// ublk-target ended at the point, and another serves the volume.
+    /// Waits until ublk-target has ended at the point, and another process serves the volume.
     fn see_target_replaced(&self, point: &str, old: u32) {
         wait_until(&format!("the end at {point}"), || self.host.has_fired());
         wait_until(&format!("the volume is back after {point}"), || {
@@ -67,7 +68,8 @@ impl Scene {
     }
 }
 
-/// Waits until the pair is on one leg, in sync, and returns which one it is. Everybody has to say the same.
+/// Waits until the pair is on one leg, in sync, and returns which leg it is. The status of the pair
+/// and the volume must agree.
 fn settled_on(host: &Host) -> &'static str {
     let mut side = "";
     wait_until("the pair is on one leg and in sync", || {
@@ -94,7 +96,7 @@ fn settled_on(host: &Host) -> &'static str {
     side
 }
 
-/// The verb that moves the role from this side, and to which.
+/// The verb that moves the role away from this side, and the side that it moves to.
 fn away_from(side: &str) -> (&'static str, &'static str) {
     match side {
         "source" => ("switch", "target"),
@@ -146,7 +148,7 @@ fn ublk_target_ends_at_each_point_of_a_write_and_of_its_recovery() {
     let scene = Scene::in_sync();
     let load = start_load();
     let pid = || scene.host.connect("db").status().pid;
-    // Where the load does not write there is no mark yet.
+    // Where the load does not write, there is no mark yet.
     for (point, megabyte) in [("map-before", 12), ("map-after", 14)] {
         let old = pid();
         scene.host.arm(point);
@@ -195,7 +197,7 @@ fn ublk_target_ends_at_each_point_of_a_change_of_the_role() {
     for (point, is_durable) in [
         ("flushed-in-change", Some(false)),
         ("role-before", Some(false)),
-        // On its way to the disk: either.
+        // The record is on its way to the disk: both outcomes are possible.
         ("role-submitted", None),
         ("role-durable", Some(true)),
         ("reply-before", Some(true)),
@@ -259,7 +261,7 @@ fn ublk_target_ends_while_a_mirror_is_added_or_given_up() {
     host.ok(&["detach", "db"]);
 }
 
-/// shuntd ends at a point during a command; the next shuntd finishes or takes back what was begun.
+/// Ends shuntd at a point during a command. The next shuntd finishes or takes back what was begun.
 fn shuntd_ends(host: &mut Host, point: &str, arguments: &[&str]) {
     host.arm(point);
     let command = host.begin(arguments);
@@ -288,7 +290,7 @@ fn shuntd_ends_at_each_point_of_a_command() {
     scene.host.see_shuntd_killed();
     scene.host.start_shuntd();
     for point in ["settled-before-recorded", "settled-recorded"] {
-        // What the last one had done is settled by a shuntd that ends too.
+        // The work of the last shuntd is settled by one that ends too.
         let end_again = |host: &mut Host| {
             host.arm(point);
             host.launch_shuntd();
@@ -310,7 +312,7 @@ fn shuntd_ends_at_each_point_of_a_command() {
     scene.end(load);
 }
 
-/// shuntd ends at a point of a change of the role, then something else happens, then shuntd is started again.
+/// Ends shuntd at a point of a change of the role, calls `then`, and starts shuntd again.
 fn shuntd_ends_while_the_role_moves(
     host: &mut Host,
     point: &str,
@@ -356,7 +358,7 @@ fn shuntd_ends_while_it_copies_and_while_a_migration_ends() {
             assert_eq!(scene.host.pair(session)["state"], "setup");
             assert_eq!(lun::checksum(&scene.target.path), untouched);
         }
-        wait_until("the session goes on", || {
+        wait_until("the session continues", || {
             let state = scene.host.pair(session)["state"].clone();
             if state == "setup" {
                 scene.host.ok(&["start", session]);
@@ -384,7 +386,7 @@ fn shuntd_ends_while_it_copies_and_while_a_migration_ends() {
     scene.host.ok(&["detach", "db"]);
 }
 
-/// The same where the command may have been answered before the end.
+/// As [`shuntd_ends`], but the command may have been answered before shuntd ends.
 fn shuntd_or_command_ends(host: &mut Host, point: &str, arguments: &[&str]) {
     host.arm(point);
     drop(host.begin(arguments).wait_with_output());

@@ -1,4 +1,5 @@
-//! What is refused: with a text that names object, cause and next command; nothing changes and no byte is written.
+//! Tests of refusals: the text names the object, the cause and the next command; nothing changes
+//! and no byte is written.
 
 use std::{
     io::{Read, Write},
@@ -20,7 +21,7 @@ const NO_SHUNTD: i32 = 5;
 #[test]
 fn a_kernel_without_ublk_is_named() {
     sh("modprobe", &["-r", "ublk_drv"]);
-    // modprobe would bring it back.
+    // Otherwise modprobe would load the driver again.
     let configuration = "/etc/modprobe.d/shunt-test.conf";
     std::fs::create_dir_all("/etc/modprobe.d").unwrap();
     std::fs::write(configuration, "install ublk_drv /bin/false\n").unwrap();
@@ -52,7 +53,7 @@ fn luns_that_must_not_be_touched_are_refused_as_source_and_as_target() {
         refuse(&target, &["shunt-test-holder"]);
     }
     sh("wipefs", &["--all", "--quiet", &target]);
-    // Taken already, by its own name and by others.
+    // The source is taken already, by its own name and by others.
     refuse(&source, &["db"]);
     let alias = tempfile::tempdir_in("/var/tmp").unwrap();
     let link = alias.path().join("link").to_string_lossy().into_owned();
@@ -63,7 +64,7 @@ fn luns_that_must_not_be_touched_are_refused_as_source_and_as_target() {
     let numbers: Vec<&str> = numbers.split_whitespace().collect();
     sh("mknod", &[&node, "b", numbers[0], numbers[1]]);
     refuse(&node, &["db"]);
-    // A volume is no LUN.
+    // A volume cannot be a LUN.
     refuse(&Host::device("db"), &["db"]);
     for (path, word) in [
         ("/var/tmp/missing", "does not exist"),
@@ -192,7 +193,7 @@ fn targets_that_do_not_fit_are_refused() {
         sh("bash", &["-c", &format!("{make} {target}")]);
         refuse(&target, &[kind, "--overwrite"]);
         sh("wipefs", &["--all", "--quiet", &target]);
-        // The rest of it is still there.
+        // The rest of the old contents is still there.
         refuse(&target, &["not recognised", "first MiB", "--overwrite"]);
     }
     sh(
@@ -204,7 +205,7 @@ fn targets_that_do_not_fit_are_refused() {
     sh("blockdev", &["--rereadpt", &target]);
     sh("mkfs.ext4", &["-q", &target]);
     host.ok(&["create", "move", &format!("db:{target}"), "--overwrite"]);
-    // One target, one migration.
+    // A target can be in one migration only.
     host.refused(
         &["create", "second", &format!("db:{target}")],
         REFUSED,
@@ -243,7 +244,7 @@ fn verbs_that_the_state_does_not_allow_are_refused() {
     host.ok(&["switch", "move"]);
     assert!(host.ok(&["switch", "move"]).error.contains("already"));
     refuse(&["cancel", "move", "--yes"], "target-selected");
-    // No terminal, no --yes.
+    // Without a terminal, `commit` needs `--yes`.
     host.refused(&["commit", "move"], REFUSED, &["--yes"]);
     host.ok(&["commit", "move", "--yes"]);
     refuse(&["undo", "move"], "committed");
@@ -296,7 +297,8 @@ fn only_root_is_served_and_only_one_shuntd_runs() {
         );
     };
     second();
-    // Nor while the first one is frozen, which then goes on.
+    // A second shuntd does not start either while the first one is frozen. The first one then
+    // continues.
     host.signal_shuntd(libc::SIGSTOP);
     second();
     host.signal_shuntd(libc::SIGCONT);
@@ -339,7 +341,7 @@ fn malformed_messages_on_either_socket_harm_nobody() {
             let answer = send(&socket, bytes);
             assert!(answer.len() < 4096, "{answer:?}");
         }
-        // Held open and silent.
+        // Connections that stay open and silent.
         let idle: Vec<UnixStream> = (0..20)
             .map(|_| UnixStream::connect(&socket).unwrap())
             .collect();

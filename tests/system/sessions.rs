@@ -1,4 +1,5 @@
-//! Sessions as an administrator runs them: whose turn it is, limits, and going to and fro.
+//! Tests of sessions as an administrator runs them: the queue, limits, and repeated undo and
+//! switch.
 
 use std::{
     collections::BTreeSet,
@@ -16,7 +17,7 @@ use tests::{
 
 const PAIRS: usize = 10;
 
-/// The most pairs that were copied at once, as the events tell.
+/// The highest number of pairs that were copied at once, according to the events.
 fn most_at_once(events: &[Value]) -> usize {
     let (mut now, mut most) = (BTreeSet::new(), 0);
     for event in events {
@@ -90,7 +91,7 @@ fn ten_pairs_are_copied_three_at_a_time_and_more_at_once_when_the_limit_is_raise
             .filter(|event| !event["session"].is_null() && event["state"] == "source-selected");
         done.count()
     };
-    wait_until("all are told of", || copied(&events()) == PAIRS);
+    wait_until("the events have all pairs", || copied(&events()) == PAIRS);
     let all = events();
     let limit_set = raised.iter().position(|event| {
         event["what"]

@@ -1,4 +1,4 @@
-//! LUNs of many kinds and sizes, several volumes, discards, and where each byte ends.
+//! Tests of LUNs of many kinds and sizes, several volumes, discards, and the place of each byte.
 
 use std::os::unix::fs::FileExt;
 
@@ -48,7 +48,7 @@ fn data_written_in_every_state_is_on_the_leg_that_stays() {
     host.ok(&["attach", "db", &source]);
     let device = Host::device("db");
     let mut written: Vec<(u64, Vec<u8>)> = Vec::new();
-    // Not aligned to regions.
+    // The writes are not aligned to regions.
     let mut write_more = || {
         let number = written.len() as u64;
         let (start, data) = (number * 13 * MIB + 512, data(number, 5 << 20));
@@ -112,7 +112,7 @@ fn a_cancelled_migration_leaves_everything_on_the_source() {
 #[test]
 fn volumes_that_end_in_the_middle_of_a_region_or_a_page_move_to_the_last_sector() {
     let host = Host::new();
-    // Smaller than a region; a sector more than a few regions; a sector less.
+    // Smaller than a region; three sectors more than three regions; a sector less than two regions.
     for (number, bytes) in [(64 << 10) + 512, 3 * MIB + 1536, 2 * MIB - 512]
         .into_iter()
         .enumerate()
@@ -229,7 +229,7 @@ fn the_volumes_of_a_session_move_together_or_not_at_all() {
     for load in &loads {
         load.go_on();
     }
-    // The second one cannot follow in time, so the first one goes back.
+    // The second volume cannot follow in time, so the first one goes back.
     let said = host.shunt(&["switch", "both", "--max-pause", "0.5"]);
     assert_eq!(said.code, FAILED, "{said:?}");
     assert!(said.error.contains("log"), "{said:?}");
@@ -241,7 +241,7 @@ fn the_volumes_of_a_session_move_together_or_not_at_all() {
     on("target");
     host.ok(&["undo", "both"]);
     on("source");
-    // What one cannot do, none does.
+    // If one volume cannot be switched, none is.
     log_target.break_it();
     wait_until("the second pair is degraded", || {
         host.records()
@@ -267,7 +267,7 @@ fn the_volumes_of_a_session_move_together_or_not_at_all() {
 #[test]
 fn a_volume_over_several_luns_moves_onto_others_through_deaths_and_back() {
     let mut host = Host::new();
-    // No LUN ends where a region does, and no source where a target does.
+    // No LUN ends where a region ends, and no source ends where a target ends.
     let new = |bytes: u64| LoopDevice::new(bytes, 512);
     let sources = [new(24 * MIB + 12288), new(40 * MIB)];
     let targets = [new(10 * MIB + 20480), new(30 * MIB + 4096), new(32 * MIB)];
@@ -282,7 +282,7 @@ fn a_volume_over_several_luns_moves_onto_others_through_deaths_and_back() {
     let mut image = data(1, usize::try_from(size).unwrap());
     write(&device, 0, &image);
     let mut seed = 2;
-    // Over every seam, whichever leg has it.
+    // Writes over every seam between two LUNs, whichever leg has it.
     let mut write_over_seams = || {
         for seam in seams {
             let part = data(seed, 3 * 4096);

@@ -1,4 +1,5 @@
-//! Clients that are silent, slow, half-closed or many: they cost little memory, and hold up nobody.
+//! Tests of clients that are silent, slow, half-closed or many: they cost little memory, and hold
+//! up nobody.
 
 use std::{io::Write, net::Shutdown, os::unix::net::UnixStream, path::Path};
 
@@ -21,7 +22,7 @@ fn resident_kib(pid: u64) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// A client that has sent these bytes; the server may have closed the connection already.
+/// Connects a client that sends these bytes; the server may have closed the connection already.
 fn client(socket: &Path, bytes: &[u8]) -> UnixStream {
     let mut stream = UnixStream::connect(socket).unwrap();
     let _ = stream.write_all(bytes);
@@ -67,7 +68,7 @@ fn thousands_of_clients_that_mean_no_good_cost_little_and_hold_up_nobody() {
             }
         }
         let writes = host.connect("db").status().counters.writes;
-        // Slow ones, a byte at a time, while the load goes on.
+        // Slow clients send one byte at a time while the load continues.
         let mut slow: Vec<UnixStream> = (0..64).map(|_| client(socket, HELLO)).collect();
         for byte in [0x20, 0, 0, 0, b'{'] {
             for stream in &mut slow {

@@ -1,4 +1,5 @@
-//! What is around Shunt fails: the way to a LUN, memory, the disk that its state is on.
+//! Tests in which the surroundings of Shunt fail: the path to a LUN, memory, the disk that its
+//! state is on.
 
 use std::thread;
 
@@ -59,7 +60,8 @@ fn a_target_that_is_pulled_out_during_the_copy_gets_the_rest_when_it_is_back() {
     host.ok(&["detach", "db"]);
 }
 
-/// The application goes on without the target, and the operator is told so; then it is put back.
+/// Checks that the application continues without the target and that the operator sees the failure;
+/// then puts the target back.
 fn degraded_until_it_is_back(host: &Host, disk: &ScsiDisk, load: &Steady) {
     load.go_on();
     wait_until("the pair is degraded", || is_degraded(host));
@@ -71,7 +73,7 @@ fn degraded_until_it_is_back(host: &Host, disk: &ScsiDisk, load: &Steady) {
         REFUSED,
         &["move", "degraded", "shunt resume move"],
     );
-    // It is not there yet.
+    // The target is not there yet.
     let said = host.shunt(&["resume", "move"]);
     for word in ["next: ", &disk.path()] {
         assert!(said.code != 0 && said.error.contains(word), "{said:?}");
@@ -94,7 +96,7 @@ fn the_page_cache_writes_back_through_the_volume_when_memory_is_short() {
     let stack = smaps.split("[stack]").nth(1).unwrap();
     let flags = stack.lines().find(|line| line.starts_with("VmFlags:"));
     assert!(flags.unwrap().contains(" lo"), "{flags:?}");
-    // Reclaim on behalf of the thread that does the I/O starts none (PF_MEMALLOC_NOIO).
+    // Reclaim on behalf of the engine thread starts no I/O (PF_MEMALLOC_NOIO).
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let engine = threads.flatten().find_map(|thread| {
         let stat = std::fs::read_to_string(thread.path().join("stat")).ok()?;
@@ -112,8 +114,9 @@ fn the_page_cache_writes_back_through_the_volume_when_memory_is_short() {
     };
     let before = scanned();
     let mut sums = Vec::new();
-    // Nearly all of the memory is held by files that cannot be reclaimed; of the rest, more is asked for than there
-    // is: the kernel has to write back, and kills what asks for too much, which then begins again.
+    // Files that cannot be reclaimed hold nearly all of the memory, and more is asked for than the
+    // rest. The kernel has to write back, and kills the workers that ask for too much, which then
+    // begin again.
     let held = Held::all_but(192);
     let mut pressure = std::process::Command::new("stress-ng")
         .args(["--vm", "2", "--vm-bytes", "98%", "--vm-keep"])
@@ -132,7 +135,7 @@ fn the_page_cache_writes_back_through_the_volume_when_memory_is_short() {
         host.ok(&[if number % 2 == 0 { "switch" } else { "undo" }, "move"]);
         sh("sync", &[]);
     }
-    // stress-ng ends its workers when it is told to end.
+    // stress-ng ends its workers on SIGTERM.
     sh("kill", &[&pressure.id().to_string()]);
     let _ = pressure.wait();
     assert!(scanned() > before, "there was enough memory");
@@ -159,7 +162,7 @@ fn the_page_cache_writes_back_through_the_volume_when_memory_is_short() {
 struct Held(#[expect(dead_code, reason = "it is held")] Mounted);
 
 impl Held {
-    /// Leaves so many MiB.
+    /// Holds all available memory but this number of MiB.
     fn all_but(mebibytes: u64) -> Self {
         let at = tempfile::tempdir_in("/var/tmp").unwrap();
         let path = at.path().to_string_lossy().into_owned();
@@ -180,7 +183,8 @@ fn number_after(text: &str, name: &str) -> u64 {
     number.unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
-/// A folder on a file system without a journal, which goes on where it was when its disk works again.
+/// Makes and mounts a file system for the state. It has no journal, and continues where it was when
+/// its disk works again.
 fn state_on(disk: &Mapped) -> Mounted {
     sh("mke2fs", &["-q", "-F", "-t", "ext2", &disk.path()]);
     Mounted::new(&disk.path())

@@ -1,4 +1,5 @@
-//! Both legs are compared while applications write, and a target that lies is found out.
+//! Tests that compare both legs while applications write, and that find a target that does not keep
+//! its data.
 
 use tests::{
     host::Host,
@@ -51,10 +52,10 @@ fn regions_that_are_written_all_the_time_are_compared_too() {
     let pair = host.pair("move");
     assert_eq!(pair["verification"]["compared_bytes"], pair["total_bytes"]);
     load.go_on();
-    // It begins again when the process dies.
+    // The comparison begins again when ublk-target dies.
     host.ok(&["verify", "move", "--no-wait"]);
     host.kill_target("db");
-    wait_until("there is another result", || {
+    wait_until("there is a new result", || {
         let found = &host.pair("move")["verification"];
         found["at_ms"] != pair["verification"]["at_ms"] && found["unknown_bytes"] == 0
     });
@@ -85,7 +86,7 @@ fn a_target_that_does_not_keep_what_it_is_given_is_found_out_during_the_copy() {
     host.refused(&["switch", "move"], REFUSED, &["move"]);
     target.mend_it();
     host.ok(&["resume", "move"]);
-    // In sync, and compared.
+    // The pair is in sync, and was compared.
     host.wait_for("move", "source-selected");
     let pair = host.pair("move");
     assert_eq!(pair["verification"]["compared_bytes"], pair["total_bytes"]);

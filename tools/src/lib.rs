@@ -1,6 +1,6 @@
-//! What the tools share: runs of indexes, sizes for people, output.
+//! Code that the tools share: runs of indexes, sizes for people, output.
 //!
-//! Absent: anything that only one of the tools needs; it is beside that tool, in `src/bin`.
+//! Code that only one tool needs is beside that tool, in `src/bin`.
 
 use std::{
     fmt,
@@ -10,12 +10,12 @@ use std::{
 /// The schema number of every record that `--json` prints.
 pub const JSON_SCHEMA: u32 = 1;
 
-/// Consecutive indexes.
+/// A run of consecutive indexes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
     /// The first index.
     pub first: u64,
-    /// How many indexes follow each other, itself included; at least 1.
+    /// The number of indexes; at least 1.
     pub count: u64,
 }
 
@@ -28,7 +28,7 @@ impl fmt::Display for Run {
     }
 }
 
-/// Collects ascending indexes into runs; counts all and keeps the first few runs.
+/// Collects ascending indexes into runs; counts all runs and keeps the first few.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Runs {
     kept: Vec<Run>,
@@ -51,7 +51,7 @@ impl Runs {
         }
     }
 
-    /// Adds an index; larger than all that were added before.
+    /// Adds an index, which must be larger than all indexes before.
     pub fn add(&mut self, index: u64) {
         self.indexes += 1;
         match &mut self.last {
@@ -74,7 +74,7 @@ impl Runs {
         }
     }
 
-    /// How many indexes were added.
+    /// The number of indexes that were added.
     #[must_use]
     pub const fn indexes(&self) -> u64 {
         self.indexes
@@ -86,7 +86,7 @@ impl Runs {
         &self.kept
     }
 
-    /// How many runs there are beside the ones that were kept.
+    /// The number of runs that were not kept.
     #[must_use]
     pub const fn left_off(&self) -> u64 {
         self.runs - self.kept.len() as u64
@@ -105,7 +105,8 @@ impl fmt::Display for Runs {
     }
 }
 
-/// A number of bytes for people: the largest binary unit that divides it, or one decimal.
+/// Formats a number of bytes in the largest binary unit that fits, with one decimal if it is not a
+/// whole number of them.
 #[must_use]
 pub fn size_text(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -124,10 +125,10 @@ pub fn size_text(bytes: u64) -> String {
     }
 }
 
-/// A number of bytes as operators write it: `4096`, `64K`, `10M`, `2G`, `1T` (powers of 1024).
+/// Parses a number of bytes: `4096`, `64K`, `10M`, `2G`, `1T` (powers of 1024).
 ///
 /// # Errors
-/// A text that says what is wrong.
+/// A message that describes the mistake.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let (digits, scale) = match text.char_indices().last() {
         Some((end, 'K' | 'k')) => (&text[..end], 1 << 10),
@@ -145,10 +146,10 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Writes data to standard output. A reader that has gone (`| head`) is no error.
+/// Writes data to standard output. A reader that has ended (`| head`) is not an error.
 ///
 /// # Errors
-/// What standard output says.
+/// Any other error of the write.
 pub fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout

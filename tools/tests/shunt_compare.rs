@@ -25,7 +25,7 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
-        // Below target/: a file system that knows direct I/O, where there is one.
+        // Below target/, which is more likely than /tmp to support direct I/O.
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let bytes: Vec<u8> = (0..SIZE).map(|index| (index / 512 * 7) as u8).collect();
         let pair = Self { directory };

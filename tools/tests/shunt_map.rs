@@ -58,7 +58,7 @@ struct Map {
 }
 
 impl Map {
-    /// As `ublk-target format` makes it.
+    /// A map file as `ublk-target format` creates it.
     fn single() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let descriptor = Descriptor {
@@ -78,7 +78,7 @@ impl Map {
         map
     }
 
-    /// With a mirror, and regions 0, 1, 4 and 4999 dirty.
+    /// A map file with a mirror leg, and regions 0, 1, 4 and 4999 dirty.
     fn mirrored() -> Self {
         let map = Self::single();
         let record = map.record(7, Side::Source);
@@ -152,7 +152,8 @@ impl Map {
         shunt_map("dump", &self.path(), &[])
     }
 
-    /// That `check` and `dump` say so too, and that the way out is named.
+    /// Asserts that `check` and `dump` report the damage `what`, and that `check` names the way
+    /// out. Returns the messages of `check`.
     fn assert_damaged(&self, what: &str) -> String {
         let check = self.check();
         assert_eq!(check.status, Some(1), "{check:?}");
@@ -336,7 +337,7 @@ fn a_flipped_bit_in_the_descriptor_is_found() {
     map.flip(map::DESCRIPTOR_OFFSETS[0] + 30);
     let text = map.assert_damaged("descriptor 0 does not match its checksum");
     assert!(
-        text.contains("This leg is authoritative, as the role record says: source"),
+        text.contains("The role record names the authoritative leg: source"),
         "{text}"
     );
 }
@@ -371,7 +372,7 @@ fn a_file_that_was_cut_anywhere_is_found() {
     ] {
         let map = Map::mirrored();
         map.cut(length);
-        // Without a whole role record the length that it should have is not known.
+        // Without a whole role record the required length of the file is not known.
         map.assert_damaged(if length < 512 {
             "neither of the two"
         } else {

@@ -1,7 +1,7 @@
 //! Takes the legs over from the process that held them last, and leaves them for the next one.
 //!
-//! `migration_core::custody` decides; here are the descriptors that shuntd hands on, what the legs look
-//! like, and the sector of the map file.
+//! `migration_core::custody` decides. This module has the inherited descriptors that shuntd kept,
+//! reads the state of the legs, and writes the custody sector of the map file.
 
 use std::{
     fs::File,
@@ -22,18 +22,19 @@ use migration_core::{
 
 use crate::{engine::Snapshot, legs::OpenLeg};
 
-/// How long what shows foreign writes may take to be read of a leg: one that hangs must not keep the
+/// Time limit for reading the state of a leg ([`leg_state`]): a leg that hangs must not keep the
 /// volume from being served.
 const READING_MAX: Duration = Duration::from_secs(30);
 
-/// The descriptors of LUNs that the last process of the volume had open, and the name of their claim.
+/// The descriptors of LUNs that the last process of the volume had open, with the name of their
+/// claim.
 #[derive(Debug)]
 pub struct Inherited {
     claim: Claim,
     descriptors: Vec<OwnedFd>,
 }
 
-/// How [`Inherited`] is written on the command line: `CLAIM:DESCRIPTOR,DESCRIPTOR...`.
+/// [`Inherited`] as written on the command line: `CLAIM:DESCRIPTOR,DESCRIPTOR...`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InheritedArgument {
     claim: u64,
@@ -47,7 +48,7 @@ impl FromStr for InheritedArgument {
         let wrong = || format!("{text:?} is not CLAIM:DESCRIPTOR,DESCRIPTOR...");
         let (claim, descriptors) = text.split_once(':').ok_or_else(wrong)?;
         let descriptors = descriptors.split(',').map(|number| match number.parse() {
-            // The standard streams are never among them.
+            // The standard streams are never inherited LUNs.
             Ok(number) if number > libc::STDERR_FILENO => Ok(number),
             Ok(_) | Err(_) => Err(wrong()),
         });
@@ -59,8 +60,8 @@ impl FromStr for InheritedArgument {
 }
 
 impl Inherited {
-    /// Takes the descriptors that this process was started with. To be called once, before it opens
-    /// anything.
+    /// Takes ownership of the descriptors that this process was started with. Call it once, before
+    /// this process opens anything.
     #[must_use]
     pub fn take(argument: &InheritedArgument) -> Self {
         let is_open = |descriptor: &&RawFd| {
@@ -71,16 +72,17 @@ impl Inherited {
         Self {
             claim: Claim(argument.claim),
             descriptors: descriptors
-                // SAFETY: it is open, and nobody in this process knows of it yet.
+                // SAFETY: the descriptor is open, and nothing in this process owns it yet.
                 .map(|descriptor| unsafe { OwnedFd::from_raw_fd(*descriptor) })
                 .collect(),
         }
     }
 
-    /// The LUN at `path`, if its descriptor is among them. Its claim never lapsed then.
+    /// Returns the LUN at `path` if its descriptor was inherited. Then its claim never lapsed.
     ///
     /// # Errors
-    /// It is read-only by now. Nobody else can open it as long as its descriptor is open.
+    /// The LUN is read-only by now. Nobody can open it again, because the inherited descriptor
+    /// still claims it.
     pub fn adopt(&self, path: &Path, options: &OpenOptions) -> Result<Option<Lun>, OpenError> {
         for descriptor in &self.descriptors {
             let Ok(descriptor) = descriptor.try_clone() else {
@@ -96,8 +98,9 @@ impl Inherited {
     }
 }
 
-/// Takes the legs over: judges whether others can have written to them, makes every region dirty if
-/// so, and writes that this process holds them. All of it durably, and before anything is served.
+/// Takes the legs over: decides whether others can have written to the legs, makes every region
+/// dirty if so, and records the claim of this process. All of that is durable before the volume is
+/// served.
 ///
 /// # Errors
 /// The map file cannot be written.
@@ -139,11 +142,13 @@ pub fn take(
     Ok(takeover)
 }
 
-/// Leaves the legs to the next process: flushes them, and writes what they look like. To be called
-/// when nothing writes to them any more; `last` is the volume as it was then.
+/// Leaves the legs to the next process: flushes them, and writes their state to the map file. Call
+/// it when nothing writes to the legs any more. `last` is a snapshot of the volume from before the
+/// device was stopped.
 ///
 /// # Errors
-/// Those of the map file and of the boot's name. The next process is in doubt then.
+/// The map file cannot be written, or the boot's id cannot be read. Then the next process may have
+/// to copy or compare everything.
 pub fn release(map: &mut MapFile, last: &Snapshot) -> anyhow::Result<()> {
     let route = last.record.route;
     if !route.has_map() {
@@ -168,7 +173,7 @@ pub fn release(map: &mut MapFile, last: &Snapshot) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a leg looks like; `None` if it cannot be read, or does not answer.
+/// Reads the state of a leg; `None` if the leg cannot be read, or does not answer in time.
 fn leg_state(leg: &OpenLeg) -> Option<LegState> {
     let fingerprint = leg.fingerprint(READING_MAX);
     let fingerprint = fingerprint

@@ -1,7 +1,7 @@
-//! How the process ends: by a panic, by a signal, or by a clean stop.
+//! Ends the process: by a panic, by a signal, or by a clean stop.
 //!
-//! A device that is open has to be served: a signal that a shutdown sends to every process does not end its server,
-//! or file systems could not be unmounted.
+//! A device that is open must be served. So a signal that a shutdown sends to every process does
+//! not end the server of an open device; otherwise file systems could not be unmounted.
 
 use std::{
     fs::{File, OpenOptions},
@@ -33,15 +33,16 @@ use crate::{
 
 /// The signals that ask a process to end.
 const ASKING: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
-/// The stack of the thread that waits for them, in bytes. All memory of this process is locked.
+/// Stack of the thread that waits for the signals, in bytes. All memory of this process is locked.
 const STACK_BYTES: usize = 128 << 10;
-/// How often a stop is tried: udev opens new and changed devices for a moment.
+/// The most tries of a stop. udev opens new and changed devices for a moment, so the first try may
+/// fail.
 const STOP_TRIES_MAX: u32 = 5;
-/// How long the next try waits.
+/// The interval between two tries.
 const STOP_RETRY: Duration = Duration::from_millis(200);
 
-/// Makes a panic of any thread end the process. The other threads would keep the lock and the socket of a volume that
-/// is not served any more; the process that follows takes over.
+/// Makes a panic of any thread end the process. The other threads would keep the lock and the
+/// socket of a volume that is no longer served; the next process takes over.
 pub fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -50,11 +51,12 @@ pub fn abort_on_panic() {
     }));
 }
 
-/// Hands the signals that ask for the end to a thread, which sends them as [`Wake::Signal`]. To be called before any
-/// other thread starts: threads inherit that the signals are blocked.
+/// Starts a thread that receives the signals that ask for the end, and sends each as
+/// [`Wake::Signal`]. Call it before any other thread starts: new threads inherit the blocked
+/// signals.
 ///
 /// # Errors
-/// If the signals cannot be blocked, or the thread cannot be started.
+/// The signals cannot be blocked, or the thread cannot be started.
 pub fn catch_signals(wake: SyncSender<Wake>) -> anyhow::Result<()> {
     let signals: SigSet = ASKING.into_iter().collect();
     signals.thread_block().context("block signals")?;
@@ -67,17 +69,18 @@ pub fn catch_signals(wake: SyncSender<Wake>) -> anyhow::Result<()> {
                 if wake.send(Wake::Signal(signal, handled)).is_err() {
                     return;
                 }
-                // Never more than one of them waits: the end of the engine always finds room.
+                // At most one signal is queued, so the end of the engine always has room.
                 let _ = wait.recv();
             }
         })?;
     Ok(())
 }
 
-/// Stops the device unless it is open, and drains its requests. The error says why not, and by whom it is open.
+/// Stops the device unless it is open, and drains its requests.
 ///
 /// # Errors
-/// A text; the device goes on then.
+/// The reason why the device was not stopped, with the users of an open device. The device
+/// continues to work.
 pub fn stop_device(
     control: &mut Control,
     device: DeviceId,
@@ -107,8 +110,8 @@ fn try_stop(control: &mut Control, device: DeviceId, path: &Path) -> Result<(), 
     }
 }
 
-/// An old driver stops a device that is open too, so its users are looked for. The exclusive open keeps mounts and
-/// other claims away meanwhile.
+/// Stops the device of an old driver, which would also stop an open device: so this function looks
+/// for users first. The exclusive open prevents mounts and other claims in the meantime.
 fn stop_unless_open(control: &mut Control, device: DeviceId, path: &Path) -> Result<(), String> {
     let found = users(path);
     if !found.is_empty() {
@@ -120,7 +123,7 @@ fn stop_unless_open(control: &mut Control, device: DeviceId, path: &Path) -> Res
         .open(path);
     let claim = match claim {
         Ok(claim) => Some(claim),
-        // It has been taken away: nobody can open it.
+        // The device is gone: nobody can open it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(in_use(path, &[error.to_string()])),
     };
@@ -140,12 +143,12 @@ fn in_use(path: &Path, users: &[String]) -> String {
     }
 }
 
-/// Ends the engine of a stopped device, makes what it has written durable on both legs, leaves them to the next process, and
-/// deletes the device. This is the only way in which a process ends with nothing left to recover. `last` is the volume as it
-/// was before the device was stopped.
+/// Ends the engine of a stopped device, makes its writes durable on both legs, leaves the legs to
+/// the next process, and deletes the device. Only a process that ends in this way leaves nothing to
+/// recover. `last` is a snapshot of the volume from before the device was stopped.
 ///
 /// # Errors
-/// If a leg cannot be flushed, or the engine or the kernel fails.
+/// The authoritative leg cannot be flushed, or the engine or the kernel fails.
 pub(crate) fn stop_cleanly(
     control: &mut Control,
     device: DeviceId,
@@ -155,7 +158,7 @@ pub(crate) fn stop_cleanly(
 ) -> anyhow::Result<()> {
     let stopped = engine.join()?;
     flush_legs(&stopped)?;
-    // A mirror leg that misses writes, or may still get one, is not vouched for.
+    // A mirror leg that misses writes, or may still receive one, is not recorded as released.
     if stopped.mirror_is_whole
         && let Err(error) = custody::release(map, last)
     {
@@ -166,7 +169,8 @@ pub(crate) fn stop_cleanly(
     Ok(())
 }
 
-/// Flushes every leg of the route. One that failed has its regions marked, and is not waited for.
+/// Flushes every leg of the route. A mirror leg that is not whole is skipped: what it misses is
+/// marked in the map file. A mirror leg that cannot be flushed is only logged.
 fn flush_legs(stopped: &Stopped) -> anyhow::Result<()> {
     use migration_core::route::Side;
     let route = stopped.record.route;
@@ -197,7 +201,7 @@ fn flush(leg: &Arc<OpenLeg>) -> io::Result<()> {
     Ok(())
 }
 
-/// Handles a signal that asks for the end: as [`stop_device`].
+/// Handles a signal that asks for the end. Stops the device as [`stop_device`] does.
 pub(crate) fn obey(
     signal: Signal,
     control: &mut Control,

@@ -1,4 +1,4 @@
-//! The LUNs under a leg, opened and known to be the right ones.
+//! Opens the LUNs of a leg and checks that they are the right ones.
 
 use std::{
     fs::File,
@@ -23,18 +23,18 @@ use crate::custody::Inherited;
 /// Why a leg cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LegError {
-    /// A LUN could not be opened, or is not the one that was recorded.
+    /// A LUN could not be opened, or is not the recorded one.
     #[error(transparent)]
     Recorded(#[from] RecordedError),
-    /// A LUN has no name of its own, and shuntd does not know that it is the one that was accepted.
+    /// A LUN has no name of its own, and shuntd has no evidence that it is the accepted LUN.
     #[error("{path} has no name of its own (no world-wide name, serial or UUID), and {cause}")]
     NotAccepted {
         /// The recorded path.
         path: PathBuf,
-        /// Why it is not known.
+        /// Why the evidence is missing.
         cause: String,
     },
-    /// The disks of LUNs without a name of their own are not known.
+    /// The list of the accepted disks, for LUNs without a name of their own, cannot be read.
     #[error("read which disks of this boot were accepted: {0}")]
     Disks(#[from] io::Error),
     /// An extent reaches beyond the end of its LUN.
@@ -49,28 +49,30 @@ pub enum LegError {
     },
 }
 
-/// An open leg. A LUN that has several extents is open once.
+/// An open leg. A LUN with several extents is opened only once.
 #[derive(Debug)]
 pub struct OpenLeg {
-    /// The LUNs; `layout` numbers them.
+    /// The LUNs, in the order in which `layout` numbers them.
     pub luns: Vec<Lun>,
-    /// Where the bytes are.
+    /// Maps addresses of the leg to places on its LUNs.
     pub layout: Layout,
-    /// Every LUN was open in the last process of the volume, and its claim was handed on.
+    /// Whether the descriptor of every LUN was inherited from the last process of the volume.
     pub inherited: bool,
-    /// For each extent of the leg, its LUN in `luns`.
+    /// For each extent of the leg, the index of its LUN in `luns`.
     lun_of: Vec<usize>,
 }
 
 impl OpenLeg {
-    /// Opens every LUN of a leg for direct I/O, claims it, and compares it with what was recorded.
+    /// Opens every LUN of a leg for direct I/O, claims it, and compares it with its recorded
+    /// identity.
     ///
-    /// A LUN that is among `inherited` is taken from there. A claim that a dying predecessor still
-    /// holds is waited for, up to `busy_limit`. `socket` is that of the volume: beside it is the file
-    /// with the disks of LUNs that have no name of their own.
+    /// A LUN whose descriptor is in `inherited` is taken from there. If another process has claimed
+    /// a LUN, such as a predecessor that is still ending, the open is retried for up to
+    /// `busy_limit`. `socket` is the volume's control socket: the file with the disks of LUNs
+    /// without a name of their own is beside it.
     ///
     /// # Errors
-    /// As [`LegError`] says; nothing is open then.
+    /// See [`LegError`]; no LUN stays open then.
     pub fn open(
         leg: &Leg,
         socket: &Path,
@@ -145,14 +147,15 @@ impl OpenLeg {
         })
     }
 
-    /// What is open for each extent of the leg.
+    /// Lists the open LUN of each extent of the leg.
     #[must_use]
     pub fn open_luns(&self) -> Vec<OpenLun> {
         let luns = self.lun_of.iter();
         luns.map(|index| OpenLun::of(&self.luns[*index])).collect()
     }
 
-    /// What is open, as shuntd can have it: descriptor and device of each LUN.
+    /// Lists the path and the descriptor of each open LUN, so that shuntd can duplicate the
+    /// descriptors.
     #[must_use]
     pub fn held(&self) -> Vec<HeldLun> {
         let held = |lun: &Lun| HeldLun {
@@ -162,7 +165,7 @@ impl OpenLeg {
         self.luns.iter().map(held).collect()
     }
 
-    /// Whether what is open is still where the LUNs of `leg` are found.
+    /// Whether the names of `leg` still lead to the open LUNs.
     #[must_use]
     pub fn is_at(&self, leg: &Leg) -> bool {
         let mut extents = leg.extents.iter().zip(&self.lun_of);
@@ -178,10 +181,10 @@ impl OpenLeg {
         })
     }
 
-    /// Checksum of those parts of the leg that mounts and volume managers change.
+    /// Computes a checksum of the parts of the leg that mounts and volume managers change.
     ///
     /// # Errors
-    /// Those of reading, or that it takes longer than `limit`.
+    /// A LUN cannot be read, or reading takes longer than `limit`.
     pub fn fingerprint(&self, limit: Duration) -> io::Result<u64> {
         let mut parts = Vec::new();
         for extent in self.layout.extents() {
@@ -189,24 +192,24 @@ impl OpenLeg {
             parts.push((file, extent.start, extent.length));
         }
         let (done, answer) = mpsc::channel();
-        // On a thread of its own, which stays behind if the leg hangs.
+        // Read on a new thread, which is abandoned if the leg hangs.
         thread::spawn(move || {
             let sum = parts.iter().try_fold(0_u64, |sum, (file, start, length)| {
                 let part = lun::fingerprint(file, *start, *length)?;
                 Ok(sum.rotate_left(7) ^ part)
             });
-            // Nobody waits any more if that took too long.
+            // The receiver is gone if the time limit has passed.
             let _ = done.send(sum);
         });
         let late = |_| io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
         answer.recv_timeout(limit).map_err(late)?
     }
 
-    /// Whether nobody holds the lock that a copier takes on every LUN of the leg it writes. The kernel keeps it
-    /// until the last request of a dead copier is done.
+    /// Whether no copier holds its lock on any LUN of the leg. The kernel keeps the lock of a dead
+    /// copier until the copier's last request is done.
     ///
     /// # Errors
-    /// What `flock` says, other than that the lock is taken.
+    /// The error of `flock`, except that the lock is taken.
     pub fn is_free_of_copiers(&self) -> io::Result<bool> {
         for lun in &self.luns {
             if !lun.try_lock_exclusive()? {
@@ -218,14 +221,14 @@ impl OpenLeg {
     }
 }
 
-/// How the LUNs of a leg are opened.
+/// The options with which all LUNs of a leg are opened.
 const OPTIONS: OpenOptions = OpenOptions {
     write: true,
     exclusive: true,
     direct: true,
 };
 
-/// What is known of the LUN of an extent.
+/// Makes the record by which the LUN of an extent is found and checked.
 fn recorded<'a>(extent: &'a route::Extent, disks: &Disks) -> Result<Recorded<'a>, LegError> {
     let disk_sequence = disks.of(&extent.path).transpose();
     let disk_sequence = disk_sequence.map_err(|cause| LegError::NotAccepted {

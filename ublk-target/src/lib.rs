@@ -1,7 +1,7 @@
-//! The data plane of Shunt: one ublk volume a process.
+//! The data plane of Shunt: one process for each ublk volume.
 //!
 //! * [`ublk`]: the kernel's interface.
-//! * [`legs`]: what the volume stands on; [`custody`]: who held that before.
+//! * [`legs`]: the LUNs of the volume; [`custody`]: who held the legs before.
 //! * [`engine`]: the one thread that does all I/O and owns the volume's state machine.
 //! * [`socket`]: the control socket; it asks the engine, and never decides.
 //! * [`ending`]: panics, signals, and the clean stop.

@@ -1,4 +1,4 @@
-//! The program `ublk-target`: shuntd starts it, one process a volume.
+//! The program `ublk-target`: shuntd starts one process for each volume.
 
 use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
@@ -9,7 +9,7 @@ use ublk_target::{
     serve::{self, Options},
 };
 
-/// The data plane of Shunt. It is started by shuntd; by hand only to look for faults.
+/// The data plane of Shunt. shuntd starts it; start it by hand for diagnosis only.
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Arguments {
@@ -19,7 +19,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Create the map file of a new volume; its descriptor comes as JSON on standard input.
+    /// Create the map file of a new volume; reads the volume's descriptor as JSON from standard
+    /// input.
     Format {
         /// The file to create; an existing one is refused.
         #[arg(long)]
@@ -28,14 +29,15 @@ enum Command {
         #[arg(long, value_enum, default_value_t = Leg::Source)]
         leg: Leg,
     },
-    /// Print what a map file says, as JSON: the role, the descriptor, and what is damaged. Changes nothing.
+    /// Print the contents of a map file as JSON: the role, the descriptor, and what is damaged.
+    /// Changes nothing.
     Describe {
         /// The map file.
         #[arg(long)]
         map: PathBuf,
     },
-    /// Serve a volume until it is stopped. Exits with 3 if another process serves it, with 4 if the
-    /// map file is damaged.
+    /// Serve a volume until it is stopped. Exits with 3 if another process serves the volume, with
+    /// 4 if the map file is damaged, with 5 if the map file belongs to another volume.
     Serve {
         /// The map file.
         #[arg(long)]
@@ -43,17 +45,18 @@ enum Command {
         /// The control socket.
         #[arg(long)]
         socket: PathBuf,
-        /// The UUID of the volume; a map file of another one is refused.
+        /// The UUID of the volume; the map file of any other volume is refused.
         #[arg(long)]
         volume_id: Option<String>,
-        /// The claim of the last process of the volume on its LUNs, and the descriptors of them:
+        /// The last process's claim on the volume's LUNs, and the LUNs' descriptors:
         /// CLAIM:DESCRIPTOR,DESCRIPTOR... For shuntd.
         #[arg(long, hide = true)]
         inherited: Option<InheritedArgument>,
-        /// Hardware queues; at most one a processor, and one with a driver that cannot recover several.
+        /// Hardware queues: at most one for each processor, and only one with a driver that cannot
+        /// recover several.
         #[arg(long, default_value_t = 1)]
         queues: u16,
-        /// Requests that a queue can have open.
+        /// Maximum number of requests in progress in each queue.
         #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=1024))]
         queue_depth: u16,
     },

@@ -8,9 +8,9 @@
 //!        -> control socket -> until Stop, a signal or the end of the device -> DEL_DEV
 //! ```
 //!
-//! An old driver (without QUIESCE) can be left stuck by a death between START and END of a recovery, and crashes
-//! the kernel if that happens with several queues: so it gets one queue, and everything that can take time or fail comes
-//! before START.
+//! A death between START and END of a recovery can leave an old driver (without QUIESCE) stuck, and
+//! with several queues it crashes the kernel. So an old driver gets one queue, and everything that
+//! can take time or fail comes before START.
 
 use std::{
     fs::File,
@@ -46,28 +46,29 @@ use crate::{
     },
 };
 
-/// How long the kernel may take for a control command.
+/// Time limit of a control command.
 pub(crate) const CONTROL_LIMIT: Duration = Duration::from_secs(30);
-/// How long a dying predecessor's locks, claims and device are waited for. Its legs may be slow; shuntd starts
-/// another process after this one gives up.
+/// How long a process waits for the locks, claims and device of a predecessor that is still ending.
+/// The predecessor's legs may be slow; shuntd starts another process after this one gives up.
 const PREDECESSOR_LIMIT: Duration = Duration::from_secs(20);
-/// How often the end of the predecessor is looked for.
+/// Interval between two tries to start the recovery of the predecessor's device.
 const PREDECESSOR_POLL: Duration = Duration::from_millis(2);
-/// How long `/dev/ublkcN` may take to appear.
+/// Time limit for `/dev/ublkcN` to appear.
 const NODE_LIMIT: Duration = Duration::from_secs(10);
-/// The request timeout of an old driver, in milliseconds: after it, it looks whether its server lives.
+/// The request timeout of an old driver, in milliseconds. When it expires, the driver checks
+/// whether its server is alive.
 const OLD_DRIVER_IO_TIMEOUT_MS: u32 = 1000;
-/// The largest discard that is offered, in bytes.
+/// The largest discard that the device offers, in bytes.
 const DISCARD_BYTES_MAX: u64 = 1 << 30;
 
-/// Wakes that may wait; a stop waits for its answer, so there is one for each connection's thread at most. One more for the
-/// thread of the signals, and one for the engine.
+/// The most queued wakes. Each connection's thread has at most one stop pending; one more is for
+/// the thread of the signals, and one for the engine.
 const WAKES_MAX: usize = THREADS_MAX + 2;
 
-/// The exit status of a process that finds another serving the volume.
+/// The exit status if another process serves the volume.
 pub const EXIT_LOCKED: u8 = 3;
 
-/// What to serve.
+/// The parameters of [`serve`].
 #[derive(Debug)]
 pub struct Options {
     /// The map file.
@@ -76,22 +77,22 @@ pub struct Options {
     pub socket: PathBuf,
     /// The UUID of the volume, if it is known.
     pub volume_id: Option<String>,
-    /// What the last process of the volume had open.
+    /// The descriptors of LUNs that the last process of the volume had open.
     pub inherited: Option<Inherited>,
     /// Hardware queues; an old driver gets one.
     pub queues: u16,
-    /// Tags a queue.
+    /// Tags per queue.
     pub queue_depth: u16,
 }
 
-/// The largest request, in bytes. Below the region size of every volume that `format` makes, so that a write touches two
-/// regions at most.
+/// The largest request, in bytes. Below the region size of every volume that `format` makes, so
+/// that a write touches two regions at most.
 const REQUEST_BYTES_MAX: u32 = 256 << 10;
 
 /// Serves a volume until it is stopped.
 ///
 /// # Errors
-/// With what was tried, on what.
+/// The action that failed, and its object.
 pub fn serve(mut options: Options) -> anyhow::Result<()> {
     ending::abort_on_panic();
     let (wake, wakes) = sync_channel(WAKES_MAX);
@@ -124,7 +125,7 @@ pub fn serve(mut options: Options) -> anyhow::Result<()> {
         source,
         target,
         mirror_problem,
-        // The kernels that have one got the other shortly before.
+        // The kernels with QUIESCE also release unused registered files: that came shortly before.
         registers_luns: features.contains(Features::QUIESCE),
     };
     let mut engine = EngineThread::start(parts, Arc::clone(&inbox), wake.clone())?;
@@ -136,7 +137,8 @@ pub fn serve(mut options: Options) -> anyhow::Result<()> {
         }
         other => {
             if let Some(dead) = other {
-                // Its process died before it was started: nobody has it open.
+                // The process of this device died before it started the device: nobody has the
+                // device open.
                 control.del_dev(dead.id, CONTROL_LIMIT)?;
             }
             (
@@ -171,7 +173,7 @@ pub fn serve(mut options: Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The engine in its thread. It is handed the device once, and ends with it.
+/// The engine in its thread. The thread gets the device once, and ends with the device.
 pub(crate) struct EngineThread {
     device: SyncSender<File>,
     events: Receiver<Result<(), EngineError>>,
@@ -179,7 +181,7 @@ pub(crate) struct EngineThread {
 }
 
 impl EngineThread {
-    /// Starts the thread; returns when everything is prepared.
+    /// Starts the thread. Returns when the engine is prepared.
     fn start(parts: Parts, inbox: Arc<Inbox>, wake: SyncSender<Wake>) -> anyhow::Result<Self> {
         let (device, device_receiver) = sync_channel::<File>(1);
         let (event, events) = sync_channel(4);
@@ -195,7 +197,7 @@ impl EngineThread {
         Ok(new)
     }
 
-    /// Hands the device over; returns when all tags are the driver's.
+    /// Hands the device over. Returns when the driver has all tags.
     fn take_device(&mut self, device: File) -> anyhow::Result<()> {
         self.device
             .send(device)
@@ -211,7 +213,7 @@ impl EngineThread {
     }
 }
 
-/// Runs the engine until its device ends; returns what is left of it then.
+/// Runs the engine until its device ends. Returns the remains of the engine.
 fn run_engine(
     parts: Parts,
     inbox: Arc<Inbox>,
@@ -227,7 +229,8 @@ fn run_engine(
         engine.take_device(device)?;
         let _ = event.send(Ok(()));
         if let Err(error) = engine.run() {
-            // The kernel may still read its buffers; they last until the process ends, which is at once.
+            // The kernel may still read the engine's buffers. They stay until the process ends,
+            // which follows immediately.
             std::mem::forget(engine);
             return Err(error);
         }
@@ -243,7 +246,7 @@ fn run_engine(
     stopped
 }
 
-/// Waits for the end: a stop, a signal, or the end of the engine.
+/// Waits for the end of the volume: a stop, a signal, or the end of the engine.
 fn attend(
     control: &mut Control,
     (device, features): (DeviceId, Features),
@@ -252,7 +255,7 @@ fn attend(
     inbox: &Inbox,
     map: &mut MapFile,
 ) -> anyhow::Result<()> {
-    /// The connection has to write its answer before the process ends.
+    /// Time for the connection to write its answer before the process ends.
     const ANSWER: Duration = Duration::from_millis(50);
     loop {
         let wake = wakes.recv().unwrap_or(Wake::EngineEnded);
@@ -272,7 +275,7 @@ fn attend(
             }
         };
         let answer = |answer: Result<(), String>| {
-            // The one who asked may have left.
+            // The client may have disconnected.
             reply.map(|reply| reply.send(answer).ok())
         };
         match stopped {
@@ -319,7 +322,8 @@ fn add(
         watch_old_driver(info.id, features)
     })();
     if started.is_err() {
-        // A device that never started has no users. The engine still holds it; its end lets the kernel finish this.
+        // A device that never started has no users. The engine still holds the device; the kernel
+        // completes the deletion when the engine ends.
         let _ = control.del_dev(info.id, Duration::from_millis(100));
     }
     started.map(|()| info.id)
@@ -336,14 +340,15 @@ fn recover(
     loop {
         match control.start_user_recovery(device, CONTROL_LIMIT) {
             Ok(()) => break,
-            // Something of the old process is still in flight, or the driver has not noticed its death.
+            // A request of the old process is still in flight, or the driver has not noticed its
+            // death.
             Err(error) if error.errno() == Some(Errno::EBUSY) => {
                 if started.elapsed() >= PREDECESSOR_LIMIT {
                     return Err(error).context("the previous process's I/O does not end");
                 }
                 std::thread::sleep(PREDECESSOR_POLL);
             }
-            // An earlier recovery began and fetched nothing: it may go on from there.
+            // An earlier recovery was started and fetched nothing: this recovery continues there.
             Err(error) if error.errno() == Some(Errno::EINVAL) => break,
             Err(error) => return Err(error.into()),
         }
@@ -354,12 +359,14 @@ fn recover(
     crash_point::here("recovery-fetched");
     control.end_user_recovery(device, std::process::id(), CONTROL_LIMIT)?;
     crash_point::here("recovery-ended");
-    // The predecessor may have died before it came to this. Not earlier: the kernel writes a queue's attribute only
-    // when no request is in flight, and those that the predecessor left are answered from now on.
+    // Set here too, because the predecessor may have died before it set the timeout. Not earlier:
+    // the kernel writes a queue's attribute only when no request is in flight, and the requests
+    // that the predecessor left are answered from now on.
     watch_old_driver(device, features)
 }
 
-/// An old driver notices the death of a server that held every tag only by the request timeout.
+/// Sets the request timeout of an old driver, because only that timeout shows the death of a server
+/// that held every tag.
 fn watch_old_driver(device: DeviceId, features: Features) -> anyhow::Result<()> {
     if !features.contains(Features::QUIESCE) {
         ublk::set_io_timeout(device, OLD_DRIVER_IO_TIMEOUT_MS)?;
@@ -386,7 +393,8 @@ fn check_device(info: &DevInfo, shape: Shape) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A recovered device keeps its shape; a new one gets what was asked for, as far as the driver can.
+/// The shape of the device: a recovered device keeps its shape, a new one gets the options as far
+/// as the driver supports them.
 fn shape(options: &Options, features: Features, predecessor: Option<&DevInfo>) -> Shape {
     if let Some(info) = predecessor.filter(|info| info.state != DeviceState::Dead) {
         return Shape {
@@ -408,8 +416,8 @@ fn shape(options: &Options, features: Features, predecessor: Option<&DevInfo>) -
     }
 }
 
-/// Opens the legs of the route. Without its mirror leg a volume is served all the same: what is wrong with that is the
-/// second value.
+/// Opens the legs of the route. The volume is also served if its mirror leg cannot be opened: then
+/// the second value is the reason.
 fn open_legs(
     map: &MapFile,
     socket: &Path,
@@ -473,21 +481,23 @@ fn device_params(descriptor: &Descriptor, leg: Option<&OpenLeg>) -> DeviceParams
         request_bytes_max: REQUEST_BYTES_MAX,
         read_only: false,
         rotational: luns.iter().any(|lun| lun.rotational),
-        // The legs' caches may be volatile whatever they say at this moment: flushes always come down.
+        // A leg's cache may be volatile whatever it reports now, so the kernel always has to send
+        // flushes.
         volatile_cache: true,
         fua: true,
         discard: discards.then(|| DiscardParams {
             granularity_bytes: granularity.max(physical).next_power_of_two(),
             alignment_bytes: 0,
             discard_bytes_max: DISCARD_BYTES_MAX,
-            // Zeroes come down as writes, which both legs understand alike.
+            // The kernel sends zeroes as writes, which work in the same way on both legs.
             write_zeroes_bytes_max: 0,
         }),
         dma_alignment_bytes: None,
     }
 }
 
-/// The mark on the kernel's device by which a later process knows it: FNV-1a of the volume's UUID.
+/// The mark on the kernel's device by which a later process recognises it: FNV-1a of the volume's
+/// UUID.
 fn device_tag(volume_id: &[u8; 16]) -> u64 {
     let hash = volume_id
         .iter()
@@ -497,7 +507,8 @@ fn device_tag(volume_id: &[u8; 16]) -> u64 {
     hash.max(1)
 }
 
-/// Reclaim must not wait for us, and the kernel must not choose us when memory is short.
+/// Protects the process: memory reclaim must not wait for its pages, and the kernel must not kill
+/// it when memory is short.
 fn protect_process() {
     let failed = |what: &str, error: &dyn std::fmt::Display| {
         tracing::warn!("{what}: {error}; the volume is less safe when memory is short");
@@ -524,7 +535,7 @@ fn become_io_flusher() {
     }
 }
 
-/// The exit status for an error: it tells shuntd apart what starting again does not mend.
+/// Maps an error to the exit status by which shuntd knows that a restart will not help.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     use map_file::MapFileError as Error;
@@ -538,20 +549,21 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     }
 }
 
-/// Creates a map file from a descriptor in JSON, for a volume that uses one leg.
+/// Creates the map file of a volume that uses one leg, from a descriptor in JSON.
 ///
 /// # Errors
-/// With what is wrong.
+/// The descriptor is not valid, or the map file cannot be created.
 pub fn format(map: &Path, descriptor: impl std::io::Read, leg: Side) -> anyhow::Result<()> {
     let descriptor: Descriptor =
         serde_json::from_reader(descriptor).context("the descriptor on standard input")?;
     Ok(map_file::format(map, &descriptor, leg)?)
 }
 
-/// Prints what a map file says, in JSON.
+/// Prints the contents of a map file as JSON.
 ///
 /// # Errors
-/// With what is wrong with it.
+/// The map file cannot be read, it has no valid role record or descriptor, or the output cannot be
+/// written.
 pub fn describe(map: &Path, mut output: impl std::io::Write) -> anyhow::Result<()> {
     let found = map_file::describe(map)?;
     let summary = MapSummary {

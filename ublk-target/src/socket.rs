@@ -1,7 +1,8 @@
-//! The control socket: root only, a thread a connection, one request at a time on each.
+//! The control socket: for root and the process's own user, one thread for each connection, one
+//! request at a time on each.
 //!
-//! It checks and translates; the engine decides. A slow or hostile client holds up nobody but itself: the
-//! engine never waits for a connection.
+//! This module checks and translates requests; the engine decides. A slow or hostile client delays
+//! only itself: the engine never waits for a connection.
 
 use std::{
     collections::HashMap,
@@ -43,48 +44,53 @@ use crate::{
     legs::{LegError, OpenLeg},
 };
 
-/// The most connections at once; [`Places`] says which one makes room for another.
+/// The most connections at the same time; [`Places`] decides which connection makes room for a new
+/// one.
 const CONNECTIONS_MAX: usize = 64;
-/// The most threads for connections: those that have lost their place take a moment to end.
+/// The most threads for connections: connections that have lost their place take a moment to end.
 pub const THREADS_MAX: usize = 2 * CONNECTIONS_MAX;
-/// The stack of such a thread, in bytes. All memory of this process is locked, so all of it is taken.
+/// Stack of a connection's thread, in bytes. All memory of this process is locked, so the whole
+/// stack takes memory.
 const STACK_BYTES: usize = 256 << 10;
-/// How long a client may take for its greeting, for a message that it has begun, and to take an answer.
+/// Time limit for a client to send its greeting, to complete a message, and to take an answer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the end of another connection's thread is waited for before that is looked at again.
+/// Interval at which the end of another connection's thread, or of the predecessor's hold of the
+/// name, is checked.
 const THREAD_POLL: Duration = Duration::from_millis(1);
-/// How long the predecessor's hold of the abstract name is waited for.
+/// How long a process waits until its predecessor releases the abstract name.
 const NAME_LIMIT: Duration = Duration::from_secs(1);
-/// How long a LUN that is claimed by somebody is waited for when a mirror leg is added.
+/// How long adding a mirror leg waits for a LUN that somebody else has claimed.
 const LEG_BUSY_LIMIT: Duration = Duration::ZERO;
 
-/// What is true of the process for as long as it lives.
+/// Facts that hold for the whole life of the process.
 #[derive(Debug)]
 pub struct Facts {
     /// `/dev/ublkbN`.
     pub device: PathBuf,
     /// The control socket.
     pub socket: PathBuf,
-    /// What the driver offers.
+    /// The features that the driver offers.
     pub driver_features: Vec<String>,
-    /// Whether the device was taken over.
+    /// Whether the process took over an existing device.
     pub recovered: bool,
     /// The name of the claim on the legs.
     pub claim: Claim,
 }
 
-/// What the thread that holds the device waits for.
+/// An event for the thread that holds the device.
 #[derive(Debug)]
 pub enum Wake {
-    /// A wish to end the device and the process; the answer is why not.
+    /// A client wants to end the device and the process. The answer is an error if they do not end,
+    /// or not cleanly.
     Stop(SyncSender<Result<(), String>>),
-    /// A signal that asks for the end of the process. The next one is sent when the sender is dropped.
+    /// A signal that asks for the end of the process. The next signal is sent when the sender is
+    /// dropped.
     Signal(Signal, SyncSender<()>),
     /// The engine has ended.
     EngineEnded,
 }
 
-/// What connections share.
+/// The state that all connections share.
 #[derive(Debug)]
 pub struct Server {
     facts: Facts,
@@ -98,12 +104,12 @@ pub struct Server {
 #[derive(Debug)]
 struct Connections {
     places: Places,
-    /// By these they are closed when they lose it.
+    /// The streams of the connections. A connection that loses its place is closed by its stream.
     streams: HashMap<ConnectionId, UnixStream>,
 }
 
 impl Server {
-    /// A server that is not listening yet.
+    /// Creates a server that is not listening yet.
     #[must_use]
     pub fn new(facts: Facts, inbox: Arc<Inbox>, stop: SyncSender<Wake>) -> Arc<Self> {
         Arc::new(Self {
@@ -118,11 +124,11 @@ impl Server {
         })
     }
 
-    /// Listens, in a thread of its own. An old socket file is replaced: the lock of the map file has made sure
-    /// that nobody serves it.
+    /// Listens on the socket file `path`, in a new thread. Replaces an old socket file: the lock of
+    /// the map file guarantees that nobody serves it.
     ///
     /// # Errors
-    /// If the socket cannot be made.
+    /// The socket cannot be created.
     pub fn listen(self: &Arc<Self>, path: &Path) -> io::Result<()> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -133,14 +139,15 @@ impl Server {
         self.accept_on(listener)
     }
 
-    /// Listens in the abstract namespace too, for a shuntd that finds no socket file ([`abstract_name`]).
+    /// Listens on a name in the abstract namespace too, for a shuntd that finds no socket file
+    /// ([`abstract_name`]).
     ///
     /// # Errors
-    /// If the name is taken.
+    /// The name is taken.
     pub fn listen_by_id(self: &Arc<Self>, volume_id: &str) -> io::Result<()> {
         let address = SocketAddr::from_abstract_name(abstract_name(volume_id))?;
         let started = Instant::now();
-        // The kernel may have closed the predecessor's map file, and not yet its sockets.
+        // The kernel may have closed the predecessor's map file but not its sockets yet.
         let listener = loop {
             match UnixListener::bind_addr(&address) {
                 Err(error)
@@ -209,7 +216,8 @@ impl Server {
         spawned.map(drop)
     }
 
-    /// Gives a connection a place; another one may lose its own.
+    /// Gives a connection a place. Another connection may lose its place for that. `None`: all
+    /// others are being answered.
     fn admit(&self, stream: &UnixStream) -> io::Result<Option<ConnectionId>> {
         let stream = stream.try_clone()?;
         let mut connections = self.connections();
@@ -218,7 +226,8 @@ impl Server {
         };
         connections.streams.insert(id, stream);
         if let Some(other) = instead_of.and_then(|other| connections.streams.remove(&other)) {
-            // Its thread finds the end of the stream. An error means that it has been closed already.
+            // The other connection's thread finds the end of the stream. An error means that the
+            // stream is closed already.
             let _ = other.shutdown(std::net::Shutdown::Both);
         }
         Ok(Some(id))
@@ -230,7 +239,8 @@ impl Server {
         connections.streams.remove(&id);
     }
 
-    /// Nothing is done while it is locked that could panic half-way.
+    /// Locks the table of connections. A poisoned lock is usable: nothing under the lock panics
+    /// half-way.
     fn connections(&self) -> MutexGuard<'_, Connections> {
         self.connections
             .lock()
@@ -484,7 +494,7 @@ impl Server {
         OpenLeg::open(leg, &self.facts.socket, LEG_BUSY_LIMIT, None)
     }
 
-    /// Opens the new leg here, so that the engine does not wait for it.
+    /// Opens the new leg in the thread of the connection, so that the engine does not wait for it.
     fn open_mirror(&self, epoch: u64, target: Leg, deadline_ms: u64) -> Result<Ask, Box<Response>> {
         let bad = |cause: String| Box::new(refused(Refusal::BadLeg, cause));
         let snapshot = self
@@ -525,7 +535,7 @@ impl Server {
         snapshot.is_some_and(|snapshot| Route::from(snapshot.record.route) == Route::Split)
     }
 
-    /// Opens the leg that was left alone.
+    /// Opens the leg that a split detached.
     fn open_split_leg(&self, epoch: u64, deadline_ms: u64) -> Result<Ask, Box<Response>> {
         let bad = |cause: String| Box::new(refused(Refusal::BadLeg, cause));
         let snapshot = self
@@ -547,8 +557,8 @@ impl Server {
         })
     }
 
-    /// Tries the mirror leg again. Opens it again only if the device behind its name is another one
-    /// than before, with the same identity: while it is closed, others can write to it.
+    /// Retries the mirror leg. Closes and opens it again only if its name leads to a different
+    /// device with the same identity: while the leg is closed, others can write to it.
     fn retry_mirror(&self, epoch: u64) -> Response {
         let gone = || refused(Refusal::Ending, "the volume is ending");
         let ask = |ask| self.inbox.ask(ask).recv().unwrap_or_else(|_| gone());
@@ -574,13 +584,13 @@ impl Server {
         let leg = side.and_then(|side| snapshot.descriptor.leg(side.into()));
         let leg = match (leg, &snapshot.mirror) {
             (Some(leg), None) => self.open_leg(leg).map_err(|error| error.to_string()),
-            // It has not failed, or somebody else was faster.
+            // The leg has not failed, or another client was faster.
             (None, _) | (_, Some(_)) => Err("it is open".to_owned()),
         };
         ask(Ask::RetryMirror { epoch, leg })
     }
 
-    /// Nothing of an earlier copier may still be on its way to the mirror leg.
+    /// Checks that no I/O of an earlier copier to the mirror leg is in flight.
     fn may_copy(&self) -> Result<(), Box<Response>> {
         let snapshot = self.inbox.snapshot();
         let Some(mirror) = snapshot.and_then(|snapshot| snapshot.mirror) else {
@@ -608,7 +618,7 @@ impl Server {
     }
 }
 
-/// The next request; an idle connection may stay as long as it likes.
+/// Reads the next request. A connection may be idle for any time.
 fn read_request(stream: &UnixStream) -> Result<Request, FrameError> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
     use std::os::fd::AsFd;
@@ -634,7 +644,8 @@ fn require_root_or_own_user(stream: &UnixStream) -> io::Result<()> {
     }
 }
 
-/// Reads with one limit for all of a message: a client that sends a byte now and then does not stay.
+/// A reader with one time limit for a whole message: a client that sends single bytes slowly is
+/// disconnected.
 struct Timed<'a> {
     stream: &'a UnixStream,
     until: Instant,
@@ -660,7 +671,7 @@ impl io::Read for Timed<'_> {
     }
 }
 
-/// Waits for an answer that may take long, but not after the client has gone.
+/// Waits for an answer that may take long, but stops when the client has disconnected.
 fn wait_while_connected(
     answer: &std::sync::mpsc::Receiver<Response>,
     stream: &UnixStream,
@@ -689,7 +700,7 @@ fn is_closed(stream: &UnixStream) -> bool {
     ready > 0 && waiting.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
 }
 
-/// What is open of the source and of the target leg.
+/// Lists the open LUNs of the source leg and of the target leg.
 fn open_luns(snapshot: &Snapshot) -> [Vec<OpenLun>; 2] {
     let authoritative = snapshot.authoritative.open_luns();
     let mirror = snapshot.mirror.as_ref();
@@ -700,7 +711,7 @@ fn open_luns(snapshot: &Snapshot) -> [Vec<OpenLun>; 2] {
     }
 }
 
-/// The volume with a new target; the leg in use becomes the source.
+/// Makes the volume's descriptor with a new target; the leg in use becomes the source.
 fn descriptor_with(snapshot: &Snapshot, target: Leg) -> Result<Descriptor, String> {
     let old = &snapshot.descriptor;
     let side = snapshot.record.route.authoritative();

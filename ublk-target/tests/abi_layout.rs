@@ -1,8 +1,9 @@
 //! Compares `ublk::abi` with the `<linux/ublk_cmd.h>` that the C compiler sees.
 //!
-//! A small C program prints the header's sizes, offsets and constants. With `SHUNT_UBLK_INCLUDE=DIRECTORY`
-//! the header is `DIRECTORY/linux/ublk_cmd.h`, and everything must be in it; without it the system's header
-//! is used, which may be old: then what it has is compared, and what it lacks is printed.
+//! A small C program prints the header's sizes, offsets and constants. With
+//! `SHUNT_UBLK_INCLUDE=DIRECTORY` the header is `DIRECTORY/linux/ublk_cmd.h`, and every value must
+//! be in it. Without the variable the system's header is used, which may be old: then the values
+//! that it has are compared, and the values that it lacks are printed.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,12 +19,12 @@ use std::process::Command;
 
 use ublk_target::ublk::abi::{self, *};
 
-/// Where a newer header than the system's is.
+/// The variable with the directory of a newer header than the system's.
 const INCLUDE_VARIABLE: &str = "SHUNT_UBLK_INCLUDE";
 
 /// One value to compare.
 struct Probe {
-    /// A macro that a header with this value has.
+    /// A macro that is defined in every header with this value.
     guard: String,
     /// The value in C.
     expression: String,
@@ -42,7 +43,8 @@ macro_rules! constants {
     };
 }
 
-/// The size of a structure, with its name in C, which headers with the macro `$guard` have.
+/// The size of a structure, with its name in C. Headers with the structure define the macro
+/// `$guard`.
 macro_rules! size {
     ($guard:literal, $c:literal, $rust:ident) => {
         Probe {
@@ -53,7 +55,8 @@ macro_rules! size {
     };
 }
 
-/// The offsets of a structure's members, each with its name in C, by the macro that headers with them have.
+/// The offsets of a structure's members, each with its name in C. Headers with the member define
+/// the macro of its group.
 macro_rules! offsets {
     ($probes:ident, $c:literal, $rust:ident, $($guard:literal: $($c_member:literal $member:ident),+;)+) => {
         $($($probes.push(Probe {

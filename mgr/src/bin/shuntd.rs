@@ -14,9 +14,10 @@ use tracing_subscriber::EnvFilter;
 /// The program that serves a volume.
 const UBLK_TARGET: &str = "ublk-target";
 
-/// Moves live LUNs: keeps the volumes of this host running and carries out what `shunt` asks for.
+/// Moves live LUNs: keeps the volumes of this host running and carries out the commands of `shunt`.
 ///
-/// Runs in the foreground until SIGTERM or SIGINT; volumes go on without it. Needs no configuration.
+/// Runs in the foreground until SIGTERM or SIGINT; volumes continue without it. Needs no
+/// configuration.
 /// Log messages go to standard error; SHUNT_LOG sets what is logged (such as `debug`).
 #[derive(Debug, Parser)]
 #[command(
@@ -85,12 +86,12 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
         daemon::run(config, shutdown).await?;
         anyhow::Ok(())
     });
-    // A thread that examines a device which does not answer must not hold up the end.
+    // Does not wait for threads: one may be blocked in a device that does not answer.
     runtime.shutdown_background();
     result
 }
 
-/// The argument, else the variable of the environment, else the default.
+/// The value of the argument, else of the environment variable, else the default.
 fn given_or(argument: Option<PathBuf>, variable: &str, default: &str) -> PathBuf {
     let from_environment = || {
         std::env::var_os(variable)
@@ -102,7 +103,7 @@ fn given_or(argument: Option<PathBuf>, variable: &str, default: &str) -> PathBuf
         .unwrap_or_else(|| PathBuf::from(default))
 }
 
-/// Beside this program, else whatever PATH leads to.
+/// The path of ublk-target: beside this program if it is there, else its name, to be found on PATH.
 fn find_ublk_target() -> PathBuf {
     let beside = std::env::current_exe()
         .ok()

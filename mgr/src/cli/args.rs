@@ -1,4 +1,4 @@
-//! The definition of the command line. Help, man pages and completions come from it alone.
+//! The definition of the command line: the only source of help, man pages and completions.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -21,13 +21,13 @@ use super::values::{
 };
 use super::when::When;
 
-/// The variable that names the socket of shuntd.
+/// The environment variable with the path of shuntd's socket.
 pub const SOCKET_VARIABLE: &str = "SHUNT_SOCKET";
 
-/// The variable that names the folder in which the socket is otherwise.
+/// The environment variable with the folder of the socket, used without [`SOCKET_VARIABLE`].
 pub const RUNTIME_DIR_VARIABLE: &str = "SHUNT_RUNTIME_DIR";
 
-/// The folder of the socket if nothing else is said.
+/// The folder of the socket without either variable.
 pub const RUNTIME_DIR_DEFAULT: &str = "/run/shunt";
 
 /// The name of the socket in its folder.
@@ -35,9 +35,10 @@ pub const SOCKET_NAME: &str = "shuntd.sock";
 
 /// Move live LUNs while applications keep using them, and take them back
 ///
-/// shunt puts a virtual volume over a LUN, copies the LUN to another one while applications read
-/// and write the volume, and switches between both without stopping them. Until the commit, each
-/// switch can be undone without a copy. shunt asks shuntd, which must be running; both are for root.
+/// shunt puts a virtual volume over a LUN, copies the LUN to a second LUN while applications read
+/// and write the volume, and switches between both LUNs without stopping the applications. Until
+/// the commit, each switch can be undone without a copy. shunt is a client of shuntd, which must be
+/// running; both need root.
 #[derive(Debug, Parser)]
 #[command(
     name = "shunt",
@@ -48,7 +49,7 @@ pub const SOCKET_NAME: &str = "shuntd.sock";
     max_term_width = 100
 )]
 pub struct Arguments {
-    /// What is given beside every command.
+    /// The options of every command.
     #[command(flatten)]
     pub global: Global,
     /// The command.
@@ -56,7 +57,7 @@ pub struct Arguments {
     pub command: Command,
 }
 
-/// Options of every command.
+/// Options that every command accepts.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// The socket of shuntd [default: $SHUNT_SOCKET, or shuntd.sock in $SHUNT_RUNTIME_DIR, or
@@ -79,7 +80,7 @@ pub enum OnFailure {
     Auto,
     /// applications see the error
     Error,
-    /// the other LUN becomes authoritative, and applications go on
+    /// the other LUN becomes authoritative, and applications continue
     Switch,
 }
 
@@ -93,48 +94,51 @@ impl From<OnFailure> for OnAuthoritativeFailure {
     }
 }
 
-/// What writes do to the target.
+/// How writes of applications reach the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// they are done there too, where both are equal
+    /// each write also goes to the target, where both LUNs are equal
     Mirror,
-    /// nothing before the switch: what was written is copied in passes; for slow or distant targets
+    /// writes go to the source alone, and what they change is copied in passes; for slow or distant
+    /// targets
     Track,
-    /// as mirror, but the target is never switched to: it becomes a copy of one instant (shunt split)
+    /// as mirror, but without a switch: the target becomes a copy of one instant (shunt split)
     Copy,
 }
 
-/// What follows when an attempt to cut over fails.
+/// What to do after a failed attempt to cut over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum OnMisfit {
-    /// another attempt, as often as --attempts says
+    /// try again, up to --attempts attempts in all
     Retry,
-    /// do not slow writes again; switch when the rest fits without that
+    /// do not slow writes again; switch when the rest fits the pause without that
     Defer,
-    /// nothing; the source stays authoritative
+    /// give up; the source stays authoritative
     Abort,
-    /// as retry, then switch however long requests are held
+    /// as retry; after the last attempt switch even if that holds requests for up to 110 seconds
     Force,
-    /// only measure; switch when it is asked for once more
+    /// only measure; begin the attempts at a second shunt switch
     Wait,
 }
 
-/// What is written where, and how a session that tracks is switched.
+/// Options for the copy mode of a session, and for the cutover of a session that tracks.
 #[derive(Debug, Clone, Args)]
 pub struct CutoverChoice {
-    /// What writes do to the target [default: mirror]
+    /// How writes of applications reach the target [default: mirror]
     #[arg(long, requires = "session", value_enum, value_name = "HOW")]
     mode: Option<Mode>,
-    /// With --mode track: what follows when what is left does not fit the pause of a switch [default: retry]
+    /// With --mode track: what to do if the rest to copy does not fit the pause of a switch
+    /// [default: retry]
     #[arg(long, requires = "session", value_enum, value_name = "WHAT")]
     cutover_action: Option<OnMisfit>,
-    /// With --mode track: how often a switch is tried [default: 3]
+    /// With --mode track: the number of attempts of a switch [default: 3]
     #[arg(long, requires = "session", value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=100))]
     attempts: Option<u32>,
-    /// With --mode track: how long writes are slowed before a switch, in seconds [default: 120]
+    /// With --mode track: how long an attempt may slow writes, in seconds [default: 120]
     #[arg(long, requires = "session", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     cutover_duration: Option<u64>,
-    /// With --mode track: writes are not made slower than that [default: 1MiB]
+    /// With --mode track: the lowest rate to which writes are slowed, in bytes a second
+    /// [default: 1MiB]
     #[arg(long, requires = "session", value_name = "BYTES", value_parser = floor)]
     throttle_floor: Option<u64>,
 }
@@ -188,9 +192,9 @@ pub enum How {
     /// shuntd keeps it open, so that it cannot be mounted
     #[default]
     Hold,
-    /// what programs recognise on it is taken away, and kept
+    /// the signatures by which programs recognise its contents are removed, and saved
     WipeSignatures,
-    /// all of its blocks are given back; cannot be taken back
+    /// all of its blocks are discarded; cannot be taken back
     Discard,
 }
 
@@ -206,15 +210,16 @@ impl From<How> for RetireHow {
     }
 }
 
-/// What a copy has to prove before it counts.
+/// How a copy is verified.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Proof {
-    /// that the LUN took it; verify compares everything when you want it
+    /// the target reported success; verify compares everything on demand
     #[default]
     None,
-    /// that it reads back as it was written
+    /// what was written is read back and compared
     ReadBack,
-    /// the same, and the whole volume is compared once it is in sync; switch is refused before that
+    /// as read-back, and the whole volume is compared once it is in sync; switch is refused before
+    /// that
     Full,
 }
 
@@ -234,8 +239,8 @@ pub enum Command {
     /// Put a volume over a LUN, or over several
     ///
     /// Applications then open /dev/shunt/VOLUME instead of the LUN. The data of the LUN stays as it
-    /// is. A LUN that is mounted, in use or already part of a volume is refused. Several LUNs are one
-    /// volume, end to end, in the order in which they are named.
+    /// is. A LUN that is mounted, in use or already part of a volume is refused. Several LUNs are
+    /// one volume, end to end, in the order in which they are named.
     #[command(after_help = "EXAMPLES:
   shunt attach db /dev/disk/by-id/wwn-0x5000c500a0b1c2d3
   shunt attach big /dev/sdb /dev/sdc
@@ -246,16 +251,16 @@ pub enum Command {
         /// Its LUN: a block device, or a regular file for trials; or several, end to end
         #[arg(required = true, value_name = "LUN", value_parser = absolute_path, value_hint = ValueHint::FilePath)]
         luns: Vec<PathBuf>,
-        /// Accept a LUN that only its size tells from others (no world-wide name, serial or UUID),
-        /// for this boot, and later as long as what is on it shows that it is the same; of a volume
-        /// that is attached: accept what is there now again
+        /// Accept a LUN that only its size distinguishes from others (no world-wide name, serial or
+        /// UUID), for this boot, and later as long as its contents show that it is the same LUN;
+        /// for a volume that is attached: accept the LUN that is there now
         #[arg(long)]
         accept_weak_identity: bool,
     },
-    /// Take a volume away
+    /// Remove a volume
     ///
-    /// The authoritative LUN keeps the data and can be used directly again. A volume that is open, or
-    /// part of a session that has not ended, is refused.
+    /// The authoritative LUN keeps the data and can be used directly again. A volume that is open,
+    /// or part of a session that has not ended, is refused.
     #[command(after_help = "EXAMPLES:
   umount /var/lib/postgresql
   shunt detach db")]
@@ -265,10 +270,10 @@ pub enum Command {
     },
     /// Record a session: which volumes go to which targets
     ///
-    /// Checks every target and records the pairs; nothing is copied yet. A target that is too small,
-    /// in use or the same device as the source is refused, and one that holds a file system, a
-    /// partition table or data that is not recognised (its first and last MiB are read) is refused
-    /// unless --overwrite is given.
+    /// Checks every target and records the pairs; nothing is copied yet. A target that is too
+    /// small, in use or the same device as the source is refused, and one that holds a file system,
+    /// a partition table or data that is not recognised (its first and last MiB are read) is
+    /// refused unless --overwrite is given.
     #[command(after_help = "EXAMPLES:
   shunt create s1 db:/dev/disk/by-id/wwn-0x5000c500d4e5f607
   shunt create night db:/dev/mapper/new-db logs:/dev/mapper/new-logs --overwrite
@@ -295,87 +300,94 @@ FILE:
         /// The name of the new session
         #[arg(required_unless_present = "file")]
         session: Option<String>,
-        /// A volume and its target, with a colon between them; of several LUNs, end to end, with
-        /// commas between those; a comma in a path is written \,
+        /// A volume and its target, separated by a colon; several LUNs as a target, end to end, are
+        /// separated by commas; a comma in a path is written \,
         #[arg(required_unless_present = "file", value_name = "VOLUME:TARGET", value_parser = pair)]
         pairs: Vec<PairSpec>,
-        /// Everything from this file, in the form that show prints; - is standard input
+        /// Read the session from this file, in the format that show prints; - is standard input
         #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
               conflicts_with_all = ["session", "pairs", "overwrite", "accept_weak_identity", "detect_zeroes", "verify",
                                     "on_authoritative_failure", "rate", "priority", "switch", "mode", "every", "window_hours", "start_at", "max_duration", "switch_pairs",
                                     "max_latency_impact", "accept_unreadable", "retire", "cutover_action", "attempts", "cutover_duration", "throttle_floor"])]
         file: Option<PathBuf>,
-        /// Accept targets that hold a file system, a partition table or other data: what they hold is lost
+        /// Accept targets that hold a file system, a partition table or other data: what they hold
+        /// is lost
         #[arg(long)]
         overwrite: bool,
-        /// Accept targets that only their size tells from others; see attach
+        /// Accept targets that only their size distinguishes from others; see attach
         #[arg(long)]
         accept_weak_identity: bool,
-        /// Look for zeroes while copying and leave them out on targets that can do so
+        /// Look for zeroes while copying, and deallocate them on targets that can do so
         #[arg(long)]
         detect_zeroes: bool,
-        /// What a copy has to prove before it counts
+        /// How a copy is verified
         #[arg(long, value_enum, value_name = "PROOF", default_value_t)]
         verify: Proof,
         /// What to do when the authoritative LUN fails to write while both are equal
         #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
         on_authoritative_failure: OnFailure,
-        /// The most that the session copies in a second, such as 100MiB, or unlimited [default: unlimited]
+        /// The highest rate of the session's copy, in bytes a second, such as 100MiB, or unlimited
+        /// [default: unlimited]
         #[arg(long, value_name = "BYTES", value_parser = rate)]
         rate: Option<u64>,
-        /// Pairs that wait for their turn begin in this order, 100 first [default: 50]
+        /// The order in which queued pairs begin, 100 first [default: 50]
         #[arg(long, value_name = "0-100", value_parser = clap::value_parser!(u8).range(0..=100))]
         priority: Option<u8>,
-        /// When it is switched, or with --mode copy split: manual, when-synced, at:TIME or event:NAME; not before it is in sync [default: manual]
+        /// When the session is switched, or with --mode copy split, but not before it is in sync:
+        /// manual, when-synced, at:TIME or event:NAME [default: manual]
         #[arg(long, value_name = "WHEN", value_parser = switch_policy)]
         switch: Option<SwitchPolicy>,
-        /// How the source is made inaccessible as soon as the session is committed [default: not at all]
+        /// How the source is made inaccessible as soon as the session is committed [default: not at
+        /// all]
         #[arg(long, value_enum, value_name = "HOW", requires = "session")]
         retire: Option<How>,
-        /// By how much the copy may make the latency of applications (99th percentile) grow, such as 20%, or none
+        /// How much the copy may increase the latency of applications (99th percentile), such as
+        /// 20%, or none for no limit
         #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
         max_latency_impact: Option<u32>,
-        /// Copy on past blocks that the source cannot read, up to so much of each source, such as 1MiB: they become zeroes on
-        /// the target, and are listed in status, show and report [default: none]
+        /// Continue the copy past blocks that cannot be read, up to this amount of each source,
+        /// such as 1MiB: they become zeroes on the target, and are listed in status, show and
+        /// report [default: none]
         #[arg(long, value_name = "BYTES", value_parser = accepted, requires = "session")]
         accept_unreadable: Option<u64>,
-        /// How it is written and switched
+        /// The copy mode and the cutover
         #[command(flatten)]
         cutover: CutoverChoice,
-        /// When it begins, copies, and is split
+        /// The times of the session
         #[command(flatten)]
         when: When,
     },
-    /// Check everything that create would check, and estimate what the session would take
+    /// Check everything that create would check, and estimate the times of copy and switch
     ///
-    /// Reads both LUNs for a second and measures what applications write. Changes nothing; the estimate is
-    /// kept, and the history of the session says what came of it. Exits with 3
-    /// if create would refuse.
+    /// Reads both LUNs for a second and measures what applications write. Changes nothing. The
+    /// estimate is saved, and the history of the session compares it with the result. Ends with
+    /// exit status 3 if create would refuse.
     #[command(after_help = "EXAMPLES:
   shunt plan s1 db:/dev/sdc
   shunt plan -f s1.toml --json")]
     Plan {
-        /// The name that the session is to have
+        /// The name of the planned session
         #[arg(required_unless_present = "file")]
         session: Option<String>,
-        /// A volume and its target, with a colon between them
+        /// A volume and its target, separated by a colon
         #[arg(required_unless_present = "file", value_name = "VOLUME:TARGET", value_parser = pair)]
         pairs: Vec<PairSpec>,
-        /// Everything from this file, in the form that show prints; - is standard input
+        /// Read the session from this file, in the format that show prints; - is standard input
         #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
               conflicts_with_all = ["session", "pairs", "overwrite", "accept_weak_identity"])]
         file: Option<PathBuf>,
         /// Accept targets that hold a file system, a partition table or other data
         #[arg(long)]
         overwrite: bool,
-        /// Accept targets that only their size tells from others; see attach
+        /// Accept targets that only their size distinguishes from others; see attach
         #[arg(long)]
         accept_weak_identity: bool,
     },
-    /// Begin to mirror and to copy
+    /// Begin mirroring and copying
     ///
     /// From now on writes go to both legs where they are equal, and the rest is copied. The source
-    /// stays authoritative. Nothing on the target can be used before the session is source-selected.
+    /// stays authoritative. Nothing on the target can be used before the session is
+    /// source-selected.
     #[command(after_help = "EXAMPLES:
   shunt start s1
   shunt wait s1 --for source-selected")]
@@ -385,9 +397,10 @@ FILE:
     },
     /// Change limits while the copy runs
     ///
-    /// With a session changes limits of that; a rate counts for all pairs of the session together.
-    /// --max-pairs is for all sessions of this host: pairs that are started while so many are being
-    /// copied are queued, and begin by themselves. A lower number stops no pair that is being copied.
+    /// With a session, changes the limits of that session; a rate is for all of its pairs together.
+    /// --max-pairs is for all sessions of this host: pairs that are started while this number of
+    /// pairs is being copied are queued, and begin automatically. A lower number stops no pair that
+    /// is being copied.
     #[command(after_help = "EXAMPLES:
   shunt set s1 --rate 100MiB
   shunt set s1 --rate unlimited --priority 90
@@ -403,38 +416,42 @@ FILE:
         /// The session
         #[arg(required_unless_present = "max_pairs")]
         session: Option<String>,
-        /// The most that it copies in a second, such as 100MiB, or unlimited
+        /// The highest rate of the session's copy, in bytes a second, such as 100MiB, or unlimited
         #[arg(long, value_name = "BYTES", value_parser = rate, requires = "session")]
         rate: Option<u64>,
-        /// Pairs that wait for their turn begin in this order, 100 first
+        /// The order in which queued pairs begin, 100 first
         #[arg(long, value_name = "0-100", requires = "session", value_parser = clap::value_parser!(u8).range(0..=100))]
         priority: Option<u8>,
         /// What to do when the authoritative LUN fails to write while both are equal
         #[arg(long, value_enum, value_name = "WHAT", requires = "session")]
         on_authoritative_failure: Option<OnFailure>,
-        /// When it is switched, or with --mode copy split: manual, when-synced, at:TIME or event:NAME; not before it is in sync
+        /// When the session is switched, or with --mode copy split, but not before it is in sync:
+        /// manual, when-synced, at:TIME or event:NAME
         #[arg(long, value_name = "WHEN", requires = "session", value_parser = switch_policy)]
         switch: Option<SwitchPolicy>,
-        /// By how much the copy may make the latency of applications (99th percentile) grow, such as 20%, or none
+        /// How much the copy may increase the latency of applications (99th percentile), such as
+        /// 20%, or none for no limit
         #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
         max_latency_impact: Option<u32>,
-        /// Copy on past blocks that the source cannot read, up to so much of each source, such as 1MiB, or none: they become
-        /// zeroes on the target, and are listed in status, show and report
+        /// Continue the copy past blocks that cannot be read, up to this amount of each source,
+        /// such as 1MiB, or none: they become zeroes on the target, and are listed in status, show
+        /// and report
         #[arg(long, value_name = "BYTES", value_parser = accepted, requires = "session")]
         accept_unreadable: Option<u64>,
-        /// How it is written and switched
+        /// The copy mode and the cutover
         #[command(flatten)]
         cutover: CutoverChoice,
-        /// When it begins, copies, and is split
+        /// The times of the session
         #[command(flatten)]
         when: When,
-        /// How many pairs of all sessions are copied at once; 4 unless it was set
+        /// The highest number of pairs that are copied at the same time, over all sessions; 4 until
+        /// it is set
         #[arg(long, value_name = "NUMBER", conflicts_with = "session")]
         max_pairs: Option<u32>,
     },
-    /// Say that something has happened that sessions wait for
+    /// Report an event that sessions wait for
     ///
-    /// Every session with --switch event:NAME is switched as soon as it is in sync from then on, once.
+    /// Every session with --switch event:NAME is then switched once, as soon as it is in sync.
     #[command(after_help = "EXAMPLES:
   shunt set s1 --switch event:backup-done
   shunt signal backup-done")]
@@ -454,26 +471,26 @@ FILE:
     Status {
         /// Only this session
         session: Option<String>,
-        /// Show it again each second, until Ctrl-C
+        /// Refresh every second, until Ctrl-C
         #[arg(long)]
         watch: bool,
     },
-    /// Print a session as a file that create -f reads, with its present state
+    /// Print a session as a file that create -f reads, with its current state
     ///
-    /// The state is below status, which create leaves out of account.
+    /// The state is in the tables named status, which create ignores.
     #[command(after_help = "EXAMPLES:
   shunt show s1 > s1.toml
   shunt show s1 --format json")]
     Show {
         /// The session
         session: String,
-        /// The form
+        /// The format
         #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
         format: Format,
     },
     /// List volumes and sessions, one line each
     ///
-    /// A short overview; status says more.
+    /// A short overview; status shows more.
     #[command(after_help = "EXAMPLES:
   shunt list
   shunt list --json")]
@@ -481,8 +498,8 @@ FILE:
     /// Wait until a session is in a state
     ///
     /// On a terminal shows a progress bar with rate and time left. Ends with exit status 0 in the
-    /// state, 6 when the time ran out, and 1 when the state cannot be reached any more. If shuntd is
-    /// restarted meanwhile, waits for it for 30 seconds.
+    /// state, 6 when the time ran out, and 1 when the state cannot be reached any more. If shuntd
+    /// is restarted meanwhile, waits for it for 30 seconds.
     #[command(after_help = "EXAMPLES:
   shunt wait s1 --for source-selected
   shunt wait s1 --for source-selected --timeout 3600 && shunt switch s1")]
@@ -492,13 +509,13 @@ FILE:
         /// The state
         #[arg(long = "for", value_name = "STATE")]
         goal: Goal,
-        /// How long at most; 0 looks once [default: no limit]
+        /// How long to wait at most; 0 checks once [default: no limit]
         #[arg(long, value_name = "SECONDS", value_parser = timeout)]
         timeout: Option<Duration>,
     },
-    /// Hold the copy
+    /// Pause the copy
     ///
-    /// Applications go on, and writes still go to both legs where they are equal.
+    /// Applications continue, and writes still go to both legs where they are equal.
     #[command(after_help = "EXAMPLES:
   shunt pause s1
   shunt resume s1")]
@@ -506,7 +523,7 @@ FILE:
         /// The session
         session: String,
     },
-    /// Go on with the copy
+    /// Continue the copy
     ///
     /// After a pause, or after the mirror leg failed and was repaired.
     #[command(after_help = "EXAMPLES:
@@ -516,14 +533,14 @@ FILE:
         /// The session
         session: String,
     },
-    /// Compare both legs while applications go on
+    /// Compare both legs while applications continue
     ///
-    /// Reads all of both LUNs, region by region. Applications do not wait for it; only a region that
-    /// is written without a pause is held for a moment. Waits until all is compared, with a progress
-    /// bar on a terminal; Ctrl-C ends the waiting, not the comparison. Ends with exit status 1 if
-    /// anything differs, or could not be compared. What differs is copied again, from the
-    /// authoritative leg to the other one. Until a comparison finds nothing, switch and undo are
-    /// refused, and no failure moves the role.
+    /// Reads all of both LUNs, region by region. Applications do not wait for it; only a region
+    /// that is written without a pause is held for a moment. Waits until all is compared, with a
+    /// progress bar on a terminal; Ctrl-C ends the waiting, not the comparison. Ends with exit
+    /// status 1 if anything differs, or could not be compared. What differs is copied again, from
+    /// the authoritative leg to the other leg. Until a comparison finds no difference, switch and
+    /// undo are refused, and no failure moves the role.
     #[command(after_help = "EXAMPLES:
   shunt verify s1
   shunt verify s1 --repair
@@ -541,10 +558,10 @@ FILE:
     /// Make the target authoritative
     ///
     /// Holds requests for a moment, brings both legs to the same contents and moves the role to the
-    /// target. The source stays a copy, so that undo brings it back at any time before the commit. If
-    /// the pause would be too long, the source stays authoritative and nothing has changed. A session
-    /// that tracks (--mode track) is measured first, and its writes are slowed until what is left fits
-    /// the pause: the command begins that and does not wait for it.
+    /// target. The source stays a copy, so that undo brings it back at any time before the commit.
+    /// If the pause would be too long, the source stays authoritative and nothing has changed. A
+    /// session that tracks (--mode track) is measured first, and its writes are slowed until the
+    /// rest to copy fits the pause: the command begins this and does not wait for it.
     #[command(visible_aliases = ["cutover", "select-target"], after_help = "EXAMPLES:
   shunt switch s1
   shunt switch s1 --max-pause 0.5
@@ -574,11 +591,11 @@ FILE:
     },
     /// Make the targets copies of their sources at one instant
     ///
-    /// All volumes of the session hold requests for a moment, until none is under way anywhere; from
-    /// then on the targets are left alone, read-only, while applications go on with the sources. A
-    /// database over several volumes starts from such copies as after a power failure. resume mirrors
-    /// onto the targets again, and copies only what was written since; cancel ends the session and
-    /// leaves the copies to you.
+    /// All volumes of the session hold requests for a moment, until no request is in progress on
+    /// any of them. From then on the targets are detached and read-only, while applications
+    /// continue on the sources. A database over several volumes starts from such copies as after a
+    /// power failure. resume mirrors onto the targets again, and copies only what was written
+    /// since; cancel ends the session and leaves the copies to you.
     #[command(after_help = "EXAMPLES:
   shunt create backup db:/dev/b log:/dev/c --mode copy
   shunt split backup
@@ -610,7 +627,7 @@ FILE:
     },
     /// End the migration on the source and drop what was copied
     ///
-    /// Before a switch only. The volume goes on with the source alone; a new migration copies
+    /// Before a switch only. The volume continues on the source alone; a new migration copies
     /// everything again. Asks on a terminal; elsewhere needs --yes.
     #[command(after_help = "EXAMPLES:
   shunt cancel s1
@@ -626,7 +643,8 @@ FILE:
     ///
     /// After a commit that is the source, after a cancel the target. It still holds the same file
     /// system as the volume, with the same UUID: until it is retired, it can be mounted by mistake.
-    /// All but discard can be taken back; read-only, offline and hold are done again whenever shuntd starts.
+    /// All but discard can be taken back; read-only, offline and hold are applied again whenever
+    /// shuntd starts.
     #[command(after_help = "EXAMPLES:
   shunt retire s1 --how wipe-signatures
   shunt retire s1 --take-back
@@ -634,26 +652,27 @@ FILE:
     Retire {
         /// The session
         session: String,
-        /// How
+        /// How the LUN is made inaccessible
         #[arg(long, value_enum, value_name = "HOW", default_value_t)]
         how: How,
-        /// Make it accessible again
+        /// Make the LUN accessible again
         #[arg(long, conflicts_with_all = ["how", "yes"])]
         take_back: bool,
         /// Do not ask
         #[arg(long)]
         yes: bool,
     },
-    /// Make another map file for a volume whose own is lost or damaged, or free locks that nobody holds
+    /// Replace the lost or damaged map file of a volume, or free locks that nobody holds
     ///
-    /// The map file says which leg of a volume is right. Without it nothing is served, and nothing is
-    /// guessed: say which leg is right. The volume then uses that leg alone. The other one is not
-    /// written and no longer used; a new session copies everything again. A volume that is served, and
-    /// a map file that is whole, are refused. Shows what would be done and asks on a terminal;
-    /// elsewhere needs --yes.
+    /// The map file says which leg of a volume is right. If it is lost or damaged, the volume is
+    /// not served, and shuntd does not guess: name the leg that is right. The volume then uses that
+    /// leg alone. The other leg is not written and no longer used; a new session copies everything
+    /// again. A volume that is served, and a map file that is whole, are refused. Shows what would
+    /// be done and asks on a terminal; elsewhere needs --yes.
     ///
-    /// With --locks: a LUN is locked for the volume or the session that uses it. Says which locks have no
-    /// holder any more, because the database was changed by hand or in part lost, and frees them.
+    /// With --locks: a LUN is locked for the volume or the session that uses it. Lists the locks
+    /// whose holder no longer exists, because the database was changed by hand or partly lost, and
+    /// frees them.
     #[command(after_help = "EXAMPLES:
   shunt status
   shunt recover db --authoritative source
@@ -665,7 +684,7 @@ FILE:
         /// The leg whose data is right
         #[arg(long, value_name = "LEG", value_enum)]
         authoritative: Option<Leg>,
-        /// Also if the other leg was authoritative when the volume was last seen
+        /// Continue even if the other leg was authoritative when the volume was last seen
         #[arg(long, requires = "volume")]
         against_record: bool,
         /// Free the locks on LUNs whose holder is gone
@@ -675,11 +694,12 @@ FILE:
         #[arg(long)]
         yes: bool,
     },
-    /// Show what is so now, and then everything that happens
+    /// Show the current state, then follow events
     ///
-    /// Goes on until Ctrl-C: lines of the history, and every change of the state of a pair or a
-    /// volume. With --json prints one object a line: first those of status, then events. If shuntd is
-    /// restarted meanwhile, waits for it for 30 seconds and shows again what is so.
+    /// Runs until Ctrl-C. Events are lines of the history, and every change of the state of a pair
+    /// or a volume. With --json prints one object a line: first those of status, then events. If
+    /// shuntd is restarted meanwhile, waits for it for 30 seconds and shows the current state
+    /// again.
     #[command(after_help = "EXAMPLES:
   shunt events
   shunt events s1 --json | jq 'select(.state != null)'")]
@@ -687,9 +707,9 @@ FILE:
         /// Only this session
         session: Option<String>,
     },
-    /// Show what happened when
+    /// Show the history
     ///
-    /// Oldest first, with times in UTC.
+    /// What happened and when, oldest first, with times in UTC.
     #[command(after_help = "EXAMPLES:
   shunt history
   shunt history s1 --json")]
@@ -697,10 +717,10 @@ FILE:
         /// Only this session
         session: Option<String>,
     },
-    /// Make a page of what happened to a session
+    /// Write a report about a session
     ///
-    /// One HTML file that needs nothing else: what was still to be copied, rates, how long requests of
-    /// applications took, every pause, and the history. With --json the same as records.
+    /// One self-contained HTML file: what was still to be copied, rates, how long requests of
+    /// applications took, every pause, and the history. With --json prints the same as records.
     #[command(after_help = "EXAMPLES:
   shunt report s1 -o s1.html
   shunt report s1 --json")]
@@ -723,7 +743,8 @@ FILE:
     },
     /// Write the man pages into a folder
     ///
-    /// shunt.1 and a page for each command. The folder is made if need be. Needs no shuntd.
+    /// shunt.1 and a page for each command. The folder is created if it does not exist. Needs no
+    /// shuntd.
     #[command(after_help = "EXAMPLES:
   shunt man /usr/local/share/man/man1
   man shunt-switch")]
@@ -739,12 +760,12 @@ FILE:
 pub enum Leg {
     /// The LUN that the volume was on when the session was created
     Source,
-    /// The LUN that it goes to
+    /// The LUN that the volume moves to
     Target,
 }
 
 impl Leg {
-    /// As shuntd knows it.
+    /// The side that the leg is in the protocol of shuntd.
     #[must_use]
     pub const fn side(self) -> Side {
         match self {
@@ -753,7 +774,7 @@ impl Leg {
         }
     }
 
-    /// As it is typed.
+    /// The name of the leg on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -782,7 +803,7 @@ impl PauseLimit {
 }
 
 impl Global {
-    /// The socket: the option, or what the environment says, or the default.
+    /// The path of the socket: the option, or from the environment, or the default.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());

@@ -1,4 +1,4 @@
-//! Asking shuntd on behalf of a command: what goes wrong becomes a [`Problem`].
+//! Sends the requests of a command to shuntd; every failure becomes a [`Problem`].
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -13,10 +13,10 @@ use crate::units;
 /// How long a command that watches a session waits for a shuntd that is being restarted.
 pub const ABSENCE_MAX: Duration = Duration::from_secs(30);
 
-/// How to start shuntd.
+/// The command that starts shuntd, for the `next` of a [`Problem`].
 const START_SHUNTD: &str = "systemctl start shuntd (or shuntd, in the foreground)";
 
-/// shuntd, connected to when it is first asked.
+/// A client of shuntd that connects at its first request.
 #[derive(Debug)]
 pub struct Shuntd {
     socket: PathBuf,
@@ -24,7 +24,7 @@ pub struct Shuntd {
     client: Option<Client>,
 }
 
-/// Why there is no answer.
+/// Why shuntd gave no answer.
 #[derive(Debug)]
 enum Trouble {
     Connect(ConnectError),
@@ -42,10 +42,10 @@ impl Shuntd {
         }
     }
 
-    /// Asks once. A failure that shuntd answers is a [`Problem`] too.
+    /// Sends a request once and gives the response.
     ///
     /// # Errors
-    /// Everything but what was asked for.
+    /// shuntd gave no answer, or answered with a failure.
     pub fn ask(&mut self, request: &Request) -> Result<Response, Problem> {
         let limit = self.limits.for_request(request);
         let response = self
@@ -54,7 +54,7 @@ impl Shuntd {
         without_failure(response)
     }
 
-    /// Asks for records.
+    /// Sends a request whose response is records.
     ///
     /// # Errors
     /// As [`Shuntd::ask`], and an answer of another kind.
@@ -79,13 +79,13 @@ impl Shuntd {
     }
 }
 
-/// Asks again and again, and bears with a shuntd that is restarted meanwhile.
+/// A request that is sent repeatedly, also across a restart of shuntd.
 #[derive(Debug)]
 pub struct Poll {
     shuntd: Shuntd,
     request: Request,
     absence_max: Duration,
-    /// When it answered last; until then its absence is a problem at once.
+    /// When shuntd last answered. Before its first answer, its absence is a problem immediately.
     answered_at: Option<Instant>,
 }
 
@@ -101,7 +101,7 @@ impl Poll {
         }
     }
 
-    /// Polls what happens to one session, or to all; at first what is so now.
+    /// Polls the events of one session, or of all; the first answer is the current state.
     #[must_use]
     pub fn of_events(shuntd: Shuntd, session: Option<String>, absence_max: Duration) -> Self {
         Self {
@@ -113,15 +113,17 @@ impl Poll {
         }
     }
 
-    /// The present status; `None` while shuntd is absent.
+    /// The current status; `None` while shuntd is absent.
     ///
     /// # Errors
-    /// As [`Shuntd::ask`]; absence only at the first time, or when it lasts too long.
+    /// As [`Shuntd::ask`]; absence of shuntd only before its first answer, or when it lasts too
+    /// long.
     pub fn look(&mut self, limit: Duration) -> Result<Option<Vec<Record>>, Problem> {
         self.exchange(limit)?.map(records_of).transpose()
     }
 
-    /// The next events, and whether they are the present state instead; `None` while shuntd is absent.
+    /// The next records, and whether they are the current state instead of events; `None` while
+    /// shuntd is absent.
     ///
     /// # Errors
     /// As [`Poll::look`].
@@ -161,7 +163,7 @@ impl Poll {
 }
 
 impl Trouble {
-    /// Whether a restart of shuntd looks like this.
+    /// Whether a restart of shuntd can be the cause.
     const fn is_absence(&self) -> bool {
         matches!(
             self,
@@ -233,7 +235,7 @@ fn exchange_problem(error: &ExchangeError, request: &Request) -> Problem {
         )
         .with_exit(Exit::TimeRanOut),
         ExchangeError::Unsendable(_) => {
-            Problem::failed(object, error.to_string(), "give the command less at once")
+            Problem::failed(object, error.to_string(), "give fewer arguments")
         }
         ExchangeError::Closed => Problem::failed(
             object,
@@ -246,7 +248,7 @@ fn exchange_problem(error: &ExchangeError, request: &Request) -> Problem {
     }
 }
 
-/// Makes a failure that shuntd answers a problem.
+/// Turns a response that is a failure into a [`Problem`].
 fn without_failure(response: Response) -> Result<Response, Problem> {
     match response {
         Response::Failed(failure) => Err(failure.into()),
@@ -263,12 +265,12 @@ fn records_of(response: Response) -> Result<Vec<Record>, Problem> {
     }
 }
 
-/// The problem of an answer that is none to the question.
+/// The problem that the response is of a wrong kind for the request.
 #[must_use]
 pub fn wrong_answer() -> Problem {
     Problem::failed(
         "shuntd",
-        "answered something else than was asked",
+        "gave an answer of the wrong kind",
         "install shunt and shuntd from one release, then shunt status",
     )
 }

@@ -1,6 +1,6 @@
-//! The connection to shuntd: a greeting, then one request and one response in turn.
+//! The connection to shuntd: a greeting, then requests and responses in turn.
 //!
-//! Every wait has a limit ([`Limits`]). A connection on which anything went wrong is dead: drop the
+//! Every wait has a limit ([`Limits`]). After any failure the connection is unusable: drop the
 //! [`Client`] and connect again.
 
 use std::io::{self, Read, Write};
@@ -18,14 +18,15 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-/// How long each wait for shuntd may take.
+/// Time limits of the waits for shuntd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// To connect and be welcomed.
+    /// For the connection and the answer to the greeting.
     pub greeting: Duration,
-    /// For the answer to a question: status and history.
+    /// For the answer to a question: status, history, samples, and events besides their own wait.
     pub question: Duration,
-    /// For the answer to a command that changes something, besides the pause that it allows.
+    /// For the answer to a plan or to a command that changes something, besides the pause that it
+    /// allows.
     pub change: Duration,
 }
 
@@ -39,7 +40,7 @@ impl Default for Limits {
     }
 }
 
-/// Why shuntd could not be asked.
+/// Why the client could not connect to shuntd.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// Nothing listens on the socket.
@@ -47,15 +48,15 @@ pub enum ConnectError {
     NotRunning {
         /// The socket.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The socket may not be used.
+    /// There is no permission to use the socket.
     #[error("no permission to use the socket {}: shunt must be run as root ({source})", socket.display())]
     NoPermission {
         /// The socket.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
     /// The socket cannot be used for another reason.
@@ -63,18 +64,18 @@ pub enum ConnectError {
     Socket {
         /// The socket.
         socket: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
-    /// The greeting was not answered.
+    /// The greeting failed.
     #[error("the greeting on the socket {} failed: {source}", socket.display())]
     Greeting {
         /// The socket.
         socket: PathBuf,
-        /// Why.
+        /// Why the greeting failed.
         source: ExchangeError,
     },
-    /// shuntd is of another version.
+    /// shuntd speaks a different version of the protocol.
     #[error(
         "protocols differ on the socket {}: shunt speaks protocol {ours}, shuntd speaks protocol {theirs}",
         socket.display()
@@ -82,9 +83,9 @@ pub enum ConnectError {
     WrongProtocol {
         /// The socket.
         socket: PathBuf,
-        /// What this build speaks.
+        /// The protocol version of this build.
         ours: u32,
-        /// What shuntd speaks.
+        /// The protocol version of shuntd.
         theirs: u32,
     },
 }
@@ -92,7 +93,7 @@ pub enum ConnectError {
 /// Why a message was not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
-    /// The other end closed the connection before its answer was complete.
+    /// shuntd closed the connection before its answer was complete.
     #[error("the connection was closed before the answer")]
     Closed,
     /// The answer did not come in time.
@@ -104,7 +105,7 @@ pub enum ExchangeError {
     /// The message could not be encoded; nothing was sent.
     #[error("the request cannot be sent: {0}")]
     Unsendable(FrameError),
-    /// The answer is none of this protocol.
+    /// The answer does not belong to this protocol.
     #[error("the answer cannot be understood: {0}")]
     Malformed(FrameError),
     /// The connection failed.
@@ -112,7 +113,7 @@ pub enum ExchangeError {
     Io(io::Error),
 }
 
-/// A connection on which shuntd has said welcome.
+/// A connection on which shuntd has answered the greeting.
 #[derive(Debug)]
 pub struct Client {
     stream: UnixStream,
@@ -121,10 +122,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects and greets.
+    /// Connects to `socket` and sends the greeting.
     ///
     /// # Errors
-    /// As the variants of [`ConnectError`] say.
+    /// See the variants of [`ConnectError`].
     pub fn connect(socket: &Path, limits: Limits) -> Result<Self, ConnectError> {
         let stream = connect_within(socket, limits.greeting)
             .map_err(|source| connect_error(socket, source))?;
@@ -146,7 +147,7 @@ impl Client {
         }
     }
 
-    /// The version of the shuntd that answers.
+    /// The program version of the connected shuntd.
     #[must_use]
     pub fn program_version(&self) -> &str {
         &self.program_version
@@ -155,14 +156,14 @@ impl Client {
     /// Sends a request and waits for its response.
     ///
     /// # Errors
-    /// As the variants of [`ExchangeError`] say. After any but [`ExchangeError::Unsendable`] it is
-    /// not known whether shuntd carried the request out.
+    /// See the variants of [`ExchangeError`]. After any but [`ExchangeError::Unsendable`] it is not
+    /// known whether shuntd carried the request out.
     pub fn request(&mut self, request: &Request) -> Result<Response, ExchangeError> {
         let limit = self.limits.for_request(request);
         self.request_within(request, limit)
     }
 
-    /// As [`Client::request`], with a limit of the caller.
+    /// As [`Client::request`], with the caller's limit.
     ///
     /// # Errors
     /// As [`Client::request`].
@@ -212,7 +213,7 @@ impl Limits {
     }
 }
 
-/// Connects; a server whose queue of connections is full is waited for no longer than `limit`.
+/// Connects; waits at most `limit` if the server's queue of connections is full.
 fn connect_within(path: &Path, limit: Duration) -> Result<UnixStream, Errno> {
     let address = UnixAddr::new(path)?;
     let descriptor = socket(
@@ -223,8 +224,8 @@ fn connect_within(path: &Path, limit: Duration) -> Result<UnixStream, Errno> {
     )?;
     let seconds = i64::try_from(limit.as_secs()).unwrap_or(i64::MAX);
     let rest = i64::from(limit.subsec_micros());
-    // Of all time limits of a socket it is the one for sending that counts for connect (unix(7),
-    // `unix_stream_connect` in the kernel). Zero would mean none.
+    // The send timeout of a socket is also the limit of connect (unix(7), `unix_stream_connect` in
+    // the kernel). Zero would mean no limit.
     let timeout = TimeVal::new(seconds, rest.max(1));
     setsockopt(&descriptor, sockopt::SendTimeout, &timeout)?;
     connect(descriptor.as_raw_fd(), &address)?;
@@ -241,7 +242,7 @@ fn connect_error(socket: &Path, errno: Errno) -> ConnectError {
     }
 }
 
-/// Sends one message and reads one.
+/// Sends one message and reads the answer.
 fn exchange<Question: serde::Serialize, Answer: serde::de::DeserializeOwned>(
     stream: &UnixStream,
     question: &Question,
@@ -254,7 +255,7 @@ fn exchange<Question: serde::Serialize, Answer: serde::de::DeserializeOwned>(
     };
     match timed.write_all(&bytes) {
         Ok(()) => {}
-        // The server may have said why before it closed the connection.
+        // The server may have sent the reason before it closed the connection.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         Err(error) => return Err(io_error(error, limit)),
     }
@@ -275,8 +276,8 @@ fn io_error(error: io::Error, limit: Duration) -> ExchangeError {
     }
 }
 
-/// A stream whose every read and write ends at one deadline, so that an answer that trickles in
-/// does not take for ever.
+/// A stream with one deadline for all reads and writes, so that an answer that arrives byte by byte
+/// cannot take for ever.
 struct Timed<'a> {
     stream: &'a UnixStream,
     deadline: Instant,

@@ -1,4 +1,4 @@
-//! Man pages and completions, from the definition in [`super::args`].
+//! Man pages and completions, generated from the definition in [`super::args`].
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use clap_mangen::Man;
 use super::args::Arguments;
 use super::exit;
 
-/// The completions for a shell.
+/// The completion script for a shell.
 #[must_use]
 pub fn completions(shell: Shell) -> Vec<u8> {
     let mut script = Vec::new();
@@ -20,10 +20,10 @@ pub fn completions(shell: Shell) -> Vec<u8> {
     script
 }
 
-/// Writes `shunt.1` and a page for each command into `directory`, and gives their number.
+/// Writes `shunt.1` and a page for each command into `directory`; returns the number of pages.
 ///
 /// # Errors
-/// As the file system says.
+/// Errors of the file system.
 pub fn write_man_pages(directory: &Path) -> io::Result<usize> {
     fs::create_dir_all(directory)?;
     let mut command = Arguments::command().disable_help_subcommand(true);
@@ -62,7 +62,8 @@ fn man_page(command: &Command) -> io::Result<(String, Vec<u8>)> {
     Ok((man.get_filename(), text))
 }
 
-/// The sections of a text below the options of a help: a line without indentation is a heading.
+/// The text below the options of a help, as sections in roff: a line without indentation is a
+/// heading.
 fn sections(text: &str) -> String {
     let mut roff = String::new();
     let mut open = false;
@@ -86,7 +87,7 @@ fn sections(text: &str) -> String {
     roff
 }
 
-/// A line of text that roff prints as it is.
+/// Escapes a line of text so that roff prints it unchanged.
 fn escaped(line: &str) -> String {
     let text = line
         .replace('\\', "\\e")

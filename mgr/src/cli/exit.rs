@@ -1,16 +1,16 @@
-//! The exit codes of `shunt`: one table, from which the help, the man pages and the code take them.
+//! The exit codes of `shunt`: one table for the help, the man pages and the code.
 
 /// How a command of `shunt` ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Exit {
-    /// It is done, or was so already.
+    /// The command is done, or there was nothing to do.
     Done = 0,
-    /// Something broke on the way.
+    /// Something failed on the way.
     Failed = 1,
     /// The command line is wrong.
     Usage = 2,
-    /// A safety check or the present state forbids it; nothing changed.
+    /// A safety check or the current state forbids the command; nothing changed.
     Refused = 3,
     /// There is no such volume or session.
     NotFound = 4,
@@ -23,11 +23,11 @@ pub enum Exit {
 /// One row of [`TABLE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
-    /// The exit.
+    /// The outcome that the row describes.
     pub exit: Exit,
-    /// Its name in `"kind"` of an error record.
+    /// The name of the outcome in `"kind"` of an error record.
     pub kind: &'static str,
-    /// What it means, for people.
+    /// The meaning of the code, for people.
     pub meaning: &'static str,
 }
 
@@ -36,7 +36,7 @@ pub const TABLE: [Row; 7] = [
     Row {
         exit: Exit::Done,
         kind: "done",
-        meaning: "done, or already so",
+        meaning: "done, or already in effect",
     },
     Row {
         exit: Exit::Failed,
@@ -51,7 +51,7 @@ pub const TABLE: [Row; 7] = [
     Row {
         exit: Exit::Refused,
         kind: "refused",
-        meaning: "refused: a safety check or the present state forbids it; nothing changed",
+        meaning: "refused: a safety check or the current state forbids it; nothing changed",
     },
     Row {
         exit: Exit::NotFound,
@@ -84,7 +84,7 @@ impl Exit {
     }
 }
 
-/// The table as a section of the help and of the man pages.
+/// [`TABLE`] as a section of the help and of the man pages.
 #[must_use]
 pub fn help_section() -> String {
     let mut text = String::from("EXIT STATUS:");

@@ -1,15 +1,16 @@
-//! The command line `shunt`: thin, it asks shuntd and shows the answer.
+//! The command line `shunt`: a thin client that sends requests to shuntd and shows the answers.
 //!
-//! * [`args`] defines the command line; help, man pages and completions come from it ([`documents`]);
-//!   `values` reads what is given there.
-//! * [`client`] is the connection to shuntd, [`ask`] makes what goes wrong there a [`problem`].
-//! * [`render`] and [`units`] show records, [`wait`] and [`state`] wait for a state, `verify` for the end of a
-//!   comparison.
-//! * [`session_file`] is a session as a file, read and printed.
+//! * [`args`] defines the command line; help, man pages and completions come from it
+//!   ([`documents`]); `values` and `when` parse the values of options.
+//! * [`client`] is the connection to shuntd, [`ask`] turns its failures into a [`problem`].
+//! * [`render`] and [`units`](crate::units) show records, `screen` redraws them on a terminal,
+//!   [`mod@report`] makes a page of them.
+//! * [`wait`] and [`state`] wait for a state, `verify` for the end of a comparison.
+//! * [`session_file`] reads and prints a session as a file.
 //! * [`exit`] is the table of exit codes.
 //!
-//! Standard output is data, standard error is people. Nothing here decides anything about a
-//! migration: whether a verb is allowed is for shuntd to say.
+//! Data goes to standard output, messages for people go to standard error. This module decides
+//! nothing about a migration: shuntd decides whether a verb is allowed.
 
 pub mod args;
 pub mod ask;
@@ -48,13 +49,13 @@ use client::Limits;
 use exit::Exit;
 use problem::{Problem, Stop};
 
-/// The longest answer to a question that is read, in bytes.
+/// How much of the operator's answer to a question is read, in bytes.
 const REPLY_BYTES_MAX: u64 = 64;
 
-/// How often a shuntd that is absent is asked again.
+/// The interval of retries while shuntd is absent.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
 
-/// Runs the command that the arguments of the process name.
+/// Runs the command that the arguments of the process name; returns its exit code.
 #[must_use]
 pub fn main() -> ExitCode {
     let exit = match Arguments::try_parse() {
@@ -73,7 +74,7 @@ pub fn main() -> ExitCode {
     ExitCode::from(exit.code())
 }
 
-/// Says what is wrong with the command line, or prints the help or the version.
+/// Reports an error of the command line, or prints the help or the version.
 fn usage(error: &clap::Error) -> Exit {
     if !error.use_stderr() {
         let _ = error.print();
@@ -301,7 +302,7 @@ fn shuntd(global: &Global) -> Shuntd {
     Shuntd::new(global.socket(), Limits::default())
 }
 
-/// A request that changes something.
+/// Sends a request that changes something, and shows the messages of the answer.
 fn change(global: &Global, request: &Request) -> Result<(), Stop> {
     #[derive(Serialize)]
     struct DoneRecord<'a> {
@@ -335,14 +336,14 @@ fn change(global: &Global, request: &Request) -> Result<(), Stop> {
             if changed {
                 "done"
             } else {
-                "already so; nothing changed"
+                "already in effect; nothing changed"
             },
         );
     }
     Ok(())
 }
 
-/// Shows what would be done, asks, and has it done.
+/// Recovers a volume: shows what would be done, asks for confirmation, and sends the request.
 fn recover(
     global: &Global,
     volume: &str,
@@ -377,7 +378,7 @@ fn recover(
     change(global, &request(false))
 }
 
-/// The same with the locks that nobody holds.
+/// Frees the locks that nobody holds, after the same steps as [`recover`].
 fn free_locks(global: &Global, yes: bool) -> Result<(), Stop> {
     let request = |dry_run| Request::FreeLocks { dry_run };
     let asked = Asked {
@@ -392,11 +393,11 @@ fn free_locks(global: &Global, yes: bool) -> Result<(), Stop> {
     change(global, &request(false))
 }
 
-/// Says whether there is something to do, where that is known.
+/// Shows what a request would do; returns whether it would change anything.
 fn would_do(global: &Global, dry_run: &Request) -> Result<bool, Stop> {
     match shuntd(global).ask(dry_run)? {
         Response::Done { changed, messages } => {
-            // It belongs to the question: shown also when messages are not wanted.
+            // Part of the question: shown with --quiet too.
             for message in &messages {
                 eprintln!("shunt: would do: {}", printable(message));
             }
@@ -477,7 +478,7 @@ fn plan(
     Err(problem.with_exit(Exit::Refused).into())
 }
 
-/// Without `how`, what was retired is taken back.
+/// Retires what a session left behind; without `how`, takes the retiring back.
 fn retire(global: &Global, session: String, how: Option<args::How>, yes: bool) -> Result<(), Stop> {
     let Some(how) = how else {
         return change(global, &Request::TakeBack { session });
@@ -507,7 +508,7 @@ fn history(global: &Global, session: Option<String>) -> Result<(), Stop> {
     print_records(global, &records, render::history)
 }
 
-/// What happened to a session, as one page.
+/// Writes the report about a session, or with `--json` its records.
 fn report(global: &Global, session: &str, output: Option<&Path>) -> Result<(), Stop> {
     let mut shuntd = shuntd(global);
     let named = Some(session.to_owned());
@@ -539,7 +540,8 @@ fn report(global: &Global, session: &str, output: Option<&Path>) -> Result<(), S
     Ok(())
 }
 
-/// Until Ctrl-C, or until shuntd is gone for too long.
+/// Prints the current state and then events, until Ctrl-C or until shuntd is absent for longer than
+/// [`ABSENCE_MAX`].
 fn events(global: &Global, session: Option<String>) -> Result<(), Stop> {
     let mut poll = Poll::of_events(shuntd(global), session, ABSENCE_MAX);
     loop {
@@ -604,12 +606,12 @@ fn print_records(
     print(human(records).as_bytes())
 }
 
-/// A question before something that cannot be taken back.
+/// The question before an action that cannot be taken back.
 struct Asked<'a> {
     verb: &'a str,
     object: String,
     loss: &'a str,
-    /// The command that asks nothing.
+    /// The same command with `--yes`.
     sure: String,
 }
 
@@ -668,14 +670,14 @@ fn confirm(asked: &Asked<'_>, yes: bool) -> Result<(), Problem> {
     }
 }
 
-/// Data, for standard output.
+/// Writes data to standard output.
 fn print(data: &[u8]) -> Result<(), Stop> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(data)?;
     Ok(stdout.flush()?)
 }
 
-/// A line for people. A standard error that cannot be written to is ignored.
+/// Writes a line for people to standard error, unless `--quiet`; errors of the write are ignored.
 fn say(global: &Global, line: &str) {
     if !global.quiet {
         let _ = writeln!(io::stderr(), "{}", printable(line));

@@ -1,4 +1,4 @@
-//! What the operator reads when a command does not end well.
+//! The error that the operator reads when a command fails or is refused.
 
 use std::io::{self, Write};
 
@@ -8,12 +8,12 @@ use serde::Serialize;
 use super::exit::Exit;
 use crate::units::printable;
 
-/// A command that did not end well: the object, the cause, and the next command.
+/// Why a command failed or was refused: the object, the cause, and the next command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Decides the exit code and the `"kind"` of the record.
+    /// The exit code, and the `"kind"` of the error record.
     pub exit: Exit,
-    /// What it is about, such as `session s1`.
+    /// The object of the command, such as `session s1`.
     pub object: String,
     /// What was found or what failed.
     pub cause: String,
@@ -24,9 +24,9 @@ pub struct Problem {
 /// Why a command stops before its end.
 #[derive(Debug)]
 pub enum Stop {
-    /// The operator is told.
+    /// A problem, to be reported to the operator.
     Problem(Problem),
-    /// The reader of standard output went away, as `head` does; there is nobody to tell.
+    /// The reader of standard output has ended, as `head` does. This is not reported.
     PipeClosed,
 }
 
@@ -41,7 +41,7 @@ struct ErrorRecord<'a> {
 }
 
 impl Problem {
-    /// Something that broke on the way.
+    /// A problem with the exit code [`Exit::Failed`].
     pub fn failed(
         object: impl Into<String>,
         cause: impl Into<String>,
@@ -61,15 +61,15 @@ impl Problem {
         Self { exit, ..self }
     }
 
-    /// Tells the operator, or with `json` the program that reads standard error.
+    /// Writes the problem to standard error: as text, or with `json` as a record.
     ///
-    /// A standard error that cannot be written to is ignored: the exit code still tells.
+    /// If standard error cannot be written to, the exit code is the only report.
     pub fn report(&self, json: bool) {
         let mut stderr = io::stderr().lock();
         let _ = stderr.write_all(self.text(json).as_bytes());
     }
 
-    /// What [`Problem::report`] writes.
+    /// The text that [`Problem::report`] writes.
     #[must_use]
     pub fn text(&self, json: bool) -> String {
         if json {
@@ -118,7 +118,7 @@ impl From<Problem> for Stop {
     }
 }
 
-/// A write to standard output that failed.
+/// Converts the error of a write to standard output.
 impl From<io::Error> for Stop {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {

@@ -1,4 +1,4 @@
-//! Records as people read them, and as programs do.
+//! Renders records as text for people, and as JSON for programs.
 
 use migration_proto::manager::{
     CutoverRecord, EventRecord, HostRecord, PairRecord, PlanRecord, Record, SessionMode,
@@ -16,7 +16,7 @@ use crate::units::{self, printable};
 /// The width of a bar, in characters.
 const BAR_WIDTH: usize = 20;
 
-/// One JSON object a line, exactly as shuntd sent them.
+/// Renders records as JSON, one object a line, exactly as shuntd sent them.
 #[must_use]
 pub fn json_lines(records: &[Record]) -> String {
     let mut text = String::new();
@@ -35,7 +35,7 @@ pub fn list_records(records: Vec<Record>) -> Vec<Record> {
     kept
 }
 
-/// Volumes, then each session with its pairs and what may be done now.
+/// Renders volumes, then each session with its pairs and the allowed commands.
 #[must_use]
 pub fn status(records: &[Record]) -> String {
     let mut parts = Vec::new();
@@ -58,7 +58,7 @@ pub fn status(records: &[Record]) -> String {
     parts.join("\n")
 }
 
-/// Volumes and sessions, one line each.
+/// Renders volumes and sessions, one line each.
 #[must_use]
 pub fn list(records: &[Record]) -> String {
     let mut rows = Vec::new();
@@ -84,7 +84,7 @@ pub fn list(records: &[Record]) -> String {
     units::table(&rows, 0)
 }
 
-/// Events, one line each.
+/// Renders events, one line each.
 #[must_use]
 pub fn history(records: &[Record]) -> String {
     let rows: Vec<Vec<String>> = records
@@ -102,7 +102,7 @@ pub fn history(records: &[Record]) -> String {
     units::table(&rows, 0)
 }
 
-/// What pairs would be.
+/// Renders planned pairs with estimates, notes and problems.
 #[must_use]
 pub fn plan(records: &[Record]) -> String {
     let plans = records.iter().filter_map(|record| match record {
@@ -140,7 +140,7 @@ fn plan_part(plan: &PlanRecord) -> String {
     text
 }
 
-/// The record of a session.
+/// Finds the record of the session with that name.
 #[must_use]
 pub fn find_session<'a>(records: &'a [Record], name: &str) -> Option<&'a SessionRecord> {
     sessions(records).find(|session| session.session == name)
@@ -188,7 +188,7 @@ fn sessions(records: &[Record]) -> impl Iterator<Item = &SessionRecord> {
     })
 }
 
-/// What is wrong with shuntd's folders, and why pairs wait.
+/// Renders the problems of shuntd's folders, and why pairs are queued.
 fn host_part(host: &HostRecord) -> String {
     let mut text: String = host
         .problems
@@ -230,7 +230,7 @@ fn volume_part(volumes: &[&VolumeRecord]) -> String {
         for lun in &volume.weak_identity {
             let lun = path(lun);
             notes.push_str(&format!(
-                "  {name}: weak identity: only its size and what is on it tell {lun} from another LUN\n"
+                "  {name}: weak identity: only its size and contents distinguish {lun} from other LUNs\n"
             ));
         }
         for lun in &volume.grown {
@@ -317,7 +317,7 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
     )
 }
 
-/// How a cutover goes.
+/// Renders the progress of a cutover.
 pub(super) fn cutover(cutover: &CutoverRecord) -> String {
     let mut text = format!(
         "  cutover: {}, {} written",
@@ -399,7 +399,8 @@ fn pair_notes(pair: &PairRecord) -> String {
     text
 }
 
-/// What the source could not read, the first parts by their places.
+/// Renders the parts of a source that could not be read, the first of them with their offsets;
+/// `None` if there are none.
 pub fn unreadable(parts: &[UnreadablePart]) -> Option<String> {
     const NAMED_MAX: usize = 8;
     let bytes: u64 = parts.iter().map(|part| part.length_bytes).sum();
@@ -420,7 +421,8 @@ pub fn unreadable(parts: &[UnreadablePart]) -> Option<String> {
     })
 }
 
-/// What it costs to keep both legs, where that is all that goes on.
+/// Renders the cost of keeping both legs while they are in sync, or what is still to be copied
+/// while the copy is stopped; `None` in other states.
 fn cost_of_both(pair: &PairRecord) -> Option<String> {
     match pair.state.as_str() {
         "source-selected" | "target-selected" | "verifying" => {
@@ -441,7 +443,7 @@ fn cost_of_both(pair: &PairRecord) -> Option<String> {
     }
 }
 
-/// What came of a comparison.
+/// Renders the result of a comparison.
 #[must_use]
 pub fn verification(found: &Verification, total_bytes: u64) -> String {
     let mut text = match found.first_difference_bytes {
@@ -490,7 +492,7 @@ fn event_row(event: &EventRecord) -> Vec<String> {
     ]
 }
 
-/// What happened, and who asked for it.
+/// Renders an event, with the user who asked for it.
 pub(super) fn happened(event: &EventRecord) -> String {
     let by = event.who.map(|uid| {
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();

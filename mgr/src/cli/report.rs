@@ -1,4 +1,4 @@
-//! `shunt report`: what happened to a session, as one HTML page that needs nothing else.
+//! `shunt report`: what happened to a session, as one self-contained HTML page.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::units;
 const WIDTH: u32 = 920;
 const HEIGHT: u32 = 230;
 
-/// Colours that stay apart for most eyes (Okabe and Ito).
+/// Colours that people with most forms of colour blindness can distinguish (Okabe and Ito).
 const BLUE: RGBColor = RGBColor(0, 114, 178);
 const ORANGE: RGBColor = RGBColor(213, 94, 0);
 const GREEN: RGBColor = RGBColor(0, 158, 115);
@@ -32,23 +32,23 @@ td,th{padding:.2em .8em .2em 0;text-align:left;vertical-align:top}th{border-bott
 .num{text-align:right;white-space:nowrap}.when{white-space:nowrap;color:#555}.note{color:#555}\
 svg{width:100%;height:auto}.key{font-weight:bold;margin-left:.8em}figure{margin:.8em 0}figcaption{color:#555}";
 
-/// What a page is made of.
+/// The contents of a report.
 #[derive(Debug)]
 pub struct Report<'a> {
     /// The session.
     pub session: &'a SessionRecord,
-    /// Its pairs.
+    /// The pairs of the session.
     pub pairs: Vec<&'a PairRecord>,
-    /// What happened.
+    /// The history of the session.
     pub history: Vec<&'a EventRecord>,
-    /// How the pairs went on.
+    /// The samples of the pairs.
     pub samples: Vec<&'a SampleRecord>,
-    /// When it is made, in seconds since 1970.
+    /// When the report is made, in seconds since 1970.
     pub made_at: u64,
 }
 
 impl<'a> Report<'a> {
-    /// The report of these records. `None`: they are not those of a session.
+    /// Collects a report from records. `None`: `status` has no session.
     #[must_use]
     pub fn new(status: &'a [Record], history: &'a [Record], samples: &'a [Record]) -> Option<Self> {
         let session = status.iter().find_map(|record| match record {
@@ -77,7 +77,7 @@ impl<'a> Report<'a> {
         })
     }
 
-    /// The page.
+    /// Renders the HTML page.
     #[must_use]
     pub fn page(&self) -> String {
         let session = self.session;
@@ -171,7 +171,7 @@ impl<'a> Report<'a> {
                 Some((seconds, value(sample)? as f64))
             };
             let points: Vec<_> = samples.iter().map(point).collect();
-            // A gap is nothing that was measured, and no slope.
+            // A sample without a value interrupts the line.
             let stretches = points.split(Option::is_none);
             stretches
                 .map(|stretch| stretch.iter().copied().flatten().collect::<Vec<_>>())
@@ -206,7 +206,7 @@ impl<'a> Report<'a> {
         let latency = [
             Line::new("median", BLUE, of(|sample| sample.application.median_us)),
             Line::new(
-                "99 of a hundred",
+                "99th percentile",
                 ORANGE,
                 of(|sample| sample.application.p99_us),
             ),
@@ -220,7 +220,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// When the role of a volume moved, in milliseconds since 1970.
+    /// The times at which the role of a volume moved, in milliseconds since 1970.
     fn moves(&self, volume: &str) -> Vec<u64> {
         let events = self.history.iter();
         events
@@ -277,7 +277,7 @@ fn options(options: &SessionOptions) -> String {
     text
 }
 
-/// What the horizontal axis shows.
+/// The time span of the horizontal axis.
 struct Span {
     begin_ms: u64,
     seconds: f64,
@@ -302,7 +302,7 @@ impl Line {
     }
 }
 
-/// Units of the vertical axis, the smallest first: how much one is, and its name.
+/// Units of the vertical axis, the smallest first: size and name of each.
 type Units = [(f64, &'static str)];
 
 const BYTES: [(f64, &str); 5] = [
@@ -318,7 +318,7 @@ const RATES: [(f64, &str); 4] = [
     (1_048_576.0, "MiB/s"),
     (1_073_741_824.0, "GiB/s"),
 ];
-/// What is measured is in microseconds.
+/// Units of times that are given in microseconds.
 const TIMES: [(f64, &str); 3] = [(1.0, "µs"), (1000.0, "ms"), (1_000_000.0, "s")];
 
 fn figure(caption: &str, span: &Span, lines: &[Line], units: &Units) -> Markup {

@@ -1,4 +1,4 @@
-//! `shunt status --watch` on a terminal: what is so now, drawn again and again.
+//! `shunt status --watch` on a terminal: the current state, redrawn every second.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -18,14 +18,14 @@ use super::problem::Stop;
 use super::render;
 use crate::units::{self, printable};
 
-/// The time between two looks.
+/// The interval between two status queries.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// The lines of a pair.
+/// The number of lines of a pair without a problem.
 const PAIR_LINES: u16 = 4;
-/// How full a part of the map is, from nothing to copy to all.
+/// The characters of the map, from parts with nothing to copy to parts with everything to copy.
 const SHADES: [char; 5] = ['█', '▓', '▒', '░', '·'];
 
-/// Draws until `q` or Ctrl-C, or until the reason that is given back.
+/// Draws until `q`, Escape or Ctrl-C, and returns `None`; or returns the reason for an earlier end.
 pub(super) fn watch(poll: &mut Poll) -> Option<Stop> {
     let mut terminal = match ratatui::try_init() {
         Ok(terminal) => terminal,
@@ -51,7 +51,8 @@ pub(super) fn watch(poll: &mut Poll) -> Option<Stop> {
     end
 }
 
-/// What is typed until the next look: whether to end, and what is shown first.
+/// Handles keys until the next status query is due or the screen must be redrawn; moves `first`,
+/// the first part on the screen. Returns whether to end.
 fn keys(first: &mut usize) -> io::Result<bool> {
     let until = Instant::now() + INTERVAL;
     loop {
@@ -75,7 +76,7 @@ fn keys(first: &mut usize) -> io::Result<bool> {
     }
 }
 
-/// Something that is drawn below what is before it.
+/// A part of the screen; parts are drawn one below the other.
 enum Part<'a> {
     Text(Vec<Line<'a>>),
     Pair(&'a PairRecord),
@@ -90,7 +91,8 @@ impl Part<'_> {
     }
 }
 
-/// Draws the records, from the part `first` on; `None`: shuntd does not answer.
+/// Draws the records, beginning with the part `first`. `records` is `None` if shuntd does not
+/// answer.
 pub(super) fn draw(frame: &mut Frame<'_>, records: Option<&[Record]>, first: &mut usize) {
     let [head, body, foot] = Layout::vertical([
         Constraint::Length(1),
@@ -294,7 +296,8 @@ fn progress(pair: &PairRecord, percent: u8, left_bytes: u64) -> String {
     text
 }
 
-/// The volume from its beginning to its end: the lighter, the more is to be copied.
+/// A map of the volume from beginning to end: the lighter a character, the more of its part is to
+/// be copied.
 fn map(dirty_percent: Option<&[u8]>, width: usize) -> Line<'static> {
     let Some(parts) = dirty_percent.filter(|parts| !parts.is_empty()) else {
         return Line::from("");

@@ -1,7 +1,7 @@
-//! A session as a file: what `create -f` reads, and `show` prints with what is so now.
+//! A session as a file: `create -f` reads it, and `show` prints it with the current state.
 //!
-//! Both are the same form. What `show` adds is below `status`, which `create` leaves out of account, so that what was
-//! printed can be given again.
+//! Both use the same format. `show` adds the state in tables named `status`, which `create`
+//! ignores, so `create` accepts the output of `show`.
 
 use std::io::Read;
 use std::path::Path;
@@ -24,19 +24,19 @@ use crate::moments;
 /// The largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The name that stands for standard input.
+/// The path that stands for standard input.
 const STANDARD_INPUT: &str = "-";
 
 /// The word for a rate without a limit.
 pub(super) const UNLIMITED: &str = "unlimited";
 
-/// The word for no bound of what the copy does to applications.
+/// The word for no limit of the impact that the copy has on applications.
 pub(super) const NO_IMPACT_LIMIT: &str = "none";
 
-/// The word for going past nothing that a source cannot read.
+/// The word for a copy that accepts no unreadable part of a source.
 pub(super) const NOTHING_ACCEPTED: &str = "none";
 
-/// A session. `S` and `P` are the status of it and of a pair.
+/// A session in the file. `S` is the status of the session, `P` that of a pair.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct SessionFile<S, P> {
@@ -120,7 +120,7 @@ struct SessionFile<S, P> {
     throttle_floor: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retire: Option<RetireHow>,
-    // An own `default`: without it `S` would have to have one.
+    // `Option::default` by name, so that serde does not demand `S: Default`.
     #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
     status: Option<S>,
     #[serde(rename = "pair")]
@@ -174,7 +174,7 @@ fn read_percent<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u32, D::Erro
     values::percent(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-// The form that serde asks for.
+// serde requires this signature.
 #[expect(clippy::trivially_copy_pass_by_ref)]
 fn write_percent<S: Serializer>(percent: &u32, serializer: S) -> Result<S::Ok, S::Error> {
     match percent {
@@ -277,7 +277,7 @@ fn read_accepted<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Err
     values::accepted(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-// The form that serde asks for.
+// serde requires this signature.
 #[expect(clippy::trivially_copy_pass_by_ref)]
 fn write_accepted<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&bytes.to_string())
@@ -302,10 +302,10 @@ fn read_target<'a, D: Deserializer<'a>>(deserializer: D) -> Result<LunPaths, D::
     }
 }
 
-/// The request that a file asks for; `-` is standard input.
+/// Reads the request to create a session from a file; `-` is standard input.
 ///
 /// # Errors
-/// The file cannot be read, or says something that cannot be: with the line and the key.
+/// The file cannot be read, or has a wrong value: the problem names the line and the key.
 pub(super) fn request(path: &Path) -> Result<Request, Problem> {
     let problem = |cause: String| {
         Problem::failed(
@@ -372,7 +372,7 @@ fn parse(text: &str) -> Result<Request, String> {
     })
 }
 
-/// `line 3, priority: invalid value`.
+/// The message of an error with its place, such as `line 3, priority: invalid value`.
 fn located(text: &str, error: &toml::de::Error) -> String {
     let message = error.message();
     let Some(span) = error.span() else {
@@ -387,17 +387,17 @@ fn located(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
-/// How `show` prints a session.
+/// The format in which `show` prints a session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// as create -f reads it
+    /// the format that create -f reads
     #[default]
     Toml,
     /// the same as one JSON object
     Json,
 }
 
-/// The file of a session with its present state.
+/// The file of a session with its current state, as text.
 #[must_use]
 pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) -> String {
     let file = SessionFile {

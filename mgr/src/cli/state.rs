@@ -1,12 +1,12 @@
-//! What `wait` can wait for, and whether it can still come.
+//! The states that `wait` can wait for, and whether they can still be reached.
 //!
-//! The states are those of [`migration_core::pair`], where their diagram is.
+//! The states are those of [`migration_core::pair`], which has their diagram.
 
 use clap::ValueEnum;
 use migration_core::pair::PairState;
 
-/// The state of that name; `None` for a state that this build does not know, which is waited
-/// through and printed as it is.
+/// The state with that name. `None`: this build does not know the state; `wait` prints its name and
+/// continues to wait.
 #[must_use]
 pub fn state_from_name(name: &str) -> Option<PairState> {
     PairState::ALL
@@ -19,7 +19,7 @@ pub fn state_from_name(name: &str) -> Option<PairState> {
 pub enum Goal {
     /// The copy runs
     Syncing,
-    /// The copy is held
+    /// The copy is paused
     Paused,
     /// In sync, the source is authoritative: ready to switch
     SourceSelected,
@@ -31,25 +31,25 @@ pub enum Goal {
     Committed,
     /// Ended on the source
     Cancelled,
-    /// The mirror leg failed; the applications go on with the other
+    /// The mirror leg failed; applications continue on the authoritative leg
     Degraded,
     /// A step failed and needs the operator
     Failed,
 }
 
-/// What can be said of a [`Goal`] in the present state.
+/// Whether a [`Goal`] is reached in the current state, or can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outlook {
-    /// It is reached.
+    /// The goal is reached.
     Reached,
-    /// It may be reached, by itself or by a command of the operator.
+    /// The goal can be reached, automatically or by a command of the operator.
     Possible,
-    /// It cannot be reached any more.
+    /// The goal cannot be reached any more.
     Never,
 }
 
 impl Goal {
-    /// The name as on the command line and in the records.
+    /// The name of the goal on the command line and in the records.
     #[must_use]
     pub fn name(self) -> String {
         self.to_possible_value()
@@ -58,12 +58,13 @@ impl Goal {
             .to_owned()
     }
 
-    /// Whether the goal is reached in `state`, or still may be.
+    /// Whether the goal is reached in `state`, or still can be.
     ///
-    /// What only a command of the operator can bring (resume, undo) may still come: the operator can
-    /// give it while this one waits. So may everything from `needs-recovery`, in which a pair also is
-    /// for the moment in which its volume is brought back. A copy that is over is not waited for,
-    /// although a failure of the mirror leg can begin another one.
+    /// A goal that needs a command of the operator (resume, undo) is possible: the operator can
+    /// give the command while `wait` runs. From `needs-recovery` every goal is possible: a pair is
+    /// in it for a moment also while its volume is brought back. [`Goal::Syncing`] cannot be
+    /// reached once the copy is over, although after a failure of the mirror leg a new copy can
+    /// begin.
     #[must_use]
     pub fn outlook(self, state: PairState) -> Outlook {
         let (reached, never): (&[PairState], &[&[PairState]]) = match self {

@@ -1,4 +1,4 @@
-//! How the values on the command line and in session files are read: paths, rates, shares, times.
+//! Parsers for values on the command line and in session files: paths, rates, shares, times.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,15 +15,15 @@ const RATE_MIN: u64 = 1 << 10;
 /// The longest time that can be given, in seconds: some 136 years.
 const SECONDS_MAX: f64 = u32::MAX as f64;
 
-/// An absolute path. Symbolic links stay: which name the operator uses is the operator's choice.
+/// Makes a path absolute. Symbolic links stay: the operator chooses the name of a LUN.
 pub(super) fn absolute_path(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|error| format!("not a path: {error}"))
 }
 
-/// Paths with commas between them, made absolute. Several must be absolute: a comma that belongs to
-/// a path would make another LUN of what follows it.
+/// Reads paths separated by commas. A single path is made absolute; several must be absolute
+/// already, so that a comma that belongs to a path is not taken for the separator of two LUNs.
 fn absolute_paths(text: &str) -> Result<LunPaths, String> {
-    // A backslash that escapes nothing is one in the name of a single LUN.
+    // A backslash that escapes nothing belongs to the name of a single LUN.
     let paths = text
         .parse()
         .or_else(|cause: String| match text.contains(',') {
@@ -44,7 +44,8 @@ fn absolute_paths(text: &str) -> Result<LunPaths, String> {
     }
 }
 
-/// `VOLUME:TARGET`. Only the first colon separates: names in /dev/disk/by-path contain colons.
+/// Reads `VOLUME:TARGET`. Only the first colon separates: names in /dev/disk/by-path contain
+/// colons.
 pub(super) fn pair(text: &str) -> Result<PairSpec, String> {
     match text.split_once(':') {
         Some((volume, target)) if !volume.is_empty() && !target.is_empty() => Ok(PairSpec {
@@ -55,7 +56,7 @@ pub(super) fn pair(text: &str) -> Result<PairSpec, String> {
     }
 }
 
-/// Bytes a second; 0 stands for unlimited.
+/// Reads a rate in bytes a second; 0 stands for unlimited.
 pub(super) fn rate(text: &str) -> Result<u64, String> {
     if text == UNLIMITED {
         return Ok(0);
@@ -68,7 +69,7 @@ pub(super) fn rate(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
-/// Bytes a second.
+/// Reads the lowest rate of a throttle, in bytes a second; it cannot be unlimited.
 pub(super) fn floor(text: &str) -> Result<u64, String> {
     match rate(text) {
         Ok(0) | Err(_) => Err("not a number of bytes such as 4MiB, at least 1KiB".to_owned()),
@@ -76,7 +77,7 @@ pub(super) fn floor(text: &str) -> Result<u64, String> {
     }
 }
 
-/// How much of a source may be unreadable; 0 stands for nothing.
+/// Reads how many bytes of a source may be unreadable; 0 stands for none.
 pub(super) fn accepted(text: &str) -> Result<u64, String> {
     if text == NOTHING_ACCEPTED {
         return Ok(0);
@@ -85,7 +86,7 @@ pub(super) fn accepted(text: &str) -> Result<u64, String> {
         .map_err(|_| "not a number of bytes such as 1MiB, or none".to_owned())
 }
 
-/// A share such as `20%`; 0 stands for none.
+/// Reads a share such as `20%`; 0 stands for none.
 pub(super) fn percent(text: &str) -> Result<u32, String> {
     if text == NO_IMPACT_LIMIT {
         return Ok(0);
@@ -98,7 +99,7 @@ pub(super) fn percent(text: &str) -> Result<u32, String> {
         .ok_or_else(|| wrong.to_owned())
 }
 
-/// When a session is switched.
+/// Reads when a session is switched.
 pub(super) fn switch_policy(text: &str) -> Result<SwitchPolicy, String> {
     match text.split_once(':') {
         None if text == "manual" => Ok(SwitchPolicy::Manual),
@@ -109,7 +110,7 @@ pub(super) fn switch_policy(text: &str) -> Result<SwitchPolicy, String> {
     }
 }
 
-/// As [`switch_policy`] reads it.
+/// The text that [`switch_policy`] reads.
 pub(super) fn switch_policy_text(policy: &SwitchPolicy) -> String {
     match policy {
         SwitchPolicy::Manual => "manual".to_owned(),

@@ -1,4 +1,4 @@
-//! `shunt verify`: asks for a comparison, waits for its end, and says what came of it.
+//! `shunt verify`: starts a comparison, waits for its end, and reports the result.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use super::ask::Poll;
 use super::problem::{Problem, Stop};
 use super::{print, render, say, shuntd, wait};
 
-/// Compares.
+/// Starts a comparison of the session's pairs; with `waits`, reports the result.
 ///
 /// # Errors
-/// Something differs, or could not be compared.
+/// shuntd refuses or does not answer, something differs, or something could not be compared.
 pub(super) fn verify(
     global: &Global,
     session: String,
@@ -53,7 +53,7 @@ fn live_pairs<'a>(records: &'a [Record], session: &str) -> Vec<&'a PairRecord> {
     pairs
 }
 
-/// What is known of each volume.
+/// The result of the last comparison of each volume.
 fn results(records: &[Record], session: &str) -> BTreeMap<String, Verification> {
     let pairs = live_pairs(records, session).into_iter();
     pairs

@@ -1,4 +1,4 @@
-//! `shunt wait` and `shunt status --watch`: looking at a session until something is so.
+//! `shunt wait` and `shunt status --watch`: polling the status of sessions.
 
 use std::io::{self, IsTerminal, Write};
 use std::thread;
@@ -14,27 +14,27 @@ use super::state::{Goal, Outlook, state_from_name};
 use super::{render, screen};
 use crate::units::{self, printable};
 
-/// The time between two looks of `wait`.
+/// The interval between two status queries of `wait`.
 const WAIT_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The time between two looks of `status --watch`.
+/// The interval between two status queries of `status --watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a single look may take even when the time is up: `--timeout 0` looks once.
+/// How long a single status query may take even when the time is up: `--timeout 0` checks once.
 const LOOK_MIN: Duration = Duration::from_secs(1);
 
-/// What `wait` waits for.
+/// A session and the state for which `wait` waits.
 #[derive(Debug, Clone)]
 pub struct Wish {
     /// The session.
     pub session: String,
     /// The state.
     pub goal: Goal,
-    /// How long at most.
+    /// How long to wait at most; `None`: no limit.
     pub timeout: Option<Duration>,
 }
 
-/// Waits, and gives the records of the last look.
+/// Waits until the goal is reached; returns the records of the last status query.
 ///
 /// # Errors
 /// The goal cannot be reached any more, the time ran out, or shuntd does not answer.
@@ -73,7 +73,8 @@ pub fn wait(poll: &mut Poll, wish: &Wish, quiet: bool) -> Result<Vec<Record>, Pr
     }
 }
 
-/// Waits until no pair of the session is being compared, and gives the records of the last look.
+/// Waits until no pair of the session is being compared; returns the records of the last status
+/// query.
 ///
 /// # Errors
 /// shuntd does not answer.
@@ -94,10 +95,10 @@ pub fn until_compared(poll: &mut Poll, session: &str, quiet: bool) -> Result<Vec
     }
 }
 
-/// Shows the status again and again: on a terminal until `q` or Ctrl-C, otherwise until Ctrl-C.
+/// Shows the status repeatedly: on a terminal until `q` or Ctrl-C, otherwise until Ctrl-C.
 ///
 /// # Errors
-/// Why it ended otherwise.
+/// The reason for any other end.
 pub fn watch(poll: &mut Poll, json: bool) -> Result<(), Stop> {
     if io::stdout().is_terminal() && !json {
         return screen::watch(poll).map_or(Ok(()), Err);
@@ -118,7 +119,7 @@ pub fn watch(poll: &mut Poll, json: bool) -> Result<(), Stop> {
 
 fn never(wish: &Wish, progress: &Progress) -> Problem {
     let mut cause = format!(
-        "is {}; {} is not to be expected any more",
+        "is {}; {} cannot be reached any more",
         progress.state,
         wish.goal.name()
     );
@@ -149,12 +150,12 @@ fn too_late(wish: &Wish, limit: Duration, last: Option<&Progress>) -> Problem {
     .with_exit(Exit::TimeRanOut)
 }
 
-/// A session in a few numbers.
+/// The progress of a session in a few numbers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Progress {
     state: String,
     total_bytes: u64,
-    /// What is still to be copied or compared.
+    /// The bytes that are still to be copied or compared.
     left_bytes: u64,
     comparing: bool,
     rate_bytes_per_second: Option<u64>,
@@ -165,7 +166,7 @@ struct Progress {
 }
 
 impl Progress {
-    /// `None`: the records are not those of the session.
+    /// The progress from records. `None`: the records do not have the session.
     fn of(session: &str, records: &[Record]) -> Option<Self> {
         let found = render::find_session(records, session)?;
         let over = found
@@ -220,7 +221,8 @@ impl Progress {
         format!("{}, {}% done, {}", self.state, self.percent(), self.rest())
     }
 
-    /// The most important first: a narrow terminal cuts the end.
+    /// The problem, time left, rate and amount left as text, the most important first: a narrow
+    /// terminal cuts the end.
     fn rest(&self) -> String {
         let mut parts = Vec::new();
         if let Some(problem) = &self.problem {
@@ -237,7 +239,7 @@ impl Progress {
     }
 }
 
-/// Where the progress is shown: a bar on a terminal, else a line at each change.
+/// The display of the progress: a bar on a terminal, otherwise a line at each change.
 enum Display {
     Bar(ProgressBar),
     Lines {
@@ -274,7 +276,8 @@ impl Display {
                 bar.set_position(progress.total_bytes.saturating_sub(progress.left_bytes));
                 bar.set_prefix(printable(&progress.state));
                 bar.set_message(printable(&progress.rest()));
-                // Only now, so that the first thing that is drawn is whole.
+                // The bar is hidden before its first values are set, so that it is never drawn
+                // without them.
                 if bar.is_hidden() {
                     bar.set_draw_target(ProgressDrawTarget::stderr());
                 }
@@ -309,7 +312,7 @@ impl Display {
     }
 }
 
-/// The bar is cleared before anything else is said.
+/// Clears the bar, so that the next message begins on an empty line.
 impl Drop for Display {
     fn drop(&mut self) {
         match self {

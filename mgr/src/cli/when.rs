@@ -1,36 +1,41 @@
-//! What of a session happens when: options of the command line, and the same words in a session file.
+//! The times of a session: options of the command line, and the same values in a session file.
 
 use clap::Args;
 use migration_proto::manager::{EVERY_SECONDS_MAX, Hours, SwitchPairs};
 
 use crate::moments;
 
-/// When a session begins, when it copies, how long, what is switched at once, and how often it is split.
+/// Options for the times of a session: start, hours of the copy, limit of its duration, the
+/// interval of splits, and which pairs are switched together.
 #[derive(Debug, Clone, Args)]
 pub struct When {
-    /// With --mode copy: so long after a copy the next one is made, such as 1h, or never [default: never]
+    /// With --mode copy: interval between copies, such as 1h, or never [default: never]
     #[arg(long, requires = "session", value_name = "TIME", value_parser = every)]
     pub every: Option<u64>,
-    /// Copy only then, in local time, such as 22:00-06:00, or always [default: always]
+    /// Copy only within these hours, in local time, such as 22:00-06:00, or always
+    /// [default: always]
     #[arg(long, requires = "session", value_name = "FROM-TO", value_parser = hours)]
     pub window_hours: Option<Hours>,
-    /// Start it by itself then, such as 22:00 or 2026-11-21T22:00:00Z, or by-hand [default: by-hand]
+    /// Start the session automatically at this time, such as 22:00 or 2026-11-21T22:00:00Z, or
+    /// by-hand [default: by-hand]
     #[arg(long, requires = "session", value_name = "TIME", value_parser = start_at)]
     pub start_at: Option<u64>,
-    /// Pause it if it is not in sync so long after its start, such as 8h, or never [default: never]
+    /// Pause the session if it is not in sync within this time of its start, such as 8h, or never
+    /// [default: never]
     #[arg(long, requires = "session", value_name = "TIME", value_parser = every)]
     pub max_duration: Option<u64>,
-    /// When it is switched by itself: all pairs together, or each as soon as it is in sync [default: together]
+    /// For an automatic switch: all pairs together, or each as soon as it is in sync
+    /// [default: together]
     #[arg(long, requires = "session", value_name = "WHICH", value_enum)]
     pub switch_pairs: Option<Which>,
 }
 
-/// Which pairs are switched at once.
+/// Which pairs an automatic switch switches together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Which {
-    /// All, or none
+    /// All pairs, or none
     Together,
-    /// Each by itself
+    /// Each pair alone, as soon as it is in sync
     Each,
 }
 
@@ -43,7 +48,7 @@ impl From<Which> for SwitchPairs {
     }
 }
 
-/// A number of seconds; 0: never.
+/// Reads an interval such as `1h`, in seconds; 0: never.
 pub(super) fn every(text: &str) -> Result<u64, String> {
     match text {
         "never" => Ok(0),
@@ -53,7 +58,7 @@ pub(super) fn every(text: &str) -> Result<u64, String> {
     }
 }
 
-/// The hours of a day.
+/// Reads hours of a day, such as `22:00-06:00`.
 pub(super) fn hours(text: &str) -> Result<Hours, String> {
     if text == "always" {
         return Ok(Hours::default());
@@ -70,7 +75,7 @@ pub(super) fn hours(text: &str) -> Result<Hours, String> {
         .ok_or_else(|| "not always, or two different times such as 22:00-06:00".to_owned())
 }
 
-/// As [`hours`] reads it.
+/// The text that [`hours`] reads.
 pub(super) fn hours_text(hours: Hours) -> String {
     let clock = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
     match hours.is_always() {
@@ -79,7 +84,7 @@ pub(super) fn hours_text(hours: Hours) -> String {
     }
 }
 
-/// A moment in milliseconds since 1970; 0: none.
+/// Reads a time to start, in milliseconds since 1970; 0: none.
 pub(super) fn start_at(text: &str) -> Result<u64, String> {
     match text {
         "by-hand" => Ok(0),
@@ -87,7 +92,7 @@ pub(super) fn start_at(text: &str) -> Result<u64, String> {
     }
 }
 
-/// As [`start_at`] reads it.
+/// The text that [`start_at`] reads.
 pub(super) fn start_at_text(at_ms: u64) -> String {
     match at_ms {
         0 => "by-hand".to_owned(),

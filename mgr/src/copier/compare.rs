@@ -1,5 +1,5 @@
-//! Comparing both legs region by region while the application writes: what to ask, which piece comes next, what was
-//! found. No I/O and no clock.
+//! Compares both legs region by region while the application writes: which request to send, which
+//! piece comes next, and what was found. No I/O and no clock.
 //!
 //! ```text
 //! next --watch--> watched --read from both legs--> same / differs / unread --compared--> counted
@@ -7,8 +7,9 @@
 //!   +--- again <----+---------------------------------------+
 //! ```
 //!
-//! Nothing is held back at first: a region that is being written is tried again later, and only what was never found quiet
-//! is asked to be held, a few regions at a time. What is not quiet even so is told as not compared.
+//! No writes are held at first: a region that is being written is tried again later. Only for
+//! regions that were never found quiet, writes are held, a few regions at a time. A region that is
+//! not quiet even then is reported as not compared.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -21,34 +22,35 @@ use super::plan::{ANSWER_PATIENCE, ENDING_PATIENCE, ERRORS_MAX};
 use super::rate::{Allowance, Bucket};
 use super::window::{End, Piece, RegionSlot, Window};
 
-/// After so many tries in vain, writes to a region are held for it.
+/// After this many tries without success, writes to a region are held for its comparison.
 const TRIES_BEFORE_HOLD: u32 = 4;
 
-/// After so many it is told as not compared.
+/// After this many tries, a region is reported as not compared.
 const TRIES_MAX: u32 = 64;
 
 /// The pause before a region is tried again.
 const TRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// How many queues full of I/O are watched at once: long enough for the disks to stay busy, short enough to stay quiet.
+/// The most watched regions, in queues full of I/O: enough to keep the disks busy, and few
+/// enough that a watched region stays quiet until it is read.
 const WATCHED_QUEUES: u64 = 2;
 
-/// What was found. All in bytes, in whole regions.
+/// The result of a comparison. All numbers are bytes of whole regions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Compared, and either the same or not.
+    /// The bytes that were compared, whether equal or not.
     pub compared_bytes: u64,
-    /// The part of it that was not the same.
+    /// The part of `compared_bytes` that was not equal.
     pub differing_bytes: u64,
-    /// The first region that was not, as an address of the volume.
+    /// The first region that was not equal, as an address of the volume.
     pub first_difference_bytes: Option<u64>,
-    /// Not compared: written all the time, dirty, or unreadable.
+    /// The bytes that were not compared: written all the time, dirty, or unreadable.
     pub unknown_bytes: u64,
     /// The last error of a leg.
     pub error: Option<CopyError>,
 }
 
-/// The request that was sent and not answered.
+/// The request that was sent and is not answered yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Awaiting {
     Nothing,
@@ -56,7 +58,7 @@ enum Awaiting {
     Compared { report: Report },
 }
 
-/// What is said of regions at once.
+/// The results of regions that are reported together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Report {
     same: Vec<u64>,
@@ -64,7 +66,7 @@ struct Report {
     unread: Vec<u64>,
 }
 
-/// What the plan wants to ask.
+/// The next request that the plan wants to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Wish {
     Watch { regions: Vec<u64>, hold: bool },
@@ -79,16 +81,16 @@ pub struct Comparing {
     window: Window,
     bucket: Bucket,
     volume_bytes: u64,
-    /// The first region that was never asked for.
+    /// The first region that was never requested.
     next: u64,
-    /// Regions to be tried again, with the time from which on.
+    /// Regions to be tried again, each with the earliest time.
     again: VecDeque<(u64, Instant)>,
-    /// How often each of them was tried.
+    /// The number of tries of each of these regions.
     tries: BTreeMap<u64, u32>,
     watched_max: usize,
     awaiting: Awaiting,
     since: Instant,
-    /// Of the regions in the window: a piece of them was not the same, or could not be read.
+    /// The regions in the window of which a piece was not equal, or could not be read.
     differing: HashSet<u64>,
     unread: HashSet<u64>,
     failed_regions: u32,
@@ -98,7 +100,7 @@ pub struct Comparing {
 }
 
 impl Comparing {
-    /// A comparison of the whole volume. `queue_bytes` is what fits into all buffers.
+    /// A comparison of the whole volume. `queue_bytes`: the size of all buffers together.
     #[must_use]
     pub fn new(
         epoch: u64,
@@ -171,7 +173,8 @@ impl Comparing {
         }
     }
 
-    /// Those that are due; either all of them are to be held, or none.
+    /// The next request for regions that are due again; writes are held for all of them, or for
+    /// none.
     fn wish_again(&mut self, now: Instant, room: usize) -> Wish {
         let is_stubborn = |tries: &BTreeMap<u64, u32>, region: &u64| {
             tries.get(region).copied().unwrap_or(0) >= TRIES_BEFORE_HOLD
@@ -218,7 +221,7 @@ impl Comparing {
         }
         for region in asked {
             if dirty.contains(region) {
-                // Nothing copies it as long as this is the copier.
+                // Nobody copies it while this comparison is the volume's copier.
                 self.unknown(*region);
             } else if !granted.contains(region) {
                 self.try_again(*region, now);
@@ -258,7 +261,8 @@ impl Comparing {
             ..Report::default()
         };
         for region in finished.failed {
-            // A region that differs does so whatever else of it could not be read.
+            // A region that differs is reported as differing even if other pieces of it could not
+            // be read.
             self.unread.remove(&region);
             match self.differing.remove(&region) {
                 true => report.differing.push(region),
@@ -276,7 +280,7 @@ impl Comparing {
         }
     }
 
-    /// The first cause stays.
+    /// Ends the comparison. The first cause stays.
     fn end(&mut self, outcome: Outcome) {
         self.ending.get_or_insert(outcome);
     }
@@ -322,7 +326,7 @@ impl Conversation for Comparing {
             return None;
         }
         self.since = now;
-        // Also at the end: a difference that was found is not forgotten.
+        // Reports are sent at the end too: a difference that was found must not be forgotten.
         if self.window.has_finished() {
             let report = self.report();
             let request = Request::Compared {
@@ -390,7 +394,7 @@ impl Conversation for Comparing {
             self.give_up("ublk-target does not answer".to_owned());
             return None;
         }
-        // What is due already waits for a place, which only a completion can free.
+        // A region that is due waits for room in the window, which only a completion can make.
         let due = self.again.front().map(|(_, at)| *at).filter(|at| now < *at);
         match self.bucket.allowance(now, bytes_per_second) {
             Allowance::NotBefore(at) => Some(at),
@@ -422,11 +426,11 @@ mod tests {
     const EPOCH: u64 = 5;
     const SHORT: u64 = 512;
 
-    /// A comparison, and what answers it.
+    /// A comparison, and the `ublk-target` that answers it.
     struct World {
         plan: Comparing,
         now: Instant,
-        /// Of each `Watch`: the regions, and whether writes are to be held.
+        /// For each `Watch`: the regions, and whether writes are to be held.
         asked: Vec<(Vec<u64>, bool)>,
     }
 
@@ -449,8 +453,8 @@ mod tests {
             }
         }
 
-        /// Until the end. `watch` answers which regions are granted and which are dirty, `unknown` which of the reported
-        /// ones do not count.
+        /// Runs the comparison to its end. `watch` returns the regions that are granted and those
+        /// that are dirty, `unknown` those of the reported regions that do not count.
         fn run(
             &mut self,
             mut watch: impl FnMut(&[u64], bool) -> (Vec<u64>, Vec<u64>),
@@ -571,7 +575,7 @@ mod tests {
                 first.collect()
             },
             |plan, region, slot| match region {
-                // What is not known does not count as a difference either.
+                // A region whose result is unknown does not count as a difference either.
                 1 if plan.tries.is_empty() => plan.piece_differs(slot),
                 _ => plan.piece_done(slot),
             },
@@ -648,7 +652,7 @@ mod tests {
         world
             .plan
             .piece_failed(second, End::To, CopyError { side, errno, cause });
-        // Also if it is stopped before that is reported.
+        // The difference is reported even if the comparison is stopped before.
         world.plan.stop();
         assert_eq!(world.plan.outcome(), None);
         let Some(Request::Compared {

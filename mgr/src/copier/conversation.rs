@@ -1,4 +1,4 @@
-//! What a copier's thread asks of its plan: which piece comes next, what to say to `ublk-target`, when it is over.
+//! The interface between a copier's thread and its plan: the next piece, the next request, the end.
 
 use std::time::Instant;
 
@@ -7,15 +7,15 @@ use migration_proto::target::{CopyError, Request, Response};
 use super::Outcome;
 use super::window::{End, Piece, RegionSlot};
 
-/// A plan. No I/O, and the clock is an argument.
+/// A plan of a copier. It does no I/O, and the clock is an argument.
 pub trait Conversation: Send {
-    /// The next piece to read, if one may begin. Call whenever a buffer is free.
+    /// The next piece to read, if one may begin. Called whenever a buffer is free.
     fn next_piece(&mut self) -> Option<Piece>;
 
-    /// A piece has the same on both legs now.
+    /// A piece is the same on both legs now.
     fn piece_done(&mut self, region: RegionSlot);
 
-    /// A piece was compared, and differs.
+    /// A piece was compared, and is not the same on both legs.
     fn piece_differs(&mut self, region: RegionSlot);
 
     /// A piece failed, at one end of the copy.
@@ -24,22 +24,22 @@ pub trait Conversation: Send {
     /// Whether a region that is being copied is known to be copied for the first time.
     fn is_never_copied(&self, region: RegionSlot) -> bool;
 
-    /// The request to send now, if any; it is outstanding from now on.
+    /// The request to send now, if any. It counts as outstanding from now on.
     fn next_request(&mut self, now: Instant, bytes_per_second: u64) -> Option<Request>;
 
     /// Takes the answer to the outstanding request.
     fn answered(&mut self, response: Response, now: Instant);
 
-    /// The connection is gone or of no use. I/O in flight is waited for.
+    /// The connection is lost or useless. The plan still waits for I/O in flight.
     fn give_up(&mut self, cause: String);
 
-    /// Somebody asked for the end.
+    /// The owner requests the end.
     fn stop(&mut self);
 
-    /// Gives up on an answer that is overdue, and returns when to look again, at the latest.
+    /// Gives up if the outstanding answer is overdue. Returns the latest time for the next call.
     fn look_at_the_clock(&mut self, now: Instant, bytes_per_second: u64) -> Option<Instant>;
 
-    /// How it ended, once nothing is in flight and nothing is left to say.
+    /// The outcome, once nothing is in flight and nothing is left to send.
     fn outcome(&self) -> Option<&Outcome>;
 
     /// The regions that could not be copied or compared so far.

@@ -1,19 +1,19 @@
-//! Where an address of the volume lies on a leg.
+//! Translates addresses of the volume to places on the LUNs of a leg.
 
 use migration_proto::route::Leg;
 
-/// The place of a LUN in the ring's table of registered files.
+/// The index of a LUN in the ring's table of registered files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileIndex(pub u32);
 
-/// Where an address of the volume lies.
+/// The place of an address of the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// The LUN.
     pub file: FileIndex,
     /// The offset on the LUN, in bytes.
     pub offset_bytes: u64,
-    /// How far the extent goes on from there, in bytes; at least 1.
+    /// The length of the rest of the extent from there, in bytes; at least 1.
     pub contiguous_bytes: u64,
 }
 
@@ -31,7 +31,7 @@ pub struct Span {
 /// The extents of one leg, searchable by the volume's addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LegMap {
-    /// Ascending by `volume_start_bytes`, without gaps, none empty.
+    /// Ascending by `volume_start_bytes`, without gaps; no part is empty.
     parts: Vec<Part>,
     length_bytes: u64,
 }
@@ -45,8 +45,8 @@ struct Part {
 }
 
 impl LegMap {
-    /// Lays the extents of `leg` end to end; `files` names the LUN of each of them.
-    /// `None` if a number overflows.
+    /// Lays the extents of `leg` end to end; `files` has the LUN of each extent. `None` if a number
+    /// overflows.
     pub fn new(leg: &Leg, files: &[FileIndex]) -> Option<Self> {
         let mut parts = Vec::with_capacity(leg.extents.len());
         let mut length_bytes = 0_u64;
@@ -68,7 +68,7 @@ impl LegMap {
         })
     }
 
-    /// A leg that is the first part of one LUN.
+    /// A leg that is the first `length_bytes` bytes of one LUN.
     #[must_use]
     pub fn contiguous(length_bytes: u64, file: FileIndex) -> Self {
         Self {
@@ -87,7 +87,7 @@ impl LegMap {
         self.length_bytes
     }
 
-    /// Where the volume's address `at_bytes` lies; `None` beyond the end of the leg.
+    /// The place of the volume's address `at_bytes`; `None` beyond the end of the leg.
     pub fn place(&self, at_bytes: u64) -> Option<Place> {
         let after = self
             .parts

@@ -21,10 +21,10 @@ use super::{Config, Outcome, Shared};
 /// How long `ublk-target` may take for each answer before the first claim.
 const GREETING_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the kernel may take to finish what is left of the connection after its shutdown.
+/// How long the kernel may take to finish the connection's pending requests after its shutdown.
 const CLOSING_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Why the copier cannot go on.
+/// Why the copier cannot continue.
 #[derive(Debug)]
 pub(super) enum Abort {
     /// It ended in order; no I/O is in flight.
@@ -47,7 +47,8 @@ impl Abort {
     }
 }
 
-/// Connects to the socket file, or by the volume's id when that is gone.
+/// Connects to the socket file, or, if that is gone, to the abstract socket named by the volume's
+/// UUID.
 fn connect(config: &Config) -> io::Result<UnixStream> {
     let error = match UnixStream::connect(&config.socket) {
         Ok(stream) => return Ok(stream),
@@ -74,7 +75,7 @@ pub(super) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// Connects, and begins to listen to the socket and to the owner.
+    /// Connects, and starts to listen to the socket and to the owner.
     pub(super) fn connect(
         config: &Config,
         mut ring: Ring,
@@ -96,12 +97,12 @@ impl<'a> Line<'a> {
         })
     }
 
-    /// Whether the owner asked for the end.
+    /// Whether the owner requested the end.
     pub(super) fn must_stop(&self) -> bool {
         self.shared.stop.load(Ordering::Acquire)
     }
 
-    /// Sends a request and waits for its answer. Only while no I/O is in flight.
+    /// Sends a request and waits for its answer. Called only while no I/O is in flight.
     pub(super) fn ask<Answer: DeserializeOwned>(
         &mut self,
         request: &impl Serialize,
@@ -132,12 +133,13 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// Begins to send a frame.
+    /// Starts to send a frame.
     pub(super) fn send(&mut self, bytes: Vec<u8>) -> io::Result<()> {
         self.ring.send(self.socket.as_fd(), bytes)
     }
 
-    /// Takes a completion that is not a piece's: sends or receives on. Returns why the connection is lost, if it is.
+    /// Handles a completion that is not of a piece: sends the rest, or receives more. Returns why
+    /// the connection is lost, if it is.
     pub(super) fn take(&mut self, completion: Completion) -> io::Result<Option<String>> {
         match completion {
             Completion::Io { .. } | Completion::Woken => {}
@@ -165,9 +167,10 @@ impl<'a> Line<'a> {
 }
 
 impl Drop for Line<'_> {
-    /// Closes the connection. The requests that name the ring's memory end with it, so that the memory can be freed.
+    /// Closes the connection. The requests that use the ring's memory end with it, so that the
+    /// memory can be freed.
     fn drop(&mut self) {
-        // Refused only if the other end is gone already: then they end too.
+        // Refused only if the peer has closed already: then the requests end too.
         let _ = self.socket.shutdown(Shutdown::Both);
         let deadline = Instant::now() + CLOSING_PATIENCE;
         while !self.ring.is_quiet() && Instant::now() < deadline {
@@ -194,12 +197,12 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// Appends what was received.
+    /// Appends received bytes.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// Decodes the next message, if all of it is there.
+    /// Decodes the next message, if it is complete.
     pub(super) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         let Some((header, rest)) = self.bytes.split_first_chunk::<HEADER_BYTES>() else {
             return Ok(None);

@@ -1,5 +1,5 @@
-//! The copier: one thread per pair that copies regions from the authoritative leg to the mirror leg, or compares both
-//! legs, while `ublk-target` serves the volume.
+//! The copier: one thread per pair that copies regions from the authoritative leg to the mirror
+//! leg, or compares both legs, while `ublk-target` serves the volume.
 //!
 //! ```text
 //!              claim / regions / report                     read            write
@@ -7,13 +7,17 @@
 //!                                        one ring for both: waiting for an answer never stalls I/O
 //! ```
 //!
-//! `ublk-target` decides what may be copied and when a region is clean; the copier only moves bytes. What must hold:
+//! `ublk-target` decides what may be copied and when a region is clean; the copier only moves
+//! bytes. Invariants:
 //!
-//! 1. No LUN of `to` is written before it is known to be the recorded one and its exclusive `flock` is held.
-//! 2. The lock is held, and the connection with its claims lives, until the last I/O is done. If this process is killed, the kernel
-//!    keeps the lock that long: the ring holds the LUNs as registered files.
-//! 3. A region is reported copied only when all of it was written (or deallocated and reads as zeroes).
-//! 4. Nothing is written for an epoch that is over, and nothing at all by a comparison.
+//! 1. A LUN of `to` is written only after it is known to be the recorded one and its exclusive
+//!    `flock` is held.
+//! 2. The lock is held, and the connection with its claims lives, until the last I/O is done. If
+//!    this process is killed, the kernel keeps the lock that long: the ring holds the LUNs as
+//!    registered files.
+//! 3. A region is reported copied only when all of it was written (or deallocated and reads as
+//!    zeroes).
+//! 4. Nothing is written for an epoch that is over, and a comparison never writes.
 //!
 //! | file | purpose | I/O |
 //! |---|---|---|
@@ -30,10 +34,11 @@
 //! | `salvage` | reading around bad blocks of the source | none |
 //! | `run` | the thread: greeting, and performing what the plan decides | yes |
 //!
-//! `plan`, `window` and `legs` are public for the simulation (`tests/sim`), which has other disks and another clock.
+//! `plan`, `window` and `legs` are public for the simulation (`tests/sim`), which has other disks
+//! and another clock.
 //!
-//! Absent: the decision what is dirty, retries of a copier that ended, flushing the mirror leg (`ublk-target` does it
-//! before a region is durably clean).
+//! Not done here: deciding what is dirty, restarting a copier that ended, and flushing the mirror
+//! leg (`ublk-target` does that before a region is durably clean).
 
 pub mod compare;
 pub mod conversation;
@@ -73,32 +78,32 @@ pub const IO_BYTES_MAX: u32 = 16 << 20;
 /// [`Config::io_bytes`] is a multiple of this.
 pub const IO_BYTES_ALIGNMENT: u32 = 4096;
 
-/// How to copy.
+/// The parameters of a copier.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// The socket of the volume's `ublk-target`.
     pub socket: PathBuf,
-    /// The UUID of the volume: its `ublk-target` is reached by it when the socket file is gone.
+    /// The UUID of the volume, by which its `ublk-target` is reached when the socket file is gone.
     pub volume_id: Option<String>,
-    /// How many pieces are in flight at once; 1 to [`QUEUE_DEPTH_MAX`].
+    /// The number of pieces in flight at once; 1 to [`QUEUE_DEPTH_MAX`].
     pub queue_depth: u32,
     /// The largest piece, in bytes; a multiple of [`IO_BYTES_ALIGNMENT`], at most [`IO_BYTES_MAX`].
     pub io_bytes: u32,
-    /// Deallocate on the mirror leg what is zero, where it can, instead of writing it.
+    /// Whether zeroes are deallocated on the mirror leg, where it can do that, instead of written.
     pub detect_zeroes: bool,
-    /// What to do.
+    /// The task.
     pub task: Task,
 }
 
-/// What a copier does.
+/// The task of a copier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Task {
-    /// Copies what is dirty.
+    /// Copies dirty regions.
     Copy {
-        /// Read from the mirror leg what was written there, before it counts as copied.
+        /// Whether data is read back from the mirror leg before it counts as copied.
         read_back: bool,
     },
-    /// Compares what is clean. What differs is dirty from then on.
+    /// Compares clean regions. A region that differs becomes dirty.
     Compare,
 }
 
@@ -136,64 +141,67 @@ impl Config {
     }
 }
 
-/// Decides about parts of the volume, in bytes, that cannot be read from the source, and makes that durable; or says why the
-/// copy may not go past them. Called on the copier's thread, before anything is written there.
+/// Decides about parts of the volume, in bytes, that cannot be read from the source, and makes that
+/// durable. The flag says whether their region is copied for the first time. An error says why the
+/// copy may not skip the parts. Called on the copier's thread, before anything is written to these
+/// parts.
 pub type AcceptUnreadable =
     Box<dyn FnMut(Vec<Range<u64>>, bool) -> Result<OnTarget, String> + Send>;
 
-/// What the target gets where the source cannot be read.
+/// What is written to the target where the source cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnTarget {
-    /// Zeroes: it was never a copy.
+    /// Zeroes: the target was never a copy there.
     Zeroes,
-    /// What it has, which may be the only good copy.
+    /// Nothing: the target keeps its data, which may be the only good copy.
     Kept,
 }
 
-/// What may be changed while the copier runs.
+/// The limits that may be changed while the copier runs.
 #[derive(Debug, Default)]
 pub struct Limits {
-    /// The most to copy in a second, in bytes; 0 = unlimited. A change works within 100 ms.
+    /// The highest rate, in bytes per second; 0 = unlimited. A change takes effect within 100 ms.
     pub bytes_per_second: AtomicU64,
-    /// The most transfers under way; 0 = as many as there are buffers.
+    /// The most transfers in progress; 0 = as many as there are buffers.
     pub depth: AtomicU32,
 }
 
-/// How far the copier is. All in bytes unless the name says otherwise.
+/// The progress of a copier. All in bytes unless the name says otherwise.
 #[derive(Debug, Default)]
 pub struct Progress {
-    /// Copied since the start, with `zero_bytes`; what was copied twice counts twice.
+    /// Copied since the start, including `zero_bytes`; bytes that were copied twice count twice.
     pub copied_bytes: AtomicU64,
     /// The part of `copied_bytes` that was deallocated instead of written.
     pub zero_bytes: AtomicU64,
-    /// Found to differ when they were compared before they were written.
+    /// The bytes that differed when they were compared before being written.
     pub differing_bytes: AtomicU64,
-    /// How long something was being copied or compared, in nanoseconds.
+    /// The time during which something was being copied or compared, in nanoseconds.
     pub copying_nanoseconds: AtomicU64,
-    /// Compared since the start; what was compared twice counts twice.
+    /// Compared since the start; bytes that were compared twice count twice.
     pub compared_bytes: AtomicU64,
-    /// How many regions could not be copied or compared (an error of a region that is tried again counts again).
+    /// The number of regions that could not be copied or compared (a region that fails again when
+    /// it is retried counts again).
     pub failed_regions: AtomicU64,
 }
 
 /// How a copier ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// `ublk-target` said that nothing is dirty.
+    /// `ublk-target` reported that nothing is dirty.
     InSync,
     /// The whole volume was compared, as far as that was possible.
     Compared(compare::Found),
-    /// It was asked to stop.
+    /// The owner stopped it.
     Stopped,
     /// `ublk-target` is gone, does not answer, or broke the protocol.
     Disconnected {
         /// What happened.
         cause: String,
     },
-    /// `ublk-target` refused, or a leg may not be used: nothing was written after that.
+    /// `ublk-target` refused, or a leg must not be used. Nothing was written after that.
     Refused {
-        /// The kind: [`Refusal::BadLeg`] also if a LUN cannot be opened or is not the recorded one, [`Refusal::CopierBusy`] also
-        /// if a LUN is locked by somebody else.
+        /// The kind. [`Refusal::BadLeg`] also means that a LUN cannot be opened or is not the
+        /// recorded one, [`Refusal::CopierBusy`] also that another process has locked a LUN.
         reason: Refusal,
         /// The cause in words.
         cause: String,
@@ -212,7 +220,7 @@ pub enum Outcome {
     },
 }
 
-/// What the thread and its owner share.
+/// The state that the thread and its owner share.
 #[derive(Debug)]
 struct Shared {
     stop: AtomicBool,
@@ -224,7 +232,7 @@ struct Shared {
 impl Shared {
     fn ask_to_stop(&self) {
         self.stop.store(true, Ordering::Release);
-        // It can only fail if the counter is full: then the thread is woken anyway.
+        // The write fails only if the counter is full: then the thread is woken anyway.
         let _ = self.wake.write(1);
     }
 }
@@ -237,11 +245,12 @@ pub struct Copier {
 }
 
 impl Copier {
-    /// Starts the thread. Without `accept_unreadable`, a block of the source that cannot be read fails its region. `on_end` is called on it, once, when everything is closed and unlocked; it must not stop or
-    /// drop this copier.
+    /// Starts the thread. Without `accept_unreadable`, a block of the source that cannot be read
+    /// fails its region. `on_end` is called once on the thread, when everything is closed and
+    /// unlocked; it must not stop or drop this copier.
     ///
     /// # Errors
-    /// `config` is not valid, or the kernel gives no ring, memory or thread.
+    /// `config` is not valid, or the kernel provides no ring, memory or thread.
     pub fn start(
         config: Config,
         limits: Arc<Limits>,
@@ -274,14 +283,15 @@ impl Copier {
         })
     }
 
-    /// How far it is.
+    /// The progress, which the thread keeps up to date.
     #[must_use]
     pub fn progress(&self) -> &Arc<Progress> {
         &self.shared.progress
     }
 
-    /// Stops it and waits for its I/O: no more than what is in flight, and at most a second for `ublk-target` to answer.
-    /// Blocks. Returns how it ended, which is not [`Outcome::Stopped`] if it had ended before.
+    /// Stops the copier and waits for its I/O: only for what is in flight, and at most a second for
+    /// an answer of `ublk-target`. Blocks. Returns the outcome, which is not [`Outcome::Stopped`]
+    /// if the copier had ended before.
     #[must_use]
     pub fn stop(mut self) -> Outcome {
         self.join().unwrap_or_else(panicked)

@@ -1,4 +1,5 @@
-//! Opening the LUNs of both legs: identity first, then the lock, and only then may anything be written.
+//! Opens the LUNs of both legs: the identity is checked first, then the LUN is locked; nothing may
+//! be written before that.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -24,7 +25,7 @@ pub(super) struct OpenLegs {
     pub(super) to: LegMap,
 }
 
-/// How a leg is opened.
+/// The purpose for which a leg is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Read,
@@ -42,19 +43,19 @@ impl Luns {
         self.luns.len()
     }
 
-    /// The path of a LUN, for people.
+    /// The path of a LUN, for messages.
     pub(super) fn path(&self, file: FileIndex) -> &Path {
         self.luns
             .get(file.0 as usize)
             .map_or(Path::new("an unknown LUN"), |lun| &lun.path)
     }
 
-    /// A LUN.
+    /// The LUN with an index.
     pub(super) fn get(&self, file: FileIndex) -> Option<&Lun> {
         self.luns.get(file.0 as usize)
     }
 
-    /// Unlocks and closes all. Only when no I/O is in flight.
+    /// Unlocks and closes all LUNs. Called only when no I/O is in flight.
     pub(super) fn close(self) {
         for lun in &self.luns {
             lun.unlock();
@@ -80,7 +81,8 @@ fn open_leg(served: &ServedLeg, purpose: Purpose, luns: &mut Vec<Lun>) -> Result
         let cause = "ublk-target does not say which devices it has open";
         return Err(refused(Refusal::BadLeg, cause.to_owned()));
     }
-    // Only LUNs of this leg are shared between extents: those of the other one are open for another purpose.
+    // Extents share a LUN only within a leg: the LUNs of the other leg are open for another
+    // purpose.
     let first = luns.len();
     let mut files = Vec::with_capacity(leg.extents.len());
     for (extent, open) in leg.extents.iter().zip(open) {
@@ -113,7 +115,7 @@ fn open_leg(served: &ServedLeg, purpose: Purpose, luns: &mut Vec<Lun>) -> Result
 fn open_lun(extent: &Extent, served: &OpenLun, purpose: Purpose) -> Result<Lun, Outcome> {
     let options = OpenOptions {
         write: purpose == Purpose::Write,
-        // ublk-target holds it exclusively.
+        // ublk-target has the LUN open exclusively.
         exclusive: false,
         direct: true,
     };

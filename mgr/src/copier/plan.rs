@@ -1,23 +1,26 @@
-//! What the copier does next: which request to send, which piece to begin, and when and how it ends.
-//! No I/O and no clock.
+//! Decides what the copier does next: which request to send, which piece to begin, and when and how
+//! to end. No I/O and no clock.
 //!
 //! The connection carries one request at a time, and every claimed region may hold back application
 //! writes. Two rules follow.
 //!
-//! **Reports go first**, except that a claim that is needed to keep the disks busy goes between two reports.
+//! **Reports go first**, except that a claim that is needed to keep the disks busy is sent between
+//! two reports.
 //!
-//! **A claim is sent only if it can be answered without a report of ours.** `ublk-target` may hold a claim until it can
-//! grant something. If all that is dirty is what we hold, that is after our report, which could not be
-//! sent while the claim is unanswered: both would wait for ever. So a claim needs dirty bytes that are not ours
-//! (`elsewhere_bytes`, a lower bound), or that we hold nothing.
+//! **A claim is sent only if `ublk-target` can answer it without a report of this copier.**
+//! `ublk-target` may hold a claim until it can grant something. If this copier holds everything
+//! that is dirty, that is possible only after its report, which cannot be sent while the claim is
+//! unanswered: both would wait forever. So a claim requires dirty bytes that this copier does not
+//! hold (`elsewhere_bytes`, a lower bound), or that it holds nothing.
 //!
-//! For what that rule does not see (a write that waits for one of our regions and keeps the only other dirty region busy) there is
-//! [`ANSWER_PATIENCE`]: finished regions wait no longer for the answer to a claim. The connection is then given up; its claims die with it,
-//! and the regions are copied again.
+//! That rule does not cover a write that waits for one of the held regions and keeps the only other
+//! dirty region busy. For such cases there is [`ANSWER_PATIENCE`], the longest time that finished
+//! regions wait for the answer to a claim. Then the copier gives up the connection; its claims die
+//! with it, and the regions are copied again.
 //!
 //! ```text
-//! Copying --stop, error limit, refusal, lost connection--> Ending --nothing in flight, all reported--> over
-//!    +------------- an empty answer while nothing is held and nothing dirty (in sync) --------------> over
+//! Copying --stop, error limit, refusal, lost connection--> Ending --all done and reported--> over
+//!    +---------- an empty answer while nothing is held and nothing dirty (in sync) --------> over
 //! ```
 
 use std::collections::HashSet;
@@ -30,7 +33,7 @@ use super::conversation::Conversation;
 use super::rate::{Allowance, Bucket};
 use super::window::{End, Finished, Piece, RegionEnd, RegionSlot, Window};
 
-/// After so many failed regions the copier gives up.
+/// After this many failed regions the copier gives up.
 pub const ERRORS_MAX: u32 = 16;
 
 /// How long finished regions wait for the answer to a claim.
@@ -39,16 +42,18 @@ pub const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the end waits for an answer after the last I/O.
 pub const ENDING_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The pause before the next claim after an answer that granted nothing although something is dirty.
+/// The pause before the next claim after an answer that granted nothing although something is
+/// dirty.
 const CLAIM_PAUSE: Duration = Duration::from_millis(10);
 
-/// The most regions that are held at once. `ublk-target` grants no more than 1024: a claim beyond that would wait for a report.
+/// The most regions that are held at once. `ublk-target` grants no more than 1024: a claim beyond
+/// that would wait for a report.
 const HELD_REGIONS_MAX: u32 = 512;
 
-/// Regions claimed ahead of the disks hold at most so many queues full of I/O.
+/// Regions that are claimed ahead of the disks hold at most this many queues full of I/O.
 const AHEAD_QUEUES_MAX: u64 = 8;
 
-/// The request that was sent and not answered.
+/// The request that was sent and is not answered yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Awaiting {
     Nothing,
@@ -56,7 +61,7 @@ enum Awaiting {
     Report { regions: Finished },
 }
 
-/// What the plan wants to ask.
+/// The next request that the plan wants to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wish {
     Claim { regions_max: u32 },
@@ -72,31 +77,31 @@ pub struct Plan {
     bucket: Bucket,
     awaiting: Awaiting,
     last_was_report: bool,
-    /// At least so much is dirty that is not held, in bytes.
+    /// At least this much is dirty and not held by this copier, in bytes.
     elsewhere_bytes: u64,
     claim_not_before: Instant,
-    /// Claim when less than this is left to begin, in bytes.
+    /// A claim is sent when less than this is left to begin, in bytes.
     ahead_bytes: u64,
     ahead_bytes_max: u64,
-    /// Since the last grant a buffer was free, and only an answer was missing to fill it.
+    /// Whether a buffer was free since the last grant, and only an answer was missing to fill it.
     ran_dry: bool,
-    /// The last claim was bounded by the rate limit.
+    /// Whether the rate limit bounded the last claim.
     throttled: bool,
     failed_regions: u32,
-    /// Of the claimed regions, those that are known to be copied for the first time.
+    /// Those of the claimed regions that are known to be copied for the first time.
     never_copied: HashSet<u64>,
     last_error: Option<CopyError>,
-    /// The last error of the leg that is written which is not reported yet.
+    /// The last error of the leg that is written, until it is reported.
     mirror_error: Option<CopyError>,
     ending: Option<Outcome>,
-    /// Since when the end waits for nothing but an answer.
+    /// Since when the end waits only for an answer.
     drained_at: Option<Instant>,
-    /// False: nothing is sent any more.
+    /// If false, nothing is sent any more.
     connected: bool,
 }
 
 impl Plan {
-    /// A plan for the claims of `epoch`; `queue_bytes` is what fits into all buffers.
+    /// A plan for the claims of `epoch`. `queue_bytes`: the size of all buffers together.
     pub fn new(epoch: u64, window: Window, queue_bytes: u64, now: Instant) -> Self {
         let queue_bytes = queue_bytes.max(1);
         Self {
@@ -127,7 +132,7 @@ impl Plan {
         ));
     }
 
-    /// The first cause stays.
+    /// Ends the copy. The first cause stays.
     fn end(&mut self, outcome: Outcome) {
         self.ending.get_or_insert(outcome);
     }
@@ -140,7 +145,8 @@ impl Plan {
                 .window
                 .has_finished()
                 .then_some(*since + ANSWER_PATIENCE),
-            // A report may wait for a flush of the mirror leg; only an end is impatient with it.
+            // A report may wait for a flush of the mirror leg; its answer is overdue only at the
+            // end.
             (Awaiting::Report { .. }, None) => None,
         }
     }
@@ -184,7 +190,7 @@ impl Plan {
             epoch: self.epoch,
             copied: regions.copied.clone(),
             failed: regions.failed.clone(),
-            // That of the mirror leg decides what becomes of it: no later error hides it.
+            // An error of the mirror leg decides what happens to that leg: no later error hides it.
             error: self.mirror_error.take().or_else(|| {
                 self.last_error
                     .clone()
@@ -198,7 +204,7 @@ impl Plan {
 
     fn claimed(&mut self, epoch: u64, regions: &[u64], dirty_bytes: u64, now: Instant) {
         if epoch != self.epoch {
-            // The roles may have changed: what we would write is perhaps authoritative now.
+            // The roles may have changed: the leg that this copier writes may be authoritative now.
             self.connected = false;
             self.end(Outcome::Refused {
                 reason: Refusal::StaleEpoch,
@@ -213,7 +219,8 @@ impl Plan {
                 return;
             }
         }
-        // The short last region counts in full: then no way of counting it makes up dirty bytes elsewhere.
+        // The short last region counts in full: then neither way of counting it adds dirty bytes
+        // elsewhere.
         let held_bytes = self.window.region_bytes() * self.window.held_regions() as u64;
         self.elsewhere_bytes = dirty_bytes.saturating_sub(held_bytes);
         if !regions.is_empty() {
@@ -259,7 +266,7 @@ impl Conversation for Plan {
     }
 
     fn piece_differs(&mut self, region: RegionSlot) {
-        // Nothing is compared; if it were, it would be copied again.
+        // This plan compares nothing; a region that differed would be copied again.
         self.region_ended(region, false);
     }
 
@@ -313,7 +320,7 @@ impl Conversation for Plan {
                 for region in regions.copied.iter().chain(&regions.failed) {
                     self.never_copied.remove(region);
                 }
-                // Failed regions stay dirty, and somebody can claim them again.
+                // Failed regions stay dirty, and can be claimed again.
                 self.elsewhere_bytes += self.window.let_go(&regions.failed);
             }
             (
@@ -321,7 +328,8 @@ impl Conversation for Plan {
                 Response::Refused { reason, cause },
             ) => {
                 self.connected = false;
-                // What the copier found may be why: a mirror leg that it reported is given up.
+                // An error that the copier reported may be the reason: ublk-target gives up such a
+                // mirror leg.
                 let cause = match &self.last_error {
                     Some(error) => format!("{cause} ({})", error.cause),
                     None => cause,
@@ -684,7 +692,8 @@ mod tests {
         assert!(is_claim(&plan.next_request(at, limit)));
     }
 
-    /// The part of `ublk-target` that answers a copier: it holds a claim while there is nothing to grant.
+    /// The part of `ublk-target` that answers a copier: it holds a claim while there is nothing to
+    /// grant.
     #[derive(Default)]
     struct Model {
         /// All regions that are not clean. `true`: claimed.

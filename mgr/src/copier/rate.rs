@@ -1,17 +1,18 @@
 //! The limit of the copy rate: a token bucket that may go into debt by one region.
 //!
-//! The limit delays *claims*, never the copying of a region that is already claimed: application writes
-//! to a claimed region may be waiting for its copy, so it is copied at full speed.
+//! The limit delays *claims*, never the copying of a region that is already claimed: application
+//! writes to a claimed region may be waiting for its copy, so such a region is copied at full
+//! speed.
 
 use std::time::{Duration, Instant};
 
-/// The bucket holds at most what the limit lets through in this time (but at least a region).
+/// The bucket holds at most the bytes of this time (but at least a region).
 const BURST: Duration = Duration::from_millis(100);
 
 /// A changed limit is noticed after this time at the latest.
 const CHANGE_NOTICED: Duration = Duration::from_millis(100);
 
-/// What may be claimed now.
+/// The bytes that may be claimed now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Allowance {
     /// There is no limit.
@@ -32,7 +33,7 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
-    /// A bucket that lets one region through at once.
+    /// A bucket that lets one region through immediately.
     pub(super) fn new(region_bytes: u64, now: Instant) -> Self {
         Self {
             region_bytes: signed(region_bytes),
@@ -41,7 +42,7 @@ impl Bucket {
         }
     }
 
-    /// What may be claimed at `now` under a limit of `bytes_per_second` (0 = unlimited).
+    /// The bytes that may be claimed at `now` under a limit of `bytes_per_second` (0 = unlimited).
     pub(super) fn allowance(&mut self, now: Instant, bytes_per_second: u64) -> Allowance {
         if bytes_per_second == 0 {
             // Neither debt nor savings outlive a time without a limit.
@@ -60,7 +61,7 @@ impl Bucket {
         Allowance::NotBefore(now + wait.min(CHANGE_NOTICED))
     }
 
-    /// Takes what was granted.
+    /// Removes the granted bytes from the bucket.
     pub(super) fn take(&mut self, bytes: u64) {
         self.tokens_bytes = self.tokens_bytes.saturating_sub(signed(bytes));
     }
@@ -69,7 +70,7 @@ impl Bucket {
         let elapsed = now.saturating_duration_since(self.filled_at);
         let added = elapsed.as_nanos() * u128::from(bytes_per_second) / 1_000_000_000;
         if added == 0 {
-            // The fraction of a byte is not lost: the time goes on counting.
+            // The fraction of a byte is not lost: `filled_at` stays, so that the time counts later.
             return;
         }
         let burst = u128::from(bytes_per_second) * BURST.as_millis() / 1_000;

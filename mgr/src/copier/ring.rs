@@ -1,8 +1,10 @@
-//! The ring of one copier and the memory that the kernel reads and writes. The only unsafe code of the copier.
+//! The ring of one copier, and the memory that the kernel reads and writes. This is the only unsafe
+//! code of the copier.
 //!
-//! Why it is sound: all memory that is named in a submission is owned by [`Memory`], never moves, and is not touched by
-//! this process while the submission is in flight (`slot_busy`, `sending`, `receiving`). It is freed only when nothing is in flight;
-//! otherwise (a panic, a ring that fails) it is leaked.
+//! Soundness: all memory that a submission names belongs to [`Memory`], never moves, and is not
+//! touched by this process while the submission is in flight (`slot_busy`, `sending`, `receiving`).
+//! The memory is freed only when nothing is in flight; otherwise (a panic, a ring that fails) it is
+//! leaked.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::collections::VecDeque;
@@ -17,18 +19,18 @@ use io_uring::{IoUring, opcode, squeue};
 
 use super::legs::Span;
 
-/// What the buffers are aligned to: enough for every logical block size.
+/// The alignment of the buffers, enough for every logical block size.
 const BUFFER_ALIGNMENT_BYTES: usize = 4096;
-/// How much is received from the socket at once, in bytes.
+/// The most bytes that one receive takes from the socket.
 const RECEIVE_BYTES: u32 = 64 << 10;
-/// Submissions beside the pieces: send, receive, wake, and one to spare.
+/// Submissions other than those of the pieces: send, receive, wake, and one to spare.
 const OTHER_ENTRIES: u32 = 4;
 
 const DATA_SEND: u64 = u64::MAX;
 const DATA_RECEIVE: u64 = u64::MAX - 1;
 const DATA_WAKE: u64 = u64::MAX - 2;
 
-/// Something that the ring finished.
+/// A completion of the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Completion {
     /// The I/O of a slot.
@@ -38,15 +40,16 @@ pub(super) enum Completion {
         /// A count of bytes, or a negative error number.
         result: i32,
     },
-    /// Bytes were sent; as for `Io`.
+    /// Bytes were sent. The number is as for `Io`.
     Sent(i32),
-    /// Bytes were received: [`Ring::received`]; as for `Io`. 0: the end of the stream.
+    /// Bytes were received; [`Ring::received`] returns them. The number is as for `Io`; 0: the end
+    /// of the stream.
     Received(i32),
     /// The watched descriptor is readable.
     Woken,
 }
 
-/// A buffer and the I/O that uses it.
+/// The number of a buffer, which at most one I/O uses at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot(pub(super) u32);
 
@@ -58,11 +61,11 @@ pub(super) struct Ring {
     sending: bool,
     receiving: bool,
     buffers_registered: bool,
-    /// Kept, so that waiting allocates nothing.
+    /// Kept, so that waiting does not allocate.
     completions: VecDeque<(u64, i32)>,
 }
 
-/// All that the kernel may read or write.
+/// All memory that the kernel may read or write.
 struct Memory {
     buffers: NonNull<u8>,
     layout: Layout,
@@ -78,10 +81,11 @@ unsafe impl Send for Memory {}
 /// `prctl(2)`; the libc crate lacks it.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
-/// Tells the kernel that application writes may be waiting for this thread: when it needs memory, the kernel must not make it
-/// wait for dirty pages of the very volume that it copies. Needs `CAP_SYS_RESOURCE`.
+/// Marks this thread as one for which application writes may be waiting. When the thread needs
+/// memory, the kernel must not make it wait for dirty pages of the very volume that it copies.
+/// Needs `CAP_SYS_RESOURCE`.
 pub(super) fn set_io_flusher() -> io::Result<()> {
-    // SAFETY: names no memory.
+    // SAFETY: the call names no memory.
     if unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } == 0 {
         Ok(())
     } else {
@@ -122,7 +126,8 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout, and nothing in flight names it (see `Drop for Ring`).
+        // SAFETY: allocated with this layout, and no submission in flight names it (see `Drop for
+        // Ring`).
         unsafe { dealloc(self.buffers.as_ptr(), self.layout) }
     }
 }
@@ -130,7 +135,7 @@ impl Drop for Memory {
 impl Drop for Ring {
     fn drop(&mut self) {
         if self.is_quiet() {
-            // SAFETY: dropped here, once; nothing in flight names it.
+            // SAFETY: dropped here, once; no submission in flight names it.
             unsafe { ManuallyDrop::drop(&mut self.memory) }
         }
     }
@@ -169,13 +174,14 @@ impl Ring {
         })
     }
 
-    /// Registers the LUNs. The ring keeps them open, with their locks, while I/O on them is in flight.
+    /// Registers the LUNs. The ring keeps them open, with their locks, while I/O on them is in
+    /// flight.
     pub(super) fn register_files(&mut self, files: &[BorrowedFd<'_>]) -> io::Result<()> {
         let descriptors: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
         self.ring.submitter().register_files(&descriptors)
     }
 
-    /// Lets go of the LUNs.
+    /// Unregisters the LUNs, so that the ring no longer keeps them open.
     pub(super) fn unregister_files(&mut self) -> io::Result<()> {
         self.ring.submitter().unregister_files()
     }
@@ -186,11 +192,11 @@ impl Ring {
         let entry = opcode::PollAdd::new(Fd(descriptor.as_raw_fd()), events)
             .build()
             .user_data(DATA_WAKE);
-        // SAFETY: names no memory.
+        // SAFETY: the entry names no memory.
         unsafe { self.push(&entry) }
     }
 
-    /// Begins to read a span into the slot's buffer, from `at_bytes` of the buffer on.
+    /// Starts to read `span` into the slot's buffer, from `at_bytes` of the buffer on.
     pub(super) fn read(&mut self, slot: Slot, at_bytes: u32, span: Span) -> io::Result<()> {
         let pointer = self.claim(slot, at_bytes, span.length_bytes);
         let file = Fixed(span.file.0);
@@ -202,11 +208,12 @@ impl Ring {
                 .offset(span.offset_bytes)
                 .build(),
         };
-        // SAFETY: the span of the buffer is within it, and the slot is marked busy until the completion.
+        // SAFETY: the span of the buffer is within it, and the slot is marked busy until the
+        // completion.
         unsafe { self.push(&entry.user_data(u64::from(slot.0))) }
     }
 
-    /// Begins to write the slot's buffer, from `at_bytes` of the buffer on, to a span.
+    /// Starts to write the slot's buffer, from `at_bytes` of the buffer on, to `span`.
     pub(super) fn write(&mut self, slot: Slot, at_bytes: u32, span: Span) -> io::Result<()> {
         let pointer = self.claim(slot, at_bytes, span.length_bytes);
         let file = Fixed(span.file.0);
@@ -222,7 +229,7 @@ impl Ring {
         unsafe { self.push(&entry.user_data(u64::from(slot.0))) }
     }
 
-    /// Begins to deallocate a span, so that it reads as zeroes.
+    /// Starts to deallocate `span`, so that it reads as zeroes.
     pub(super) fn deallocate(&mut self, slot: Slot, span: Span) -> io::Result<()> {
         self.claim(slot, 0, span.length_bytes);
         let entry = opcode::Fallocate::new(Fixed(span.file.0), u64::from(span.length_bytes))
@@ -230,7 +237,7 @@ impl Ring {
             .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
             .build()
             .user_data(u64::from(slot.0));
-        // SAFETY: names no memory.
+        // SAFETY: the entry names no memory.
         unsafe { self.push(&entry) }
     }
 
@@ -238,19 +245,21 @@ impl Ring {
     pub(super) fn bytes(&self, slot: Slot, length_bytes: u32) -> &[u8] {
         assert!(!self.slot_busy[slot.0 as usize]);
         let length = (length_bytes as usize).min(self.memory.slot_bytes);
-        // SAFETY: initialised at allocation, within the buffer, and the kernel does not write it now.
+        // SAFETY: initialised at allocation, within the buffer, and the kernel does not write it
+        // now.
         unsafe { std::slice::from_raw_parts(self.memory.pointer(slot, 0), length) }
     }
 
-    /// The same, to be written to.
+    /// The first bytes of the buffer of a slot that is not in flight, for writing.
     pub(super) fn bytes_mut(&mut self, slot: Slot, length_bytes: u32) -> &mut [u8] {
         assert!(!self.slot_busy[slot.0 as usize]);
         let length = (length_bytes as usize).min(self.memory.slot_bytes);
-        // SAFETY: as for `bytes`; and the ring is borrowed, so that nobody else reads or writes it.
+        // SAFETY: as for `bytes`; and the ring is borrowed exclusively, so nothing else accesses
+        // the buffer.
         unsafe { std::slice::from_raw_parts_mut(self.memory.pointer(slot, 0), length) }
     }
 
-    /// Begins to send; nothing else may be being sent.
+    /// Starts to send `bytes`. No other send may be in progress.
     pub(super) fn send(&mut self, socket: BorrowedFd<'_>, bytes: Vec<u8>) -> io::Result<()> {
         assert!(!self.sending);
         self.memory.outgoing = bytes;
@@ -258,7 +267,7 @@ impl Ring {
         self.send_rest(socket)
     }
 
-    /// Takes the count of [`Completion::Sent`] and sends what is left. `true` when all is sent.
+    /// Handles the count of [`Completion::Sent`]: sends the rest. Returns `true` when all is sent.
     pub(super) fn sent(&mut self, socket: BorrowedFd<'_>, bytes: u32) -> io::Result<bool> {
         self.memory.outgoing_sent += bytes as usize;
         if self.memory.outgoing_sent >= self.memory.outgoing.len() {
@@ -268,7 +277,7 @@ impl Ring {
         Ok(false)
     }
 
-    /// Begins to receive; nothing else may be being received.
+    /// Starts to receive. No other receive may be in progress.
     pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         assert!(!self.receiving);
         let pointer = self.memory.incoming.as_mut_ptr();
@@ -280,24 +289,24 @@ impl Ring {
         unsafe { self.push(&entry) }
     }
 
-    /// What the count of [`Completion::Received`] stands for.
+    /// The bytes of [`Completion::Received`].
     pub(super) fn received(&self, bytes: u32) -> &[u8] {
         assert!(!self.receiving);
         let length = (bytes as usize).min(self.memory.incoming.len());
         &self.memory.incoming[..length]
     }
 
-    /// Whether bytes are being sent.
+    /// Whether a send is in progress.
     pub(super) fn is_sending(&self) -> bool {
         self.sending
     }
 
-    /// Whether nothing that names memory is in flight.
+    /// Whether no submission that names memory is in flight.
     pub(super) fn is_quiet(&self) -> bool {
         !self.sending && !self.receiving && !self.slot_busy.contains(&true)
     }
 
-    /// Submits everything, and waits for a completion or for the time `until`.
+    /// Submits everything, and waits for a completion or until the time `until`.
     pub(super) fn wait(&mut self, until: Option<Instant>) -> io::Result<()> {
         let timespec =
             until.map(|until| Timespec::from(until.saturating_duration_since(Instant::now())));
@@ -311,7 +320,8 @@ impl Ring {
         match result {
             Ok(_) => {}
             Err(error) => match error.raw_os_error() {
-                // The time is over; a signal; completions must be taken first; short of memory for a moment.
+                // ETIME: the time is over. EINTR: a signal. EBUSY: completions must be taken first.
+                // EAGAIN: the kernel is short of memory for a moment.
                 Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
                 _ => return Err(error),
             },
@@ -380,7 +390,8 @@ impl Ring {
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
-            // The queue has room for all slots and the rest, so this is rare: an earlier submit was cut short.
+            // The queue has room for all slots and the other entries, so it is full only in the
+            // rare case that an earlier submit was cut short.
             match self.ring.submit() {
                 Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}

@@ -1,4 +1,4 @@
-//! The thread: greets `ublk-target`, opens the legs, and performs what the plan decides.
+//! The copier's thread: greets `ublk-target`, opens the legs, and performs what the plan decides.
 
 use std::fs::File;
 use std::io;
@@ -22,7 +22,7 @@ use super::transfer::{Fault, Phase, Step, Transfer, checksum, is_zero};
 use super::window::{End, Piece, Sizes, Window};
 use super::{AcceptUnreadable, Config, OnTarget, Outcome, Shared, Task};
 
-/// What `ublk-target` said when it accepted the copier.
+/// The answer of `ublk-target` that accepts the copier.
 struct Opened {
     epoch: u64,
     region_bytes: u64,
@@ -30,29 +30,29 @@ struct Opened {
     from: Box<ServedLeg>,
     to: Box<ServedLeg>,
     from_side: Side,
-    /// Regions are written only where the legs differ.
+    /// Whether regions are written only where the legs differ.
     compare_first: bool,
 }
 
-/// The copying itself.
+/// The state of the thread after the greeting.
 struct Copying<'a> {
     config: &'a Config,
     shared: &'a Shared,
     accept_unreadable: Option<AcceptUnreadable>,
     line: Line<'a>,
     luns: Luns,
-    /// Per LUN: it refused to deallocate, and is not asked again.
+    /// For each LUN: whether it refused to deallocate, and is not asked again.
     zero_refused: Vec<bool>,
     from_side: Side,
     compare_first: bool,
     plan: Box<dyn Conversation>,
-    /// Per slot: the piece in flight.
+    /// For each slot: the piece in flight.
     transfers: Vec<Option<Transfer>>,
     free: Vec<Slot>,
 }
 
-/// Runs one copier from the connection to the end. Everything is closed and unlocked when it returns, except after a
-/// failure of the ring.
+/// Runs one copier from the connection to the end. Everything is closed and unlocked when this
+/// returns, except after a failure of the ring.
 pub(super) fn run(
     config: &Config,
     ring: Ring,
@@ -64,7 +64,7 @@ pub(super) fn run(
     }
     match prepare(config, ring, shared, accept_unreadable).and_then(Copying::run) {
         Ok(outcome) | Err(Abort::Ended(outcome)) => outcome,
-        // What is in flight is unknown. The kernel keeps the LUNs locked until it is done with them.
+        // What is in flight is unknown. The kernel keeps the LUNs locked until their I/O is done.
         Err(Abort::RingFailed(error)) => Outcome::Broken {
             cause: format!("io_uring failed: {error}"),
         },
@@ -116,7 +116,7 @@ fn prepare<'a>(
     })
 }
 
-/// Everything up to the first claim.
+/// The exchange before the first claim.
 fn greet(line: &mut Line<'_>) -> Result<Opened, Abort> {
     match line.ask(&Hello::current())? {
         Welcome::Ready { .. } => {}
@@ -130,7 +130,8 @@ fn greet(line: &mut Line<'_>) -> Result<Opened, Abort> {
             }));
         }
     }
-    // Only to know what the ends are called. A change of the roles in between shows in the epoch.
+    // The status is needed only to name the sides. A change of the roles in between shows in the
+    // epoch.
     let (status_epoch, from_side) = match line.ask(&Request::Status)? {
         Response::Status(status) => (status.epoch, status.route.authoritative()),
         other => return Err(unexpected(other)),
@@ -170,7 +171,8 @@ fn unexpected(response: Response) -> Abort {
 impl Copying<'_> {
     fn run(mut self) -> Result<Outcome, Abort> {
         let outcome = self.copy()?;
-        // The locks go first: whoever sees the connection close may open a new copier at once.
+        // The LUNs are unlocked first: a new copier may be opened as soon as the connection is
+        // closed.
         self.line.ring.unregister_files()?;
         self.luns.close();
         drop(self.line);
@@ -207,7 +209,8 @@ impl Copying<'_> {
         }
     }
 
-    /// `since`: something has been in flight from then on.
+    /// Counts the time during which anything was in flight. `since`: the start of what is not
+    /// counted yet.
     fn count_time(&self, since: &mut Option<Instant>, now: Instant) {
         if let Some(since) = *since {
             let passed = now.duration_since(since).as_nanos();
@@ -276,7 +279,7 @@ impl Copying<'_> {
                 if !same && self.compares_first(&transfer) {
                     let differing_bytes = &self.shared.progress.differing_bytes;
                     differing_bytes.fetch_add(u64::from(piece.length_bytes), Ordering::Relaxed);
-                    // The buffer has what the other leg has.
+                    // The buffer holds the data of the other leg now, so the piece is read again.
                     transfer.differs = true;
                     transfer.begin(Phase::Reading);
                     return self.submit(slot, transfer);
@@ -303,11 +306,13 @@ impl Copying<'_> {
         Ok(())
     }
 
-    /// If the operator has accepted that blocks of the source are lost: fills the buffer with those that can be read.
-    /// The others are recorded; of them the buffer has zeroes, or what the target has. Blocks for as long as the LUN tries to
-    /// read them.
+    /// Reads a piece around the blocks that the source cannot read, if the operator has accepted
+    /// that they are lost: fills the buffer with all readable blocks. The lost blocks are recorded;
+    /// in their place the buffer has zeroes, or the data of the target. Blocks for as long as the
+    /// LUN retries them.
     ///
-    /// `None`: that was not accepted, or this is another error.
+    /// `None`: the error is not of unreadable blocks of the source. `Some(Err(_))`: the blocks are
+    /// not accepted as lost, or reading around them failed.
     fn read_around(
         &mut self,
         slot: Slot,
@@ -320,7 +325,7 @@ impl Copying<'_> {
             return None;
         }
         let Some(accept) = self.accept_unreadable.as_mut() else {
-            let how = "`shunt set SESSION --accept-unreadable BYTES` copies on past blocks that the source cannot read";
+            let how = "`shunt set SESSION --accept-unreadable BYTES` continues past blocks that the source cannot read";
             return Some(Err(how.to_owned()));
         };
         let (from, to) = (
@@ -333,7 +338,7 @@ impl Copying<'_> {
         Some(fill(buffer, piece, [from, to], &self.shared.stop, accept))
     }
 
-    /// What to do with a piece that is in the buffer.
+    /// The next phase of a piece that was read into the buffer.
     fn after_reading(&self, slot: Slot, transfer: &mut Transfer) -> Phase {
         let bytes = self.line.ring.bytes(slot, transfer.piece.length_bytes);
         let compares_first = self.compares_first(transfer);
@@ -367,7 +372,7 @@ impl Copying<'_> {
         self.plan.piece_done(piece.region);
     }
 
-    /// A piece was read from both legs, or read back.
+    /// Handles a piece that was read from both legs, or read back.
     fn checked(&mut self, transfer: &Transfer, same: bool) {
         let piece = &transfer.piece;
         match self.config.task {
@@ -405,7 +410,7 @@ impl Copying<'_> {
             .store(u64::from(self.plan.failed_regions()), Ordering::Relaxed);
     }
 
-    /// The leg of an end.
+    /// The side at an end of the copy.
     fn side(&self, end: End) -> Side {
         match (end, self.from_side) {
             (End::From, side) => side,
@@ -466,7 +471,7 @@ impl Copying<'_> {
     }
 }
 
-/// Reads a piece around what `from` cannot read of it.
+/// Fills the buffer of a piece with all blocks that `from` can read.
 fn fill(
     buffer: &mut [u8],
     piece: &Piece,

@@ -1,7 +1,8 @@
 //! Reading around blocks that a LUN cannot read, if the operator has accepted that they are lost.
 //!
-//! A LUN that is away answers with the same errors as one with a bad block. So a block is given up only if another part of
-//! the LUN can be read after it failed, and the block fails once more after that.
+//! A LUN that is temporarily away returns the same errors as a LUN with a bad block. So a block is
+//! given up only if another part of the LUN can be read after the error, and the block fails once
+//! more after that.
 
 use std::io;
 use std::ops::Range;
@@ -9,7 +10,7 @@ use std::ops::Range;
 /// The largest logical block of a LUN, in bytes.
 pub(super) const BLOCK_BYTES_MAX: usize = 4096;
 
-/// A block, placed in memory as direct I/O wants it.
+/// A block, aligned in memory as direct I/O requires.
 #[repr(align(4096))]
 pub(super) struct Block(pub(super) [u8; BLOCK_BYTES_MAX]);
 
@@ -19,7 +20,7 @@ impl Block {
     }
 }
 
-/// What is read of a LUN.
+/// The LUN to read from.
 pub(super) trait Source {
     /// Reads all of `buffer` at `offset_bytes` of the LUN.
     fn read(&mut self, buffer: &mut [u8], offset_bytes: u64) -> io::Result<()>;
@@ -33,11 +34,12 @@ pub(super) trait Source {
     }
 }
 
-/// Reads into `buffer`, at `offset_bytes` of the LUN, all blocks that can be read, and makes the others zeroes. Returns
-/// those, as parts of the buffer.
+/// Reads all readable blocks at `offset_bytes` of the LUN into `buffer`, and fills the others with
+/// zeroes. Returns the parts of the buffer that were filled.
 ///
 /// # Errors
-/// What else is wrong with the LUN. The buffer is then worth nothing.
+/// Errors of the LUN that are not those of single blocks. The contents of the buffer are
+/// then undefined.
 pub(super) fn read_around(
     source: &mut impl Source,
     buffer: &mut [u8],
@@ -46,10 +48,10 @@ pub(super) fn read_around(
 ) -> io::Result<Vec<Range<usize>>> {
     let mut lost: Vec<Range<usize>> = Vec::new();
     let mut at = 0;
-    // Small while blocks fail, and larger again after that.
+    // Halved while blocks fail, and doubled again after that.
     let mut length = buffer.len();
     while at < buffer.len() {
-        // A bad disk may try for minutes in all.
+        // A bad disk may retry for minutes in total.
         if source.must_stop() {
             return Err(io::Error::other("the copy is to stop"));
         }
@@ -85,7 +87,8 @@ pub(super) fn read_around(
     Ok(lost)
 }
 
-/// Whether an error can be that of single blocks: of the medium, of its checksums, or one that the kernel does not explain.
+/// Whether an error can be that of single blocks: an error of the medium, of its checksums, or one
+/// that the kernel does not explain.
 pub(super) fn is_of_a_block(error: &io::Error) -> bool {
     let errno = error.raw_os_error();
     errno.is_some_and(|errno| [libc::EIO, libc::ENODATA, libc::EILSEQ].contains(&errno))
@@ -103,7 +106,7 @@ mod tests {
         bad: Vec<u64>,
         errno: i32,
         away: bool,
-        /// It answers again, and the blocks too.
+        /// Whether the LUN, with its blocks, can be read again once it was asked for another part.
         comes_back: bool,
         reads: usize,
     }
@@ -193,7 +196,7 @@ mod tests {
         let error = read(&mut fake, 16).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EIO));
 
-        // It was away for a moment: the block is read after all.
+        // The LUN was away for a moment: the block is read after all.
         let mut fake = Fake {
             away: true,
             comes_back: true,

@@ -1,52 +1,53 @@
-//! One piece on its way: read, then written or deallocated, then maybe read back; or read from both legs. Decides what
-//! follows from each completion.
+//! The way of one piece: read, then written or deallocated, then maybe read back; or read from both
+//! legs. Decides what follows each completion.
 //!
 //! ```text
 //! Reading --complete--> (zeroes?) --no---> Writing --complete--> written ---> done
 //!    |                      |                 ^                     |
 //!    |                      +--yes--> Zeroing +--refused            | read back
 //!    | compare                           +-------complete------> zeroed --+
-//!    +--------------------------------------------------------------------+--> Checking --complete--> checked
-//!
-//! If the legs may be equal in most places, a piece is compared first, and read again only if it differs.
+//!    +--------------------------------------------------------------------+-> Checking -> checked
 //! ```
+//!
+//! If the legs may be equal in most places, a piece is compared first, and read again only if it
+//! differs.
 
 use super::legs::Span;
 use super::window::{End, Piece};
 
-/// How often a piece is tried again after `EAGAIN` or `EINTR` before that counts as an error.
+/// The number of retries of a piece after `EAGAIN` or `EINTR` before that counts as an error.
 const RETRIES_MAX: u32 = 64;
 
 /// No LUN transfers less than this, in bytes; a shorter remainder means that the LUN ends there.
 const SECTOR_BYTES: u32 = 512;
 
-/// What a piece is waiting for.
+/// The I/O that a piece is waiting for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// The read.
     Reading,
     /// The write.
     Writing,
-    /// The deallocation that stands for a write of zeroes.
+    /// The deallocation that replaces a write of zeroes.
     Zeroing,
-    /// The read from the other leg.
+    /// The read from the leg `to`.
     Checking,
 }
 
-/// What to do after a completion.
+/// The next step after a completion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Submit the rest of the present phase.
+    /// Submit the rest of the current phase.
     Submit,
     /// All is read: call [`Transfer::begin`], then submit.
     Filled,
     /// The LUN cannot deallocate: the phase is now [`Phase::Writing`]; submit it.
     ZeroRefused,
-    /// The piece is on the other leg.
+    /// The piece is written to the other leg.
     Written,
     /// The piece reads as zeroes on the other leg.
     Zeroed,
-    /// The buffer has what the other leg has.
+    /// The buffer holds the data of the other leg.
     Checked,
     /// The piece failed.
     Failed(Fault),
@@ -61,7 +62,7 @@ pub(super) struct Fault {
     pub(super) errno: Option<i32>,
 }
 
-/// A piece and how far it is.
+/// A piece and its progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Transfer {
     /// The piece.
@@ -69,9 +70,9 @@ pub(super) struct Transfer {
     phase: Phase,
     done_bytes: u32,
     retries: u32,
-    /// Of what was read, if it is to be compared.
+    /// The checksum of what was read, if it is to be compared.
     pub(super) checksum: Option<u128>,
-    /// It was compared, and the other leg has something else.
+    /// Whether the piece was compared, and the other leg has different data.
     pub(super) differs: bool,
 }
 
@@ -88,17 +89,17 @@ impl Transfer {
         }
     }
 
-    /// What it is waiting for.
+    /// The I/O that the piece is waiting for.
     pub(super) fn phase(&self) -> Phase {
         self.phase
     }
 
-    /// How much of the present phase is done, in bytes: where the rest begins in the buffer.
+    /// The bytes of the current phase that are done: where the rest begins in the buffer.
     pub(super) fn done_bytes(&self) -> u32 {
         self.done_bytes
     }
 
-    /// What is left of the present phase.
+    /// The rest of the current phase.
     pub(super) fn rest(&self) -> Span {
         let place = match self.phase {
             Phase::Reading => self.piece.from,
@@ -117,7 +118,7 @@ impl Transfer {
         self.done_bytes = 0;
     }
 
-    /// Takes the result of the present phase: a count of bytes, or a negative error number.
+    /// Handles the result of the current phase: a count of bytes, or a negative error number.
     pub(super) fn completed(&mut self, result: i32) -> Step {
         let end = match self.phase {
             Phase::Reading => End::From,
@@ -137,7 +138,7 @@ impl Transfer {
             self.retries += 1;
             return Step::Submit;
         }
-        // EINVAL is what some file systems and older devices say where EOPNOTSUPP is meant.
+        // Some file systems and older devices return EINVAL where EOPNOTSUPP is meant.
         if self.phase == Phase::Zeroing && (errno == libc::EOPNOTSUPP || errno == libc::EINVAL) {
             self.begin(Phase::Writing);
             return Step::ZeroRefused;
@@ -156,7 +157,7 @@ impl Transfer {
         if self.done_bytes == self.piece.length_bytes {
             complete
         } else if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
-            // The end of a file. Going on would be refused for its alignment, or never end.
+            // The end of a file. The rest would be refused for its alignment, or never end.
             Step::Failed(Fault { end, errno: None })
         } else {
             Step::Submit
@@ -164,14 +165,15 @@ impl Transfer {
     }
 }
 
-/// Tells contents apart: of 128 bits, and no help against somebody who makes equal ones on purpose.
+/// A 128-bit checksum that detects differences, but is no protection against deliberate collisions.
 pub(super) fn checksum(bytes: &[u8]) -> u128 {
     twox_hash::XxHash3_128::oneshot(bytes)
 }
 
 /// Whether all bytes are zero.
 pub(super) fn is_zero(bytes: &[u8]) -> bool {
-    // In blocks, so that data is told from zeroes at its first block, and each block is one OR over wide words.
+    // In blocks, so that a block with data ends the search, and each block is one OR over wide
+    // words.
     let (blocks, rest) = bytes.as_chunks::<128>();
     blocks.iter().all(|block| {
         let (words, _) = block.as_chunks::<16>();

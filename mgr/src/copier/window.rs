@@ -1,14 +1,15 @@
-//! The claimed regions and the pieces that they are copied in. No I/O: it says which piece comes next,
-//! and is told how each of them ended.
+//! The claimed regions and the pieces in which they are copied. No I/O: the window decides which
+//! piece comes next, and its owner reports how each piece ended.
 //!
-//! A region is in exactly one of these places:
+//! A region is in exactly one of these states:
 //!
 //! ```text
-//! granted -> waiting -> active (pieces in flight) -> finished -> reported -> answered (no longer held)
+//! granted -> waiting -> active (pieces in flight) -> finished -> reported -> answered (not held)
 //! ```
 //!
-//! Invariants: a region is held from its grant until its report was answered; no region is held twice;
-//! at most one region has pieces left to begin (`filling`); an active region has pieces in flight or is that one.
+//! Invariants: a region is held from its grant until its report was answered; no region is held
+//! twice; at most one region has pieces left to begin (`filling`); an active region has pieces in
+//! flight or is that one.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -26,11 +27,11 @@ pub enum End {
 /// The sizes that a window works with, all in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sizes {
-    /// A region; the last one of the volume may be shorter.
+    /// The size of a region; the last region of the volume may be shorter.
     pub region_bytes: u64,
-    /// The volume.
+    /// The size of the volume.
     pub volume_bytes: u64,
-    /// The largest piece.
+    /// The size of the largest piece.
     pub io_bytes: u32,
 }
 
@@ -43,20 +44,20 @@ pub struct RegionSlot(pub(super) usize);
 pub struct Piece {
     /// The region that it belongs to.
     pub region: RegionSlot,
-    /// Where it begins in the volume, in bytes.
+    /// The piece's address in the volume, in bytes.
     pub volume_offset_bytes: u64,
-    /// Where it is read.
+    /// The place where the piece is read.
     pub from: Place,
-    /// Where it is written.
+    /// The place where the piece is written.
     pub to: Place,
     /// Its length, in bytes.
     pub length_bytes: u32,
 }
 
-/// Why nothing can be copied between two legs.
+/// Why a window between two legs is impossible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadSizes {
-    /// Nothing to divide by.
+    /// A size is 0.
     #[error("the regions or the I/Os have a size of 0 bytes")]
     Zero,
     /// A leg does not hold the volume.
@@ -72,31 +73,31 @@ pub enum BadSizes {
 /// Why a grant cannot be accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadGrant {
-    /// Beyond the end of the volume.
+    /// The region is beyond the end of the volume.
     #[error("region {0} lies beyond the end of the volume")]
     BeyondEnd(u64),
-    /// Claimed already.
+    /// The region is claimed already.
     #[error("region {0} was granted twice")]
     Twice(u64),
 }
 
-/// What happened to the region of a piece that ended.
+/// The state of a region after one of its pieces has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RegionEnd {
-    /// Pieces of it are still to be done.
+    /// Other pieces of the region are not done yet.
     Unfinished,
-    /// All of it is copied.
+    /// The whole region is copied.
     Copied,
-    /// It failed, and nothing of it is in flight any more.
+    /// The region failed, and none of its pieces is in flight any more.
     Failed,
 }
 
 /// The regions that finished since the last report.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Finished {
-    /// The copied ones.
+    /// The copied regions.
     pub copied: Vec<u64>,
-    /// The failed ones.
+    /// The failed regions.
     pub failed: Vec<u64>,
 }
 
@@ -138,7 +139,7 @@ impl Window {
     /// An empty window.
     ///
     /// # Errors
-    /// [`BadSizes`]: some address of the volume would have no place, or no piece would ever begin.
+    /// [`BadSizes`]: an address of the volume would have no place, or no piece would ever begin.
     pub fn new(sizes: Sizes, from: LegMap, to: LegMap) -> Result<Self, BadSizes> {
         if sizes.region_bytes == 0 || sizes.io_bytes == 0 {
             return Err(BadSizes::Zero);
@@ -165,10 +166,10 @@ impl Window {
         })
     }
 
-    /// Takes regions that were granted, and returns their size in bytes.
+    /// Adds regions that were granted, and returns their size in bytes.
     ///
     /// # Errors
-    /// [`BadGrant`]; the regions before the bad one are taken.
+    /// [`BadGrant`]; the regions before the bad one are added.
     pub fn grant(&mut self, regions: &[u64]) -> Result<u64, BadGrant> {
         let mut granted_bytes = 0;
         for &region in regions {
@@ -184,7 +185,8 @@ impl Window {
         Ok(granted_bytes)
     }
 
-    /// The next piece to read; it is in flight from now on. `None` if all that is claimed has begun.
+    /// The next piece to read, which counts as in flight from now on. `None` if all pieces of the
+    /// claimed regions have begun.
     pub fn next_piece(&mut self) -> Option<Piece> {
         let slot = match self.filling {
             Some(slot) => slot,
@@ -222,7 +224,7 @@ impl Window {
         Some(active.region)
     }
 
-    /// Takes the end of a piece. After a failure no more pieces of its region begin.
+    /// Handles the end of a piece. After a failure no more pieces of its region begin.
     pub fn piece_ended(&mut self, slot: RegionSlot, succeeded: bool) -> RegionEnd {
         let Some(entry) = self.active.get_mut(slot.0) else {
             return RegionEnd::Unfinished;
@@ -264,7 +266,7 @@ impl Window {
         !self.finished.is_empty()
     }
 
-    /// Lets go of regions whose report was answered, and returns their size in bytes.
+    /// Removes regions whose report was answered, and returns their size in bytes.
     pub fn let_go(&mut self, regions: &[u64]) -> u64 {
         let mut bytes = 0;
         for region in regions {
@@ -276,17 +278,17 @@ impl Window {
         bytes
     }
 
-    /// Claimed and not yet begun, in bytes.
+    /// The bytes that are claimed and not yet begun.
     pub fn unbegun_bytes(&self) -> u64 {
         self.unbegun_bytes
     }
 
-    /// Claimed, and the report not yet answered, in bytes.
+    /// The bytes of the regions that are held.
     pub fn held_bytes(&self) -> u64 {
         self.held_bytes
     }
 
-    /// The number of regions that are claimed, and their report not yet answered.
+    /// The number of regions that are held.
     pub fn held_regions(&self) -> usize {
         self.held.len()
     }
@@ -325,7 +327,8 @@ impl Window {
         Some(slot)
     }
 
-    /// The first address of a region and the one after its last; `None` beyond the end of the volume.
+    /// The first address of a region and the address after its last; `None` beyond the end of the
+    /// volume.
     fn bounds(&self, region: u64) -> Option<(u64, u64)> {
         let start = region.checked_mul(self.sizes.region_bytes)?;
         let end = start

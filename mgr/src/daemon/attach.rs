@@ -1,8 +1,10 @@
-//! Putting a volume over LUNs, and taking it away.
+//! Attaches a volume to LUNs, and detaches it.
 //!
-//! The row with state `attaching` is durable before the map file is made, and `detaching` before the device is stopped. A shuntd
-//! that finds `attaching` with a map file goes on as if attached; without one it forgets the row. One that finds `detaching`
-//! brings the volume up once more (only ublk-target can delete the device) and stops it.
+//! The row with state `attaching` is durable before the map file is created, and the row with state
+//! `detaching` before the device is stopped. A shuntd that finds `attaching` with a map file
+//! continues as if the volume were attached; without a map file it removes the row. A shuntd that
+//! finds `detaching` brings the volume up again (only ublk-target can delete the device) and then
+//! stops it.
 
 use std::fs::File;
 use std::io;
@@ -32,15 +34,16 @@ use crate::store::{Change, OpenMapRow, VolumeRow, VolumeState};
 
 /// How long a new volume may take to come up.
 const FIRST_START_MAX: Duration = Duration::from_secs(60);
-/// How often a detach looks whether a device is still open: udev opens new and changed devices for a moment.
+/// How often, and at which interval, a detach checks whether a device is still open: udev opens new
+/// and changed devices for a moment.
 const OPEN_LOOKS_MAX: u32 = 5;
 const OPEN_LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long an attach waits for the partitions of a new volume.
 const PARTITIONS_MAX: Duration = Duration::from_secs(5);
-/// Where ublk's devices are made.
+/// The control device of the ublk driver.
 const UBLK_CONTROL: &str = "/dev/ublk-control";
 
-/// Puts a new volume over LUNs.
+/// Attaches a new volume to LUNs.
 pub(super) async fn attach(
     context: Context,
     name: String,
@@ -49,7 +52,7 @@ pub(super) async fn attach(
     used: Vec<Used>,
 ) -> Answer {
     let object = failure::volume(&name);
-    let again = format!("free the lun or name another one, then `shunt attach {name} LUN`");
+    let again = format!("free the lun or name a different one, then `shunt attach {name} LUN`");
     let socket = context.config.volume_socket(&name);
     if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
         let cause = format!(
@@ -86,11 +89,12 @@ pub(super) async fn attach(
     if !refusals.is_empty() {
         return Err(failure::refused(object, refusals.join("; "), again));
     }
-    // A map file of a volume that is not recorded may be all that is left of it: it is never touched.
+    // The map file of a volume that is not recorded may be all that is left of the volume: never
+    // touch it.
     let directory = context.config.volume(&name);
     if directory.exists() {
         let cause = format!(
-            "{} exists already, and no volume is known for it: its map file may be all that is left of one",
+            "{} exists already, and no volume is recorded for it: its map file may be all that is left of a volume",
             directory.display()
         );
         return Err(failure::refused(
@@ -161,21 +165,21 @@ async fn finish_attach(
         .await?;
     if let Err(error) = paths::make_link(&link, &status.device, None) {
         let cause = format!(
-            "the volume is there as {}, but {error}",
+            "the volume is available as {}, but {error}",
             status.device.display()
         );
         return Err(failure::failed(
             object,
             cause,
             format!(
-                "remove what is in the way; `shunt detach {}` takes the volume away",
+                "remove what blocks the name; `shunt detach {}` removes the volume",
                 row.name
             ),
         ));
     }
     let (name, device) = (link.clone(), status.device.clone());
     let naming = blocking(move || partitions::make_names(&name, &device, None));
-    // What takes longer is done beside everything else.
+    // Names that are not made within the time limit are made in the background.
     let _ = timeout(PARTITIONS_MAX, naming).await;
     let mut messages = vec![format!(
         "{} is ready: {} bytes on {} (now {})",
@@ -188,7 +192,8 @@ async fn finish_attach(
     Ok(Done::changed(messages))
 }
 
-/// Whether `paths` name the LUNs that an attached volume has.
+/// Answers an attach whose name is taken: `already` if `paths` name the LUNs of the attached
+/// volume, otherwise a refusal.
 pub(super) async fn attach_again(row: VolumeRow, paths: LunPaths) -> Answer {
     let object = failure::volume(&row.name);
     let wanted = paths.clone();
@@ -239,13 +244,14 @@ pub(super) fn open_map(status: &Status, leg: &LunPaths) -> OpenMapRow {
     }
 }
 
-/// The device that a volume had last, if that was in this boot: its number may be another volume's in the next.
+/// The last kernel device of a volume, if it was recorded in this boot; after a reboot its number
+/// may belong to a different volume.
 pub(super) fn own_device(row: &VolumeRow) -> Option<&Path> {
     let open_map = row.open_map.as_ref()?;
     (open_map.boot_id == paths::boot_id()).then_some(open_map.kernel_device.as_path())
 }
 
-/// What the supervisor of a volume needs.
+/// The configuration of a volume's supervisor.
 pub(super) fn setup(context: &Context, row: &VolumeRow) -> Setup {
     let config = &context.config;
     Setup {
@@ -324,11 +330,12 @@ fn remove_files(context: &Context, name: &str) -> io::Result<()> {
     absent(std::fs::remove_file(socket))?;
     let directory = context.config.volume(name);
     absent(std::fs::remove_dir_all(&directory))?;
-    // Otherwise a power loss can bring back the folder of a volume that is not recorded any more.
+    // Without this sync, a power loss can bring back the directory of a volume that is no longer
+    // recorded.
     sync_parent(&directory)
 }
 
-/// Takes a volume away. `handle` is there unless the volume was never brought up.
+/// Detaches a volume. `handle` is `None` only if the volume was never brought up.
 pub(super) async fn detach(
     context: Context,
     row: VolumeRow,
@@ -354,7 +361,7 @@ pub(super) async fn detach(
     match take_down(&context, &row, handle.as_ref()).await {
         Ok(()) => {}
         Err(NotDown::Unknown(failure)) => {
-            // When its ublk-target answers again, the detach continues.
+            // The detach continues when the volume's ublk-target answers again.
             let what = format!("whether it is detached is not known: {}", failure.cause);
             context
                 .record(&object, vec![note(None, Some(&row.name), what)])
@@ -383,7 +390,7 @@ fn not_detached(name: &str, cause: &str) -> Vec<Change> {
     ]
 }
 
-/// Removes everything of a volume whose device is gone.
+/// Removes the files, names, records and locks of a volume whose device is gone.
 pub(super) async fn forget(context: &Context, row: &VolumeRow) -> Result<(), Failure> {
     let object = failure::volume(&row.name);
     let again = format!("remove it by hand, then `shunt detach {}`", row.name);
@@ -415,11 +422,11 @@ pub(super) async fn forget(context: &Context, row: &VolumeRow) -> Result<(), Fai
     context.record(&object, changes).await
 }
 
-/// Why a device may still be there.
+/// Why a volume was not taken down.
 enum NotDown {
-    /// It is.
+    /// The device was not stopped.
     Up(Failure),
-    /// The stop was not answered.
+    /// The request to stop was not answered, so the device may be gone or not.
     Unknown(Failure),
 }
 
@@ -448,7 +455,7 @@ async fn take_down(
         return Err(NotDown::Up(failure::failed(
             object,
             cause,
-            format!("correct the cause (it is started again by itself), then {again}"),
+            format!("correct the cause (its ublk-target is restarted automatically), then {again}"),
         )));
     };
     let users = users_of(&status.device, status.pid).await;
@@ -481,7 +488,8 @@ async fn take_down(
     })
 }
 
-/// Whether the kernel's device of a volume is certainly not there: it was never made, another boot made it, or its node is gone.
+/// Whether the kernel device of a volume is certainly gone: another boot created it, or its node
+/// does not exist. False if no device is recorded.
 fn device_is_gone(row: &VolumeRow) -> bool {
     match &row.open_map {
         Some(open_map) => open_map.boot_id != paths::boot_id() || !open_map.kernel_device.exists(),
@@ -489,7 +497,8 @@ fn device_is_gone(row: &VolumeRow) -> bool {
     }
 }
 
-/// Whether a process serves a volume from this map file, whatever is recorded.
+/// Whether the map file is locked: then a process serves the volume from it, whatever the database
+/// says.
 fn is_locked(map: &Path) -> bool {
     let Ok(file) = File::open(map) else {
         return false;
@@ -498,7 +507,8 @@ fn is_locked(map: &Path) -> bool {
     matches!(lock, Err((_, Errno::EWOULDBLOCK)))
 }
 
-/// Who uses a volume's device. Looks several times, until nobody does.
+/// Lists the users of a volume's device, without the process `server`. Repeats the check until
+/// there are no users, at most `OPEN_LOOKS_MAX` times.
 async fn users_of(device: &Path, server: u32) -> Vec<String> {
     let mut users = Vec::new();
     for look in 0..OPEN_LOOKS_MAX {
@@ -508,7 +518,7 @@ async fn users_of(device: &Path, server: u32) -> Vec<String> {
         let device = device.to_owned();
         users = match blocking(move || lun::users(&device, server)).await {
             Ok(Ok(users)) => users,
-            // It may have taken its whole time limit: not again.
+            // The check may have used its whole time limit: do not repeat it.
             Ok(Err(problem)) | Err(problem) => return vec![problem],
         };
         if users.is_empty() {
@@ -518,7 +528,7 @@ async fn users_of(device: &Path, server: u32) -> Vec<String> {
     users
 }
 
-/// Whether this kernel has ublk; loads the module if it is not there.
+/// Checks that this kernel has ublk; loads the module if the control device does not exist.
 pub(super) async fn require_ublk() -> Result<(), String> {
     if Path::new(UBLK_CONTROL).exists() {
         return Ok(());
@@ -528,7 +538,7 @@ pub(super) async fn require_ublk() -> Result<(), String> {
         if Path::new(UBLK_CONTROL).exists() {
             return Ok(());
         }
-        // devtmpfs makes the node at once, other set-ups leave it to udev.
+        // devtmpfs creates the node immediately, other set-ups leave that to udev.
         sleep(Duration::from_millis(100)).await;
     }
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

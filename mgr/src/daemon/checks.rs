@@ -1,4 +1,5 @@
-//! Whether a LUN may become a leg. What `lun` finds is judged here; every reason is told, not only the first.
+//! Decides whether a LUN may become a leg, from what the crate `lun` finds. Reports every reason to
+//! refuse, not only the first.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -9,21 +10,21 @@ use migration_proto::luns::LunPaths;
 use super::weak;
 use crate::store::{LegRow, LunRow, lock_key};
 
-/// A LUN that somebody wants to use.
+/// A LUN that is examined for use in a leg.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Candidate {
-    /// Under the name that is recorded for it, with what it is.
+    /// The path and the identity to record for the LUN.
     pub(super) lun: LunRow,
-    /// Major and minor number of a block device.
+    /// Major and minor number of a block device; `None` for a file.
     pub(super) device_number: Option<(u32, u32)>,
     pub(super) physical_block_bytes: u32,
     pub(super) findings: Vec<Finding>,
     pub(super) signatures: Vec<Signature>,
-    /// What it says of itself, if it is a copy that was never finished.
+    /// The text of the label of an unfinished copy, if the LUN has that label.
     pub(super) unfinished: Option<String>,
-    /// Data on a target that has neither a signature nor such a label.
+    /// Data on a target that has neither a signature nor the label of an unfinished copy.
     pub(super) unrecognised: Option<Unrecognised>,
-    /// What the operator is to know of the name by which it was given.
+    /// A note for the operator about the path by which the LUN was given.
     pub(super) name_note: Option<String>,
 }
 
@@ -38,25 +39,25 @@ pub(super) enum Purpose {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Used {
     pub(super) lun: LunRow,
-    /// In words: `volume db`.
+    /// The description of the user, such as `volume db`.
     pub(super) holder: String,
 }
 
-/// What a target has to fit.
+/// The requirements that a target must meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fit<'a> {
     pub(super) volume: &'a str,
     pub(super) size_bytes: u64,
     pub(super) logical_block_bytes: u32,
-    /// The volume's leg.
+    /// The source leg of the volume.
     pub(super) source: &'a LegRow,
-    /// Whether what it holds may be lost.
+    /// Whether data on the target may be lost.
     pub(super) overwrite: bool,
-    /// Whether a LUN without a name of its own is accepted.
+    /// Whether a LUN with a weak identity is accepted.
     pub(super) accept_weak_identity: bool,
 }
 
-/// Examines a LUN. Blocks.
+/// Examines the LUN at `path`. Blocks.
 pub(super) fn examine(
     path: &Path,
     purpose: Purpose,
@@ -98,8 +99,8 @@ pub(super) fn examine(
     })
 }
 
-/// The name that is recorded for a LUN, and what the operator is to know of it: a kernel's name may
-/// be another LUN's after a boot.
+/// Returns the path to record for a LUN, and a note for the operator: a kernel name may belong to a
+/// different LUN after a boot.
 fn recorded_name(path: &Path, identity: &Identity) -> (PathBuf, Option<String>) {
     if !lun::is_kernel_name(path) {
         return (path.to_owned(), None);
@@ -121,7 +122,7 @@ fn recorded_name(path: &Path, identity: &Identity) -> (PathBuf, Option<String>) 
     }
 }
 
-/// Reads what LUNs are. Blocks.
+/// Reads the identities of the LUNs at `paths`. Blocks.
 pub(super) fn identify(paths: &LunPaths) -> Result<LegRow, String> {
     let open = |path: &PathBuf| {
         let lun = Lun::open(path, &OpenOptions::default()).map_err(|error| error.to_string())?;
@@ -135,7 +136,7 @@ pub(super) fn identify(paths: &LunPaths) -> Result<LegRow, String> {
     LegRow::new(luns.collect::<Result<_, String>>()?)
 }
 
-/// Opens a LUN that was recorded, if it is still the same. Blocks.
+/// Opens a recorded LUN, if its identity still matches. Blocks.
 pub(super) fn open_recorded(row: &LunRow, options: &OpenOptions) -> Result<Lun, String> {
     let disk_sequence = match row.identity.is_distinct() {
         true => None,
@@ -153,12 +154,12 @@ pub(super) fn open_recorded(row: &LunRow, options: &OpenOptions) -> Result<Lun, 
     Lun::open_recorded(recorded, options).map_err(|error| error.to_string())
 }
 
-/// The leg that these LUNs are, end to end.
+/// Builds the leg that consists of these LUNs, end to end.
 pub(super) fn leg_row(leg: &[Candidate]) -> Result<LegRow, String> {
     LegRow::new(leg.iter().map(|candidate| candidate.lun.clone()).collect())
 }
 
-/// Why LUNs cannot become the source of a volume; none if they can.
+/// Reasons to refuse these LUNs as the source of a volume; empty if there are none.
 pub(super) fn source_refusals(
     leg: &[Candidate],
     used: &[Used],
@@ -179,8 +180,9 @@ pub(super) fn source_refusals(
     refusals
 }
 
-/// Why LUNs cannot become a target; none if they can. That Shunt itself uses one is told alone: everything else that is found on
-/// such a LUN follows from that, and nothing may suggest to overwrite it.
+/// Reasons to refuse these LUNs as a target; empty if there are none. If Shunt itself uses a LUN,
+/// that use is the only reason reported for the LUN: all other findings follow from it, and no
+/// message may suggest to overwrite the LUN.
 pub(super) fn target_refusals(leg: &[Candidate], fit: Fit<'_>, used: &[Used]) -> Vec<String> {
     let mut refusals = together_refusals(leg);
     let mut in_use = false;
@@ -205,7 +207,7 @@ pub(super) fn target_refusals(leg: &[Candidate], fit: Fit<'_>, used: &[Used]) ->
     refusals
 }
 
-/// What speaks against these LUNs as one leg.
+/// Reasons to refuse these LUNs as one leg.
 fn together_refusals(leg: &[Candidate]) -> Vec<String> {
     let mut refusals = Vec::new();
     for (index, candidate) in leg.iter().enumerate() {
@@ -284,15 +286,16 @@ fn lun_refusals(candidate: &Candidate, fit: Fit<'_>) -> Vec<String> {
     refusals
 }
 
-/// What a LUN holds, each in words; nothing if it is empty.
+/// Describes the signatures and the unrecognised data on a LUN; empty if it holds neither.
 pub(super) fn contents(candidate: &Candidate) -> Vec<String> {
     let signatures = candidate.signatures.iter().map(Signature::to_string);
     let data = candidate.unrecognised.iter().map(Unrecognised::to_string);
     signatures.chain(data).collect()
 }
 
-/// Why LUNs are not those that were accepted for a volume, with what they held then; nothing if they
-/// are.
+/// Reasons why the LUNs `now` are not the LUNs that were accepted for a volume, or do not hold what
+/// was accepted; empty if there are none. `contents` are the accepted words of [`contents_words`].
+/// Contents that have disappeared since are no reason.
 pub(super) fn changed_since(
     volume: &str,
     accepted: &LegRow,
@@ -321,7 +324,7 @@ fn lun_changed(
         let next = weak::next(volume, &accepted.path);
         return Some(format!("{path}: {cause}; next: {next}"));
     }
-    // The word is that of the LUN as it was accepted: it may have grown since.
+    // The word is built with the accepted identity: the LUN may have grown since.
     let word = lun::overwrite_word(
         &accepted.identity,
         &now.signatures,
@@ -332,13 +335,14 @@ fn lun_changed(
         return None;
     }
     Some(format!(
-        "{} holds something else than when the session was created: {}",
+        "{} does not hold what it held when the session was created: {}",
         accepted.path.display(),
         found.join("; ")
     ))
 }
 
-/// Words for exactly these LUNs with what was found on them.
+/// One word for each LUN, separated by spaces. A word stands for exactly this LUN and what was
+/// found on it.
 pub(super) fn contents_words(leg: &[Candidate]) -> String {
     let words: Vec<String> = leg.iter().map(word).collect();
     words.join(" ")
@@ -382,7 +386,7 @@ fn common_refusals(candidate: &Candidate, accept_weak_identity: bool) -> Vec<Str
     refusals
 }
 
-/// Whether a finding refuses any use of a LUN as a leg.
+/// Whether a finding forbids any use of a LUN as a leg.
 fn forbids(finding: &Finding) -> bool {
     finding.is_in_use()
         || match finding {
@@ -410,7 +414,8 @@ fn holder_of<'a>(candidate: &Candidate, used: &'a [Used]) -> Option<&'a str> {
         .map(|used| used.holder.as_str())
 }
 
-/// Whether a recorded LUN is this one, by what it is, or because its path leads to this device now.
+/// Whether a candidate is the recorded LUN: by identity, or because the recorded path leads to the
+/// candidate's device now.
 pub(super) fn is_same(candidate: &Candidate, recorded: &LunRow) -> bool {
     let same_number = candidate.device_number.is_some()
         && candidate.device_number == device_number(&recorded.path);
@@ -419,7 +424,7 @@ pub(super) fn is_same(candidate: &Candidate, recorded: &LunRow) -> bool {
         || candidate.lun.identity.same_device_hint(&recorded.identity)
 }
 
-/// Major and minor number of the block device that a path leads to now.
+/// Major and minor number of the block device at `path`; `None` if there is no block device.
 pub(super) fn device_number(path: &Path) -> Option<(u32, u32)> {
     let metadata = std::fs::metadata(path).ok()?;
     let number = metadata.rdev();
@@ -702,7 +707,7 @@ mod tests {
         let then = contents_words(&leg(written.clone()));
         assert_eq!(changed(&then, written.clone()), "");
         assert_eq!(changed(&then, candidate(2)), "");
-        // What one of them held does not excuse the other.
+        // The accepted contents of one LUN do not excuse the same contents on the other LUN.
         let both = [candidate(2), written];
         assert!(!changed_since("db", &leg_row(&both).unwrap(), &then, &both).is_empty());
     }

@@ -1,8 +1,10 @@
-//! A clock for durations that outlive a process: it counts as the kernel does since the boot, and begins where the wall clock
-//! stood when the first shuntd of this boot started.
+//! A clock for durations that outlive a process: the kernel's time since the boot plus an offset.
+//! The offset makes the clock equal to the wall clock at the start of the first shuntd of this
+//! boot.
 //!
-//! The wall clock is set forwards and backwards; it is only for what people read and for times of day. Within a boot this clock
-//! never jumps. Across a boot it is as good as the wall clock was at its start.
+//! The wall clock can be set forwards and backwards; it is used only for times that people read and
+//! for times of day. Within a boot this clock never jumps. Across a boot it is as accurate as the
+//! wall clock was when the offset was chosen.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -12,13 +14,13 @@ use tracing::warn;
 use super::context::now_ms;
 use super::paths::boot_id;
 
-/// What is added to the time since the boot, in milliseconds.
+/// The offset that is added to the time since the boot, in milliseconds.
 static OFFSET_MS: OnceLock<u64> = OnceLock::new();
 
-/// The file in the folder of the sockets that keeps the offset for the next shuntd of this boot.
+/// The file in the socket folder that keeps the offset for the next shuntd of this boot.
 const FILE: &str = "boot-clock";
 
-/// Takes the offset from the folder of the sockets, or chooses it and leaves it there.
+/// Reads the offset from the socket folder, or chooses it and stores it there.
 pub(super) fn begin(runtime_directory: &Path) {
     let path = runtime_directory.join(FILE);
     let boot = boot_id();
@@ -32,7 +34,8 @@ pub(super) fn begin(runtime_directory: &Path) {
     }
 }
 
-/// Milliseconds that can be compared with those of an earlier call, also of another process: not a time to be shown.
+/// Milliseconds that can be compared with those of an earlier call, also of another process; not a
+/// time to show.
 pub(super) fn steady_ms() -> u64 {
     let offset_ms = *OFFSET_MS.get_or_init(offset_now);
     since_boot_ms().saturating_add(offset_ms)
@@ -42,7 +45,7 @@ fn offset_now() -> u64 {
     now_ms().saturating_sub(since_boot_ms())
 }
 
-/// The offset, if it is of this boot.
+/// Parses a stored offset; `None` if it is malformed or from a different boot.
 fn parse(text: &str, boot: &str) -> Option<u64> {
     let mut words = text.split_whitespace();
     (words.next()? == boot)
@@ -50,7 +53,7 @@ fn parse(text: &str, boot: &str) -> Option<u64> {
         .flatten()
 }
 
-/// Milliseconds since the boot, those of a suspension among them.
+/// Milliseconds since the boot, including the time in system suspend.
 fn since_boot_ms() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,

@@ -1,7 +1,9 @@
-//! Targets that kept applications waiting: what they miss is copied when they answer again, and then they are mirrored onto again.
+//! Automatic recovery of targets that kept applications waiting: when such a target answers again,
+//! the writes that it missed are copied, and then writes are mirrored to it again.
 //!
-//! When is decided by `migration_core::come_back`. Not done where the target has failed in another way, where the copy is paused or its hours are
-//! over, and where the target is authoritative: there `shunt resume` is for the operator.
+//! `migration_core::come_back` decides when. There is no automatic recovery if the target failed in
+//! a different way, if the copy is paused or outside its hours, or if the target is authoritative:
+//! in these cases the operator runs `shunt resume`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -19,10 +21,10 @@ use super::{Event, Owner, records};
 use crate::moments;
 use crate::store::{PairKey, PairRow, SessionRow};
 
-/// A target that takes longer to answer is no better than before.
+/// Maximum duration of each read of a probe: a slower target has not recovered.
 const ANSWER_MAX: Duration = Duration::from_millis(250);
 
-/// How the targets of all pairs come back.
+/// The state of the recovery of every pair's target.
 #[derive(Debug)]
 pub(super) struct ComeBacks {
     begun: Instant,
@@ -41,7 +43,8 @@ impl ComeBacks {
         Time(u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// What writes do to the mirror leg of a pair.
+    /// The copy mode of a pair: `Track` while its target recovers, otherwise the mode of the
+    /// session.
     pub(super) fn copy_mode(&self, session: &SessionRow, key: &PairKey) -> CopyMode {
         match self.pairs.get(key).is_some_and(ComeBack::tracks) {
             true => CopyMode::Track,
@@ -82,7 +85,7 @@ fn look(session: &SessionRow, pair: &PairRow, status: &Status) -> Look {
 }
 
 impl Owner {
-    /// A volume of a session on which no operation works said how it is.
+    /// Handles a status report of a volume whose session has no operation in progress.
     pub(super) fn come_back(&mut self, key: &PairKey, status: &Status) {
         let Some((session, pair)) = self.session_and_pair(key) else {
             return;
@@ -103,9 +106,10 @@ impl Owner {
             Some(Step::Retry) => drop(tokio::spawn(async move {
                 let well = retry_mirror(&handle).await.is_ok();
                 if well {
-                    let what = "the target answers again; what it misses is copied while no write waits for it";
+                    let what = "the target answers again; the writes that it missed are copied, and no write waits for it meanwhile";
                     let note = note(Some(&of.session), Some(&volume), what);
-                    // The next line of the history says as much.
+                    // If this note is lost, the note that the target has caught up still follows,
+                    // unless the session tracks anyway.
                     let _ = context.commit(vec![note]).await;
                 }
                 context.tell(Event::CameBack { key: of, well }).await;
@@ -118,7 +122,8 @@ impl Owner {
         }
     }
 
-    /// The target answers, or has been taken again; or it has not.
+    /// Handles the result of a probe or a retry. After a success the next copier starts without a
+    /// delay.
     pub(super) fn came_back(&mut self, key: &PairKey, well: bool) {
         let now = self.come_backs.now();
         if let Some(come_back) = self.come_backs.pairs.get_mut(key) {

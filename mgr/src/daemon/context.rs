@@ -1,4 +1,4 @@
-//! What every operation needs.
+//! The context of an operation, and helpers for blocking work and history notes.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,21 +15,21 @@ use super::paths::Config;
 use super::{Event, failure};
 use crate::store::{Change, Note, StoreError, StoreHandle};
 
-/// How long LUNs may take to be read.
+/// How long reading LUNs may take.
 const READING_MAX: Duration = Duration::from_secs(60);
 
-/// What every operation needs. Cheap to clone.
+/// What every operation needs: configuration, database, event queue. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Context {
     pub(super) config: Arc<Config>,
     pub(super) store: StoreHandle,
     pub(super) events: mpsc::Sender<Event>,
-    /// The number of the user whose command it is, if it is one.
+    /// The user id of the user who gave the command; `None` if shuntd acts automatically.
     pub(super) who: Option<u32>,
 }
 
 impl Context {
-    /// Makes changes durable, then lets the owner know them.
+    /// Makes changes durable, then sends them to the owner.
     pub(super) async fn commit(&self, mut changes: Vec<Change>) -> Result<(), StoreError> {
         for change in &mut changes {
             if let Change::Note(note) = change {
@@ -42,7 +42,7 @@ impl Context {
         Ok(())
     }
 
-    /// Lets the owner know what is durable.
+    /// Sends durable changes to the owner, and logs the history notes among them.
     pub(super) async fn committed(&self, changes: Vec<Change>) {
         for change in &changes {
             if let Change::Note(Note {
@@ -59,7 +59,8 @@ impl Context {
         self.tell(Event::Changed(changes)).await;
     }
 
-    /// The same, with the error as a failure of an operation on `object`.
+    /// Commits changes as [`Self::commit`] does; an error becomes the failure of an operation on
+    /// `object`.
     pub(super) async fn record(&self, object: &str, changes: Vec<Change>) -> Result<(), Failure> {
         self.commit(changes)
             .await
@@ -67,11 +68,11 @@ impl Context {
     }
 
     pub(super) async fn tell(&self, event: Event) {
-        // The owner is gone at the end of shuntd only.
+        // The owner is gone only when shuntd ends.
         let _ = self.events.send(event).await;
     }
 
-    /// Examines the LUNs of a leg on a thread of its own.
+    /// Examines the LUNs of a leg on a separate thread.
     pub(super) async fn examine(
         &self,
         paths: LunPaths,
@@ -91,7 +92,7 @@ impl Context {
     }
 }
 
-/// Runs what blocks on a thread of its own.
+/// Runs blocking work on a separate thread.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
@@ -100,7 +101,8 @@ pub(super) async fn blocking<T: Send + 'static>(
         .map_err(|error| format!("internal error: {error}"))
 }
 
-/// Runs what reads LUNs on a thread of its own. Gives up when that takes too long: a LUN that hangs holds up nobody.
+/// Runs work that reads LUNs on a separate thread. Gives up after `READING_MAX`, so that a LUN that
+/// hangs does not block the caller.
 pub(super) async fn reading<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, String> {
@@ -113,7 +115,7 @@ pub(super) async fn reading<T: Send + 'static>(
     }
 }
 
-/// A line of the history, now.
+/// Builds a line of the history with the current time.
 pub(super) fn note(session: Option<&str>, volume: Option<&str>, what: impl Into<String>) -> Change {
     Change::Note(Note {
         at_ms: now_ms(),

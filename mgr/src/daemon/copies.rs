@@ -1,4 +1,4 @@
-//! The copiers that run, how fast they are, and when one may be started (again).
+//! The running copiers, their rates, and when a copier may be started or restarted.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -17,32 +17,33 @@ use crate::copier::compare::Found;
 use crate::copier::{AcceptUnreadable, Config, Copier, Limits, Outcome, Task};
 use crate::store::PairKey;
 
-/// Over how long is measured what applications feel.
+/// The window over which the latency of applications is measured.
 const WINDOW: Duration = Duration::from_nanos(WINDOW_NANOSECONDS);
-/// Over how long the rate is measured.
+/// The window over which the rate of a copier is measured.
 const RATE_WINDOW: Duration = Duration::from_secs(5);
-/// A rate over less time says nothing.
+/// Minimum time for a meaningful rate.
 const RATE_WINDOW_MIN: Duration = Duration::from_millis(200);
-/// The most samples of the window.
+/// Maximum number of samples in the window.
 const RATE_SAMPLES_MAX: usize = 64;
-/// The first and the longest delay before a copier is started again.
+/// The first and the longest back-off before a copier is restarted.
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// A copier that ran so long has not failed repeatedly.
+/// A copier that ran at least this long resets the back-off.
 const STEADY_AFTER: Duration = Duration::from_secs(10);
-/// A mirror leg that is locked is reported when the delay before the next copier has reached this: udev locks a disk for a moment
-/// whenever it has changed.
+/// A locked mirror leg is reported when the back-off has reached this delay: udev locks a disk for
+/// a moment whenever the disk has changed.
 const LOCKED_REPORTED_FROM: Duration = Duration::from_secs(2);
-/// How often what is copied is made durable.
+/// Interval at which the number of copied bytes is made durable.
 const PERSIST_EVERY: Duration = Duration::from_secs(30);
 
-/// The copiers of all pairs: at most one a pair.
+/// The copiers of all pairs: at most one for each pair.
 #[derive(Debug)]
 pub(super) struct Copies {
     events: mpsc::Sender<Event>,
     running: BTreeMap<PairKey, Running>,
     pauses: BTreeMap<PairKey, Pause>,
-    /// The next copier's number: an end that is told late must not be taken for the end of another one.
+    /// The number of the next copier: a late report of an end must not be taken for the end of a
+    /// newer copier.
     next_run: u64,
 }
 
@@ -54,27 +55,27 @@ struct Running {
     run: u64,
     started: Instant,
     persisted: Instant,
-    /// What earlier copiers copied, in bytes.
+    /// The bytes that earlier copiers of the pair copied.
     base_bytes: u64,
     rate: Rate,
-    /// Its share of what the session may copy in a second, in bytes; 0 = unlimited.
+    /// The copier's share of the session's rate limit, in bytes a second; 0 = unlimited.
     share: u64,
-    /// What it does to applications, while that is limited.
+    /// The impact of the copier on applications, while the impact is limited.
     felt: Option<Felt>,
 }
 
-/// What applications feel of a copier.
+/// The impact of a copier on applications.
 #[derive(Debug)]
 struct Felt {
     impact: Impact,
-    /// The beginning of the window.
+    /// The start of the current window.
     since: Instant,
     pid: u32,
     latency: Histogram,
 }
 
 impl Running {
-    /// The lower one of both limits.
+    /// Sets the limits of the copier: the lower of the two rates, and the queue depth.
     fn limit(&self) {
         let felt = self.felt.as_ref().map_or(0, |felt| felt.impact.rate());
         let limit = match (self.share, felt) {
@@ -91,7 +92,7 @@ impl Running {
             .saturating_add(self.copier.progress().copied_bytes.load(Ordering::Relaxed))
     }
 
-    /// `None` while it copies.
+    /// The bytes compared so far; `None` for a copier that copies.
     fn compared_bytes(&self) -> Option<u64> {
         match self.task {
             Task::Copy { .. } => None,
@@ -111,14 +112,14 @@ struct Pause {
     delay: Duration,
 }
 
-/// What a pair's copier has done so far.
+/// The progress of a pair's copier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Copied {
-    /// Since the start of the session, in bytes.
+    /// Bytes copied since the start of the session.
     pub(super) bytes: u64,
-    /// What has been compared, while the legs are being compared.
+    /// Bytes compared, while the legs are being compared.
     pub(super) compared_bytes: Option<u64>,
-    /// Of the copy or of the comparison.
+    /// The rate of the copy or of the comparison.
     pub(super) bytes_per_second: Option<u64>,
 }
 
@@ -126,14 +127,14 @@ pub(super) struct Copied {
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) copied_bytes: u64,
-    /// What the operator should know.
+    /// The problem to report to the operator.
     pub(super) problem: Option<String>,
     pub(super) in_sync: bool,
-    /// What came of comparing the legs.
+    /// The result of a comparison of the legs.
     pub(super) found: Option<Found>,
-    /// It was comparing them, and another copier is not to go on with that.
+    /// The copier compared the legs, and no other copier is to continue the comparison.
     pub(super) compares_no_more: bool,
-    /// To be dropped where blocking is allowed.
+    /// The copier, to be dropped where blocking is allowed.
     pub(super) copier: Copier,
 }
 
@@ -156,13 +157,14 @@ impl Copies {
         self.running.contains_key(key)
     }
 
-    /// How many copy.
+    /// The number of copiers that copy, without those that compare.
     pub(super) fn copying(&self) -> usize {
         let copies = |running: &&Running| matches!(running.task, Task::Copy { .. });
         self.running.values().filter(copies).count()
     }
 
-    /// What the copiers of a session may do together in a second, in bytes (0 = unlimited), is shared by those that run.
+    /// Divides the session's rate limit, in bytes a second (0 = unlimited), among its running
+    /// copiers.
     pub(super) fn share_rate(&mut self, session: &str, bytes_per_second: u64) {
         let is_of = |key: &PairKey| key.session == session;
         let copiers = self.running.keys().filter(|key| is_of(key)).count() as u64;
@@ -176,7 +178,7 @@ impl Copies {
         }
     }
 
-    /// The copiers of a session are to be done as soon as they can.
+    /// Removes the limits of a session's copiers, so that they finish as soon as possible.
     pub(super) fn hurry(&mut self, session: &str) {
         for (_, running) in self
             .running
@@ -189,7 +191,8 @@ impl Copies {
         }
     }
 
-    /// What requests of applications took, while a copier may make that grow by so much only (0 = as it does).
+    /// Updates the impact limit of a copier from the latencies in `status`: the copier may raise
+    /// the latency of applications by `percent` at most (0 = no limit).
     pub(super) fn feel(&mut self, key: &PairKey, percent: u32, status: &Status, now: Instant) {
         let Some(running) = self.running.get_mut(key) else {
             return;
@@ -230,20 +233,21 @@ impl Copies {
         running.limit();
     }
 
-    /// What 99 of a hundred requests take without the copy, if that was measured, in microseconds.
+    /// The 99th percentile of request latency without the copy, in microseconds; `None` if it is
+    /// not measured.
     pub(super) fn undisturbed_p99_us(&self, key: &PairKey) -> Option<u64> {
         let felt = self.running.get(key)?.felt.as_ref()?;
         felt.impact.baseline().map(|time| time / 1000)
     }
 
-    /// Whether the copier that runs has copied anything.
+    /// Whether the running copier has copied anything.
     pub(super) fn has_copied(&self, key: &PairKey) -> bool {
         self.running
             .get(key)
             .is_some_and(|running| running.copied_bytes() > running.base_bytes)
     }
 
-    /// Starts a copier, unless one runs or it is too early after the last one.
+    /// Starts a copier, unless one is running or the back-off has not ended.
     pub(super) fn start(
         &mut self,
         key: &PairKey,
@@ -264,7 +268,7 @@ impl Copies {
         let events = self.events.clone();
         let ended_key = key.clone();
         let on_end = move |outcome| {
-            // The owner is gone at the end of shuntd only.
+            // The owner is gone only when shuntd ends.
             let _ = events.blocking_send(Event::CopierEnded {
                 key: ended_key,
                 run,
@@ -304,7 +308,7 @@ impl Copies {
         }
     }
 
-    /// Measures. Returns what has been copied, when it is time to make that durable.
+    /// Takes a sample of the rate. Returns the copied bytes when it is time to make them durable.
     pub(super) fn sample(&mut self, key: &PairKey, now: Instant) -> Option<u64> {
         let running = self.running.get_mut(key)?;
         let copied_bytes = running.copied_bytes();
@@ -328,7 +332,8 @@ impl Copies {
         })
     }
 
-    /// What a pair's copier has copied, in bytes, and how long something was being copied, in nanoseconds.
+    /// The bytes that the running copier of a pair has copied, and the time during which something
+    /// was being copied, in nanoseconds.
     pub(super) fn pace(&self, key: &PairKey) -> (u64, u64) {
         let Some(running) = self.running.get(key) else {
             return (0, 0);
@@ -340,17 +345,18 @@ impl Copies {
         )
     }
 
-    /// What held up the next copier of a pair is gone.
+    /// Ends the back-off of a pair: its cause is gone.
     pub(super) fn need_not_wait(&mut self, key: &PairKey) {
         self.pauses.remove(key);
     }
 
-    /// The same for the pairs of a session.
+    /// Ends the back-off of all pairs of a session: its cause is gone.
     pub(super) fn need_not_wait_of(&mut self, session: &str) {
         self.pauses.retain(|key, _| key.session != session);
     }
 
-    /// Takes a copier out, to be stopped where blocking is allowed; with what it has copied.
+    /// Removes a copier and returns it with its copied bytes. The caller stops the copier where
+    /// blocking is allowed.
     pub(super) fn take(&mut self, key: &PairKey) -> Option<(Copier, u64)> {
         self.pauses.remove(key);
         let running = self.running.remove(key)?;
@@ -358,7 +364,7 @@ impl Copies {
         Some((running.copier, copied_bytes))
     }
 
-    /// Takes all of them out.
+    /// Removes all copiers, as [`Self::take`] does.
     pub(super) fn take_all(&mut self) -> Vec<(PairKey, Copier, u64)> {
         let keys: Vec<PairKey> = self.running.keys().cloned().collect();
         keys.into_iter()
@@ -369,7 +375,7 @@ impl Copies {
             .collect()
     }
 
-    /// A copier says that it has ended. `None` if it was taken out before.
+    /// Handles the end of a copier. `None` if the copier was removed before.
     pub(super) fn ended(
         &mut self,
         key: &PairKey,
@@ -411,7 +417,8 @@ impl Copies {
         let compares = matches!(running.task, Task::Compare);
         let compares_no_more = compares && !is_tried_again(outcome, running.task);
         let lived = now.duration_since(running.started);
-        // After the end in sync the status that is known may be older: it is not to start another copier.
+        // After an end in sync the last known status may be older than the end: it must not start a
+        // new copier.
         self.hold_back(key, now, if in_sync { STEADY_AFTER } else { lived });
         Some(Ended {
             copied_bytes,
@@ -455,12 +462,12 @@ impl Copies {
     }
 }
 
-/// Whether another copier goes on with what this one did.
+/// Whether a new copier continues the work of the ended one.
 fn is_tried_again(outcome: &Outcome, task: Task) -> bool {
     match outcome {
         Outcome::InSync | Outcome::Compared(_) => false,
         Outcome::Stopped | Outcome::Disconnected { .. } => true,
-        // An earlier one is still ending.
+        // An earlier copier is still ending.
         Outcome::Refused {
             reason: Refusal::CopierBusy,
             ..
@@ -471,14 +478,15 @@ fn is_tried_again(outcome: &Outcome, task: Task) -> bool {
     }
 }
 
-/// What the operator should know about the end of a copier. The volume itself says when its ublk-target is gone, or a leg has failed.
+/// The problem to report to the operator about the end of a copier. A lost ublk-target is reported
+/// with the volume instead.
 fn problem_of(outcome: &Outcome, task: Task) -> Option<String> {
     let what = match task {
         Task::Copy { .. } => "the copy",
         Task::Compare => "the comparison",
     };
     let then = match is_tried_again(outcome, task) {
-        true => "is tried again",
+        true => "is retried",
         false => "is over",
     };
     match outcome {
@@ -486,17 +494,18 @@ fn problem_of(outcome: &Outcome, task: Task) -> Option<String> {
         | Outcome::Compared(_)
         | Outcome::Stopped
         | Outcome::Disconnected { .. } => None,
-        // The roles have changed: there is another copy to be made, or none.
+        // The roles have changed: there is a different copy to be made, or none.
         Outcome::Refused {
             reason: Refusal::StaleEpoch,
             ..
         } if matches!(task, Task::Copy { .. }) => None,
-        // The mirror leg has failed, and somebody has to say that it is well again.
+        // The mirror leg has failed. The copy continues when the leg is accepted again: by
+        // `shunt resume`, or automatically after a stall.
         Outcome::Refused {
             reason: Refusal::Failed,
             cause,
-        } => Some(format!("{what} is held up: {cause}")),
-        Outcome::Refused { cause, .. } => Some(format!("{what} is held up, and {then}: {cause}")),
+        } => Some(format!("{what} is blocked: {cause}")),
+        Outcome::Refused { cause, .. } => Some(format!("{what} is blocked, and {then}: {cause}")),
         Outcome::Failed { side, cause } => {
             let side = migration_core::route::Side::from(*side);
             Some(format!("{what} failed on the {side}, and {then}: {cause}"))

@@ -1,4 +1,5 @@
-//! Recording a session. All pairs are checked and everything that speaks against any of them is told before anything is recorded.
+//! Records a session. Checks all pairs and reports every reason to refuse any of them, before
+//! anything is recorded.
 
 use std::collections::BTreeSet;
 
@@ -13,14 +14,14 @@ use super::failure::{self, Answer, Done};
 use super::{cutover, hours, schedule, split, twice, weak};
 use crate::store::{Change, Course, LegRow, PairRow, SessionRow, VolumeRow};
 
-/// What is asked for.
+/// The parameters of a new session.
 #[derive(Debug, Clone)]
 pub(super) struct Wanted {
     pub(super) session: String,
-    /// Each volume with the target that is meant for it.
+    /// Each volume with its target.
     pub(super) pairs: Vec<(VolumeRow, LunPaths)>,
     pub(super) options: SessionOptions,
-    /// The LUNs in use.
+    /// The LUNs that Shunt already uses.
     pub(super) used: Vec<Used>,
 }
 
@@ -72,13 +73,13 @@ pub(super) async fn create(context: Context, wanted: Wanted) -> Answer {
     };
     record(&context, &row).await?;
     messages.push(format!(
-        "session {} is recorded; `shunt start {}` begins to copy",
+        "session {} is recorded; `shunt start {}` starts the copy",
         row.name, row.name
     ));
     Ok(Done::changed(messages))
 }
 
-/// What an operator has accepted to lose.
+/// A message about the data on a target that will be overwritten; `None` if there is no data.
 fn overwritten(candidate: &Candidate) -> Option<String> {
     let lost = checks::contents(candidate);
     (!lost.is_empty()).then(|| {
@@ -87,12 +88,12 @@ fn overwritten(candidate: &Candidate) -> Option<String> {
     })
 }
 
-/// What the operator accepts of a target.
+/// What the operator accepts about a target.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Accepted {
-    /// That what it holds is lost.
+    /// That data on the target is lost.
     overwrite: bool,
-    /// That it has no name of its own.
+    /// That the target has a weak identity.
     weak_identity: bool,
 }
 
@@ -105,7 +106,8 @@ impl Accepted {
     }
 }
 
-/// Examines a target: everything that speaks against it, or what it is. `accepted` is what was recorded of it, with what it held.
+/// Examines a target. Returns its LUNs, or all reasons to refuse it. `accepted` is the recorded
+/// target with the words for its contents: any difference is a reason to refuse.
 pub(super) async fn check_target(
     context: &Context,
     volume: &VolumeRow,
@@ -143,7 +145,7 @@ pub(super) async fn check_target(
     }
 }
 
-/// What can be refused without looking at a device.
+/// Checks the parts of a request that need no access to a device.
 pub(super) fn check_request(
     session: &str,
     volumes: &[&str],
@@ -208,7 +210,8 @@ async fn record(context: &Context, row: &SessionRow) -> Result<(), Failure> {
     context.record(&failure::session(&row.name), changes).await
 }
 
-/// The inner error is for the operator.
+/// Builds the row of a pair. The inner error is a reason to refuse for the operator, the outer
+/// error a failure of the database.
 async fn pair_of(
     context: &Context,
     volume: &VolumeRow,

@@ -1,8 +1,10 @@
-//! Cutovers of sessions that track: the volumes are measured, writes are slowed, and the roles are exchanged when what is
-//! left fits the pause. What is decided is decided by `migration_core::cutover`; this carries it out.
+//! Cutovers of sessions that track: measures the volumes, slows writes, and exchanges the roles
+//! when the rest fits the pause. `migration_core::cutover` makes the decisions; this module carries
+//! them out.
 //!
-//! A cutover that is under way is known to this process only. If that dies, ublk-target lets writes go on as fast as they
-//! can ([`THROTTLE_MS`]), and the session tracks on; a session that is switched by itself begins another one.
+//! Only this process knows a cutover that is in progress. If the process ends, ublk-target stops
+//! slowing writes (after [`THROTTLE_MS`]), and the session continues to track. A session that is
+//! switched automatically starts a new cutover.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -23,19 +25,19 @@ use super::{Busy, Event, Owner};
 use crate::store::{PairKey, SessionRow};
 use crate::units;
 
-/// How long ublk-target slows writes if nobody says so again, in milliseconds.
+/// How long ublk-target slows writes after one request, in milliseconds.
 const THROTTLE_MS: u64 = 5_000;
-/// How often it is said.
+/// Interval at which the request is repeated.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-/// How long a ublk-target may take to note a throttle.
+/// How long a ublk-target may take to answer a throttle request.
 const TELL_MAX: Duration = Duration::from_secs(4);
 const NANOSECONDS_PER_MILLISECOND: u64 = 1_000_000;
 
-/// The bounds of what can be chosen.
+/// The upper bounds of the options.
 pub(super) const ATTEMPTS_MAX: u32 = 100;
 pub(super) const DURATION_SECONDS_MAX: u64 = 86_400;
 
-/// The cutovers, by session; also the last one that ended without success.
+/// The cutovers by session, including the last one that ended without success.
 #[derive(Debug)]
 pub(super) struct Cutovers {
     begun: Instant,
@@ -45,16 +47,16 @@ pub(super) struct Cutovers {
 #[derive(Debug)]
 struct Running {
     decisions: Cutover,
-    /// The pairs that are switched.
+    /// The positions of the pairs to switch.
     pairs: Vec<usize>,
-    /// What the volumes were told, and when.
+    /// The throttle last sent to each volume, in bytes a second (0 = none), and when it was sent.
     told: Vec<u64>,
     told_at: Option<Instant>,
-    /// What was written in a second before writes were slowed, in bytes.
+    /// The rate of writes before they were slowed, in bytes a second.
     write_rate_before: Option<u64>,
-    /// What is to be done as soon as the session is free.
+    /// The step to perform as soon as the session is free.
     next: Option<Step>,
-    /// Why it ended without success.
+    /// Why the cutover ended without success.
     over: Option<String>,
 }
 
@@ -71,20 +73,20 @@ impl Cutovers {
         Time(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
     }
 
-    /// Whether one is under way.
+    /// Whether a cutover is in progress.
     pub(super) fn is_running(&self, session: &str) -> bool {
         let running = self.running.get(session);
         running.is_some_and(|running| running.over.is_none())
     }
 
-    /// The one that ended without success is of no interest any more.
+    /// Forgets the last cutover if it ended without success.
     pub(super) fn forget_last(&mut self, session: &str) {
         if !self.is_running(session) {
             self.running.remove(session);
         }
     }
 
-    /// What the operator reads.
+    /// The state of the cutover, for the operator.
     pub(super) fn record(&self, session: &str) -> Option<CutoverRecord> {
         let running = self.running.get(session)?;
         let decisions = &running.decisions;
@@ -111,7 +113,7 @@ impl Cutovers {
     }
 }
 
-/// What speaks against what is chosen.
+/// Checks the cutover options of a session. The error is the reason to refuse them.
 pub(super) fn check(session: &SessionOptions) -> Result<(), String> {
     let options = session.cutover;
     if session.mode == SessionMode::Track && session.verify == VerifyPolicy::Full {
@@ -179,7 +181,7 @@ impl Owner {
         pairs.iter().any(tracks)
     }
 
-    /// Begins a cutover, or lets the one that is under way go on at once.
+    /// Begins a cutover. If one is in progress, it continues immediately with the new policy.
     pub(super) fn begin_cutover(
         &mut self,
         row: &SessionRow,
@@ -193,7 +195,7 @@ impl Owner {
         let what = match self.cutovers.running.get_mut(name) {
             Some(running) if under_way => {
                 running.decisions.ask_again(policy);
-                "the cutover is asked for again"
+                "the cutover is requested again"
             }
             Some(_) | None => {
                 let running = Running {
@@ -210,7 +212,7 @@ impl Owner {
             }
         };
         let pause = units::pause(max_pause_ms.saturating_mul(1000));
-        let what = format!("{what}: requests are to be held for {pause} at most");
+        let what = format!("{what}: requests will be held for {pause} at most");
         self.record_aside(vec![note(Some(name), None, what.clone())]);
         if let Some(reply) = reply {
             let done = Done::changed(vec![
@@ -219,12 +221,12 @@ impl Owner {
                     "`shunt wait {name} --for target-selected` waits for it, `shunt pause {name}` ends it"
                 ),
             ]);
-            // Whoever asked may have left.
+            // The client may have disconnected.
             let _ = reply.send(failure::response(Ok(done)));
         }
     }
 
-    /// Looks at every cutover. To be called whenever something has happened.
+    /// Advances every cutover whose session is free. To be called after every event.
     pub(super) fn pace_cutovers(&mut self) {
         let under_way = self.cutovers.running.iter();
         let names: Vec<String> = under_way
@@ -295,7 +297,7 @@ impl Owner {
         let before = running.decisions.phase();
         let step = match running.next.take() {
             Some(step) => step,
-            // The operation has ended without a word.
+            // The operation ended without reporting a result.
             None if before == Phase::Cutover => running.decisions.not_cut_over(now),
             None => running.decisions.observe(now, &samples),
         };
@@ -303,7 +305,7 @@ impl Owner {
         if before != Phase::Administrative && running.decisions.phase() == Phase::Administrative {
             running.write_rate_before = Some(write_rate);
             let what = format!(
-                "the cutover slows writes: {} are written, {} can be copied, and requests would be held for {}",
+                "the cutover slows writes: applications write {}, the copier can copy {}, and requests would be held for {}",
                 units::rate(write_rate),
                 units::rate(running.decisions.copy_rate()),
                 running.decisions.predicted_pause().map_or_else(
@@ -347,7 +349,7 @@ impl Owner {
             None => String::new(),
         };
         let what = format!(
-            "the cutover holds requests for {} at most; {} are written{slowed}, {} can be copied",
+            "the cutover holds requests for {} at most; applications write {}{slowed}, the copier can copy {}",
             units::pause(hold_ms.saturating_mul(1000)),
             units::rate(write_rate),
             units::rate(decisions.copy_rate()),
@@ -370,7 +372,7 @@ impl Owner {
         });
     }
 
-    /// The roles were exchanged, or not.
+    /// Handles the result of the operation that exchanges the roles.
     pub(super) fn cut_over_ended(&mut self, name: &str, failed: bool) {
         let now = self.cutovers.now();
         self.limits_changed(name);
@@ -378,7 +380,7 @@ impl Owner {
             let Some(running) = self.cutovers.running.get_mut(name) else {
                 return;
             };
-            // The operation has still to end.
+            // The session is still busy: the operation itself ends later.
             running.next = Some(running.decisions.not_cut_over(now));
         } else if let Some(mut running) = self.cutovers.running.remove(name) {
             self.tell(name, &mut running, &[]);
@@ -408,7 +410,8 @@ impl Owner {
         self.cutovers.running.insert(name.to_owned(), running);
     }
 
-    /// Tells the volumes how much may be written in a second, if they do not know; those without a rate, that it is enough.
+    /// Sends each volume its throttle from `rates`, in bytes a second, if it has changed or must be
+    /// repeated. A volume without a rate is no longer slowed.
     fn tell(&self, name: &str, running: &mut Running, rates: &[u64]) {
         let Some(row) = self.model.sessions.get(name) else {
             return;
@@ -426,7 +429,7 @@ impl Owner {
                     bytes_per_second: rate,
                     for_ms: THROTTLE_MS,
                 };
-                // What is lost here is said again, or ends by itself.
+                // A lost request is repeated, or the throttle expires.
                 tokio::spawn(async move { handle.ask(request, TELL_MAX).await });
             }
         }

@@ -1,7 +1,8 @@
-//! Requests that come while shuntd is doing something by itself with their session or volume: they wait for that.
+//! Requests that wait because shuntd is automatically working on their session or volume.
 //!
-//! What an operator has begun refuses the next command, so that the second of two operators is told. What nobody has asked
-//! for, such as the start of a pair whose turn has come, is over in a moment, and is not the operator's affair.
+//! An operation that an operator started refuses the next command, so that the second of two
+//! operators learns of it. An operation that shuntd started automatically, such as the start of a
+//! pair whose turn has come, ends soon and does not concern the operator.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -11,31 +12,32 @@ use migration_proto::manager::Request;
 use super::socket::Call;
 use super::{Busy, Owner};
 
-/// A request waits no longer than that; then it is told what is under way.
+/// Maximum wait of a request; after that it is refused, and the answer names the operation in
+/// progress.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// What shuntd does by itself, and who waits for that.
+/// The automatic operations of shuntd, and the requests that wait for them.
 #[derive(Debug, Default)]
 pub(super) struct Deferred {
-    /// What it works on.
+    /// The sessions and volumes that automatic operations work on.
     own: BTreeSet<Busy>,
     calls: VecDeque<(Call, Instant)>,
 }
 
 impl Deferred {
-    /// Something is begun that nobody has asked for.
+    /// Notes that an automatic operation has begun.
     pub(super) fn begun(&mut self, busy: &[Busy]) {
         self.own.extend(busy.iter().cloned());
     }
 
-    /// Something has ended.
+    /// Notes that an operation has ended.
     pub(super) fn ended(&mut self, busy: &[Busy]) {
         for busy in busy {
             self.own.remove(busy);
         }
     }
 
-    /// When somebody has waited long enough.
+    /// When the request that has waited longest must be answered.
     pub(super) fn until(&self) -> Option<Instant> {
         self.calls.front().map(|(_, until)| *until)
     }
@@ -46,7 +48,7 @@ impl Deferred {
 }
 
 impl Owner {
-    /// Answers a request, now or a little later.
+    /// Answers a request, or defers it while an automatic operation works on its session or volume.
     pub(super) fn take(&mut self, call: Call) {
         if self.deferred.holds_up(&call.request) {
             let until = Instant::now() + WAIT_MAX;
@@ -56,7 +58,7 @@ impl Owner {
         }
     }
 
-    /// Answers those that need not wait any more.
+    /// Answers the deferred requests that need not wait any longer.
     pub(super) fn answer_deferred(&mut self) {
         let now = Instant::now();
         for (call, until) in std::mem::take(&mut self.deferred.calls) {
@@ -68,7 +70,7 @@ impl Owner {
         }
     }
 
-    /// What is begun now is begun for this user.
+    /// Answers a request. Operations that it starts are recorded for the user of the request.
     fn answer_call(&mut self, call: Call) {
         let Call {
             request,
@@ -81,7 +83,7 @@ impl Owner {
     }
 }
 
-/// What a request needs for itself.
+/// The sessions and volumes that a request works on.
 fn works_on(request: &Request) -> Vec<Busy> {
     match request {
         Request::Attach { volume, .. }

@@ -1,17 +1,17 @@
-//! How an operation ends, in the words that the operator reads.
+//! Results of operations, in the words that the operator reads.
 
 use migration_proto::manager::{Failure, FailureKind, Response};
 
 use super::locks;
 use crate::store::StoreError;
 
-/// How a request that changes something ends.
+/// The result of a request that changes something.
 pub(super) type Answer = Result<Done, Failure>;
 
-/// The request is fulfilled.
+/// The result of a request that succeeded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Done {
-    /// False: it was so already.
+    /// False if nothing had to be changed.
     pub(super) changed: bool,
     /// What happened; one line each.
     pub(super) messages: Vec<String>,
@@ -40,7 +40,7 @@ pub(super) fn response(answer: Answer) -> Response {
     }
 }
 
-/// A safety check or the present state forbids it; nothing changed.
+/// A refusal: a safety check or the current state forbids the operation; nothing changed.
 pub(super) fn refused(
     object: impl Into<String>,
     cause: impl Into<String>,
@@ -54,7 +54,7 @@ pub(super) fn refused(
     }
 }
 
-/// Something broke on the way.
+/// A failure: an error occurred during the operation.
 pub(super) fn failed(
     object: impl Into<String>,
     cause: impl Into<String>,
@@ -88,7 +88,7 @@ pub(super) fn no_session(name: &str) -> Failure {
     }
 }
 
-/// What the database says, as a failure of an operation on `object`.
+/// The failure of an operation on `object` because of a database error.
 pub(super) fn store(object: impl Into<String>, error: &StoreError) -> Failure {
     match error {
         StoreError::Locked { .. } => refused(
@@ -110,31 +110,31 @@ pub(super) fn store(object: impl Into<String>, error: &StoreError) -> Failure {
         | StoreError::Closed => failed(
             object,
             format!(
-                "{error}; applications go on, and the authoritative leg is what `shunt status` says"
+                "{error}; applications continue, and `shunt status` shows the authoritative leg"
             ),
             format!("{}, then give the command again", store_remedy(error)),
         ),
     }
 }
 
-/// What the operator does about a database that cannot be used.
+/// What the operator can do about a database that cannot be used.
 pub(super) fn store_remedy(error: &StoreError) -> &'static str {
     if error.is_damage() {
-        "start shuntd again: it sets the damaged database aside and makes another from the map files"
+        "start shuntd again: it sets the damaged database aside and makes a new one from the map files"
     } else if error.is_busy() {
         "end the process that has shunt.db in the state directory locked (fuser names it)"
     } else {
         match error {
             StoreError::Newer { .. } => "start the newer shuntd",
             StoreError::Unreadable { .. } => {
-                "move shunt.db in the state directory away, and start shuntd: it makes another from the map files"
+                "move shunt.db in the state directory away, and start shuntd: it makes a new one from the map files"
             }
             StoreError::Locked { .. }
             | StoreError::Missing(_)
             | StoreError::NotUtf8(_)
             | StoreError::Damaged(_)
             | StoreError::Sqlite(_)
-            | StoreError::Closed => "look at the space and the health of the state directory",
+            | StoreError::Closed => "check the free space and the health of the state directory",
         }
     }
 }
@@ -151,7 +151,7 @@ pub(super) fn pair(session: &str, volume: &str) -> String {
     format!("session {session}, pair {volume}")
 }
 
-/// Who has the lock of a target.
+/// The holder of the lock on a target, in words.
 pub(super) fn target_of(volume: &str, session: &str) -> String {
     format!("the target of volume {volume} in session {session}")
 }

@@ -1,7 +1,7 @@
-//! What happens, in order, for those who watch (`shunt events`).
+//! The stream of events, in order, for clients that watch (`shunt events`).
 //!
-//! Lines of the history, and every change of the state of a pair or a volume. The last ones are kept in memory; whoever
-//! has missed some is told what is so now instead.
+//! An event is a line of the history, or a change of the state of a pair or a volume. The last
+//! events are kept in memory; a client that has missed some gets the current state instead.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,9 +18,10 @@ use super::context::now_ms;
 use super::{Event, Owner, records};
 use crate::store::{Note, PairKey};
 
-/// The most events that are kept.
+/// Maximum number of events that are kept.
 const KEPT_MAX: usize = 4096;
-/// The numbers of a later shuntd are higher: so many events in each millisecond of its life are not reached.
+/// Event numbers start at the time in ms of [`steady_ms`] times this factor, so a restarted shuntd
+/// always starts higher (no shuntd emits 1024 events per ms).
 const NUMBERS_A_MS: u64 = 1024;
 
 type Reply = oneshot::Sender<Response>;
@@ -39,7 +40,7 @@ struct Kept {
     events: VecDeque<EventRecord>,
 }
 
-/// What a state was seen of last.
+/// An object whose state changes are published.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Watched {
     Volume(String),
@@ -58,7 +59,8 @@ impl Feed {
         }
     }
 
-    /// Nothing is done while it is locked that could panic half-way.
+    /// Locks the events. No code that holds the lock can panic half-way, so a poisoned lock is
+    /// used.
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,7 +82,8 @@ impl Feed {
         self.lock().next
     }
 
-    /// The events from this number on, and the number of the next one. `None`: some of them are not kept any more, or never were.
+    /// The events from number `after` on, and the number of the next event. `None` if some of these
+    /// events are no longer kept, or never existed.
     fn since(&self, after: u64, session: Option<&str>) -> Option<(u64, Vec<Record>)> {
         let kept = self.lock();
         let missing = kept.next.checked_sub(after)?;
@@ -99,7 +102,7 @@ impl Feed {
         Some((kept.next, records))
     }
 
-    /// Waits for events from this number on.
+    /// Waits for events from number `after` on, until `limit`.
     async fn wait(
         self,
         mut after: u64,
@@ -119,7 +122,7 @@ impl Feed {
                 });
             }
             after = next;
-            // Either there are news, or it is time to answer.
+            // Either there are new events, or the time limit has passed.
             let _ = timeout_at(until, news.wait_for(|next| *next > after)).await;
         }
     }
@@ -134,7 +137,7 @@ impl Owner {
         tokio::spawn(async move {
             let limit = Duration::from_millis(EVENTS_WAIT_MS);
             match feed.wait(after, session.clone(), limit).await {
-                // Whoever asked may have left.
+                // The client may have disconnected.
                 Some(response) => drop(reply.send(response)),
                 None => {
                     let refreshed = Event::Refreshed {
@@ -142,14 +145,14 @@ impl Owner {
                         events: true,
                         reply,
                     };
-                    // The owner is gone at the end of shuntd only.
+                    // The owner is gone only when shuntd ends.
                     let _ = events.send(refreshed).await;
                 }
             }
         });
     }
 
-    /// The present state as the beginning of the events.
+    /// The current state, as the beginning of the event stream.
     pub(super) fn events_begin(&self, records: Vec<Record>) -> Response {
         Response::Events {
             next: self.feed.next(),
@@ -163,7 +166,7 @@ impl Owner {
         self.feed.push(event);
     }
 
-    /// Tells of every state that is another than before.
+    /// Publishes an event for every state that has changed.
     pub(super) fn tell_states(&mut self) {
         let mut states: BTreeMap<Watched, &'static str> = BTreeMap::new();
         for row in self.model.volumes.values() {
@@ -205,7 +208,7 @@ impl Owner {
     }
 }
 
-/// Whether a request waits for what has not happened yet.
+/// Whether a request waits for future events.
 pub(super) const fn waits(request: &Request) -> bool {
     matches!(request, Request::Events { after: Some(_), .. })
 }
@@ -236,7 +239,7 @@ mod tests {
         let of_s2 = vec![Record::Event(event("s2", "b"))];
         assert_eq!(feed.since(begin, Some("s2")), Some((begin + 2, of_s2)));
         assert_eq!(feed.since(begin + 2, None), Some((begin + 2, Vec::new())));
-        // A number of another shuntd.
+        // The number of an event of a different shuntd.
         assert_eq!(feed.since(begin - 1, None), None);
         assert_eq!(feed.since(begin + 3, None), None);
         for _ in 0..KEPT_MAX {

@@ -1,8 +1,10 @@
-//! The folders of state and of sockets: made, locked, and watched while shuntd lives.
+//! The state folder and the socket folder: creates, locks and watches them while shuntd runs.
 //!
-//! Both are locked for the life of the process, so that no second shuntd works in either. Both can be taken away from a shuntd
-//! that lives: cleaners empty `/run`, and a mount hides what is beneath it. The folder of the sockets is made again. The state
-//! cannot be: what is opened by its path, such as a map file, is not there, and `status` reports that.
+//! Both folders are locked for the life of the process, so that no second shuntd uses either of
+//! them. Both can disappear while shuntd runs: programs that clean up empty `/run`, and a mount
+//! hides what is beneath it. shuntd creates the socket folder again. It cannot do that with the
+//! state folder: files that are opened by path, such as a map file, are missing, and `status`
+//! reports that.
 
 use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -20,9 +22,9 @@ use super::paths::Config;
 use super::socket::{self, Admission, Call};
 use super::{Event, StartError};
 
-/// How often the folders are checked.
+/// Interval between checks of the folders.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
-/// The file in each folder that is locked; it holds the process id of the holder.
+/// The file in each folder that is locked; it holds the process id of the lock's holder.
 const LOCK_FILE: &str = "shuntd.lock";
 
 /// A folder that is open and locked.
@@ -31,11 +33,11 @@ pub(super) struct Folder {
     path: PathBuf,
     /// The device and the inode.
     identity: (u64, u64),
-    /// Absent if the other folder is the same one.
+    /// `None` if the folder is the same as the other folder.
     _lock: Option<Flock<File>>,
 }
 
-/// Both folders.
+/// The state folder and the socket folder.
 #[derive(Debug)]
 pub(super) struct Folders {
     state: Folder,
@@ -43,7 +45,7 @@ pub(super) struct Folders {
 }
 
 impl Folders {
-    /// Makes and locks the folders.
+    /// Creates and locks the folders.
     pub(super) fn prepare(config: &Config) -> Result<Self, StartError> {
         let state = Folder::open(&config.state_directory, "--state-dir", None)?;
         let runtime = open_runtime(config, &state)?;
@@ -51,7 +53,7 @@ impl Folders {
         Ok(Self { state, runtime })
     }
 
-    /// What is wrong with the folder of the state, in words.
+    /// Describes what is wrong with the state folder; `None` if nothing is.
     fn state_problem(&self) -> Option<String> {
         let path = self.state.path.display();
         let cause = match identity(&self.state.path) {
@@ -82,8 +84,8 @@ fn open_runtime(config: &Config, state: &Folder) -> Result<Folder, StartError> {
     Ok(runtime)
 }
 
-/// What is gone of the folder of the sockets is made again. A folder that is still the one that was
-/// opened stays locked: a second lock of it would be refused.
+/// Creates the missing parts of the socket folder, and listens on the control socket. A folder that
+/// is still the one that was opened stays locked: a second lock would be refused.
 fn make_runtime_again(
     config: &Config,
     folders: &mut Folders,
@@ -103,7 +105,8 @@ fn make_runtime_again(
 }
 
 impl Folder {
-    /// Makes a folder if it is not there, and locks it, unless it is the same as `locked`.
+    /// Creates a folder if it does not exist, and locks it, unless it is the same folder as
+    /// `locked`.
     fn open(
         path: &Path,
         argument: &'static str,
@@ -154,7 +157,7 @@ fn lock(folder: &Path, argument: &'static str) -> Result<Flock<File>, StartError
         }
         Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
             let mut holder = String::new();
-            // Its holder may not have written yet.
+            // The holder of the lock may not have written its process id yet.
             let _ = file.read_to_string(&mut holder);
             Err(StartError::AlreadyRunning {
                 folder: folder.to_owned(),
@@ -180,8 +183,8 @@ fn make(path: &Path) -> Result<(), StartError> {
     })
 }
 
-/// Makes a directory that only this user may enter, durably. One that is there keeps its mode, except that others may not
-/// write to it.
+/// Creates a directory that only this user may enter, and makes it durable. An existing directory
+/// keeps its mode, but its group and others lose the permission to write.
 pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = path
         .ancestors()
@@ -198,7 +201,7 @@ pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes durable that `path` has been made in its folder, or removed from it.
+/// Makes durable that `path` was created in its parent folder, or removed from it.
 pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
@@ -206,8 +209,8 @@ pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Accepts connections to the control socket, checks the folders, and makes that of the sockets again when it is gone. Reports
-/// to the owner what is wrong with them. Runs until it is aborted.
+/// Accepts connections to the control socket, checks the folders, and creates the socket folder
+/// again when it is gone. Reports problems of the folders to the owner. Runs until it is aborted.
 pub(super) async fn keep(
     mut folders: Folders,
     config: Config,
@@ -220,7 +223,7 @@ pub(super) async fn keep(
     loop {
         sleep(CHECK_EVERY).await;
         let checked = config.clone();
-        // A folder on a LUN that hangs must hold up nothing else.
+        // A folder on a LUN that hangs must not block anything else.
         let found = blocking(move || {
             let problem = folders.state_problem();
             let again = folders
@@ -236,7 +239,7 @@ pub(super) async fn keep(
         match again.map(|again| again.map(socket::to_tokio)) {
             None => {}
             Some(Ok(Ok(listener))) => {
-                warn!(folder = %config.runtime_directory.display(), "the folder of the sockets was gone, or a part of it, and is made again");
+                warn!(folder = %config.runtime_directory.display(), "the socket folder or a part of it was gone, and is created again");
                 _listening = Listening::begin(listener, &calls, admission);
             }
             Some(Ok(Err(error))) => problems.push(format!("no control socket: {error}")),
@@ -247,13 +250,13 @@ pub(super) async fn keep(
                 warn!("{problem}");
             }
             reported.clone_from(&problems);
-            // The owner is gone at the end of shuntd only.
+            // The owner is gone only when shuntd ends.
             let _ = events.send(Event::Folders(problems)).await;
         }
     }
 }
 
-/// The task that accepts connections; ends when this is dropped.
+/// The task that accepts connections. It ends when this value is dropped.
 struct Listening(tokio::task::JoinHandle<()>);
 
 impl Listening {

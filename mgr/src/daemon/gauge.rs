@@ -1,5 +1,5 @@
-//! What applications do with the volumes of pairs, and how the copies go on: what `status` shows now, and what is kept for
-//! `report`.
+//! Measures the I/O of applications on the volumes of pairs, and the progress of the copies: the
+//! current values for `status`, and samples that are kept for `report`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,29 +15,29 @@ use super::failure;
 use super::volume::View;
 use crate::store::{Change, PairKey, Sample};
 
-/// Over how long is measured what is shown, at least.
+/// Minimum window of the values that are shown.
 const WINDOW: Duration = Duration::from_secs(1);
-/// How often a line is kept while something is copied, and otherwise.
+/// Interval between samples that are kept, while a copier runs and otherwise.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
 const KEEP_EVERY_IDLE: Duration = Duration::from_secs(30);
-/// The most lines of an answer.
+/// Maximum number of samples in an answer.
 const LINES_MAX: u32 = 2000;
 
-/// What every pair's volume said.
+/// The measurements of every pair.
 #[derive(Debug, Default)]
 pub(super) struct Gauges(BTreeMap<PairKey, Gauge>);
 
 #[derive(Debug)]
 struct Gauge {
-    /// The beginning of the window that is being measured.
+    /// The reading at the start of the current window.
     shown_since: Reading,
-    /// What came of the last one.
+    /// The values of the last complete window.
     shown: ApplicationRecord,
-    /// The beginning of the line that is being measured.
+    /// The reading at the start of the current sample.
     kept_since: Reading,
 }
 
-/// What a volume said at one moment.
+/// The counters of a volume at one moment.
 #[derive(Debug, Clone)]
 struct Reading {
     at: Instant,
@@ -61,7 +61,8 @@ impl Reading {
         }
     }
 
-    /// `None`: another process has begun to count anew.
+    /// The application record since an earlier reading, with the rate of the copy. `None` if a new
+    /// process has restarted the counters from zero.
     fn since(&self, before: &Self) -> Option<(ApplicationRecord, u64)> {
         if self.pid != before.pid {
             return None;
@@ -85,7 +86,7 @@ impl Reading {
 }
 
 impl Gauges {
-    /// A volume said how it is. Returns the line that is to be kept, when it is time for one.
+    /// Handles a status report of a volume. Returns the sample to keep, when it is time for one.
     pub(super) fn read(
         &mut self,
         key: &PairKey,
@@ -129,12 +130,12 @@ impl Gauges {
         })
     }
 
-    /// What applications do with a pair's volume.
+    /// The I/O of applications on a pair's volume.
     pub(super) fn application(&self, key: &PairKey) -> Option<ApplicationRecord> {
         self.0.get(key).map(|gauge| gauge.shown)
     }
 
-    /// The pair has ended.
+    /// Forgets a pair that has ended.
     pub(super) fn forget(&mut self, key: &PairKey) {
         self.0.remove(key);
     }
@@ -170,7 +171,7 @@ impl Owner {
                 },
                 Err(error) => Response::Failed(failure::store("samples", &error)),
             };
-            // Whoever asked may have left.
+            // The client may have disconnected.
             let _ = reply.send(response);
         });
     }

@@ -1,9 +1,10 @@
-//! The claims on the LUNs of a volume, kept while its ublk-target dies and another one is started.
+//! The claims on the LUNs of a volume, kept while its ublk-target dies and a new one is started.
 //!
-//! A block device that was opened exclusively cannot be opened by anybody else until the last duplicate
-//! of that descriptor is closed. shuntd has duplicates of the descriptors of a living ublk-target, and
-//! starts the next one with them: neither udev nor an operator gets a LUN in between, and the next
-//! ublk-target knows that the map still says where the legs differ.
+//! A block device that was opened exclusively cannot be opened exclusively by anybody else until
+//! the last duplicate of that descriptor is closed. shuntd has duplicates of the descriptors of a
+//! running ublk-target, and starts the next ublk-target with them. So neither an operator nor a
+//! program that udev starts can claim a LUN in between, and the next ublk-target knows that the map
+//! still says where the legs differ.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -16,15 +17,15 @@ use super::process;
 /// The claims of one volume.
 #[derive(Debug, Default)]
 pub(super) struct HeldLuns {
-    /// Its name in the map file.
+    /// The name of the claim, from the status of the process.
     claim: u64,
-    /// The process that the descriptors are from.
+    /// The process whose descriptors were duplicated.
     pid: u32,
     luns: Vec<(HeldLun, OwnedFd)>,
 }
 
 impl HeldLuns {
-    /// Keeps what the process of `status` has open, and lets go of everything else.
+    /// Keeps duplicates of what the process of `status` has open, and closes all other descriptors.
     pub(super) async fn follow(&mut self, status: &Status) {
         let same_process = self.pid == status.pid && self.claim == status.claim;
         (self.pid, self.claim) = (status.pid, status.claim);
@@ -41,20 +42,20 @@ impl HeldLuns {
                 Err(error) => warn!(
                     lun = %lun.path.display(),
                     %error,
-                    "not kept claimed should its ublk-target die: everything is compared then"
+                    "this LUN does not stay claimed if its ublk-target dies: the whole mirror leg is compared then"
                 ),
             }
         }
-        // Last: a claim that was handed on must not lapse.
+        // Close them last: a claim that was handed on must not lapse.
         close(closed).await;
     }
 
-    /// Lets go of everything.
+    /// Releases all claims.
     pub(super) async fn let_go(&mut self) {
         close(std::mem::take(&mut self.luns)).await;
     }
 
-    /// The argument `--inherited` of the next ublk-target.
+    /// The value of the argument `--inherited` of the next ublk-target; `None` if nothing is held.
     pub(super) fn argument(&self) -> Option<String> {
         let descriptors = self.descriptors();
         let numbers: Vec<String> = descriptors.iter().map(RawFd::to_string).collect();
@@ -67,7 +68,8 @@ impl HeldLuns {
     }
 }
 
-/// Closing the last descriptor of a block device waits for the device.
+/// Closes descriptors on a separate thread: closing the last descriptor of a block device waits for
+/// the device.
 async fn close(luns: Vec<(HeldLun, OwnedFd)>) {
     if !luns.is_empty() {
         let closed = blocking(move || drop(luns)).await;

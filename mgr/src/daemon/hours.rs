@@ -1,4 +1,4 @@
-//! Sessions that are copied at some hours of the day only, that are started by themselves, and that may take so long only.
+//! Time limits of a session: copy window, scheduled start, maximum duration.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::units;
 
 const MINUTES_OF_A_DAY: u16 = 24 * 60;
 
-/// What speaks against hours and a time to start.
+/// Checks the copy window and the maximum duration. The error is the reason to refuse them.
 pub(super) fn check(options: &SessionOptions) -> Result<(), String> {
     let Hours {
         from_minute,
@@ -39,16 +39,17 @@ pub(super) fn check(options: &SessionOptions) -> Result<(), String> {
     Ok(())
 }
 
-/// What speaks against a time to start; 0 is none.
+/// Checks the time of a scheduled start, in milliseconds since 1970 (0 = none). The error is the
+/// reason to refuse it.
 pub(super) fn check_start(at_ms: u64) -> Result<(), String> {
     if at_ms != 0 && at_ms <= now_ms() {
         let at = moments::text(at_ms / 1000);
-        return Err(format!("the time for the start, {at}, has passed"));
+        return Err(format!("the start time, {at}, has passed"));
     }
     Ok(())
 }
 
-/// The hours in words.
+/// Describes the copy window.
 pub(super) fn text(hours: Hours) -> String {
     let clock = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
     match hours.is_always() {
@@ -62,7 +63,7 @@ pub(super) fn text(hours: Hours) -> String {
 }
 
 impl Owner {
-    /// Begins what is to be started by now.
+    /// Starts the sessions whose scheduled start is due.
     pub(super) fn start_what_is_due(&mut self) {
         let now = now_ms();
         let is_due = |row: &SessionRow| {
@@ -79,7 +80,8 @@ impl Owner {
         }
     }
 
-    /// Stops the copies whose hours are over. They go on by themselves.
+    /// Stops the copiers of sessions outside their copy window. The copies continue automatically
+    /// when the window opens.
     pub(super) fn keep_hours(&mut self) {
         let minute = moments::minute_now();
         let over = |row: &SessionRow| row.is_live() && !row.options.hours.contains(minute);
@@ -96,7 +98,8 @@ impl Owner {
     }
 }
 
-/// Whether one of these pairs, of a session whose copy goes on, is not in sync after so long.
+/// Whether one of these running pairs has exceeded the session's maximum duration without reaching
+/// sync. `max_seconds` = 0: no maximum.
 fn takes_too_long(max_seconds: u64, pairs: impl Iterator<Item = Course>, now_ms: u64) -> bool {
     let max_ms = max_seconds.saturating_mul(1000);
     let is_late = |course: Course| {
@@ -108,7 +111,8 @@ fn takes_too_long(max_seconds: u64, pairs: impl Iterator<Item = Course>, now_ms:
 }
 
 impl Owner {
-    /// The sessions of that kind that nobody works on at present.
+    /// The sessions for which `wanted` is true, and on which no operation or cutover is in
+    /// progress.
     pub(super) fn idle_sessions(&self, wanted: impl Fn(&SessionRow) -> bool) -> Vec<SessionRow> {
         let is_idle = |row: &&SessionRow| {
             !self.busy.contains_key(&Busy::Session(row.name.clone()))
@@ -121,7 +125,8 @@ impl Owner {
             .collect()
     }
 
-    /// The copiers of a session that copy, to be stopped.
+    /// Removes the copiers of a session that copy (not those that compare), so that they can be
+    /// stopped.
     fn take_copiers(&mut self, row: &SessionRow) -> Vec<(PairKey, Copier, u64)> {
         let mut copiers = Vec::new();
         for position in 0..row.pairs.len() {
@@ -138,7 +143,7 @@ impl Owner {
         copiers
     }
 
-    /// Pauses the sessions that have taken as long as they may.
+    /// Pauses the sessions that have exceeded their maximum duration.
     pub(super) fn pause_what_takes_too_long(&mut self) {
         let now = steady_ms();
         let is_late = |row: &SessionRow| {
@@ -157,13 +162,13 @@ impl Owner {
 }
 
 impl Operation {
-    /// Pauses the session, for once.
+    /// Pauses the session and removes its maximum duration, so that the limit acts only once.
     async fn time_is_up(mut self) -> Answer {
         let mut changes = self.stop_copiers().await?;
         let name = &self.session.name;
         let took = Duration::from_secs(self.session.options.max_duration_seconds);
         let what = format!(
-            "paused: it is not in sync after {}, its --max-duration; `shunt resume {name}` goes on",
+            "paused: it is not in sync after {}, its --max-duration; `shunt resume {name}` continues",
             units::duration(took)
         );
         let options = SessionOptions {
@@ -177,7 +182,7 @@ impl Operation {
         Ok(Done::changed(Vec::new()))
     }
 
-    /// Stops the copiers until the hours of the session begin again.
+    /// Stops the copiers until the copy window of the session opens again.
     async fn rest(mut self) -> Answer {
         let mut changes = self.stop_copiers().await?;
         let what = format!("its hours are over: {}", text(self.session.options.hours));

@@ -46,7 +46,7 @@ pub(super) async fn read_rest<T: DeserializeOwned>(
     let mut header = [first; HEADER_BYTES];
     stream.read_exact(&mut header[1..]).await?;
     let length = frame::body_length(header)?;
-    // Memory is taken for what has come, not for what was announced.
+    // Allocate memory for the bytes received, not for the announced length.
     let mut body = Vec::new();
     stream.take(length as u64).read_to_end(&mut body).await?;
     if body.len() < length {
@@ -61,15 +61,15 @@ pub(super) enum ConnectError {
     /// Nobody listens.
     #[error("nobody listens: {0}")]
     Nobody(io::Error),
-    /// The process at the other end takes connections, and does not answer.
+    /// The process at the other end accepts connections, but does not answer.
     #[error("{problem}")]
     Silent {
-        /// Its process id.
+        /// The process id.
         pid: u32,
-        /// What it did not answer.
+        /// Which answer is missing.
         problem: String,
     },
-    /// Somebody listens, but does not answer as ublk-target of this version does.
+    /// A process listens, but does not answer as a ublk-target of this version does.
     #[error("{0}")]
     Strange(String),
 }
@@ -78,12 +78,13 @@ pub(super) enum ConnectError {
 #[derive(Debug)]
 pub(super) struct TargetLink {
     stream: UnixStream,
-    /// The process at the other end, as the kernel says.
+    /// The process at the other end, as the kernel reports it.
     pub(super) pid: u32,
 }
 
 impl TargetLink {
-    /// Connects and greets: at its socket file, or by the volume's id when that is gone.
+    /// Connects and greets: through the socket file, or if that fails through the abstract socket
+    /// that is named after the volume's id.
     pub(super) async fn connect(socket: &Path, volume_id: &str) -> Result<Self, ConnectError> {
         let stream = match UnixStream::connect(socket).await {
             Ok(stream) => stream,
@@ -92,7 +93,7 @@ impl TargetLink {
                 .map_err(|_| ConnectError::Nobody(error))?,
         };
         let strange = |error: &dyn std::fmt::Display| {
-            ConnectError::Strange(format!("ublk-target does not greet: {error}"))
+            ConnectError::Strange(format!("ublk-target does not answer the greeting: {error}"))
         };
         let pid = stream
             .peer_cred()
@@ -111,7 +112,7 @@ impl TargetLink {
                 "the running ublk-target (pid {pid}) speaks protocol {speaks}, this shuntd speaks {PROTOCOL_VERSION}: \
                  start the shuntd of the version that it belongs to"
             ))),
-            // It ended while it greeted, as at the end of its life.
+            // The process ended during the greeting.
             Ok(Err(FrameError::Closed | FrameError::Io(_))) => Err(ConnectError::Nobody(
                 io::Error::from(io::ErrorKind::ConnectionReset),
             )),
@@ -119,7 +120,7 @@ impl TargetLink {
             Err(_) => Err(ConnectError::Silent {
                 pid,
                 problem: format!(
-                    "ublk-target (pid {pid}) does not greet within {} s",
+                    "ublk-target (pid {pid}) does not answer the greeting within {} s",
                     GREETING_MAX.as_secs()
                 ),
             }),
@@ -136,7 +137,8 @@ impl TargetLink {
         Err(io::ErrorKind::PermissionDenied.into())
     }
 
-    /// Asks and waits for the answer. After an error the connection is of no more use.
+    /// Sends a request and waits for the response. After an error the connection cannot be used any
+    /// more.
     pub(super) async fn ask(
         &mut self,
         request: &Request,
@@ -160,14 +162,14 @@ impl TargetLink {
         }
     }
 
-    /// Returns when the other end has closed the connection, or said something that nobody asked for. Only between two
-    /// requests.
+    /// Returns when the peer has closed the connection, or has sent something that was not
+    /// requested. To be called only between two requests.
     pub(super) async fn ended(&self) {
         loop {
             if self.stream.readable().await.is_err() {
                 return;
             }
-            // Readiness can be a left-over of the last answer.
+            // Readiness can be left over from the last response.
             match self.stream.try_read(&mut [0]) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Ok(_) | Err(_) => return,

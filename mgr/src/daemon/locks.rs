@@ -1,7 +1,8 @@
 //! Locks on LUNs whose holder is gone.
 //!
-//! A lock goes with its holder, in one transaction, so this happens only when somebody has changed the database, or part of it was lost.
-//! Such a lock is never freed by itself: the operator is told whose it was.
+//! A lock is removed together with its holder, in one transaction. So such a lock exists only if
+//! somebody has changed the database, or if part of the database was lost. shuntd never frees such
+//! a lock automatically: it reports to the operator whose lock it was.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +11,13 @@ use super::failure::{self, Answer, Done};
 use super::retire::retired_leg;
 use crate::store::{Change, LegRow, Lock, Model, Note, lock_key};
 
-/// What the operator gives to have them freed.
+/// The command by which the operator frees such locks.
 pub(super) const COMMAND: &str = "shunt recover --locks";
 
-/// Frees the locks that nobody holds, or only says which these are.
+/// Frees the locks that nobody holds; with `dry_run` only lists them.
 pub(super) async fn free(context: Context, dry_run: bool) -> Answer {
     let object = "locks";
-    // In one call, so that nobody takes one between the look and the change.
+    // One database call, so that nobody takes a lock between the check and the change.
     let who = context.who;
     let freed = context.store.call(move |store| {
         let orphans = orphans(&store.load()?, store.locks()?);
@@ -68,7 +69,7 @@ fn changes(lock: &Lock, who: Option<u32>) -> [Change; 2] {
 
 fn text(lock: &Lock) -> String {
     format!(
-        "the lock on {} is freed: it is that of {}, but no volume, no session that goes on and no retired leg has this lun",
+        "the lock on {} is freed: its holder is {}, but no volume, no live session and no retired leg has this lun",
         lock.path.display(),
         lock.holder
     )

@@ -1,8 +1,9 @@
-//! `shuntd`: one task owns all state. It waits, names the event, applies it, and starts what follows.
+//! `shuntd`: one task owns all state. It waits, names the event, applies it, and starts what
+//! follows.
 //!
 //! ```text
-//!  shunt --socket--> requests --+                        +--> operations (attach, create, switch ...): tasks
-//!                               v                        |      they record, ask ublk-target, record
+//!  shunt --socket--> requests --+                        +--> operations (attach, switch): tasks
+//!                               v                        |      record, ask ublk-target, record
 //!  volumes (one task each) -> events --> Owner --starts--+--> copiers: threads
 //!  copiers, operations ------> events --^                +--> answers
 //! ```
@@ -10,40 +11,45 @@
 //! | file | purpose |
 //! |---|---|
 //! | `mod` | start, the loop, the end |
-//! | `requests`, `deferred` | what a request leads to, and when it has to wait |
-//! | `reconcile` | what follows when a volume says how it is: settling, copiers, stable names |
+//! | `requests`, `deferred` | handles a request, or defers it |
+//! | `reconcile` | reacts to the report of a volume: settling, copiers, stable names |
 //! | `attach`, `create`, `verbs` | the operations |
-//! | `plan`, `pace` | what a session would be, before it is created; how quick a LUN is |
-//! | `verify` | comparing the legs, and what it forbids |
-//! | `queue`, `set` | how many pairs are copied at once, and other limits that are changed live |
-//! | `schedule`, `hours` | sessions that are switched, started, stopped and paused by themselves |
+//! | `plan`, `pace` | estimates a session before it is created; measures the speed of a LUN |
+//! | `verify` | comparing the legs, and the verbs that a comparison forbids |
+//! | `queue`, `set` | how many pairs are copied at once; limits that can be changed live |
+//! | `schedule`, `hours` | sessions that are switched, started, stopped and paused automatically |
 //! | `cutover` | the switch of sessions that track |
-//! | `come_back` | targets that stalled |
-//! | `split`, `sealed` | targets that are left alone, as copies of one instant |
+//! | `come_back` | recovery of targets that stalled |
+//! | `split`, `sealed` | targets that are detached as copies of one instant |
 //! | `retire` | the legs that an ended session has left behind |
-//! | `feed` | what happens, for those who watch |
-//! | `truth` | what the map files say against the database |
-//! | `rebuild` | another database when that of before is damaged or missing |
-//! | `recover`, `locks` | another map file when that of before is damaged or missing; locks whose holder is gone |
-//! | `route_change` | asking for another route, whatever dies on the way |
-//! | `volume`, `supervisor`, `link`, `process` | one ublk-target: talking to it, keeping it running |
-//! | `checks`, `weak` | whether a LUN may become a leg; LUNs that have no name of their own |
-//! | `unreadable` | what a source cannot read, and a copy goes past |
+//! | `feed` | the stream of events |
+//! | `truth` | compares the map files with the database |
+//! | `rebuild` | makes a new database when the old one is damaged or missing |
+//! | `recover` | makes a new map file when the old one is damaged or missing |
+//! | `locks` | locks whose holder is gone |
+//! | `route_change` | changes a route, whichever process dies meanwhile |
+//! | `volume`, `supervisor`, `link`, `process` | keeps one ublk-target running, talks to it |
+//! | `held` | the claims on LUNs while a ublk-target is replaced |
+//! | `checks`, `weak` | whether a LUN may become a leg; LUNs with a weak identity |
+//! | `unreadable` | parts of a source that cannot be read |
 //! | `standing` | volumes that stand on themselves |
 //! | `twice` | warnings about programs that find a member on the volume and on its legs |
-//! | `copies` | the copiers that run |
-//! | `gauge` | what applications do, and how the copies go on |
+//! | `copies` | the running copiers |
+//! | `gauge` | measures the I/O of applications and the progress of the copies |
 //! | `records`, `failure` | what the operator reads |
 //! | `partitions` | the partitions of a volume and their names |
-//! | `folders` | the folders of state and sockets: made, locked, watched |
-//! | `clock` | a clock for durations that the wall clock does not disturb |
-//! | `socket`, `paths`, `context` | the control socket, where things are, what operations need |
+//! | `folders` | creates, locks and watches the state folder and the socket folder |
+//! | `clock` | a clock for durations, independent of changes of the wall clock |
+//! | `socket`, `paths`, `context` | the control socket, paths, what operations need |
 //!
 //! Invariants:
-//! 1. The [`Model`] is what the database holds: it changes when a change is durable ([`Event::Changed`]).
+//! 1. The [`Model`] is what the database holds: it changes when a change is durable
+//!    ([`Event::Changed`]).
 //! 2. At most one operation works on a session and on a volume at a time (`busy`).
-//! 3. At most one copier a pair, and none while an operation works on its session, but for a cutover.
-//! 4. A start gives places to at most as many pairs as may be copied at once; no more copiers than that run.
+//! 3. There is at most one copier for a pair, and none while an operation works on its session,
+//!    except during a cutover.
+//! 4. A start gives places to at most as many pairs as may be copied at once; no more copiers than
+//!    that run.
 //! 5. The loop never waits for a disk, a process or a device.
 
 mod attach;
@@ -120,13 +126,13 @@ use socket::Call;
 use verify::Comparison;
 use volume::VolumeHandle;
 
-/// How long the end of shuntd waits for copiers whose I/O is in flight.
+/// How long shuntd waits at its end for copiers whose I/O is in flight.
 const COPIERS_END_MAX: Duration = Duration::from_secs(20);
-/// The most events that wait for the owner.
+/// Maximum number of events that wait for the owner.
 const EVENTS_MAX: usize = 256;
-/// The most requests that wait for the owner.
+/// Maximum number of requests that wait for the owner.
 const REQUESTS_MAX: usize = 64;
-/// How long requests wait at the start until every volume has said how it is.
+/// How long requests wait after the start of shuntd until every volume has reported.
 const READY_MAX: Duration = Duration::from_secs(5);
 /// How long operations may take to end when shuntd ends.
 const ENDING_MAX: Duration = Duration::from_secs(10);
@@ -134,10 +140,10 @@ const ENDING_MAX: Duration = Duration::from_secs(10);
 /// Why `shuntd` does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Not root.
+    /// The process does not run as root.
     #[error("shuntd must be run by root: it opens disks and makes devices")]
     NotRoot,
-    /// Another one works in the same folder.
+    /// Another shuntd uses the same folder.
     #[error(
         "another shuntd{} works in {}; next: stop that one, or name another {argument}",
         pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(),
@@ -153,39 +159,39 @@ pub enum StartError {
     },
     /// A directory or a file cannot be made or opened.
     #[error(
-        "cannot {what} {}: {source}; volumes that run go on without shuntd; next: mend that, or name another \
+        "cannot {what} {}: {source}; running volumes continue without shuntd; next: correct that, or name another \
          --state-dir or --runtime-dir, and start shuntd again",
         path.display()
     )]
     Io {
         /// What was tried.
         what: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The error of the kernel.
         source: io::Error,
     },
     /// The database cannot be used.
     #[error(
-        "cannot use the database {}: {source}; volumes that run go on without shuntd; next: {}",
+        "cannot use the database {}: {source}; running volumes continue without shuntd; next: {}",
         path.display(),
         failure::store_remedy(source)
     )]
     Store {
         /// The database.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: StoreError,
     },
 }
 
-/// What the owner is told.
+/// An event that the owner applies.
 #[derive(Debug)]
 enum Event {
-    /// The view of a volume is another.
+    /// A volume's view has changed.
     Volume(String),
-    /// Its ublk-target is about to open LUNs: let it know the disks of those without a name of
-    /// their own, then answer.
+    /// The ublk-target of a volume is about to open LUNs: let it know the disks of LUNs with a weak
+    /// identity, then reply.
     KnowDisks {
         volume: String,
         reply: oneshot::Sender<()>,
@@ -196,24 +202,25 @@ enum Event {
     Supervised(VolumeHandle),
     /// A volume is gone.
     Unsupervised(String),
-    /// The volumes that somebody wants to see have said how they are.
+    /// The volumes of a status query have reported, or have not answered in time.
     Refreshed {
         session: Option<String>,
-        /// As the beginning of the events.
+        /// Whether the answer is the beginning of an event stream.
         events: bool,
         reply: oneshot::Sender<Response>,
     },
-    /// What came of comparing the legs of a pair is recorded, or could not be.
+    /// The result of a comparison of a pair's legs is recorded, or could not be recorded.
     ComparisonSettled(PairKey),
     /// It is time to check whether a volume stands on itself.
     CheckStanding,
-    /// The volumes that stand on themselves, each with what lies where.
+    /// The volumes that stand on themselves, each with a description of the problem. An error: the
+    /// check failed.
     Standing(Result<BTreeMap<String, String>, String>),
-    /// What is wrong with the folders of state and sockets has changed.
+    /// The problems of the state folder and the socket folder have changed.
     Folders(Vec<String>),
-    /// A leg that was left behind is kept open from now on, or no longer.
+    /// A leg that was left behind is held open from now on; without LUNs, no longer.
     Held { key: PairKey, luns: Vec<lun::Lun> },
-    /// The roles of a session that tracks were exchanged, or not.
+    /// The operation of a cutover has exchanged the roles, or has failed.
     CutOver { session: String, failed: bool },
     /// A copier has ended.
     CopierEnded {
@@ -221,7 +228,7 @@ enum Event {
         run: u64,
         outcome: Outcome,
     },
-    /// A target that stalled answers, or is taken again; or it is not.
+    /// The probe or the retry of a stalled target has ended; `well` if it succeeded.
     CameBack { key: PairKey, well: bool },
     /// An operation has ended.
     Finished {
@@ -238,10 +245,11 @@ enum Busy {
     Session(String),
 }
 
-/// Runs until `shutdown` is done: then copiers are stopped, and every ublk-target goes on.
+/// Runs shuntd until `shutdown` is done. Then copiers are stopped, and every ublk-target continues
+/// to run.
 ///
 /// # Errors
-/// [`StartError`]; nothing was begun then.
+/// [`StartError`]; no volume is supervised and no request is accepted then.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), StartError> {
     if config.host_checks.root && !nix::unistd::geteuid().is_root() {
         return Err(StartError::NotRoot);
@@ -290,12 +298,14 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     owner.bring_up();
     let events = owner.work(events, calls, shutdown).await;
     owner.end(events).await;
-    // SQLite removes its log by name when it closes: after the folder's lock is released that can be another shuntd's.
+    // SQLite removes its log by name when it closes. Close it before the folder's lock is released:
+    // after that the log can be that of another shuntd.
     store.close().await;
-    // The next start removes it too. Before the folder's lock is released: after that it can be another shuntd's.
+    // The next start removes the socket too. Remove it before the folder's lock is released: after
+    // that it can be the socket of another shuntd.
     let _ = std::fs::remove_file(&control);
     keeping.abort();
-    info!("shuntd has ended; the volumes go on");
+    info!("shuntd has ended; the volumes continue to run");
     Ok(())
 }
 
@@ -306,42 +316,42 @@ struct Owner {
     handles: BTreeMap<String, VolumeHandle>,
     copies: Copies,
     busy: BTreeMap<Busy, &'static str>,
-    /// What is done by itself, and the requests that wait for that.
+    /// The automatic operations, and the requests that wait for them.
     deferred: Deferred,
-    /// The volumes that have not yet said how they are since the start.
+    /// The volumes that have not reported since the start of shuntd.
     silent: BTreeSet<String>,
-    /// For each volume, the claim on its legs whose doubt the history has.
+    /// For each volume, the claim on its legs whose doubt is in the history.
     doubted: BTreeMap<String, u64>,
-    /// For each volume whose stable name is not its own, why.
+    /// For each volume whose stable name does not lead to its device, the reason.
     unnamed: BTreeMap<String, String>,
-    /// What is wrong with the folders of state and sockets.
+    /// The problems of the state folder and the socket folder.
     problems: Vec<String>,
-    /// The volumes that are asked often how they are.
+    /// The volumes that are polled at the short interval.
     watched: BTreeSet<String>,
-    /// The pairs whose legs somebody wants to be compared.
+    /// The pairs whose legs are to be compared.
     to_compare: BTreeMap<PairKey, Comparison>,
-    /// The pairs that an operation is to start: they have their places already.
+    /// The pairs that an operation is about to start: their places are reserved.
     starting: BTreeSet<PairKey>,
-    /// The switches that were due.
+    /// The automatic starts, switches and splits that were attempted, with their back-off.
     attempts: Attempts,
-    /// The targets that stalled.
+    /// The recovery of targets that stalled.
     come_backs: ComeBacks,
     /// The cutovers of sessions that track.
     cutovers: Cutovers,
-    /// For each volume, the lines of the history about LUNs that have grown or are found under
-    /// another name, since the start.
+    /// For each volume, the lines that the history has got since the start of shuntd about LUNs
+    /// that have grown or are found under a different name.
     noted_luns: BTreeMap<String, BTreeSet<String>>,
-    /// For each volume, the connection in which its partitions were looked for last.
+    /// For each volume, the connection in which its partitions were last searched.
     partitioned: BTreeMap<String, u64>,
     /// The legs that are kept open.
     held: retire::Held,
-    /// What applications do.
+    /// The measurements of application I/O.
     gauges: Gauges,
-    /// What those who watch are told.
+    /// The stream of events.
     feed: Feed,
-    /// The states that they know.
+    /// The states that were published last.
     states: BTreeMap<feed::Watched, &'static str>,
-    /// The volumes that stand on themselves, each with what lies where.
+    /// The volumes that stand on themselves, each with a description of the problem.
     standing: BTreeMap<String, String>,
 }
 
@@ -375,7 +385,7 @@ impl Owner {
         }
     }
 
-    /// Begins to supervise what is recorded.
+    /// Begins to supervise the recorded volumes.
     fn bring_up(&mut self) {
         for row in self.model.volumes.values() {
             let begun = self.context.config.map(&row.name).exists();
@@ -521,7 +531,7 @@ impl Owner {
             }
         }
         match reply {
-            // Whoever asked may have left.
+            // The client may have disconnected.
             Some(reply) => drop(reply.send(failure::response(answer))),
             None => drop(answer),
         }
@@ -531,7 +541,8 @@ impl Owner {
         }
     }
 
-    /// Starts an operation that works on `busy`. The caller has checked that they are free.
+    /// Starts an operation that works on `busy`. The caller has checked that these objects are
+    /// free.
     fn launch(
         &mut self,
         busy: Vec<Busy>,
@@ -555,7 +566,7 @@ impl Owner {
                     "see the log of shuntd and `shunt status`",
                 ))
             });
-            // The owner is gone at the end of shuntd only.
+            // The owner is gone only when shuntd ends.
             let _ = events
                 .send(Event::Finished {
                     busy,
@@ -566,7 +577,7 @@ impl Owner {
         });
     }
 
-    /// Makes changes durable beside everything else.
+    /// Makes changes durable in the background.
     fn record_aside(&self, changes: Vec<Change>) {
         let context = self.context.clone();
         tokio::spawn(async move {
@@ -576,7 +587,7 @@ impl Owner {
         });
     }
 
-    /// Makes what was found of a pair durable beside everything else.
+    /// Makes the result of a comparison durable in the background.
     fn record_comparison(&self, key: PairKey, changes: Vec<Change>) {
         let context = self.context.clone();
         tokio::spawn(async move {
@@ -587,7 +598,7 @@ impl Owner {
         });
     }
 
-    /// Operations end or are given up, copiers are stopped.
+    /// Ends shuntd: waits for operations within a time limit, then stops the copiers.
     async fn end(&mut self, mut events: mpsc::Receiver<Event>) {
         let until = Instant::now() + ENDING_MAX;
         while !self.busy.is_empty() {
@@ -635,7 +646,7 @@ impl Owner {
                 }
             }
         }
-        // No event is read from here on: copiers that end must not wait for room.
+        // No event is read from here on: a copier that ends must not wait for room in the queue.
         drop(events);
         let copiers = self.copies.take_all();
         let changes = copiers

@@ -1,4 +1,4 @@
-//! How quick a LUN is, from a short reading. Nothing is written.
+//! Measures the speed of a LUN with a short read test. Writes nothing.
 
 use std::fs::File;
 use std::io;
@@ -13,23 +13,24 @@ use super::checks::open_recorded;
 use super::context::reading;
 use crate::store::{LegRow, LunRow};
 
-/// How long a LUN is read, at most, and by how many readers at once.
+/// Maximum duration of the read test of a LUN, and the number and the read size of its readers.
 const READ_MAX: Duration = Duration::from_secs(1);
 const READERS: u64 = 4;
 const READ_BYTES: usize = 1 << 20;
-/// Small reads, for how long the LUN takes to answer.
+/// Number and size of the small reads that measure the latency of a LUN.
 const SMALL_READS: u64 = 16;
 const SMALL_READ_BYTES: usize = 4096;
 
-/// What a short reading of a LUN has shown.
+/// The result of a read test of a LUN or a leg.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pace {
     pub(super) bytes_per_second: u64,
-    /// The median of small reads.
+    /// The median duration of the small reads.
     pub(super) answer: Duration,
 }
 
-/// Reads each LUN of a leg for about a second. A leg is as quick as the slowest of them.
+/// Reads each LUN of a leg for about a second. The result is the lowest rate and the longest answer
+/// time of these LUNs.
 pub(super) async fn pace(paths: &LunPaths) -> Result<Pace, String> {
     let paths = paths.clone();
     reading(move || {
@@ -46,7 +47,7 @@ pub(super) async fn pace(paths: &LunPaths) -> Result<Pace, String> {
     .await?
 }
 
-/// Whether the LUNs are there and do each of a few small reads within that time.
+/// Whether each LUN of a leg can be opened and answers each of a few small reads within `limit`.
 pub(super) async fn answers_within(leg: LegRow, limit: Duration) -> bool {
     let answers = move |lun: &LunRow| {
         let Ok(opened) = open_recorded(lun, &OpenOptions::default()) else {
@@ -95,13 +96,13 @@ fn measure(path: &Path) -> Result<Pace, String> {
     })
 }
 
-/// What is read next is not what is in the page cache.
+/// Drops the LUN's clean pages from the page cache, so that the next reads go to the LUN.
 fn forget(file: &File) {
     let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
     let _ = nix::fcntl::posix_fadvise(file, 0, 0, advice);
 }
 
-/// How long small reads take, all over the LUN.
+/// Measures the duration of small reads that are spread over the LUN.
 fn small_reads(file: &File, size: u64) -> impl Iterator<Item = io::Result<Duration>> {
     const BYTES: u64 = SMALL_READ_BYTES as u64;
     (0..SMALL_READS).map(move |number| {
@@ -112,7 +113,8 @@ fn small_reads(file: &File, size: u64) -> impl Iterator<Item = io::Result<Durati
     })
 }
 
-/// Reads one reader's part from its beginning on, until the time is up.
+/// Reads the part of reader `number` from its start until its end or until `READ_MAX`. Returns the
+/// number of bytes read.
 fn read_part(file: &File, size: u64, number: u64, begun: Instant) -> io::Result<u64> {
     let (from, to) = (size / READERS * number, size / READERS * (number + 1));
     let mut buffer = vec![0; READ_BYTES];

@@ -1,4 +1,4 @@
-//! The partitions of a volume: the kernel is asked to look for them, and each one gets a stable
+//! The partitions of a volume: asks the kernel to look for them, and gives each partition a stable
 //! name, `/dev/shunt/NAME-partN`.
 
 use std::io;
@@ -8,10 +8,10 @@ use tracing::{debug, warn};
 
 use super::paths::{make_link, remove_link};
 
-/// Between the name of the volume and the number of the partition.
+/// The text between the name of the volume and the number of the partition.
 const INFIX: &str = "-part";
 
-/// Whether a volume of this name could be taken for a partition of another one.
+/// Whether a volume of this name could be mistaken for a partition of a different volume.
 pub(super) fn is_partition_name(name: &str) -> bool {
     let number = name.rsplit_once(INFIX).map(|(_, number)| number);
     number.is_some_and(|number| {
@@ -19,8 +19,8 @@ pub(super) fn is_partition_name(name: &str) -> bool {
     })
 }
 
-/// Looks for the partitions of a volume's device and names them. `own` is the device that the volume
-/// had before. Blocks.
+/// Looks for the partitions of a volume's device and makes their names. `own` is the device that
+/// the volume had before. Blocks.
 pub(super) fn make_names(link: &Path, device: &Path, own: Option<&Path>) {
     let partitions = match lun::read_partitions(device) {
         Ok(partitions) => partitions,
@@ -55,7 +55,7 @@ pub(super) fn remove_names(link: &Path, device: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The kernel's node of a partition.
+/// The path of the kernel's node for a partition.
 fn node_of(device: &Path, number: &str) -> PathBuf {
     let mut node = device.as_os_str().to_owned();
     node.push(format!("p{number}"));

@@ -1,4 +1,4 @@
-//! Where things are.
+//! The configuration of shuntd, its paths, and the stable names of volumes.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,28 +7,30 @@ use std::time::Duration;
 /// The longest path that a unix socket can have, in bytes, without its final zero (`sun_path`).
 pub(super) const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// How `shuntd` is set up.
+/// The configuration of `shuntd`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// What must outlive a reboot: the database, the map files, the logs of the volumes.
+    /// The directory for what must survive a reboot: the database, the map files, the logs of the
+    /// volumes.
     pub state_directory: PathBuf,
-    /// Sockets.
+    /// The directory for the sockets.
     pub runtime_directory: PathBuf,
-    /// Where the stable names of the volumes are made.
+    /// The directory for the stable names of the volumes.
     pub device_directory: PathBuf,
     /// The program that serves a volume.
     pub ublk_target: PathBuf,
-    /// How long a ublk-target that has served may give no useful answer before shuntd ends it, so that another one takes
-    /// over: one that hangs would hold up applications for ever.
+    /// How long a ublk-target that has served may give no useful answer before shuntd kills it and
+    /// starts a new one: a ublk-target that hangs would block applications for ever.
     pub silent_max: Duration,
-    /// What the host must have.
+    /// Which requirements on the host are checked.
     pub host_checks: HostChecks,
 }
 
-/// The default of [`Config::silent_max`]: well beyond what a host without free memory or processors needs for an answer.
+/// The default of [`Config::silent_max`]: much longer than a host without free memory or processors
+/// needs for an answer.
 const SILENT_MAX: Duration = Duration::from_secs(30);
 
-/// What the host must have before anything is done.
+/// The requirements on the host that are checked before anything is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostChecks {
     /// This process must be root.
@@ -38,7 +40,7 @@ pub struct HostChecks {
 }
 
 impl Config {
-    /// Everything is checked, and volumes get their names in `/dev/shunt`.
+    /// A configuration with all checks, and with the names of volumes in `/dev/shunt`.
     #[must_use]
     pub fn new(state_directory: PathBuf, runtime_directory: PathBuf, ublk_target: PathBuf) -> Self {
         Self {
@@ -81,12 +83,12 @@ impl Config {
         self.volume(name).join("map")
     }
 
-    /// What the ublk-target of a volume writes.
+    /// The log of the ublk-target of a volume.
     pub(super) fn log(&self, name: &str) -> PathBuf {
         self.volume(name).join("ublk-target.log")
     }
 
-    /// The directory of all sockets of volumes.
+    /// The directory for the sockets of all volumes.
     pub(super) fn volume_sockets(&self) -> PathBuf {
         self.runtime_directory.join("volumes")
     }
@@ -102,8 +104,9 @@ impl Config {
     }
 }
 
-/// Makes the stable name lead to `device`; whether it did not before. Replaces a symbolic link that leads nowhere or to `own`, a
-/// device that this volume had earlier in this boot, and nothing else: any other name belongs to another volume.
+/// Makes the stable name lead to `device`. Returns whether the name was changed. Replaces a
+/// symbolic link that leads nowhere or to `own`, a device that this volume had earlier in this
+/// boot, and nothing else: any other name belongs to a different volume.
 ///
 /// # Errors
 /// A text that says what holds the name, and what to do.
@@ -132,7 +135,8 @@ pub(super) fn make_link(link: &Path, device: &Path, own: Option<&Path>) -> Resul
     Ok(true)
 }
 
-/// Refuses a stable name that is taken: by a link to something that is there, or by anything else than a link.
+/// Refuses a stable name that is taken: by a link to an existing file, or by anything that is not a
+/// link.
 ///
 /// # Errors
 /// A text that says what holds the name, and what to do.
@@ -166,7 +170,7 @@ pub(super) fn remove_link(link: &Path, device: &Path) -> io::Result<()> {
     match std::fs::read_link(link) {
         Ok(target) if target == device => std::fs::remove_file(link),
         Ok(_) => Ok(()),
-        // Not there, or not a link: not ours.
+        // Not there, or not a link: it is not ours.
         Err(error)
             if matches!(
                 error.kind(),
@@ -179,7 +183,7 @@ pub(super) fn remove_link(link: &Path, device: &Path) -> io::Result<()> {
     }
 }
 
-/// The kernel's name of the present boot.
+/// The kernel's id of the current boot.
 pub(super) fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_or_else(|_| String::new(), |text| text.trim().to_owned())
@@ -204,7 +208,7 @@ mod tests {
         // The volume's device has another number now.
         assert_eq!(make_link(&link, &second, Some(&first)), Ok(true));
         assert_eq!(std::fs::read_link(&link).unwrap(), second);
-        // Another volume's.
+        // A device of a different volume.
         for own in [None, Some(foreign.as_path())] {
             let refused = make_link(&link, &first, own).unwrap_err();
             assert!(
@@ -214,7 +218,7 @@ mod tests {
             assert_eq!(std::fs::read_link(&link).unwrap(), second);
         }
         check_name(&link).unwrap_err();
-        // A dead one.
+        // A link that leads nowhere.
         std::fs::remove_file(&second).unwrap();
         check_name(&link).unwrap();
         assert_eq!(make_link(&link, &first, None), Ok(true));

@@ -1,6 +1,7 @@
-//! What a session would be, before it is created: everything that speaks against it, and how long it may take, from a short
-//! reading of both LUNs and from what applications write. No LUN is written. The estimate is kept, so that the history can say what came
-//! of it.
+//! The plan of a session before it is created: all reasons to refuse it, and an estimate of its
+//! duration. The estimate comes from a short read test of both legs and from the write rate of
+//! applications. No LUN is written. The estimate is kept, so that the history can compare it with
+//! the result.
 
 use std::time::{Duration, Instant};
 
@@ -16,14 +17,14 @@ use super::twice;
 use super::volume::VolumeHandle;
 use crate::store::{Change, Estimate, VolumeRow};
 
-/// How long what applications write is measured.
+/// How long the write rate of applications is measured.
 const WRITES_OVER: Duration = Duration::from_secs(1);
-/// How long a volume may take to say how it is.
+/// How long a volume may take to report its status.
 const STATUS_MAX: Duration = Duration::from_secs(2);
-/// Less than this left for the state is a problem.
+/// Minimum free space for the state, in bytes; less is a problem.
 const STATE_BYTES_MIN: u64 = 16 << 20;
 
-/// Plans every pair. `handles` are those of the volumes, in the order of the pairs.
+/// Plans every pair. `handles` belong to the volumes, in the order of the pairs.
 pub(super) async fn plan(
     context: Context,
     wanted: Wanted,
@@ -79,7 +80,7 @@ pub(super) async fn plan(
         records.push(Record::Plan(planned));
     }
     if let Err(error) = context.commit(kept).await {
-        // It is compared with what will have happened, and only for that.
+        // Continue: the estimate is only used to compare it with the result later.
         warn!(%error, "an estimate is not kept");
     }
     Response::Records { records }
@@ -109,7 +110,7 @@ fn record(
         let rate = source.bytes_per_second.min(goal.bytes_per_second);
         rate.saturating_sub(written.unwrap_or(0)).max(1)
     });
-    // A drain waits for one request on each leg, and each leg is flushed.
+    // A drain waits for one request on each leg, and then each leg is flushed.
     let pause = source
         .zip(goal)
         .map(|(source, goal)| (source.answer + goal.answer) * 2);
@@ -129,7 +130,7 @@ fn record(
     }
 }
 
-/// Whether there is too little room for the state.
+/// Describes a lack of free space for the state; `None` if there is enough.
 async fn state_problem(context: &Context) -> Option<String> {
     let directory = context.config.state_directory.clone();
     let left = blocking(move || {
@@ -141,15 +142,15 @@ async fn state_problem(context: &Context) -> Option<String> {
     match left {
         Ok(left) if left >= STATE_BYTES_MIN => None,
         Ok(left) => Some(format!(
-            "{} bytes are left for the state in {}, less than {STATE_BYTES_MIN}",
+            "{} bytes are free for the state in {}, less than {STATE_BYTES_MIN}",
             left,
             context.config.state_directory.display()
         )),
-        Err(cause) => Some(format!("the room for the state cannot be told: {cause}")),
+        Err(cause) => Some(format!("the free space for the state is unknown: {cause}")),
     }
 }
 
-/// What applications write in a second, in bytes.
+/// The write rate of applications, in bytes a second; `None` if the volume does not answer.
 async fn writes(handle: Option<&VolumeHandle>) -> Option<u64> {
     let handle = handle?;
     handle.refresh().await;

@@ -1,6 +1,6 @@
-//! Starting ublk-target so that it outlives shuntd, and noticing that one has ended.
+//! Starts ublk-target so that it outlives shuntd, and detects the end of a process.
 //!
-//! With `clock`, the only unsafe code of the daemon.
+//! Only this module and `clock` have unsafe code in the daemon.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -19,18 +19,19 @@ use tokio::process::{Child, Command};
 use super::held::HeldLuns;
 use super::volume::Setup;
 
-/// How much of the end of a log is searched for its last line, in bytes.
+/// How many bytes at the end of a log are searched for its last line.
 const LOG_TAIL_BYTES: u64 = 8192;
 
-/// The longest line of a log that is shown, in characters.
+/// Maximum length of a log line that is shown, in characters.
 const LOG_LINE_CHARACTERS_MAX: usize = 500;
 
-/// What a process that serves a volume calls itself. systemd spares a process of root whose name begins with `@` when it
-/// kills what is left at a shutdown: file systems on the volume are unmounted after that.
+/// The name (`argv[0]`) of a process that serves a volume. When systemd kills the remaining
+/// processes at a shutdown, it spares a process of root whose name begins with `@`: file systems on
+/// the volume are unmounted after that.
 const SERVER_NAME: &str = "@ublk-target";
 
-/// Starts `ublk-target serve` in a session of its own, without any descriptor of ours but those that
-/// `held` hands on.
+/// Starts `ublk-target serve` in a new session. The process inherits no descriptor of shuntd except
+/// those that `held` hands on.
 pub(super) fn spawn_serve(setup: &Setup, held: &HeldLuns) -> io::Result<Child> {
     let output = OpenOptions::new()
         .create(true)
@@ -58,7 +59,8 @@ pub(super) fn spawn_serve(setup: &Setup, held: &HeldLuns) -> io::Result<Child> {
         .stderr(output)
         .kill_on_drop(false);
     let inherited = held.descriptors();
-    // SAFETY: between fork and exec only async-signal-safe calls are made: setsid, close_range and fcntl.
+    // SAFETY: between fork and exec only async-signal-safe calls are made: setsid, close_range and
+    // fcntl.
     unsafe {
         command.pre_exec(move || {
             detach()?;
@@ -70,7 +72,8 @@ pub(super) fn spawn_serve(setup: &Setup, held: &HeldLuns) -> io::Result<Child> {
     command.spawn()
 }
 
-/// Runs `ublk-target format` to its end: the volume uses the leg `side` alone. The error is what it said.
+/// Runs `ublk-target format` to its end, for a volume that uses only the leg `side`. The error is
+/// the last message of the program.
 pub(super) async fn format(
     program: &Path,
     map: &Path,
@@ -89,18 +92,18 @@ pub(super) async fn format(
         .map_err(|failed| failed.cause)
 }
 
-/// Why a map file is not described.
+/// Why there is no description of a map file.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DescribeError {
-    /// The map file cannot be used.
+    /// The map file is damaged.
     #[error("{0}")]
     Damaged(String),
-    /// It was not read, or the program could not say.
+    /// The map file was not read, or the output of the program was not understood.
     #[error("{0}")]
     Unknown(String),
 }
 
-/// Runs `ublk-target describe`. The error is what it said.
+/// Runs `ublk-target describe`. The error holds the last message of the program.
 pub(super) async fn describe(program: &Path, map: &Path) -> Result<MapSummary, DescribeError> {
     let output = run(program, &["describe"], map, &[]).await;
     let output = output.map_err(
@@ -113,17 +116,17 @@ pub(super) async fn describe(program: &Path, map: &Path) -> Result<MapSummary, D
     let line = text.trim_end().lines().next_back().unwrap_or_default();
     serde_json::from_str(line).map_err(|error| {
         DescribeError::Unknown(format!(
-            "{} describe does not say what a map file holds: {error}",
+            "the output of {} describe is not understood: {error}",
             program.display()
         ))
     })
 }
 
-/// A run of ublk-target that did not succeed.
+/// A run of ublk-target that failed.
 struct Failed {
-    /// What it said last, or how it ended.
+    /// The last message of the program, or how it ended.
     cause: String,
-    /// Its exit status, if it ended with one.
+    /// The exit status, if the program ended with one.
     code: Option<i32>,
 }
 
@@ -148,7 +151,7 @@ async fn run(
         .spawn()
         .map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // If it ended early, its own words say why.
+        // If the program ended early, its own message says why.
         let _ = stdin.write_all(input).await;
     }
     let output = child.wait_with_output().await.map_err(failed)?;
@@ -163,7 +166,7 @@ async fn run(
     })
 }
 
-/// The last line that was written to a log from `offset` on.
+/// The last line that was written to a log after `offset`.
 pub(super) fn last_log_line(log: &Path, offset: u64) -> Option<String> {
     let mut file = File::open(log).ok()?;
     let length = file.metadata().ok()?.len();
@@ -181,8 +184,10 @@ fn last_line(text: &str) -> Option<String> {
 
 fn detach() -> io::Result<()> {
     nix::unistd::setsid()?;
-    // What shuntd itself inherited without close-on-exec must not live on in a process that runs for months.
-    // SAFETY: close_range with CLOSE_RANGE_CLOEXEC touches no memory; the standard streams (0 to 2) are left out.
+    // Descriptors that shuntd itself inherited without close-on-exec must not stay open in a
+    // process that runs for months.
+    // SAFETY: close_range with CLOSE_RANGE_CLOEXEC touches no memory; the standard streams (0 to 2)
+    // are left out.
     let result = unsafe {
         libc::syscall(
             libc::SYS_close_range,
@@ -206,7 +211,7 @@ fn inherit(descriptor: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// A duplicate of a descriptor of another process.
+/// Duplicates a descriptor of another process.
 pub(super) fn duplicate(pid: u32, descriptor: RawFd) -> io::Result<OwnedFd> {
     let process = open_process(pid)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
     // SAFETY: pidfd_getfd takes three integers and returns a descriptor or -1.
@@ -221,7 +226,7 @@ pub(super) fn duplicate(pid: u32, descriptor: RawFd) -> io::Result<OwnedFd> {
     owned(result)
 }
 
-/// The process with this id; `None` if there is none.
+/// Opens a pidfd of the process `pid`; `None` if there is no such process.
 fn open_process(pid: u32) -> io::Result<Option<OwnedFd>> {
     let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
     // SAFETY: pidfd_open takes two integers and returns a descriptor or -1.
@@ -232,7 +237,7 @@ fn open_process(pid: u32) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// The descriptor that a system call returned.
+/// Takes ownership of the descriptor that a system call returned.
 fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     if result < 0 {
         return Err(io::Error::last_os_error());
@@ -247,17 +252,18 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
 pub(super) struct ProcessEnd(AsyncFd<OwnedFd>);
 
 impl ProcessEnd {
-    /// Of the process with this id; `None` if there is none.
+    /// Opens the process `pid`; `None` if there is no such process.
     pub(super) fn of(pid: u32) -> io::Result<Option<Self>> {
         let Some(descriptor) = open_process(pid)? else {
             return Ok(None);
         };
-        // SAFETY: the descriptor stays open and the same as long as the registration: an `OwnedFd` is never replaced or lent mutably here.
+        // SAFETY: the descriptor stays open and the same as long as the registration: an `OwnedFd`
+        // is never replaced or lent mutably here.
         let registered = unsafe { AsyncFd::register(descriptor) }?;
         Ok(Some(Self(registered)))
     }
 
-    /// Ends the process with SIGKILL. One that has ended already is no error.
+    /// Ends the process with SIGKILL. A process that has already ended is no error.
     pub(super) fn kill(&self) -> io::Result<()> {
         // SAFETY: the descriptor stays open during the call, and no siginfo is passed.
         let result = unsafe {
@@ -279,7 +285,7 @@ impl ProcessEnd {
 
     /// Returns when the process has ended.
     pub(super) async fn wait(&self) {
-        // An error of the reactor can only come from the end of the runtime: then nobody waits any more.
+        // The reactor fails only at the end of the runtime: then nobody waits any more.
         if self.0.readable().await.is_err() {
             std::future::pending::<()>().await;
         }

@@ -1,8 +1,9 @@
 //! How many pairs are copied at once on this host, and whose turn it is.
 //!
-//! A pair has a place while it is being started or copied. A start gives places to as many pairs as there is room for;
-//! the others are queued, and get theirs when one becomes free, by themselves. A pair that has to be copied again later
-//! does not lose its mirror leg for that: its copier waits.
+//! A pair has a place while it is being started or copied. A start gives places to as many pairs as
+//! there is room for; the others are queued, and start automatically when a place becomes free. A
+//! pair that has to be copied again later keeps its mirror leg even if there is no place: its
+//! copier waits.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use super::{Busy, Owner};
 use crate::moments;
 use crate::store::{PairKey, SessionRow};
 
-/// The pairs that are copied, and those that wait.
+/// The numbers of pairs that are copied and of pairs that wait.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Occupancy {
     pub(super) copied: usize,
@@ -44,7 +45,8 @@ impl Owner {
         found
     }
 
-    /// Which pairs get a place now. `asked`: pairs of this session, which its operator wants to start just now.
+    /// The pairs that get a place now, among the queued ones and `asked`: pairs of a session that
+    /// its operator starts with the current request.
     fn admitted(&self, asked: Option<(&SessionRow, &[usize])>) -> Vec<PairKey> {
         let (mut keys, mut waiting) = (Vec::new(), Vec::new());
         let mut add = |session: &SessionRow, key: PairKey| {
@@ -75,7 +77,7 @@ impl Owner {
             .collect()
     }
 
-    /// A pair that cannot be started now takes no place from others.
+    /// Whether a queued pair can be started now. One that cannot takes no place from others.
     fn can_start(&self, key: &PairKey) -> bool {
         let free = !self.busy.contains_key(&Busy::Session(key.session.clone()));
         let pair = self.model.pair(key);
@@ -84,7 +86,8 @@ impl Owner {
             .is_some_and(|handle| handle.view().connected)
     }
 
-    /// Those of the pairs that get a place at once, and those that have to wait.
+    /// Divides pairs that are to be started into those that get a place immediately and those that
+    /// wait.
     pub(super) fn turns(
         &self,
         session: &SessionRow,
@@ -100,7 +103,7 @@ impl Owner {
         })
     }
 
-    /// An operation is about to start these pairs of a session.
+    /// Reserves the places of pairs that an operation is about to start.
     pub(super) fn take_places(&mut self, session: &str, pairs: &[usize]) {
         self.starting.extend(pairs.iter().map(|position| PairKey {
             session: session.to_owned(),
@@ -108,9 +111,9 @@ impl Owner {
         }));
     }
 
-    /// Starts pairs that have waited, as far as there is room.
+    /// Starts queued pairs, as far as there is room.
     pub(super) fn fill_places(&mut self) {
-        // Who has a place is not known before the volumes have said how they are.
+        // Which pairs have a place is known only after all volumes have reported.
         if !self.silent.is_empty() {
             return;
         }

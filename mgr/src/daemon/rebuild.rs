@@ -1,14 +1,16 @@
-//! The database, opened; and another one made from the map files when it is damaged or missing.
+//! Opens the database, or rebuilds it from the map files when it is damaged or missing.
 //!
-//! What stands in the map files is the truth about every route, and comes back: the volumes, and those migrations that are
-//! mirrored. What stands in the database alone is lost: names of sessions, sessions that were not started or have ended, whether
-//! a copy was paused, the history. So each mirrored volume gets a session of its own, paused: nothing is written to a LUN
-//! before the operator has looked.
+//! The map files hold the truth about every route, so the volumes and the mirrored migrations are
+//! restored. What only the database holds is lost: names of sessions, sessions that were not
+//! started or have ended, whether a copy was paused, the history. So each mirrored volume gets a
+//! session of its own, paused: nothing is written to a LUN before the operator has checked it.
 //!
-//! A database that is there and older than the map files (restored from a backup) gets the volumes that it does not know.
+//! A database that exists but is older than the map files (restored from a backup) gets the volumes
+//! that it lacks.
 //!
-//! The new database is made under another name and then renamed, so that one that is there is whole. The damaged one is kept.
-//! One that is locked, of a newer program, or cannot be read for another reason is left alone, and shuntd does not start.
+//! The new database is made under another name and then renamed, so that a database under the final
+//! name is always complete. The damaged one is kept. A database that is locked, was written by a
+//! newer program, or cannot be read for another reason is not touched, and shuntd does not start.
 
 use std::fs::File;
 use std::io;
@@ -25,13 +27,13 @@ use super::{StartError, failure, process, recover};
 use crate::names;
 use crate::store::{Change, LegRow, Model, Store, StoreError, VolumeRow, VolumeState};
 
-/// What SQLite keeps beside a database.
+/// The name suffixes of a database and of the files that SQLite keeps beside it.
 const COMPANIONS: [&str; 3] = ["", "-wal", "-shm"];
-/// What the operator reads of a pair that was found in a map file.
+/// The problem shown for a pair that was found in a map file.
 const FOUND: &str = "the database was lost, and this was found in the map file of the volume: see `shunt history`, then resume, commit \
                      or cancel it";
 
-/// Opens the database. Makes another one if it is damaged, or missing although there are volumes.
+/// Opens the database. Rebuilds it if it is damaged, or missing although there are volumes.
 pub(super) async fn open(config: &Config) -> Result<(Store, Model), StartError> {
     let database = config.database();
     let why = if is_there(&database).map_err(|source| io_error("examine", &database, source))? {
@@ -52,8 +54,8 @@ pub(super) async fn open(config: &Config) -> Result<(Store, Model), StartError> 
     rebuild(config, &why).await
 }
 
-/// A database that is older than the map files gets what they say: volumes that it does not have, and routes that no session of it
-/// explains.
+/// Updates a database that is older than the map files: adds the volumes that it lacks, and the
+/// routes that none of its sessions explains.
 async fn follow_the_maps(
     config: &Config,
     mut store: Store,
@@ -119,7 +121,8 @@ fn open_and_load(database: &Path) -> Result<(Store, Model), StoreError> {
     Ok((store, model))
 }
 
-/// SQLite takes an empty file for a new database.
+/// Whether there is a database. An empty file counts as none: SQLite would take it for a new
+/// database.
 fn is_there(database: &Path) -> io::Result<bool> {
     match std::fs::metadata(database) {
         Ok(metadata) => Ok(metadata.len() > 0),
@@ -166,7 +169,7 @@ async fn rebuild(config: &Config, why: &str) -> Result<(Store, Model), StartErro
             Err(cause) => {
                 warn!(volume = name, cause, "the volume could not be restored");
                 format!(
-                    "not restored: {cause}; if it is being served it goes on without shuntd; next: correct that, end shuntd, move {} \
+                    "not restored: {cause}; if it is being served, it continues without shuntd; next: correct that, end shuntd, move {} \
                      away, start shuntd",
                     database.display()
                 )
@@ -176,7 +179,7 @@ async fn rebuild(config: &Config, why: &str) -> Result<(Store, Model), StartErro
             .apply(&[note(None, Some(&name), line)])
             .map_err(failed)?;
     }
-    // Closing it moves everything into the one file that is renamed.
+    // Closing the database moves everything into the one file that is renamed.
     drop(store);
     let log = beside(&unfinished, "-wal");
     if log.exists() {
@@ -190,7 +193,7 @@ async fn rebuild(config: &Config, why: &str) -> Result<(Store, Model), StartErro
     open_and_load(&database).map_err(|source| store_error(&database, source))
 }
 
-/// Records one volume as its map file says. The inner result is a line for the operator.
+/// Records one volume as its map file describes it. The inner result is a line for the operator.
 async fn restore(
     config: &Config,
     store: &mut Store,
@@ -211,7 +214,7 @@ async fn restore(
     }
 }
 
-/// The rows of one volume.
+/// The changes that record one volume as its map file describes it, and a line for the operator.
 fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), String> {
     let descriptor = &found.descriptor;
     names::check(name).map_err(|error| error.to_string())?;
@@ -264,7 +267,8 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
     Ok((changes, line))
 }
 
-/// Gives what is there of a database another name. The log belongs to the database: another one must not find it.
+/// Renames what is left of a database, with its WAL and shared-memory files, so that the new
+/// database never replays the old WAL.
 fn set_aside(database: &Path) -> Result<(), StartError> {
     let suffix = format!(".damaged-{}", now_ms());
     for companion in COMPANIONS {
@@ -288,7 +292,7 @@ fn remove(path: &Path) -> Result<(), StartError> {
     }
 }
 
-/// The path with something added to its last name.
+/// The path with `suffix` appended to its last component.
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);

@@ -1,4 +1,5 @@
-//! What follows when a volume says how it is: phases that a crash left are settled, copiers are started, names are made.
+//! Reacts to the report of a volume: settles phases that a crash interrupted, starts copiers, makes
+//! stable names.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ use crate::store::{
 };
 use crate::units;
 
-/// How long a ublk-target may take to note a policy.
+/// How long a ublk-target may take to answer a request that sets a policy.
 const SET_POLICY_MAX: Duration = Duration::from_secs(10);
 
 impl Owner {
@@ -67,8 +68,8 @@ impl Owner {
         }
     }
 
-    /// Puts into the history, once while shuntd lives, that a LUN is larger than what was recorded,
-    /// or is found under another name.
+    /// Notes in the history that a LUN is larger than recorded, or is found under another name.
+    /// Each note is made once in the life of shuntd.
     fn note_luns(&mut self, row: &VolumeRow, status: &Status) {
         let grown = records::grown(status).map(|(path, size_bytes)| {
             format!(
@@ -101,8 +102,9 @@ impl Owner {
         self.busy.contains_key(busy)
     }
 
-    /// Makes the stable name lead to the device, and records that in the open map. Checked at every report: a name that is
-    /// gone is made again, and one that another volume holds is a problem of this one.
+    /// Makes the stable name of a volume lead to its device, and records that in the open map. Done
+    /// at every report: a name that was removed is made again, and a name that another volume holds
+    /// is reported as a problem of this volume.
     fn make_names(&mut self, row: &VolumeRow, view: &View) {
         let Some(status) = &view.status else {
             return;
@@ -151,7 +153,8 @@ impl Owner {
         }
     }
 
-    /// Removes the names of other volumes that lead to `device`: theirs had this number before.
+    /// Removes the names of other volumes that lead to `device`: their devices had this number
+    /// before.
     fn remove_stale_names(&self, volume: &str, device: &Path) {
         for name in self.model.volumes.keys().filter(|name| *name != volume) {
             let link = self.context.config.device_link(name);
@@ -163,7 +166,7 @@ impl Owner {
         }
     }
 
-    /// An attach or a detach that a crash of shuntd interrupted is finished.
+    /// Finishes an attach or a detach that a crash of shuntd interrupted.
     fn finish_volume(&mut self, row: &VolumeRow) {
         let busy = Busy::Volume(row.name.clone());
         if self.is_busy(&busy) {
@@ -199,7 +202,8 @@ impl Owner {
         }
     }
 
-    /// Volumes whose attach was interrupted before there was a map file, or whose detach after it was removed.
+    /// Removes the records of volumes whose attach was interrupted before there was a map file, or
+    /// whose detach was interrupted after the map file was removed.
     pub(super) fn forget_what_never_was(&mut self) {
         let rows: Vec<VolumeRow> = self
             .model
@@ -271,13 +275,14 @@ impl Owner {
             PairState::SourceSelected | PairState::TargetSelected | PairState::Verifying
         );
         if in_sync && pair.course.in_sync_ms.is_none() && !self.copies.is_running(key) {
-            // A shuntd that died after the last report of its copier has not recorded it.
+            // A shuntd that died after the last report of its copier did not record that the pair
+            // is in sync.
             let field = PairField::InSync(Some(steady_ms()));
             self.record_aside(vec![Change::SetPair(key.clone(), field)]);
             return;
         }
         let task = match (facts.position().state, comparing) {
-            // It gets its copier when another one has ended.
+            // The pair gets its copier when another copier has ended.
             _ if facts.wants_copier() && !self.may_copy() => return,
             _ if facts.wants_copier() => Task::Copy {
                 read_back: verify != VerifyPolicy::None,
@@ -305,7 +310,8 @@ impl Owner {
         self.limits_changed(&key.session);
     }
 
-    /// Writes to the history, once for each claim, why all of the mirror leg is compared again.
+    /// Notes in the history, once for each claim on the legs, why the whole mirror leg is compared
+    /// again.
     fn note_doubt(&mut self, key: &PairKey, view: &View) {
         let Some((status, pair)) = view.status.as_deref().zip(self.model.pair(key)) else {
             return;
@@ -324,10 +330,11 @@ impl Owner {
         }
     }
 
-    /// A ublk-target that was started again does not know what to do when the authoritative leg fails, nor what writes do.
+    /// Sends the policies of a session to a ublk-target that does not have them, such as a
+    /// restarted one: what happens when the authoritative leg fails, and the copy mode.
     fn tell_policy(&self, session: &SessionRow, key: &PairKey, view: &View) {
         let mode = self.come_backs.copy_mode(session, key);
-        // A failure moves no role that a command may not move either.
+        // A failure must not move a role that a command may not move either.
         let movable = session.pairs.get(key.position).is_some_and(|pair| {
             let verb = match pair.authoritative {
                 Side::Source => Verb::Switch,
@@ -352,7 +359,7 @@ impl Owner {
         }
         for request in requests {
             if let Some(handle) = self.handles.get(&status.volume).cloned() {
-                // What fails here fails at the next status again.
+                // A request that fails here is sent again at the next status.
                 tokio::spawn(async move { handle.ask(request, SET_POLICY_MAX).await });
             }
         }
@@ -366,7 +373,8 @@ impl Owner {
         Some((session, session.pairs.get(key.position)?))
     }
 
-    /// Says whether an operation was started.
+    /// Settles the phase of a pair from the status of its volume. Returns whether an operation was
+    /// started.
     fn settle_pair(&mut self, key: &PairKey, view: &View) -> bool {
         let Some((_, pair)) = self.session_and_pair(key) else {
             return false;
@@ -388,7 +396,7 @@ impl Owner {
                 };
                 let what = match &status.degraded {
                     Some(failed) if status.counters.fail_overs > 0 => format!(
-                        "the {} failed, and the {side} has become authoritative by itself; now {failed}",
+                        "the {} failed, and the {side} has become authoritative automatically; now {failed}",
                         side.other()
                     ),
                     Some(_) | None => format!("found: the {side} is authoritative"),
@@ -432,7 +440,7 @@ impl Owner {
                 vec![
                     set(PairField::Phase(phase)),
                     set(PairField::Authoritative(side)),
-                    // Such as that the outcome was unknown.
+                    // A problem such as an unknown outcome is solved now.
                     set(PairField::Problem(None)),
                     tell(what),
                 ]
@@ -442,7 +450,7 @@ impl Owner {
                 let next = match (seen.ours, seen.route.authoritative()) {
                     (true, Side::Source) => format!("`shunt cancel {}` ends it", key.session),
                     (true, Side::Target) => format!("`shunt commit {}` ends it", key.session),
-                    // No verb of this session has anything to do with those LUNs.
+                    // No verb of this session can do anything with those LUNs.
                     (false, _) => truth::REBUILD.to_owned(),
                 };
                 let problem = format!(
@@ -457,7 +465,7 @@ impl Owner {
                     tell(problem.clone()),
                     set(PairField::Problem(Some(problem))),
                 ];
-                // The route rules, also over what is recorded.
+                // The route takes precedence over the recorded side too.
                 if seen.ours {
                     changes.push(set(PairField::Authoritative(seen.route.authoritative())));
                 }
@@ -479,7 +487,8 @@ impl Owner {
         true
     }
 
-    /// A commit or a cancel that a crash interrupted goes on, as soon as all volumes of the session answer.
+    /// Continues a commit or a cancel that a crash interrupted, as soon as all volumes of the
+    /// session answer.
     fn finish_verb(&mut self, session: &str, verb: Verb) -> bool {
         let Some(row) = self.model.sessions.get(session) else {
             return false;
@@ -496,7 +505,7 @@ impl Owner {
         {
             return false;
         }
-        info!(session, "the {verb} that was interrupted goes on");
+        info!(session, "the {verb} that was interrupted continues");
         self.launch_verb(session, verb, 0, None);
         true
     }
@@ -506,7 +515,7 @@ impl Owner {
             return;
         };
         self.limits_changed(&key.session);
-        // Dropping joins its thread.
+        // Dropping the copier joins its thread.
         tokio::task::spawn_blocking(move || drop(ended.copier));
         let Some((_, pair)) = self.session_and_pair(key) else {
             return;
@@ -557,7 +566,7 @@ impl Owner {
         self.poll(&volume);
     }
 
-    /// A volume says how it is at once, and then as often as it is watched.
+    /// Makes a volume report immediately, and then at the interval that fits whether it is watched.
     fn poll(&self, volume: &str) {
         if let Some(handle) = self.handles.get(volume) {
             handle.poll_every(if self.watched.contains(volume) {
@@ -568,7 +577,7 @@ impl Owner {
         }
     }
 
-    /// The LUNs in use. `except`: without the targets of this session.
+    /// The LUNs in use, without the targets of the session `except`.
     pub(super) fn used_luns(&self, except: Option<&str>) -> Vec<checks::Used> {
         let mut used = Vec::new();
         let mut add = |leg: &LegRow, holder: String| {
@@ -605,7 +614,8 @@ impl Owner {
     }
 }
 
-/// How long it has taken until nothing is left to copy for the first time.
+/// The text that says how long the first complete copy took, and how long was expected; empty if
+/// this was not the first one.
 fn took(course: Course, now_ms: u64) -> String {
     let (Some(begun_ms), None) = (course.begun_ms, course.in_sync_ms) else {
         return String::new();

@@ -1,4 +1,4 @@
-//! What `shunt status` shows.
+//! The records that `shunt status` shows.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use super::volume::View;
 use crate::moments;
 use crate::store::{LegRow, Model, Note, PairRow, SessionRow, VolumeRow, VolumeState};
 
-/// What a volume's status means for a pair.
+/// The facts about a pair in the status of its volume.
 pub(super) fn seen(status: &Status, pair: &PairRow) -> Seen {
     Seen {
         route: status.route.into(),
@@ -38,11 +38,12 @@ pub(super) fn seen(status: &Status, pair: &PairRow) -> Seen {
     }
 }
 
-/// Everything that a pair's state follows from. While ublk-target is being started again, the route that it said last still
-/// holds, but whether the legs are in sync is not known: its successor may have to copy again what was not durably clean. When
-/// it cannot be started, nothing holds.
+/// The facts that a pair's state follows from. While ublk-target is being restarted, the route that
+/// it last reported still holds, but whether the legs are in sync is not known: the new process may
+/// have to copy again what was not durably clean. When ublk-target cannot be started, nothing is
+/// known.
 ///
-/// `comparing`: its legs are being compared, or are to be.
+/// `comparing`: the legs of the pair are being compared, or are to be.
 pub(super) fn facts(
     session: &SessionRow,
     pair: &PairRow,
@@ -122,21 +123,21 @@ pub(super) fn volume(
     })
 }
 
-/// The LUNs without a name of their own on some legs.
+/// The paths of the LUNs with a weak identity on some legs.
 fn weak_paths<'a>(legs: impl IntoIterator<Item = &'a LegRow>) -> Vec<PathBuf> {
     let luns = legs.into_iter().flat_map(LegRow::weak);
     let paths: BTreeSet<PathBuf> = luns.map(|lun| lun.path.clone()).collect();
     paths.into_iter().collect()
 }
 
-/// The LUNs of a volume that are open, with what was recorded of them.
+/// The LUNs of a volume that are open, each with its recorded extent.
 pub(super) fn open_luns(status: &Status) -> impl Iterator<Item = (&Extent, &OpenLun)> {
     let source = status.source.extents.iter().zip(&status.source_open);
     let target = status.target.iter().flat_map(|leg| &leg.extents);
     source.chain(target.zip(&status.target_open))
 }
 
-/// The LUNs of a volume that are larger than what was recorded, by their recorded paths, with their
+/// The LUNs of a volume that are larger than recorded: their recorded paths and their current
 /// sizes.
 pub(super) fn grown(status: &Status) -> impl Iterator<Item = (&Path, u64)> {
     open_luns(status)
@@ -144,12 +145,12 @@ pub(super) fn grown(status: &Status) -> impl Iterator<Item = (&Path, u64)> {
         .map(|(extent, open)| (extent.path.as_path(), open.size_bytes))
 }
 
-/// The devices of a volume that are open under another name than was recorded: the recorded path,
-/// and the present one.
+/// The devices of a volume that are open under another name than the recorded one: the recorded
+/// path and the current path.
 pub(super) fn elsewhere(status: &Status) -> impl Iterator<Item = (&Path, &Path)> {
     open_luns(status)
         .filter(|(extent, open)| {
-            // A device that is gone is at neither name.
+            // A device that is gone is found under neither name.
             open.device.is_some()
                 && checks::device_number(&extent.path) != open.device
                 && checks::device_number(&open.path) == open.device
@@ -167,13 +168,13 @@ pub(super) const fn volume_state(row: &VolumeRow, view: &View) -> &'static str {
     }
 }
 
-/// What is wrong with the mirror leg.
+/// The problem of the mirror leg, if it has failed, with what to do.
 fn mirror_problem(session: &str, status: &Status) -> Option<String> {
     let failed = status.degraded.as_ref()?;
     let from_source = status.route.authoritative() == Side::Source;
     Some(match status.stalled_writes {
         Some(_) if from_source => {
-            format!("{failed}; when it answers again, what it misses is copied by itself")
+            format!("{failed}; when it answers again, what it misses is copied automatically")
         }
         Some(_) | None => {
             format!("{failed}; repair the leg, then `shunt resume {session}`")
@@ -181,13 +182,14 @@ fn mirror_problem(session: &str, status: &Status) -> Option<String> {
     })
 }
 
-/// What a volume says is wrong, beside the mirror leg.
+/// The problem that a volume reports, other than one of the mirror leg.
 fn said(status: &Status) -> Option<String> {
     let authoritative = status.authoritative_problem.clone();
     authoritative.or_else(|| status.map_problem.clone())
 }
 
-/// Why both legs are compared. It needs no command, so it never hides what does.
+/// Why both legs are compared again. This needs no command, so it is shown only if there is no
+/// other problem.
 fn doubt(status: &Status) -> Option<String> {
     let doubt = status.doubt.as_ref();
     doubt.map(|doubt| format!("the legs are compared again: {doubt}"))
@@ -223,7 +225,8 @@ pub(super) fn session(
     })
 }
 
-/// `comparing`: somebody has asked for a comparison whose result is not recorded.
+/// The record of a pair. `comparing`: a comparison that was requested and whose result is not
+/// recorded yet.
 pub(super) fn pair(
     session: &SessionRow,
     row: &PairRow,

@@ -1,11 +1,14 @@
-//! Another map file for a volume whose own is lost or damaged: the operator says which leg is right.
+//! Makes a new map file for a volume whose map file is lost or damaged: the operator says which leg
+//! is right.
 //!
-//! The new map file says that the volume uses that leg alone. The other one is not touched, so a wrong answer can be corrected as
-//! long as nobody has used it for something else; a new session copies everything again. A map file that is whole is never
-//! replaced, and one that still says which leg is authoritative is believed.
+//! The new map file says that the volume uses that leg alone. The other leg is not touched, so a
+//! wrong answer can be corrected as long as nobody has used that leg for something else; a new
+//! session copies everything again. A map file that is whole is never replaced, and a damaged one
+//! that still says which leg is authoritative is believed.
 //!
-//! The phase of the pair is recorded before the map file is made (`cancelling` for the source, `committing` for the
-//! target). The route of the new map file then settles it, as after a crash in a commit or a cancel.
+//! The phase of the pair is recorded before the map file is made (`cancelling` for the source,
+//! `committing` for the target). The route of the new map file then settles it, as after a crash in
+//! a commit or a cancel.
 
 use std::fs::File;
 use std::io;
@@ -32,7 +35,7 @@ use crate::store::{Change, LegRow, PairField, PairKey, PairRow, VolumeRow};
 /// How long the volume may take to come up with the new map file.
 const START_MAX: Duration = Duration::from_secs(60);
 
-/// What the operator asks for.
+/// The parameters of a recovery, as the operator requests it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wish {
     pub(super) side: Side,
@@ -40,7 +43,7 @@ pub(super) struct Wish {
     pub(super) dry_run: bool,
 }
 
-/// A recovery under way.
+/// A recovery in progress.
 pub(super) struct Recovery {
     pub(super) context: Context,
     pub(super) row: VolumeRow,
@@ -50,12 +53,12 @@ pub(super) struct Recovery {
     pub(super) wish: Wish,
 }
 
-/// The command that the operator is told.
+/// The next step for the operator: the command that recovers the volume.
 pub(super) fn command(volume: &str) -> String {
     format!("say which leg is right: `shunt recover {volume} --authoritative source|target`")
 }
 
-/// The next step when the map file, or the process, of a volume is that of another one.
+/// The next step when the map file, or the process, belongs to another volume.
 pub(super) fn other_volume_next(volume: &str) -> String {
     format!(
         "put the map file of {volume} back; or, if {volume} was attached again since the database was saved, {REBUILD}"
@@ -80,7 +83,7 @@ impl Recovery {
             handle.abandon().await;
         }
         let replaced = self.replace(summary.as_ref()).await;
-        // Whatever became of it, somebody looks after the volume.
+        // Even if that failed, a supervisor must run for the volume.
         let handle = supervise(
             attach::setup(&self.context, &self.row),
             self.context.events.clone(),
@@ -96,7 +99,7 @@ impl Recovery {
             Err(error) => error.to_string(),
         };
         let cause = format!("it has a new map file, but does not come up: {problem}");
-        let next = "correct the cause; it is started again by itself";
+        let next = "correct the cause; it is restarted automatically";
         Err(failure::failed(self.object(), cause, next))
     }
 
@@ -108,7 +111,8 @@ impl Recovery {
         self.context.config.map(&self.row.name)
     }
 
-    /// What is wrong with the map file, and what it says all the same. Refuses if nothing is wrong with it.
+    /// Returns what is wrong with the map file, and what can still be read of it. Refuses if
+    /// nothing is wrong with it.
     async fn examine(&self) -> Result<(String, Option<MapSummary>), Failure> {
         let status = format!(
             "see `shunt status`, and `shunt history` for {}",
@@ -135,7 +139,7 @@ impl Recovery {
                 let next = "correct that, then the same command again";
                 Err(failure::failed(self.object(), cause, next))
             }
-            // The database is older: the volume was detached, and attached again.
+            // The database is older: the volume was detached and attached again since.
             Ok(summary)
                 if summary.descriptor.volume_id != self.row.volume_id
                     && summary.descriptor.volume == self.row.name =>
@@ -162,14 +166,14 @@ impl Recovery {
                     let cause = format!(
                         "its map file is whole, and is not replaced; what keeps the volume down: {problem}"
                     );
-                    let next = "correct that; the volume is started again by itself";
+                    let next = "correct that; the volume is restarted automatically";
                     Err(failure::refused(self.object(), cause, next))
                 }
             },
         }
     }
 
-    /// Which leg is authoritative, as far as it is recorded anywhere.
+    /// The side that is authoritative, as far as that is recorded anywhere.
     fn record(&self, summary: Option<&MapSummary>) -> Option<Side> {
         let Some((_, pair)) = &self.pair else {
             return Some(Side::Source);
@@ -195,7 +199,7 @@ impl Recovery {
         mirrored.or(recorded)
     }
 
-    /// What is left of the map file names the legs that are recorded.
+    /// Checks that what can be read of the map file names the recorded legs.
     fn check_legs(&self, summary: Option<&MapSummary>) -> Result<(), Failure> {
         let (source, target) = self.legs();
         let Some(truth) = summary.map(Truth::of_map) else {
@@ -264,7 +268,7 @@ impl Recovery {
         if let Some((key, pair)) = self.pair.as_ref().filter(|_| other.is_some()) {
             let given_up = leg_of(pair, side.other());
             plan.push(format!(
-                "{} is not written, and no longer used; session {} ends for this volume, and another one, with --overwrite, \
+                "{} is not written, and no longer used; session {} ends for this volume, and a new one, with --overwrite, \
                  copies everything again",
                 given_up,
                 key.session
@@ -283,7 +287,7 @@ impl Recovery {
         }
     }
 
-    /// What the new route will settle.
+    /// Records the phase that the route of the new map file will settle.
     async fn intend(&self, damage: &str) -> Result<(), Failure> {
         let (name, side) = (&self.row.name, self.wish.side);
         let what = format!("recover on the {side}: {damage}");
@@ -329,7 +333,7 @@ impl Recovery {
     }
 }
 
-/// Gives what is left of a map file another name, unless a process serves it.
+/// Renames what is left of a map file, unless a process serves it.
 fn set_aside(map: &Path) -> Result<(), String> {
     let failed = |error: io::Error| format!("cannot set {} aside: {error}", map.display());
     let file = match File::open(map) {

@@ -1,4 +1,4 @@
-//! What a request leads to: an answer at once, a refusal, or an operation.
+//! Handles a request: answers it immediately, refuses it, or starts an operation.
 
 use std::collections::BTreeMap;
 
@@ -29,9 +29,9 @@ use crate::copier::Copier;
 use crate::names;
 use crate::store::{PairKey, SessionRow, VolumeRow, VolumeState};
 
-/// The most lines of history that one answer has.
+/// The most lines of history in one answer.
 const HISTORY_LINES_MAX: u32 = 2_000;
-/// The longest pause that can be asked for, in milliseconds.
+/// The longest pause that can be requested, in milliseconds.
 const PAUSE_MS_MAX: u64 = 300_000;
 
 type Reply = oneshot::Sender<Response>;
@@ -103,7 +103,7 @@ impl Owner {
     }
 
     pub(super) fn refuse(reply: Reply, failure: Failure) {
-        // Whoever asked may have left.
+        // The client may have disconnected.
         let _ = reply.send(Response::Failed(failure));
     }
 
@@ -241,7 +241,7 @@ impl Owner {
         let context = self.context.clone();
         tokio::spawn(async move {
             let planned = super::plan::plan(context, wanted, handles).await;
-            // Whoever asked may have left.
+            // The client may have disconnected.
             let _ = reply.send(planned);
         });
     }
@@ -367,7 +367,7 @@ impl Owner {
             SessionDecision::Already => {
                 let state = session::state(&positions).map_or("", |state| state.name());
                 let done = Done::already(format!("session {session} is {state} already"));
-                // Whoever asked may have left.
+                // The client may have disconnected.
                 let _ = reply.send(failure::response(Ok(done)));
             }
             SessionDecision::Refuse { pair, reason } => {
@@ -377,7 +377,8 @@ impl Owner {
         }
     }
 
-    /// Most verbs need the ublk-targets of their pairs. One that is just being started again is waited for.
+    /// Refuses a verb that needs the ublk-target of a pair while that process cannot be started. An
+    /// operation waits for a process that is just being restarted.
     pub(super) fn require_answering(
         &self,
         session: &SessionRow,
@@ -404,7 +405,7 @@ impl Owner {
                     pair.authoritative
                 );
                 let next = format!(
-                    "correct the cause (it is started again by itself), then `shunt {verb} {}`",
+                    "correct the cause (it is restarted automatically), then `shunt {verb} {}`",
                     session.name
                 );
                 return Err(failure::refused(
@@ -417,7 +418,7 @@ impl Owner {
         Ok(())
     }
 
-    /// Performs a verb on the pairs that it concerns. The session is free.
+    /// Performs a verb on the pairs that it concerns. The session must not be busy.
     pub(super) fn launch_verb(
         &mut self,
         name: &str,
@@ -434,7 +435,7 @@ impl Owner {
         }
     }
 
-    /// Does a verb with some pairs of a session. The caller has decided that it may be done.
+    /// Performs a verb on some pairs of a session. The caller has decided that this is allowed.
     pub(super) fn launch_on(
         &mut self,
         session: &SessionRow,
@@ -570,7 +571,7 @@ impl Owner {
         }
     }
 
-    /// Why a verb is refused, and what can be done.
+    /// The refusal of a verb: the reason, and what can be done.
     fn refusal(
         &self,
         session: &SessionRow,
@@ -618,7 +619,7 @@ impl Owner {
         failure::refused(failure::pair(name, &row.volume), cause, next)
     }
 
-    /// Shows what is so now, not what was so when the volumes were asked last.
+    /// Answers with the current state: asks the volumes for their status first.
     pub(super) fn look(&self, session: Option<String>, as_events: bool, reply: Reply) {
         let shown = |name: &String| match &session {
             None => true,
@@ -640,7 +641,7 @@ impl Owner {
                 events: as_events,
                 reply,
             };
-            // The owner is gone at the end of shuntd only.
+            // The owner is gone only when shuntd ends.
             let _ = events.send(refreshed).await;
         });
     }
@@ -651,7 +652,7 @@ impl Owner {
             Ok(records) => Response::Records { records },
             Err(failure) => Response::Failed(failure),
         };
-        // Whoever asked may have left.
+        // The client may have disconnected.
         let _ = reply.send(response);
     }
 
@@ -743,13 +744,13 @@ impl Owner {
                 },
                 (Err(error), _) => Response::Failed(failure::store("history", &error)),
             };
-            // Whoever asked may have left.
+            // The client may have disconnected.
             let _ = reply.send(response);
         });
     }
 }
 
-/// What the operator can do about a refusal, of what the state of the session allows.
+/// What the operator can do about a refusal, given what the state of the session allows.
 fn first_step(
     name: &str,
     reason: Reason,
@@ -767,7 +768,7 @@ fn first_step(
             position.authoritative
         ),
     };
-    // The role has to move first, or the session ends where it is.
+    // The role has to move first, or the session ends on the leg that is authoritative.
     let move_or_end = |moves: Verb, ends: Verb| {
         let first = match position.state {
             _ if may(moves) => format!("{} first", command(moves)),
@@ -827,7 +828,7 @@ fn first_step(
 mod tests {
     use super::*;
 
-    /// The first command that is named can be given now.
+    /// The first command that a refusal names is allowed in that state.
     #[test]
     fn a_refusal_names_a_command_that_is_allowed() {
         let states = PairState::ALL.into_iter();

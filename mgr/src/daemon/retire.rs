@@ -1,8 +1,9 @@
-//! Making the legs that an ended session has left behind inaccessible, and accessible again.
+//! Makes the legs that an ended session no longer uses inaccessible (retire), and accessible again
+//! (take back).
 //!
-//! After a commit that is the source, after a cancel the target: two disks with one file system on them are a trap, because
-//! programs look for file systems by their UUID. What is done to a leg is durable before it is done, together with whatever
-//! has to be put back.
+//! After a commit that leg is the source, after a cancel the target. Two disks with the same file
+//! system are a trap, because programs look for file systems by their UUID. What will be done to a
+//! leg is durable before it is done, together with the data that is needed to take it back.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -25,19 +26,20 @@ use crate::store::{
 
 type Reply = oneshot::Sender<Response>;
 
-/// How long ublk-target may take to let go of a leg, and how often is looked.
+/// How long ublk-target may take to release a leg, and the interval between two attempts to retire
+/// it.
 const LET_GO_MAX: Duration = Duration::from_secs(3);
 const LET_GO_LOOK: Duration = Duration::from_millis(100);
 /// How long another program may hold a lock on a leg: udev does for a moment after each change.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(5);
-/// How often is looked for more signatures: behind one that is gone another one can come to light.
+/// Maximum passes over a LUN: removing one signature can expose another.
 const WIPE_ROUNDS_MAX: usize = 16;
 
-/// The legs that shuntd keeps open so that nobody else can.
+/// The legs that shuntd keeps open so that no other program can open them.
 #[derive(Debug, Default)]
 pub(super) struct Held(BTreeMap<PairKey, Vec<Lun>>);
 
-/// The side that is not used any more.
+/// The side that an ended pair no longer uses.
 const fn left_behind(phase: Phase) -> Option<Side> {
     match phase {
         Phase::Committed => Some(Side::Source),
@@ -55,7 +57,7 @@ const fn left_behind(phase: Phase) -> Option<Side> {
     }
 }
 
-/// The leg that is locked because it was made inaccessible.
+/// The leg of a pair that is locked because it was made inaccessible.
 pub(super) fn retired_leg(pair: &PairRow) -> Option<&LegRow> {
     let retired = pair.retired.as_ref()?;
     let is_locked = retired.how != RetireHow::Discard;
@@ -99,7 +101,7 @@ impl Leg {
         failure::pair(&self.key.session, &self.volume)
     }
 
-    /// Opens it for ourselves alone, if its LUNs are those that were recorded.
+    /// Opens the LUNs of the leg exclusively and locks them, if they are the recorded ones.
     async fn open(&self, write: bool) -> Result<Vec<Lun>, String> {
         let row = self.row.clone();
         let opened = blocking(move || {
@@ -145,7 +147,8 @@ impl Leg {
         note(Some(&self.key.session), Some(&self.volume), what)
     }
 
-    /// Durable first: that it is not to be used, and what is taken from it.
+    /// Makes durable that the leg is retired, with the blocks that will be wiped, and that its
+    /// locks belong to the retired leg now.
     async fn intend(&self, context: &Context, retired: &Retired) -> Result<(), Failure> {
         let mut changes = vec![self.set(Some(retired.clone()))];
         let holder = holder(self.side, &self.volume, &self.key.session);
@@ -193,7 +196,7 @@ impl Leg {
                     return Err(failure::failed(self.object(), cause, next));
                 }
                 Err((0, cause)) => {
-                    // Nothing was done to it.
+                    // Nothing was done to the leg.
                     let mut changes = vec![self.set(None)];
                     changes.extend(self.row.unlock());
                     context.record(&self.object(), changes).await?;
@@ -207,7 +210,7 @@ impl Leg {
         }
         let mut changes = Vec::new();
         if how == RetireHow::Discard {
-            // There is nothing on it that could be mistaken for anything.
+            // The leg holds nothing that could be mistaken for anything.
             changes.extend(self.row.unlock());
         }
         let path = &self.row;
@@ -216,7 +219,7 @@ impl Leg {
             RetireHow::Offline => format!("the {} {path} is offline", self.side),
             RetireHow::Hold => format!("the {} {path} is held by shuntd", self.side),
             RetireHow::WipeSignatures => format!(
-                "what programs recognise on the {} {path} is taken away, {} blocks",
+                "the signatures on the {} {path} are wiped, {} blocks",
                 self.side,
                 retired.saved.iter().map(Vec::len).sum::<usize>()
             ),
@@ -270,7 +273,7 @@ impl Leg {
             wiped.map_err(|cause| self.failed(cause))?;
             lun = back;
         }
-        Err(self.failed("there is always another signature".to_owned()))
+        Err(self.failed("there are still signatures after the last pass".to_owned()))
     }
 
     async fn take_back(self, context: &Context) -> Result<Option<String>, Failure> {
@@ -322,7 +325,7 @@ impl Leg {
         Ok(Some(format!("{}: {what}", self.volume)))
     }
 
-    /// What a boot, or the end of shuntd, has undone is done again.
+    /// Retires the leg again after a boot, or the end of shuntd, has undone that.
     async fn again(self, context: &Context) -> Result<(), String> {
         let how = self.retired.as_ref().map(|retired| retired.how);
         match how {
@@ -346,7 +349,8 @@ impl Leg {
     }
 }
 
-/// Retires the source of a pair that has just been committed: in words what was done, or why not.
+/// Retires the source of a pair that has just been committed. Returns in words what was done, or
+/// why the source was not retired.
 pub(super) async fn retire_source(
     context: &Context,
     session: &SessionRow,
@@ -363,7 +367,7 @@ pub(super) async fn retire_source(
         );
         match leg.retire(context, how).await {
             Ok(done) => return done,
-            // ublk-target lets go of it a moment after it has given it up.
+            // ublk-target closes the leg a moment after it has dropped it from the route.
             Err(_) if begun.elapsed() < LET_GO_MAX => tokio::time::sleep(LET_GO_LOOK).await,
             Err(Failure {
                 object,
@@ -381,13 +385,13 @@ pub(super) async fn retire_source(
     }
 }
 
-/// Where blocking is allowed.
+/// Closes LUNs on a thread that may block.
 async fn close(luns: Vec<Lun>) {
     let _ = blocking(move || drop(luns)).await;
 }
 
 impl Owner {
-    /// Retires the legs that a session has left behind, or takes them back (`how` is `None`).
+    /// Retires the legs that an ended session no longer uses, or takes them back (`how` is `None`).
     pub(super) fn retire(&mut self, session: &str, how: Option<RetireHow>, reply: Reply) {
         let Some(row) = self.model.sessions.get(session) else {
             return Self::refuse(reply, failure::no_session(session));
@@ -422,7 +426,8 @@ impl Owner {
             .collect()
     }
 
-    /// The legs that are not retired in this way already, if all of them may be.
+    /// The legs that are not retired in this way already. Refuses if one of them must not be
+    /// retired.
     fn legs_to_retire(&self, row: &SessionRow, how: RetireHow) -> Result<Vec<Leg>, Failure> {
         let name = &row.name;
         if row.is_live() {
@@ -457,7 +462,8 @@ impl Owner {
         Ok(legs)
     }
 
-    /// After a start: what does not last is done again.
+    /// Retires legs again at the start of shuntd, where retirement does not outlast a boot or
+    /// shuntd.
     pub(super) fn retire_again(&self) {
         for row in self.model.sessions.values() {
             for leg in self.legs(row) {
@@ -472,17 +478,18 @@ impl Owner {
         }
     }
 
-    /// A leg is held from now on, or, without LUNs, no longer.
+    /// Keeps the LUNs of a leg open from now on; without LUNs, closes those that were kept open.
     pub(super) fn held(&mut self, key: PairKey, luns: Vec<Lun>) {
         let before = match luns.is_empty() {
             false => self.held.0.insert(key, luns),
             true => self.held.0.remove(&key),
         };
-        // Closing it may block.
+        // Closing them may block.
         tokio::task::spawn_blocking(move || drop(before));
     }
 
-    /// A session of this name has legs that only it can take back.
+    /// Refuses a session name whose old session has retired legs: only that session can take them
+    /// back.
     pub(super) fn require_nothing_retired(&self, session: &str) -> Result<(), Failure> {
         let Some(row) = self.model.sessions.get(session) else {
             return Ok(());

@@ -1,8 +1,9 @@
-//! Asking a volume's ublk-target for another route, and knowing afterwards whether it has happened.
+//! Asks a volume's ublk-target for a change of the route, and finds out whether it happened.
 //!
-//! A connection that ends on the way leaves that open. Then the volume is waited for, and its route says what has happened: done,
-//! or asked for once more. ublk-target refuses a request with an old epoch, so nothing is done twice. What is still open after
-//! that is an outcome of its own ([`NotChanged::is_unknown`]), which is never recorded as not done.
+//! A connection that ends during the request leaves that open. Then shuntd waits for the volume,
+//! and its route says what happened: the change is done, or shuntd asks once more. ublk-target
+//! refuses a request with an old epoch, so nothing is done twice. What is still open after that is
+//! an outcome of its own ([`NotChanged::is_unknown`]), which is never recorded as not done.
 
 use std::time::Duration;
 
@@ -13,31 +14,32 @@ use super::truth::Truth;
 use super::volume::{AskError, VolumeHandle};
 use crate::store::PairRow;
 
-/// How long a change that nobody waits for on the application's side may hold requests, in milliseconds.
+/// How long a change for which no operator chose a limit may hold requests, in milliseconds.
 pub(super) const DEADLINE_MS: u64 = 5_000;
-/// How long ublk-target may take for a change beyond its deadline: more than it gives itself to prepare
-/// (`migration_core::volume::PREPARE_NANOSECONDS_MAX`).
+/// How long ublk-target may take for a change beyond its deadline: more than its own limit for the
+/// preparation (`migration_core::volume::PREPARE_NANOSECONDS_MAX`).
 const CHANGE_SLACK: Duration = Duration::from_secs(90);
-/// How long a volume may take to come back.
+/// How long a volume may take to answer again.
 pub(super) const COME_BACK_MAX: Duration = Duration::from_secs(60);
-/// How often a change is asked for.
+/// The most requests for one change.
 const ATTEMPTS_MAX: u32 = 4;
 
-/// The route is as it was asked for.
+/// The route is the requested one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Changed {
-    /// The pause, in microseconds; unknown if ublk-target died on the way, or the route was so already.
+    /// The pause, in microseconds; unknown if ublk-target died during the change, or the route was
+    /// the requested one already.
     pub(super) pause_us: Option<u64>,
 }
 
-/// Why it is not known that the route is as it was asked for.
+/// Why the route is not the requested one, or is not known to be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{cause}")]
 pub(super) struct NotChanged {
     /// The kind of the refusal: the route is as before. `None`: the outcome is unknown, because no
     /// answer came, or an earlier change is in progress.
     pub(super) refusal: Option<Refusal>,
-    /// In words.
+    /// The cause, in words.
     pub(super) cause: String,
 }
 
@@ -112,7 +114,8 @@ pub(super) async fn add_mirror(
     change(handle, DEADLINE_MS, done, request).await
 }
 
-/// Changes the route of a pair that is mirrored or split. `copies_rest`: as in [`Request::SetRoute`].
+/// Changes the route of a pair that is mirrored or split. `copies_rest`: as in
+/// [`Request::SetRoute`].
 pub(super) async fn set_route(
     handle: &VolumeHandle,
     pair: &PairRow,
@@ -134,7 +137,8 @@ pub(super) async fn set_route(
     change(handle, deadline_ms, done, request).await
 }
 
-/// The volume does not use the LUNs of the pair, so that the pair has nothing to decide.
+/// The refusal when the volume does not use the LUNs of the pair: the pair must not change its
+/// route.
 fn another(pair: &PairRow, truth: &Truth) -> NotChanged {
     let cause = format!(
         "volume {} {}, and the pair is {} to {}: the database is older than the map file",
@@ -146,7 +150,7 @@ fn another(pair: &PairRow, truth: &Truth) -> NotChanged {
     NotChanged::refused(Refusal::WrongRoute, cause)
 }
 
-/// The route in which both legs are used and `authoritative` rules.
+/// The route in which both legs are used and the side `authoritative` is authoritative.
 pub(super) const fn mirrored(authoritative: Side) -> Route {
     Route::Mirrored { authoritative }
 }
@@ -178,9 +182,9 @@ async fn change(
                 let view = handle.view();
                 match reason {
                     Refusal::StaleEpoch => {}
-                    // Its successor knows.
+                    // The next ublk-target knows the route.
                     Refusal::Ending => last.refusal = None,
-                    // What is in progress may be this very change, asked for before an answer was lost.
+                    // The change in progress may be this one, requested before an answer was lost.
                     Refusal::Busy if view.status.is_none_or(|status| status.changing) => {
                         last.refusal = None;
                         return Err(last);

@@ -1,10 +1,11 @@
-//! Sessions that are switched, or in `--mode copy` split, by themselves: as soon as all their pairs are in sync, from a time on,
-//! or after a signal.
+//! Switches sessions automatically, or splits them in `--mode copy`: as soon as all their pairs are
+//! in sync, from a certain time on, or after a signal.
 //!
-//! The policy is one of the session's options. A switch that does not come about is tried again, later and later. A switch that
-//! was done, and an undo, make the policy `manual`: what the operator, or a failure of the target, has taken back is not
-//! done again by itself. After a split the policy is `manual` too, or the time of the next one (`--every`): then the target is
-//! mirrored onto again, and split when it is in sync.
+//! The policy is one of the session's options. A switch that fails is retried with a growing
+//! interval. A switch that was done, and an undo, set the policy to `manual`: what the operator, or
+//! a failure of the target, has taken back is not repeated automatically. After a split the policy
+//! is `manual` too, or the time of the next split (`--every`): then the target is mirrored again,
+//! and split when it is in sync.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -22,13 +23,14 @@ use super::{Busy, Owner};
 use crate::store::{Change, SessionRow};
 use crate::{moments, names};
 
-/// How long a switch that is due may hold requests, in milliseconds.
+/// How long an automatic switch may hold requests, in milliseconds.
 const MAX_PAUSE_MS: u64 = 5_000;
-/// The first and the longest time until a switch that did not come about is tried again.
+/// The first and the longest interval until a failed automatic action is retried.
 const AGAIN_FIRST: Duration = Duration::from_secs(5);
 const AGAIN_MAX: Duration = Duration::from_secs(300);
 
-/// What is due, and was tried: another verb, or another time, is another matter.
+/// An automatic action that was attempted. If the verb, the pairs or the time differ, it is a
+/// different action, with its own retries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Matter {
     verb: Verb,
@@ -37,7 +39,7 @@ pub(super) struct Matter {
 }
 
 impl Matter {
-    /// The pairs are started.
+    /// The action that starts pairs at the time `at_ms`.
     pub(super) const fn start(at_ms: u64, pairs: Vec<usize>) -> Self {
         Self {
             verb: Verb::Start,
@@ -47,7 +49,8 @@ impl Matter {
     }
 }
 
-/// When what is due is tried again.
+/// For each session the last automatic action, the earliest time of its retry, and the delay until
+/// then.
 #[derive(Debug, Default)]
 pub(super) struct Attempts(BTreeMap<String, (Matter, Instant, Duration)>);
 
@@ -70,7 +73,7 @@ impl Attempts {
     }
 }
 
-/// What is to be done next for a session whose time has come, and with which pairs.
+/// The next automatic action for a session whose switch is due: the verb and its pairs.
 fn what_is_due(row: &SessionRow, positions: &[Position]) -> Option<(Verb, Vec<usize>)> {
     let verb = match row.options.switch_pairs {
         SwitchPairs::Each if row.options.mode != SessionMode::Copy => {
@@ -85,7 +88,8 @@ fn what_is_due(row: &SessionRow, positions: &[Position]) -> Option<(Verb, Vec<us
     }
 }
 
-/// The pairs that are in sync and have never been switched: what was taken back is not done again by itself.
+/// The pairs that may be switched automatically and have never been switched: a switch that was
+/// taken back is not repeated automatically.
 fn pairs_to_switch(row: &SessionRow, positions: &[Position]) -> Vec<usize> {
     let is_ready = |pair: &usize| {
         let position = std::slice::from_ref(&positions[*pair]);
@@ -94,8 +98,8 @@ fn pairs_to_switch(row: &SessionRow, positions: &[Position]) -> Vec<usize> {
     (0..positions.len()).filter(is_ready).collect()
 }
 
-/// Whether the pairs may be switched by themselves. A session that mirrors tracks for a while when its target has stalled:
-/// writes are not slowed for that.
+/// Whether the pairs may be switched automatically. A session of mode `mirror` tracks for a while
+/// when its target has stalled: it is not switched then, because that would slow its writes.
 fn may_switch(mode: SessionMode, positions: &[Position]) -> bool {
     let tracks = |position: &Position| position.state == PairState::Tracking;
     let may_track = mode == SessionMode::Track;
@@ -108,7 +112,7 @@ fn verb_that_is_due(row: &SessionRow, positions: &[Position]) -> Option<Verb> {
         SessionMode::Mirror | SessionMode::Track => in_sync.then_some(Verb::Switch),
         SessionMode::Copy if in_sync => Some(Verb::Split),
         SessionMode::Copy => {
-            // Not paused by the operator: a split that did not come about has left targets alone.
+            // A session that the operator did not pause: a failed split can leave targets split.
             let apart = [PairState::Split, PairState::Paused].map(Some);
             let resumes = !row.paused && apart.contains(&session::state(positions));
             resumes.then_some(Verb::Resume)
@@ -143,7 +147,7 @@ pub(super) fn text(policy: &SwitchPolicy, mode: SessionMode) -> String {
     }
 }
 
-/// What speaks against a policy.
+/// Checks a policy. The error says why it is refused.
 pub(super) fn check(policy: &SwitchPolicy) -> Result<(), String> {
     match policy {
         SwitchPolicy::Manual | SwitchPolicy::WhenSynced => Ok(()),
@@ -158,7 +162,7 @@ pub(super) fn check(policy: &SwitchPolicy) -> Result<(), String> {
     }
 }
 
-/// From now on the session is switched by hand only. `why`: a word for the history.
+/// Changes that set the switch policy to manual. `why`: a word for the history.
 pub(super) fn by_hand_from_now_on(session: &SessionRow, why: &str) -> Vec<Change> {
     if session.options.switch == SwitchPolicy::Manual {
         return Vec::new();
@@ -166,7 +170,7 @@ pub(super) fn by_hand_from_now_on(session: &SessionRow, why: &str) -> Vec<Change
     with_policy(session, SwitchPolicy::Manual, why)
 }
 
-/// The next split, if there is one.
+/// The policy after a split: the time of the next split, or manual if there is none.
 pub(super) fn after_split(session: &SessionRow, now_ms: u64) -> Vec<Change> {
     let options = &session.options;
     if options.every_seconds == 0 {
@@ -174,7 +178,7 @@ pub(super) fn after_split(session: &SessionRow, now_ms: u64) -> Vec<Change> {
     }
     let every_ms = options.every_seconds.saturating_mul(1000);
     let next_ms = match options.switch {
-        // The rhythm is kept, but what was missed is not made up for.
+        // The rhythm is kept; splits that were missed are not made up for.
         SwitchPolicy::At(at_ms) => {
             let missed = now_ms.saturating_sub(at_ms) / every_ms;
             at_ms.saturating_add(every_ms.saturating_mul(missed + 1))
@@ -199,7 +203,7 @@ fn with_policy(session: &SessionRow, policy: SwitchPolicy, why: &str) -> Vec<Cha
 }
 
 impl Owner {
-    /// Begins the switches that are due.
+    /// Starts the automatic switches that are due.
     pub(super) fn switch_what_is_due(&mut self) {
         let now_ms = now_ms();
         for row in self.idle_sessions(|row| is_due(&row.options.switch, now_ms)) {
@@ -215,7 +219,7 @@ impl Owner {
         }
     }
 
-    /// Does what is due, unless it was tried a moment ago.
+    /// Performs an automatic action that is due, unless it was attempted a moment ago.
     pub(super) fn try_by_itself(&mut self, row: &SessionRow, matter: Matter) {
         let now = Instant::now();
         if !self.attempts.may_begin(&row.name, &matter, now) {
@@ -241,7 +245,8 @@ impl Owner {
         Ok(())
     }
 
-    /// The sessions that wait for an event wait no longer.
+    /// Handles `shunt signal`: the sessions that wait for the event are switched as soon as they
+    /// are in sync.
     pub(super) fn signal(&mut self, event: &str, reply: oneshot::Sender<Response>) {
         let object = format!("event {event}");
         let waits = |row: &&SessionRow| {

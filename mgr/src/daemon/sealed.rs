@@ -1,10 +1,13 @@
-//! Targets that are left alone: read-only, and whether they still are what they were.
+//! Seals the targets of split pairs: makes them read-only, and checks later whether they are
+//! unchanged.
 //!
-//! What somebody else writes to such a target is not in the map: mirrored onto again it would count as equal, and a switch would
-//! lose what was acknowledged. The kernel refuses writes to it, and counts those that it has done. After a boot nothing has
-//! refused them for a while, and what another boot or system has written is not counted: a LUN to which nothing was written in this
-//! boot, and that looks as before, is sealed again; of any other one it is recorded that it is in doubt, and it is copied anew. So
-//! is one whose writes nothing counts: a file, and a device without statistics.
+//! The map does not record what others write to such a target. After the target is mirrored again,
+//! those regions would count as equal, and a switch would lose acknowledged writes. The kernel
+//! refuses writes to a sealed target, and counts the writes that it did. For a while after a boot
+//! nothing refuses writes, and writes of another boot or system are not counted. So after a boot a
+//! LUN is sealed again only if nothing was written to it in this boot and its fingerprint is
+//! unchanged. Any other LUN is recorded as in doubt, and is copied from scratch. That also applies
+//! to LUNs whose writes nothing counts: files, and devices without statistics.
 
 use lun::{Kind, Lun, OpenOptions};
 use migration_core::custody::{self, Difference, LegState};
@@ -16,13 +19,13 @@ use super::context::reading;
 use super::{Owner, paths};
 use crate::store::{Change, CopyOf, LegRow, PairField, PairKey, PairRow, Sealed};
 
-/// Lets the kernel refuse writes, and says what it has counted. Nothing is refused for a file.
+/// Makes a target read-only, and returns the kernel's count of its writes. A file stays writable.
 pub(super) async fn seal(leg: &LegRow) -> Result<Sealed, String> {
     set_read_only(leg, true).await?;
     Ok(look(leg).await?.0)
 }
 
-/// Lets the kernel refuse writes to a target, or take them again. Nothing for a file.
+/// Makes a target read-only or writable in the kernel. Does nothing to a file.
 pub(super) async fn set_read_only(leg: &LegRow, read_only: bool) -> Result<(), String> {
     let set = move |lun: &Lun| match lun.identity.kind {
         Kind::RegularFile => Ok(()),
@@ -33,7 +36,8 @@ pub(super) async fn set_read_only(leg: &LegRow, read_only: bool) -> Result<(), S
     each(leg, set).await.map(drop)
 }
 
-/// Whether the target of a pair is as it was left. `Some`: why that is not known. An error: why it is not.
+/// Whether the target of a pair is unchanged since the split. `None`: it is. `Some`: why that is
+/// not known. An error: why it has, or may have, changed.
 pub(super) async fn untouched(pair: &PairRow) -> Result<Option<String>, String> {
     let (now, read_only) = look(&pair.target).await?;
     let copy_of = pair.copy_of.as_ref();
@@ -58,11 +62,9 @@ fn judge(
         )),
         Some(before) => match custody::compare(state(before), state(now), true) {
             Ok(()) => Ok(None),
-            Err(Difference::Written) => {
-                Err("was written to by somebody else since it was left alone")
-            }
+            Err(Difference::Written) => Err("was written to by somebody else since the split"),
             Err(Difference::NotCounted) => Ok(Some(
-                "nothing counts the writes to the target, so that nobody knows whether there were any",
+                "nothing counts the writes to the target, so it is not known whether there were any",
             )),
         },
     }
@@ -75,7 +77,8 @@ fn state(sealed: &Sealed) -> LegState {
     }
 }
 
-/// What the kernel says of the LUNs now, and whether it refuses writes to all of them.
+/// The current counts and fingerprint of a leg, and whether the kernel refuses writes to all its
+/// LUNs.
 async fn look(leg: &LegRow) -> Result<(Sealed, bool), String> {
     let found = each(leg, |lun| {
         let is_file = lun.identity.kind == Kind::RegularFile;
@@ -95,7 +98,7 @@ async fn look(leg: &LegRow) -> Result<(Sealed, bool), String> {
     Ok((sealed, found.iter().all(|(_, read_only, _)| *read_only)))
 }
 
-/// Does something with each LUN of a leg, if it is the one that was recorded.
+/// Calls `work` with each LUN of a leg, if it is the recorded one.
 async fn each<T: Send + 'static>(
     leg: &LegRow,
     work: impl Fn(&Lun) -> Result<T, String> + Send + 'static,
@@ -111,7 +114,7 @@ async fn each<T: Send + 'static>(
 }
 
 impl Owner {
-    /// What a boot has undone is done again: targets that are copies are read-only.
+    /// Makes the targets of split pairs read-only again: a boot has undone that.
     pub(super) fn seal_again(&self) {
         for (name, session) in &self.model.sessions {
             for (position, pair) in session.pairs.iter().enumerate() {
@@ -138,7 +141,7 @@ impl Owner {
                     };
                     let change = Change::SetPair(key, PairField::CopyOf(Some(copy_of)));
                     if let Err(error) = context.commit(vec![change]).await {
-                        warn!(%error, "a target to which nothing was written since the boot will be copied anew");
+                        warn!(%error, "a target to which nothing was written since the boot will be copied from scratch");
                     }
                 });
             }
@@ -146,8 +149,8 @@ impl Owner {
     }
 }
 
-/// What is recorded of a target that is sealed again after a boot: what it is now, or that it is in doubt, which no later
-/// boot forgets. `None`: nothing new.
+/// The new record of a target that is sealed again after a boot: its current state, or that it is
+/// in doubt, which later boots keep. `None`: nothing has changed.
 fn after_boot(copy_of: CopyOf, now: Sealed) -> Option<CopyOf> {
     let before = copy_of.sealed.as_ref()?;
     let is_known = custody::compare(state(before), state(&now), false).is_ok();
@@ -202,8 +205,8 @@ mod tests {
         let after = |now| after_boot(copy_of.clone(), now);
         let found = after(sealed("b", Some(0))).unwrap();
         assert_eq!((found.at_ms, found.sealed), (5, Some(sealed("b", Some(0)))));
-        // One that was written to stays in doubt, whatever the next boot counts; so does one that another boot or system
-        // has mounted, of which this one counts nothing.
+        // A target that was written to stays in doubt, whatever the next boot counts. So does a
+        // target that another boot or system has mounted: this boot counts none of its writes.
         let mounted = Sealed {
             fingerprint: 8,
             ..sealed("b", Some(0))

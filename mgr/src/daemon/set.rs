@@ -58,7 +58,7 @@ impl Owner {
         }
         if said.is_empty() {
             let done = Done::already(format!("session {name} has these limits already"));
-            // Whoever asked may have left.
+            // The client may have disconnected.
             let _ = reply.send(failure::response(Ok(done)));
             return;
         }
@@ -83,7 +83,7 @@ impl Owner {
         }
         let said = format!("at most {pairs_max} pairs are copied at once");
         if pairs_max == self.model.pairs_max {
-            // Whoever asked may have left.
+            // The client may have disconnected.
             let _ = reply.send(failure::response(Ok(Done::already(said))));
             return;
         }
@@ -98,7 +98,7 @@ impl Owner {
         });
     }
 
-    /// What was chosen for a session counts for the copiers that run.
+    /// Applies the rate limit of a session to its running copiers.
     pub(super) fn limits_changed(&mut self, session: &str) {
         if let Some(row) = self.model.sessions.get(session) {
             let rate = row.options.rate_bytes_per_second;
@@ -107,7 +107,7 @@ impl Owner {
     }
 }
 
-/// The options with the limits, and what is another then, in words.
+/// Applies the limits to the options. Returns them with a description of each change.
 fn changed(
     row: &SessionRow,
     limits: &SessionLimits,
@@ -159,7 +159,7 @@ fn changed(
     {
         options.max_latency_impact_percent = percent;
         said.push(match percent {
-            0 => "what the copy does to applications is not limited".to_owned(),
+            0 => "the impact of the copy on applications is not limited".to_owned(),
             percent => format!("the copy may make the latency of applications grow by {percent} %"),
         });
     }
@@ -169,7 +169,7 @@ fn changed(
     {
         options.accept_unreadable_bytes = bytes;
         said.push(match bytes {
-            0 => "a copy goes past nothing that the source cannot read".to_owned(),
+            0 => "a copy skips no blocks that the source cannot read".to_owned(),
             bytes => format!(
                 "{bytes} bytes of each source may be unreadable, and become zeroes on the target"
             ),
@@ -192,7 +192,7 @@ fn changed(
     {
         options.every_seconds = seconds;
         said.push(match seconds {
-            0 => "no other copy follows by itself".to_owned(),
+            0 => "no further copy is made automatically".to_owned(),
             seconds => format!("another copy is made {seconds} s after each"),
         });
     }

@@ -1,7 +1,8 @@
 //! The control socket: `shunt` asks, the owner answers.
 //!
-//! Each connection has a task of its own, and cannot harm others: frames have a limit, a frame that was begun must be finished in
-//! time, and there are at most [`CONNECTIONS_MAX`] connections; [`Places`] says which one makes room for another.
+//! Each connection has a task of its own and cannot harm others: the size of a frame is limited, a
+//! frame must be finished in time, and there are at most [`CONNECTIONS_MAX`] connections;
+//! [`Places`] decides which connection makes room for a new one.
 
 use std::collections::HashMap;
 use std::fs::Permissions;
@@ -27,23 +28,23 @@ use super::{failure, feed, link};
 
 /// The most connections at a time.
 const CONNECTIONS_MAX: usize = 64;
-/// How long a frame that was begun, and a greeting, may take.
+/// How long a greeting may take, and a frame from its first byte on.
 const FRAME_MAX: Duration = Duration::from_secs(10);
 /// How long a connection may be idle.
 const IDLE_MAX: Duration = Duration::from_secs(600);
-/// How long to wait when the kernel gives no connection (no descriptors).
+/// How long to wait when the kernel cannot accept a connection (no descriptors).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// A request with the way back for its answer.
+/// A request with the channel for its answer.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) request: Request,
-    /// The number of the user whose it is.
+    /// The number of the user who sent it.
     pub(super) who: u32,
     pub(super) reply: oneshot::Sender<Response>,
 }
 
-/// Who may ask.
+/// The users whose requests are answered.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Admission {
     /// Only root.
@@ -55,7 +56,7 @@ pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
     to_tokio(listen(path)?)
 }
 
-/// The same without a runtime.
+/// Makes the socket without a tokio runtime.
 pub(super) fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     match std::fs::remove_file(path) {
         Ok(()) => {}
@@ -63,7 +64,7 @@ pub(super) fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener
         Err(error) => return Err(error),
     }
     let listener = std::os::unix::net::UnixListener::bind(path)?;
-    // Until now the mode is that of the umask; SO_PEERCRED is asked at every connection as well.
+    // Until now the umask decides the mode; SO_PEERCRED is checked at every connection as well.
     std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
     Ok(listener)
 }
@@ -106,7 +107,7 @@ struct Seats(Arc<Mutex<Taken>>);
 #[derive(Debug)]
 struct Taken {
     places: Places,
-    /// By these they are closed when they lose it.
+    /// The task of each connection, aborted when the connection loses its place.
     tasks: HashMap<ConnectionId, AbortHandle>,
 }
 
@@ -127,7 +128,7 @@ impl Default for Seats {
 }
 
 impl Seats {
-    /// Gives a connection a place; another one may lose its own.
+    /// Gives a connection a place; an idle connection may lose its place for that.
     fn admit(&self) -> Option<Seat> {
         let mut taken = self.lock();
         let Admitted { id, instead_of } = taken.places.admit()?;
@@ -140,7 +141,8 @@ impl Seats {
         })
     }
 
-    /// Nothing is done while it is locked that could panic half-way.
+    /// Locks the places. A poisoned lock is usable: nothing that could panic half-way is done under
+    /// it.
     fn lock(&self) -> MutexGuard<'_, Taken> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -188,7 +190,7 @@ async fn converse(
             Ok(None) => return Ok(()),
             Err(error) => return refuse_message(&mut stream, error).await,
         };
-        // Who waits for what has not happened yet can make room for others.
+        // A client that waits for a future event can make room for others.
         if !feed::waits(&request) {
             seat.places(Places::became_busy);
         }
@@ -209,13 +211,13 @@ async fn converse(
     }
 }
 
-/// The user at the other end: who has logged in, also where that is not who the process runs as. A number: names may have to be asked
-/// for over the network, and shuntd waits for nobody.
+/// The user who logged in, even if the client process runs as another user. A number: resolving the
+/// name may need the network, and shuntd must not wait for that.
 fn user(caller: UCred) -> u32 {
     let login = caller.pid().and_then(|pid| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/loginuid")).ok()?;
         let uid: u32 = text.trim().parse().ok()?;
-        // Nobody has logged in.
+        // `u32::MAX`: the process does not belong to a login.
         (uid != u32::MAX).then_some(uid)
     });
     login.unwrap_or(caller.uid())
@@ -247,7 +249,7 @@ async fn within<T>(
         .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
 }
 
-/// Says what was wrong with a message, if that still reaches anybody, and ends the connection.
+/// Answers a malformed message with its error, if the client still reads, and ends the connection.
 async fn refuse_message(stream: &mut UnixStream, error: FrameError) -> Result<(), FrameError> {
     match &error {
         FrameError::Closed => return Ok(()),

@@ -1,10 +1,13 @@
-//! Copies at an instant: the targets of a session are left alone together, and mirrored onto again later.
+//! Makes copies at an instant: splits all targets of a session from their sources together, and
+//! mirrors them again later.
 //!
-//! Every volume holds requests from its split on, and is resumed when all of them have been split: there was an instant at which
-//! all of them held. One that did not hold so long, because its deadline came or its ublk-target died, spoils the copy; then all
-//! are mirrored again. A copy that counts is recorded only after that ([`Phase::Split`]).
+//! Every volume holds requests from its split on, and is resumed when all of them have been split,
+//! so there is an instant at which all of them held. A volume that held for less, because its
+//! deadline passed or its ublk-target died, spoils the copy; then all are mirrored again. A copy is
+//! recorded as valid only after that check ([`Phase::Split`]).
 //!
-//! A target that is left alone is sealed ([`super::sealed`]), so that it stays the copy that the map is about.
+//! The target of a split pair is sealed ([`super::sealed`]), so that it stays the copy that the map
+//! describes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,11 +32,11 @@ use crate::store::{Change, CopyOf, PairField, PairRow};
 /// How long ublk-target may take to let held requests go.
 const RESUME_MAX: Duration = Duration::from_secs(20);
 
-/// What speaks against the options of a session that is to be split.
+/// Checks the options of a session that concern splits. The error says why they are refused.
 pub(super) fn check(options: &SessionOptions) -> Result<(), String> {
     let copies = options.mode == SessionMode::Copy;
     if options.every_seconds > 0 && !copies {
-        return Err("--every needs --mode copy: other sessions are not split by themselves".into());
+        return Err("--every needs --mode copy: other sessions are not split automatically".into());
     }
     if options.every_seconds > EVERY_SECONDS_MAX {
         return Err(format!(
@@ -47,7 +50,7 @@ pub(super) fn check(options: &SessionOptions) -> Result<(), String> {
     Ok(())
 }
 
-/// Why a session whose targets are to be copies is not switched.
+/// The refusal of a switch for a session whose targets are to be copies.
 pub(super) fn never_switched(name: &str) -> Failure {
     failure::refused(
         failure::session(name),
@@ -56,7 +59,7 @@ pub(super) fn never_switched(name: &str) -> Failure {
     )
 }
 
-/// Whether the target of a pair is left alone, as far as its volume has said.
+/// Whether a volume is split, by its last status.
 pub(super) fn is_split(handle: &VolumeHandle) -> bool {
     let status = handle.view().status;
     status.is_some_and(|status| status.route == Route::Split)
@@ -126,7 +129,7 @@ impl Operation {
         Ok(Done::changed(messages))
     }
 
-    /// Splits all at once: a volume that is split holds requests until all are.
+    /// Splits all volumes in parallel: each holds requests from its split until all are split.
     async fn split_all(&self, items: &[Item<'_>], max_pause_ms: u64) -> Vec<Result<(), String>> {
         let mut asked = JoinSet::new();
         for (index, item) in items.iter().enumerate() {
@@ -139,7 +142,9 @@ impl Operation {
         in_order(items.len(), asked).await
     }
 
-    /// At least one volume did not hold requests until all were split: what is on the targets is of several moments.
+    /// Mirrors all pairs again after at least one volume did not hold requests until all were
+    /// split: the targets would be copies of different instants. Returns the failure for the
+    /// operator.
     async fn spoiled(
         &self,
         items: &[Item<'_>],
@@ -168,7 +173,7 @@ impl Operation {
         Ok(failure::failed(self.object(), problems.join("; "), next))
     }
 
-    /// Mirrors onto targets again that were left alone. Says what did not come about.
+    /// Mirrors split targets again. Returns the problems of the pairs for which that failed.
     pub(super) async fn mirror_split_again(&self) -> Result<Vec<String>, Failure> {
         let items = self.items()?;
         let split: Vec<&Item<'_>> = items.iter().filter(|item| is_split(item.handle)).collect();
@@ -179,7 +184,7 @@ impl Operation {
             anew.extend(why.map(|why| (item.key.clone(), why)));
         }
         let mut changes = Vec::new();
-        // From here on they are copies no more.
+        // From here on the targets count as copies no more.
         for item in &split {
             let phase = match anew.contains_key(&item.key) {
                 true => Phase::Starting,
@@ -189,7 +194,7 @@ impl Operation {
             changes.push(set(PairField::Phase(phase)));
             changes.push(set(PairField::CopyOf(None)));
             if phase == Phase::Starting {
-                // Nothing of what was copied counts.
+                // What was copied before no longer counts.
                 changes.push(set(PairField::InSync(None)));
                 changes.push(set(PairField::Unreadable(Vec::new())));
             }
@@ -223,9 +228,10 @@ impl Operation {
             let set = |field| Change::SetPair(item.key.clone(), field);
             let mut changes = vec![self.note(item.row, what)];
             if unknown {
-                // Its phase stays: it is no copy any more, and the volume's next status settles what it is.
+                // The phase stays: the target is no copy any more, and the volume's next status
+                // settles the phase.
             } else if problem.is_some() && is_split(item.handle) {
-                // Nothing was written to it: it is what it was.
+                // Nothing was written to the target: it is still the copy.
                 changes.push(set(PairField::Phase(item.row.phase)));
                 changes.push(set(PairField::CopyOf(item.row.copy_of.clone())));
             } else if why.is_some() {
@@ -252,7 +258,7 @@ impl Operation {
         failure::refused(object, cause, next)
     }
 
-    /// Gives up what is known of a target that was left alone, and begins as if it had never been copied to.
+    /// Discards what is known of a split target, and starts as if it had never been copied to.
     async fn copy_anew(&self, item: &Item<'_>) -> Result<(), NotChanged> {
         let (handle, row) = (item.handle, item.row);
         let route = Route::Single { leg: Side::Source };
@@ -267,7 +273,7 @@ impl Operation {
     }
 }
 
-/// Lets go what the volumes that were split hold. For each, whether it held until now.
+/// Lets the split volumes resume. Returns for each whether it held requests until now.
 async fn resume_all(items: &[Item<'_>], split: &[Result<(), String>]) -> Vec<Result<(), String>> {
     let mut asked = JoinSet::new();
     for (index, item) in items.iter().enumerate() {
@@ -304,9 +310,9 @@ async fn in_order(
     outcomes
 }
 
-/// Mirrors onto a target that was left alone, if it was.
+/// Mirrors a split target again. Does nothing if the volume is not split.
 async fn mirror_again(handle: &VolumeHandle, row: &PairRow) -> Result<(), NotChanged> {
-    // A split of which no answer came may be in progress.
+    // A split whose answer was lost may be in progress.
     let view = handle.while_not_changing().await?;
     if view
         .status
@@ -321,7 +327,7 @@ async fn mirror_again(handle: &VolumeHandle, row: &PairRow) -> Result<(), NotCha
     match set_route(handle, row, route, DEADLINE_MS, false).await {
         Ok(_) => Ok(()),
         Err(error) => {
-            // Otherwise it has come about after all, or may do so.
+            // In the other cases the change has happened after all, or may still happen.
             if !error.is_unknown()
                 && is_split(handle)
                 && let Err(cause) = set_read_only(&row.target, true).await

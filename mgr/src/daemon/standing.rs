@@ -1,8 +1,8 @@
-//! Volumes that stand on themselves: a leg, or Shunt's own state, lies on a volume of Shunt.
+//! Finds volumes that stand on themselves: a leg, or Shunt's own state, lies on a volume of Shunt.
 //!
-//! I/O to such a volume can wait for itself for ever, and shuntd and ublk-target can wait for the volume that they are to
-//! serve. `attach` and `create` refuse such legs; this is checked again at each start and resume, and at intervals, because
-//! a mount can make it true at any time.
+//! I/O to such a volume can wait for itself forever, and shuntd and ublk-target can wait for the
+//! volume that they are to serve. `attach` and `create` refuse such legs. This is checked again at
+//! each start and resume, and at intervals, because a mount can cause it at any time.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// Interval after a check that failed: a file system that does not answer keeps a thread each time.
 const CHECK_AFTER_FAILURE: Duration = Duration::from_secs(300);
 
-/// A volume, and what it must not hold.
+/// A volume with its device and LUNs, for the check.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     pub(super) volume: String,
@@ -46,7 +46,7 @@ impl Place {
     }
 }
 
-/// For each volume that stands on itself, what lies where. An error: that could not be found out.
+/// For each volume that stands on itself, a description of the problem. An error: the check failed.
 pub(super) async fn problems(
     config: &Config,
     places: Vec<Place>,
@@ -119,7 +119,7 @@ impl Owner {
         let events = self.context.events.clone();
         tokio::spawn(async move {
             tokio::time::sleep(delay).await;
-            // The owner is gone at the end of shuntd only.
+            // The owner is gone only when shuntd ends.
             let _ = events.send(Event::CheckStanding).await;
         });
     }
@@ -207,7 +207,8 @@ mod tests {
             found["db"].contains("the state of shuntd, /state"),
             "{found:?}"
         );
-        // Of another shuntd: not its state, and still no place for a leg.
+        // The device of another shuntd's volume: no problem for the state, but a leg must not lie
+        // on it.
         assert_eq!(beneath(&[("/state", "/dev/ublkb7")]), BTreeMap::new());
         for device in ["/dev/ublkb1", "/dev/ublkb7"] {
             let found = beneath(&[("/mnt/file", device)]);

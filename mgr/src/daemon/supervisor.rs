@@ -1,4 +1,4 @@
-//! The task of one volume: its ublk-target is kept running, asked how it is, and given requests.
+//! The task of one volume: keeps its ublk-target running, polls its status, and sends it requests.
 //!
 //! ```text
 //!            +-----------------------------------------------------------+
@@ -10,10 +10,10 @@
 //!                  Stop answered, process gone: end
 //! ```
 //!
-//! One task a volume owns the connection and the process; everybody else holds a
-//! [`VolumeHandle`](super::volume::VolumeHandle). There are never two
-//! processes: a new one is started only when the old one is gone (its pidfd says so), and ublk-target's own lock stands
-//! behind that.
+//! Each volume has one task, which owns the connection and the process; everybody else holds a
+//! [`VolumeHandle`](super::volume::VolumeHandle). There are never two processes: a new one is
+//! started only when the old one is gone (its pidfd says so), and as a second safeguard ublk-target
+//! has a lock of its own.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,27 +31,29 @@ use super::process::{ProcessEnd, last_log_line, spawn_serve};
 use super::volume::{AskError, Command, POLL_IDLE, Setup, View};
 use super::{Event, recover};
 
-/// How long a status may take.
+/// How long ublk-target may take to answer a status request.
 const STATUS_MAX: Duration = Duration::from_secs(10);
-/// How often a starting ublk-target is tried.
+/// The interval between attempts to connect to a starting ublk-target.
 const CONNECT_EVERY: Duration = Duration::from_millis(20);
-/// A ublk-target that has not answered for so long is reported; it is waited for all the same.
+/// A ublk-target that has not answered for this long after its start is reported; shuntd still
+/// waits for it.
 const START_REPORTED_AFTER: Duration = Duration::from_secs(10);
-/// How long a process that does not answer is waited for before it is tried again.
+/// How long shuntd waits for the end of a process that does not listen before it tries to connect
+/// again.
 const SILENT_RETRY: Duration = Duration::from_secs(1);
 /// How long a stopped ublk-target may take to end.
 const STOP_MAX: Duration = Duration::from_secs(60);
 /// The first and the longest delay before ublk-target is started again.
 const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// After living so long, the next end of ublk-target is not a repeated one.
+/// A connection that lasted at least this long resets the back-off.
 const STEADY_AFTER: Duration = Duration::from_secs(1);
 
-/// How a life of the connection ended.
+/// How a connection ended.
 enum End {
     /// The connection is lost.
     Lost(String),
-    /// Nothing is to be done any more.
+    /// The volume needs no supervision any more.
     Over,
 }
 
@@ -75,20 +77,22 @@ impl std::fmt::Display for Ended {
     }
 }
 
-/// The owner of a volume's connection and process.
+/// Owns a volume's connection and process.
 pub(super) struct Supervisor {
     setup: Setup,
     view: watch::Sender<View>,
     events: mpsc::Sender<Event>,
-    /// The end of the process of this volume that was connected last.
+    /// The handle of the process of this volume that was connected last, to wait for its end or to
+    /// kill it.
     process: Option<ProcessEnd>,
-    /// What the folder with the map file was when the supervision began, if it was there.
+    /// Device and inode number of the folder with the map file when the supervision began, if it
+    /// existed.
     folder: Option<(u64, u64)>,
-    /// The process that is connected serves another volume.
+    /// Whether the connected process serves another volume.
     is_foreign: bool,
     /// The process, if this shuntd started it.
     child: Option<Child>,
-    /// When ublk-target last gave a useful answer, was started, or was ended for its silence.
+    /// When ublk-target last gave a useful answer, was started, or was killed for its silence.
     answered: Instant,
     poll_every: Duration,
     /// The claims of the process that was connected last.
@@ -146,7 +150,7 @@ impl Supervisor {
         }
     }
 
-    /// Tries until there is a connection.
+    /// Retries until there is a connection.
     async fn come_up(&mut self, backoff: &mut Backoff) -> TargetLink {
         loop {
             sleep(backoff.delay).await;
@@ -168,7 +172,7 @@ impl Supervisor {
         }
     }
 
-    /// Connects to the process that runs, or starts one.
+    /// Connects to the running process, or starts one.
     async fn establish(&mut self) -> Result<TargetLink, String> {
         loop {
             match TargetLink::connect(&self.setup.socket, &self.setup.volume_id).await {
@@ -194,8 +198,9 @@ impl Supervisor {
         }
     }
 
-    /// Ends a ublk-target that has served and gives no useful answer any more: it holds the device, and no other process can
-    /// take over while it lives. Nothing is lost by that, as by any other death.
+    /// Kills a ublk-target that has served but gives no useful answer any more: it holds the
+    /// device, so no other process can take over while it lives. Nothing is lost, as with any other
+    /// death of it.
     fn end_silent(&mut self) {
         let silent = self.answered.elapsed();
         let Some(process) = self
@@ -289,27 +294,27 @@ impl Supervisor {
         }
     }
 
-    /// A map file in another folder can be an older copy: what it says of the roles and of the
-    /// regions may be wrong.
+    /// Refuses if the folder of the map file was replaced: a map file in another folder can be an
+    /// older copy, with wrong roles and regions.
     fn require_same_folder(&self) -> Result<(), String> {
         let folder = self.setup.map.parent().unwrap_or(&self.setup.map);
         match (self.folder, identity(folder)) {
             (Some(before), Ok(now)) if before != now => Err(format!(
-                "the folder {} is another one than before (replaced, or hidden by a mount), and a map file in it may be \
+                "the folder {} is not the original one (replaced, or hidden by a mount), and a map file in it may be \
                  old: put the first one back; if this one is right, start shuntd again",
                 folder.display()
             )),
-            // Without the folder the map file is missing.
+            // Without the folder the map file is missing, which is reported elsewhere.
             (_, Ok(_) | Err(_)) => Ok(()),
         }
     }
 
-    /// Lets ublk-target know the disks of LUNs that have no name of their own, before it opens any.
+    /// Gives ublk-target the disks of LUNs with a weak identity, before it opens any LUN.
     async fn know_disks(&self) {
         let (reply, known) = oneshot::channel();
         let volume = self.setup.name.clone();
         let _ = self.events.send(Event::KnowDisks { volume, reply }).await;
-        // Without an answer shuntd is ending, and ublk-target refuses what it is not told about.
+        // Without an answer shuntd is ending, and ublk-target refuses disks that it does not know.
         let _ = known.await;
     }
 
@@ -330,13 +335,13 @@ impl Supervisor {
         }
     }
 
-    /// Uses a connection until it ends.
+    /// Serves requests and polls over a connection until the connection ends.
     async fn live(&mut self, link: TargetLink, commands: &mut mpsc::Receiver<Command>) -> End {
         let pid = link.pid;
         match ProcessEnd::of(pid) {
             Ok(Some(process)) => {
                 let end = self.serve(link, &process, commands).await;
-                // That of another volume is not ours to end, and not to be waited for.
+                // The process of another volume is neither killed nor waited for.
                 self.process = (!std::mem::take(&mut self.is_foreign)).then_some(process);
                 end
             }
@@ -372,7 +377,7 @@ impl Supervisor {
                     poll = ticker(every);
                     Ok(())
                 }
-                // Who asked waits no longer.
+                // The client waits no longer.
                 Step::Command(Command::Refresh { reply }) if reply.is_closed() => Ok(()),
                 Step::Command(Command::Refresh { reply }) => {
                     let refreshed = self.refresh(&mut link).await;
@@ -420,12 +425,13 @@ impl Supervisor {
             self.know_disks().await;
         }
         if matches!(request, Request::RetryMirror { .. }) {
-            // It may have to open LUNs again whose device is another one now.
+            // ublk-target may have to open LUNs again whose device has changed.
             self.held.let_go().await;
         }
         match link.ask(request, limit).await {
             Ok(response) => {
-                // Who asked finds the view as it is after the request; a loss right after it is found by the caller of this.
+                // The view is updated before the answer is sent; a loss right after that is handled
+                // by the caller of this function.
                 let refreshed = self.refresh(link).await;
                 if let Err(problem) = &refreshed {
                     self.disconnected(problem.clone()).await;
@@ -434,7 +440,8 @@ impl Supervisor {
                 refreshed
             }
             Err(problem) => {
-                // A request may take long: only a status that is not answered counts as silence.
+                // A request may take long: only a status request without an answer counts as
+                // silence.
                 self.answered = Instant::now();
                 self.disconnected(problem.clone()).await;
                 let _ = reply.send(Err(AskError::Lost(problem.clone())));
@@ -472,12 +479,12 @@ impl Supervisor {
         }
     }
 
-    /// Asks for the status and publishes it.
+    /// Requests the status and publishes it.
     async fn refresh(&mut self, link: &mut TargetLink) -> Result<(), String> {
         let status = match link.ask(&Request::Status, STATUS_MAX).await? {
             Response::Status(status) => status,
             Response::Refused { cause, .. } => {
-                return Err(format!("ublk-target does not say how it is: {cause}"));
+                return Err(format!("ublk-target does not report its status: {cause}"));
             }
             other => {
                 return Err(format!(
@@ -517,20 +524,21 @@ impl Supervisor {
 
     async fn publish(&self, change: impl FnOnce(&mut View)) {
         self.view.send_modify(change);
-        // The owner is gone at the end of shuntd only.
+        // The owner is gone only when shuntd ends.
         let _ = self
             .events
             .send(Event::Volume(self.setup.name.clone()))
             .await;
     }
 
-    /// Ends; kills the process that was started here if it was given up.
+    /// Ends the supervision. If the volume is abandoned, kills the process that this shuntd
+    /// started.
     async fn give_up(&mut self, abandoned: Option<oneshot::Sender<()>>) {
         let Some(reply) = abandoned else {
             return;
         };
         if let Some(mut child) = self.child.take() {
-            // An error means that it has ended already.
+            // An error means that the process has ended already.
             let _ = child.start_kill();
             let _ = timeout(STOP_MAX, child.wait()).await;
         }
@@ -542,7 +550,7 @@ impl Supervisor {
 /// Whether ublk-target may open LUNs for a request.
 const fn opens_luns(request: &Request) -> bool {
     match request {
-        // A leg that was left alone is mirrored onto again by a change of the route.
+        // A change of the route mirrors onto a split target again.
         Request::AddMirror { .. } | Request::RetryMirror { .. } | Request::SetRoute { .. } => true,
         Request::Status
         | Request::Suspend { .. }
@@ -571,7 +579,8 @@ fn ticker(every: Duration) -> tokio::time::Interval {
     ticker
 }
 
-/// Answers while there is no connection. Returns when the volume is abandoned, or nobody needs it any more.
+/// Answers commands while there is no connection. Returns when the volume is abandoned, or no
+/// handle is left.
 async fn refuse_while_down(
     commands: &mut mpsc::Receiver<Command>,
     view: &watch::Receiver<View>,
@@ -600,7 +609,7 @@ async fn refuse_while_down(
     }
 }
 
-/// How long to wait before ublk-target is started (again).
+/// The delay before ublk-target is started (again).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Backoff {
     delay: Duration,
@@ -617,7 +626,7 @@ impl Backoff {
         self.delay = (self.delay * 2).clamp(BACKOFF_FIRST, BACKOFF_MAX);
     }
 
-    /// It had lived so long: after a steady life it is started at once.
+    /// Adapts the delay to how long the last connection lasted: no delay if that was long enough.
     fn lived(&mut self, life: Duration) {
         if life >= STEADY_AFTER {
             self.delay = Duration::ZERO;

@@ -1,8 +1,9 @@
-//! The route of a volume as its map file has it, compared with what the database has recorded.
+//! Compares the route of a volume in its map file with what the database has recorded.
 //!
-//! The database can be older than the map files: restored from a backup, or with its file system.
-//! Then the map files rule. When shuntd starts, a route that the database does not know is recorded
-//! ([`adoption`]), and nothing is detached, ended or recovered against a map file.
+//! The database can be older than the map files, if it or its file system was restored from a
+//! backup. Then the map files take precedence. When shuntd starts, it records routes that the
+//! database does not know ([`adoption`]), and nothing is detached, ended or recovered against a map
+//! file.
 
 use migration_core::pair::Phase;
 use migration_core::route::Side;
@@ -67,13 +68,13 @@ impl Truth {
             .collect()
     }
 
-    /// Whether the volume uses this leg alone.
+    /// Whether the volume uses the leg `row` alone.
     pub(super) fn is_single_on(&self, row: &LegRow) -> bool {
         let is_single = matches!(self.route, Route::Single { .. });
         is_single && matches!(self.legs().as_slice(), [leg] if row.is(leg))
     }
 
-    /// Whether the legs that the volume uses are these, each on its side.
+    /// Whether the legs that the volume uses are `source` and `target`, each on its side.
     pub(super) fn is_of(&self, source: &LegRow, target: Option<&LegRow>) -> bool {
         let is_source = source.is(&self.source);
         let is_target = match (target, &self.target) {
@@ -113,10 +114,11 @@ fn paths(leg: &Leg) -> String {
     paths.join(",")
 }
 
-/// The truth about a volume: of its living ublk-target, else of its map file. `None`: there is no map file.
+/// The route and legs of a volume, from its running ublk-target or else from its map file. `None`:
+/// there is no map file.
 ///
 /// # Errors
-/// It cannot be found out, and why.
+/// Why they cannot be read.
 pub(super) async fn ask(
     context: &Context,
     row: &VolumeRow,
@@ -154,7 +156,7 @@ pub(super) async fn require_single(
     match ask(context, row, handle).await {
         Ok(Some(truth)) if truth.is_single_on(&row.leg) => Ok(()),
         Ok(Some(truth)) => Err(failure::refused(object, against(row, &truth), REBUILD)),
-        // An attach has not made it yet, or a detach has removed it.
+        // An attach has not made the map file yet, or a detach has removed it.
         Ok(None) if row.state != VolumeState::Attached => Ok(()),
         Ok(None) => {
             let map = context.config.map(&row.name);
@@ -179,7 +181,7 @@ fn against(row: &VolumeRow, truth: &Truth) -> String {
     )
 }
 
-/// How the volume contradicts what is recorded, if no session explains it.
+/// How the volume contradicts the database, if no session explains that.
 pub(super) fn contradiction(model: &Model, row: &VolumeRow, view: Option<&View>) -> Option<String> {
     let status = view.filter(|view| view.connected)?.status.as_deref()?;
     let truth = Truth::of_status(status);
@@ -189,7 +191,8 @@ pub(super) fn contradiction(model: &Model, row: &VolumeRow, view: Option<&View>)
     (!explained).then(|| against(row, &truth))
 }
 
-/// The session in which a mirrored volume is found again, with the locks of its target.
+/// Changes that record a session for a mirrored volume that was found in a map file, with the locks
+/// of its target.
 pub(super) fn found_session(
     row: &VolumeRow,
     name: String,
@@ -210,7 +213,7 @@ pub(super) fn found_session(
             volume: row.name.clone(),
             source,
             target,
-            // It was judged when the migration began.
+            // The contents were checked when the migration began.
             target_contents: String::new(),
             size_bytes: row.size_bytes,
             phase: Phase::Active,
@@ -228,24 +231,25 @@ pub(super) fn found_session(
     changes
 }
 
-/// The name of the session in which a volume is found again.
+/// The name of the session for a volume that was found in a map file.
 pub(super) fn session_name(volume: &str, volume_id: &str) -> String {
     let name = format!("found-{volume}");
     match names::check(&name) {
         Ok(()) => name,
-        // The name of the volume is too long for that.
+        // With the prefix, the name of the volume is too long.
         Err(_) => format!("found-{volume_id}"),
     }
 }
 
-/// What the operator reads of such a session.
+/// The problem shown for a pair of such a session.
 const FOUND: &str = "the database was older than the map file of the volume, in which this was found: see `shunt history`, then resume, \
                      commit or cancel it";
 
-/// Records the route of a volume, if the database knows another one and has no session that explains it.
+/// Changes that record the route of a volume, if the database has a different route and no session
+/// that explains the route. Empty otherwise.
 ///
 /// # Errors
-/// It cannot be recorded, and why.
+/// Why the route cannot be recorded.
 pub(super) fn adoption(
     model: &Model,
     row: &VolumeRow,

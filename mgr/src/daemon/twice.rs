@@ -1,7 +1,9 @@
-//! Warnings about programs that find the same member of a volume group or array on the volume and on its legs.
+//! Warns about programs that find the same member of a volume group or array on the volume and on
+//! its legs.
 //!
-//! A volume and its legs hold the same bytes, so LVM and mdadm see the same member two or three times, and may use a leg
-//! instead of the volume. Until Shunt hides the legs, the operator has to tell these programs which one counts.
+//! A volume and its legs hold the same bytes, so LVM and mdadm see the same member two or three
+//! times, and may use a leg instead of the volume. Until Shunt hides the legs, the operator has to
+//! configure these programs to use the volume.
 
 use migration_proto::luns::LunPaths;
 
@@ -9,13 +11,14 @@ use super::checks::open_recorded;
 use super::context::reading;
 use crate::store::VolumeRow;
 
-/// What libblkid calls a physical volume of LVM.
+/// The name that libblkid has for a physical volume of LVM.
 const LVM_MEMBER: &str = "LVM2_member";
-/// What libblkid calls a member of a Linux MD array.
+/// The name that libblkid has for a member of a Linux MD array.
 const MD_MEMBER: &str = "linux_raid_member";
 
-/// One warning for each program that will find what the volume holds more than once. `target` is the leg that is to become
-/// a copy. Nothing when the leg cannot be read: this only warns, and what cannot be read is refused elsewhere.
+/// One warning for each program that will find the contents of the volume more than once. `target`
+/// is the leg that is to become a copy. No warnings if the leg in use cannot be read: that is
+/// refused elsewhere.
 pub(super) async fn warnings(volume: &VolumeRow, target: Option<&LunPaths>) -> Vec<String> {
     let luns = volume.leg.luns().to_vec();
     let kinds = reading(move || {

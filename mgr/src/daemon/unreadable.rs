@@ -1,4 +1,5 @@
-//! What a source cannot read, if the operator has accepted that: zeroes on the target.
+//! Records what a source cannot read, if the operator has accepted that; it becomes zeroes on the
+//! target.
 
 use migration_core::route::Side;
 use migration_proto::manager::UnreadablePart;
@@ -8,9 +9,11 @@ use super::context::{Context, note};
 use crate::copier::{AcceptUnreadable, OnTarget};
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow};
 
-/// What a copier of the pair does with what it cannot read. In a region that is copied for the first time it is recorded, up to
-/// the limit of the session, and becomes zeroes. In any other region the target may have the only good copy: it keeps what it
-/// has where blocks were lost before, and the copy goes past no others. `None`: it goes past nothing.
+/// The callback by which a copier of the pair decides about parts that it cannot read; `None` if
+/// the session accepts none. In a region that is copied for the first time such parts are recorded,
+/// up to the limit of the session, and become zeroes. In any other region the target may have the
+/// only good copy: parts that were recorded before keep the target's data if the pair was in sync
+/// when the copier started, and become zeroes otherwise; new parts are an error.
 pub(super) fn accept(
     context: &Context,
     key: &PairKey,
@@ -33,7 +36,7 @@ pub(super) fn accept(
         let found: Vec<UnreadablePart> = found.collect();
         let all = with(&known, &found);
         if all == known {
-            // Recorded, and maybe not yet zeroes on the target.
+            // Recorded already, but maybe not yet zeroes on the target.
             return Ok(match is_first || !was_in_sync {
                 true => OnTarget::Zeroes,
                 false => OnTarget::Kept,
@@ -75,7 +78,7 @@ pub(super) fn accept(
     }))
 }
 
-/// The parts of both lists, ascending; those that touch are one.
+/// Merges both lists, ascending; parts that touch become one.
 fn with(known: &[UnreadablePart], found: &[UnreadablePart]) -> Vec<UnreadablePart> {
     let mut parts = [known, found].concat();
     parts.sort_unstable();
@@ -92,7 +95,7 @@ fn with(known: &[UnreadablePart], found: &[UnreadablePart]) -> Vec<UnreadablePar
     all
 }
 
-/// What the operator is to know after a switch.
+/// The message about unreadable parts that the operator needs after a switch to the target.
 pub(super) fn on_target(row: &PairRow, to: Side) -> Option<String> {
     let bytes: u64 = row.unreadable.iter().map(|part| part.length_bytes).sum();
     (to == Side::Target && bytes > 0).then(|| {

@@ -1,7 +1,8 @@
-//! What the verbs of a session do, once they are decided.
+//! Performs the verbs of a session, once they are decided.
 //!
-//! Order of every change: the intention (a phase) is durable, then ublk-target is asked, then what it did is durable. A crash in
-//! between is settled from the route (`migration_core::pair::settle`).
+//! Order of every change: the intention (a phase) is made durable, then ublk-target is asked, then
+//! the result is made durable. A crash in between is settled from the route
+//! (`migration_core::pair::settle`).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,18 +40,18 @@ use crate::store::{
 };
 use crate::units;
 
-/// When queued pairs are tried again that could not be started for a cause that is not theirs.
+/// Delay before queued pairs are retried after a failure that no single pair caused.
 const QUEUE_RETRY: Duration = Duration::from_secs(1);
-/// How long ublk-target may take to look at a mirror leg again.
+/// How long ublk-target may take to check a mirror leg again.
 const RETRY_MIRROR_MAX: Duration = Duration::from_secs(60);
 
-/// An operation on some pairs of a session, with what it needs to know.
+/// An operation on some pairs of a session, with the data that it needs.
 pub(super) struct Operation {
     pub(super) context: Context,
     pub(super) session: SessionRow,
-    /// The places of the pairs to work on.
+    /// The positions of the pairs to work on.
     pub(super) pairs: Vec<usize>,
-    /// The rows of the volumes of all pairs, as far as they are there.
+    /// The rows of the volumes of all pairs, as far as they exist.
     pub(super) volumes: BTreeMap<String, VolumeRow>,
     pub(super) handles: BTreeMap<String, VolumeHandle>,
     /// The copiers to stop first, with what they have copied.
@@ -99,7 +100,8 @@ impl Operation {
         }
     }
 
-    /// Stops the copiers, and records an intention for all pairs, together with what was copied.
+    /// Stops the copiers, and records the phase `phase` for all pairs, together with the numbers of
+    /// copied bytes.
     pub(super) async fn intend(&mut self, phase: Phase, what: &str) -> Result<(), Failure> {
         self.intend_with(phase, what, Vec::new()).await
     }
@@ -136,18 +138,18 @@ impl Operation {
             .collect();
         let stopped = blocking(move || {
             for (_, copier, _) in copiers {
-                // However it ended: no copier writes from here on.
+                // Whatever the outcome: no copier writes from here on.
                 let _ = copier.stop();
             }
         });
-        // Without a limit: a write that is in flight may still land, and nothing else tells of it.
+        // Without a limit: a write in flight may still land, and nothing else would report that.
         stopped
             .await
             .map_err(|cause| failure::failed(self.object(), cause, "give the command again"))?;
         Ok(changes)
     }
 
-    /// What was done to a pair.
+    /// Records what was done to a pair.
     pub(super) async fn record(&self, changes: Vec<Change>) -> Result<(), Failure> {
         crash_point::here("done-before-recorded");
         self.context.record(&self.object(), changes).await?;
@@ -159,9 +161,10 @@ impl Operation {
         note(Some(&self.session.name), Some(&pair.volume), what)
     }
 
-    /// Adds the mirror legs. `used` names the LUNs in use, without the targets of this session.
+    /// Adds the mirror legs. `used`: the LUNs in use, without the targets of this session.
     ///
-    /// The pairs `later` are queued, because `pairs_max` others are being copied.
+    /// The pairs `later` are queued, because `pairs_max` others are being copied, or because the
+    /// session is outside its hours.
     pub(super) async fn start(
         mut self,
         later: Vec<usize>,
@@ -191,7 +194,7 @@ impl Operation {
             ));
             changes.push(self.note(row, &what));
             messages.push(format!(
-                "{} is {what}; it begins by itself ({way})",
+                "{} is {what}; it starts automatically ({way})",
                 row.volume
             ));
         }
@@ -199,11 +202,12 @@ impl Operation {
         self.add_mirrors(messages).await
     }
 
-    /// Adds the mirror legs of pairs that were queued. One that does not fit any more does not hold up the others.
+    /// Adds the mirror legs of pairs that were queued. A pair whose target is refused now does not
+    /// hold up the others.
     pub(super) async fn start_queued(self, used: Vec<Used>) -> Answer {
         let begun = self.start_those_that_fit(used).await;
         if begun.is_err() {
-            // Those that are still queued are tried again by whoever reads this answer.
+            // The owner retries the pairs that are still queued when it handles this answer.
             tokio::time::sleep(QUEUE_RETRY).await;
         }
         begun
@@ -226,7 +230,7 @@ impl Operation {
         self.add_mirrors(Vec::new()).await
     }
 
-    /// The pair can be started again.
+    /// Changes for a pair that was not started; it can be started again.
     fn not_started(&self, key: &PairKey, row: &PairRow, cause: &str) -> Vec<Change> {
         let what = format!("not started: {cause}");
         vec![
@@ -236,8 +240,8 @@ impl Operation {
         ]
     }
 
-    /// Nobody has said whether a pair has changed. Its phase stays, and the volume's next status settles it. Returns also what the
-    /// operator reads.
+    /// Changes for a pair when it is unknown whether its route has changed, and the text for the
+    /// operator. The phase stays, and the volume's next status settles it.
     pub(super) fn unknown(
         &self,
         key: &PairKey,
@@ -324,7 +328,8 @@ impl Operation {
         Err(failure::refused(self.object(), refusals.join("; "), next))
     }
 
-    /// Whether the target of a pair may be written; otherwise everything that speaks against it.
+    /// Checks whether the target of a pair may be written. The inner error lists all reasons to
+    /// refuse.
     async fn check_pair(
         &self,
         position: usize,
@@ -336,7 +341,7 @@ impl Operation {
         let accepts = Accepted::by(&self.session.options);
         let checked = check_target(&self.context, volume, paths, accepts, used, accepted).await;
         let mut reasons = checked.err().unwrap_or_default();
-        // What stands on a volume is found on the target by the check of it.
+        // A target that lies on a volume is found by the check of the target.
         let source = Place::new(
             &row.volume,
             self.device(&row.volume),
@@ -352,7 +357,7 @@ impl Operation {
         }
     }
 
-    /// The kernel's device of a volume, as it was reported last.
+    /// The kernel's device of a volume, from its last status.
     fn device(&self, volume: &str) -> Option<PathBuf> {
         let status = self.handles.get(volume)?.view().status?;
         Some(status.device.clone())
@@ -405,7 +410,7 @@ impl Operation {
         changes
     }
 
-    /// An open of the volume reads the LUN of this side.
+    /// The open map of a volume after the role has moved to `side`.
     fn open_map(&self, row: &PairRow, side: Side) -> Option<Change> {
         let open_map = self.volumes.get(&row.volume)?.open_map.clone()?;
         let leg = leg_of(row, side).paths().clone();
@@ -413,7 +418,7 @@ impl Operation {
         Some(Change::SetOpenMap(row.volume.clone(), open_map))
     }
 
-    /// Stops the copy.
+    /// Stops the copiers and marks the session as paused.
     pub(super) async fn pause(mut self) -> Answer {
         let mut changes = self.stop_copiers().await?;
         changes.push(Change::SetPaused(self.session.name.clone(), true));
@@ -425,7 +430,7 @@ impl Operation {
         )]))
     }
 
-    /// Lets the copy go on, also where the mirror leg has failed.
+    /// Continues the copy, mirrors split targets again, and retries mirror legs that have failed.
     pub(super) async fn resume(self, states: Vec<PairState>) -> Answer {
         self.check_standing().await?;
         let mut problems = Vec::new();
@@ -455,7 +460,7 @@ impl Operation {
             let hours = self.session.options.hours;
             return Ok(Done::changed(vec![
                 match hours.contains(moments::minute_now()) {
-                    true => format!("session {name} copies on"),
+                    true => format!("session {name} continues to copy"),
                     false => format!("session {name}: {}", hours::text(hours)),
                 },
             ]));
@@ -475,7 +480,8 @@ impl Operation {
         self.move_role_with(to, max_pause_ms, false).await
     }
 
-    /// The same with the target, where pairs track: what is dirty is copied while requests are held. The copiers go on.
+    /// Makes the target authoritative where pairs track: what is dirty is copied while requests are
+    /// held. The copiers continue.
     pub(super) async fn cut_over(self, max_pause_ms: u64) -> Answer {
         self.move_role_with(Side::Target, max_pause_ms, true).await
     }
@@ -547,7 +553,8 @@ impl Operation {
         })
     }
 
-    /// The pair at `failed` did not follow: those before it go back, so that the session is in one place.
+    /// Handles the failure of the pair at `failed`: moves the pairs before it back, so that all
+    /// pairs of the session are on the same side. Returns the failure for the operator.
     async fn move_back(
         &self,
         items: &[Item<'_>],
@@ -576,7 +583,8 @@ impl Operation {
                     self.record(changes).await?;
                     texts.push(format!("pair {} went back to the {back}", row.volume));
                 }
-                // Its phase says nothing of the role: the route that the volume reports is recorded.
+                // The phase is the same on both sides: the next status of the volume settles the
+                // role.
                 Err(error) if error.is_unknown() => texts.push(format!(
                     "pair {} is on the {to}, and whether it has gone back is not known: {error}",
                     row.volume
@@ -605,7 +613,7 @@ impl Operation {
             self.record(changes).await?;
         }
         texts.push(format!(
-            "the {back} is authoritative wherever nothing else is said"
+            "the {back} is authoritative unless stated otherwise"
         ));
         let next = match error.refusal {
             Some(Refusal::Deadline) => format!(
@@ -637,7 +645,7 @@ impl Operation {
         })
     }
 
-    /// Ends the migration with `side`: the other leg is dropped.
+    /// Ends the migration on `side`: the other leg is dropped.
     pub(super) async fn end(mut self, side: Side) -> Answer {
         let (phase, what) = match side {
             Side::Target => (Phase::Committing, "commit"),
@@ -682,7 +690,7 @@ impl Operation {
                     unknown = true;
                 }
                 Err(NotChanged { cause, .. }) => {
-                    // The target of a split pair stays the copy that it is.
+                    // The target of a split pair stays the copy that it was.
                     let (phase, stays) = match was_split && row.copy_of.is_some() {
                         true => (Phase::Split, format!("{} is a copy as before", row.target)),
                         false => (
@@ -713,14 +721,15 @@ impl Operation {
         let name = &self.session.name;
         let next = match unknown {
             true => format!(
-                "see `shunt status {name}`: the {what} is finished by itself when the volume answers"
+                "see `shunt status {name}`: the {what} is finished automatically when the volume answers"
             ),
             false => format!("`shunt {what} {name}` again ends the others"),
         };
         Err(failure::failed(self.object(), problems.join("; "), next))
     }
 
-    /// A cancel of pairs that were never mirrored needs no ublk-target. They leave the operation.
+    /// Ends pairs that were never mirrored, which needs no ublk-target, and removes them from the
+    /// operation.
     async fn end_what_never_started(
         &mut self,
         side: Side,
@@ -744,7 +753,8 @@ impl Operation {
         Ok(())
     }
 
-    /// A start that a crash of shuntd interrupted may still be under way: only the volume can tell.
+    /// Whether a pair was never mirrored. A start that a crash of shuntd interrupted may still be
+    /// in progress, so the status of the volume decides.
     async fn was_never_mirrored(&self, position: usize) -> Result<bool, Failure> {
         let row = &self.session.pairs[position];
         let Some(handle) = self.handles.get(&row.volume) else {
@@ -775,7 +785,7 @@ impl Operation {
     }
 }
 
-/// The volume takes its mirror leg again.
+/// Makes ublk-target use its failed mirror leg again.
 pub(super) async fn retry_mirror(handle: &VolumeHandle) -> Result<(), String> {
     let status = handle
         .status(RETRY_MIRROR_MAX)
@@ -797,13 +807,13 @@ pub(super) async fn retry_mirror(handle: &VolumeHandle) -> Result<(), String> {
     }
 }
 
-/// Also if it does not say.
+/// Whether anything may be dirty; true if the volume does not answer.
 async fn may_be_dirty(handle: &VolumeHandle) -> bool {
     let status = handle.status(COME_BACK_MAX).await;
     status.map_or(true, |status| status.dirty_bytes > 0)
 }
 
-/// Says on the target itself that it is no copy. Nobody uses it.
+/// Marks the target on its LUNs as no copy. No process may have the target open.
 pub(super) async fn mark_unfinished(session: &str, row: &PairRow) -> Result<(), String> {
     let text = format!("volume {}, session {session}\n", row.volume);
     let target = row.target.clone();
@@ -823,7 +833,7 @@ pub(super) async fn mark_unfinished(session: &str, row: &PairRow) -> Result<(), 
     marked.await.and_then(|marked| marked)
 }
 
-/// What is recorded when a pair has ended on `side`.
+/// Changes that record that a pair has ended on `side`.
 pub(super) fn ended_changes(
     session: &str,
     position: usize,
@@ -875,7 +885,7 @@ pub(super) fn leg_of(row: &PairRow, side: Side) -> &LegRow {
     }
 }
 
-/// What `shunt plan` said of a thing that has happened.
+/// The value that `shunt plan` had predicted, for a note about the real one.
 pub(super) fn expected_text(what: impl fmt::Display) -> String {
     format!(" (`shunt plan` said {what})")
 }

@@ -1,4 +1,4 @@
-//! Comparing the legs: when it may be done, what is recorded of it, and what it forbids.
+//! Compares the legs: when that is allowed, what is recorded, and which verbs the result forbids.
 
 use migration_core::pair::{PairState, Position, Verb};
 use migration_proto::manager::{Failure, Verification, VerifyPolicy};
@@ -13,9 +13,10 @@ use crate::store::{Change, PairField, PairKey, PairRow, SessionRow};
 /// A comparison of the legs of a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Comparison {
-    /// Once what differs is copied again, it is no reason to refuse a switch.
+    /// Whether a difference is no reason to refuse a switch once it is copied again.
     pub(super) repair: bool,
-    /// It has ended, and its result is being recorded: until that is known it counts as going on.
+    /// Whether the comparison has ended and its result is being recorded. Until that is done it
+    /// counts as in progress.
     pub(super) over: bool,
 }
 
@@ -28,7 +29,7 @@ impl Owner {
         reply: oneshot::Sender<migration_proto::manager::Response>,
     ) {
         let answer = self.begin_to_compare(name, repair);
-        // Whoever asked may have left.
+        // The client may have disconnected.
         let _ = reply.send(failure::response(answer));
     }
 
@@ -78,7 +79,7 @@ impl Owner {
             }
         }
         self.record_aside(notes);
-        // What follows from that, nobody has asked for.
+        // What follows is automatic: the history must not name a user.
         self.context.who = None;
         for pair in &session.pairs {
             self.volume_reported(&pair.volume);
@@ -89,8 +90,9 @@ impl Owner {
         Ok(Done::changed(messages))
     }
 
-    /// Whether the legs of a pair are compared, or to be compared as soon as they are in sync, and how: because somebody asked
-    /// for it, or because the session wants proof and there is none.
+    /// How the legs of a pair are compared, or will be as soon as they are in sync: because an
+    /// operator asked for it, or because the session requires a comparison and has none. `None`:
+    /// they are not compared.
     pub(super) fn comparing(
         &self,
         session: &SessionRow,
@@ -106,7 +108,7 @@ impl Owner {
         asked.or(unproved.then_some(wanted))
     }
 
-    /// It begins again, in the way that is asked for now.
+    /// Stops a running comparison; it starts again with the latest options.
     fn stop_comparing(&mut self, key: &PairKey) {
         if let Some((copier, _)) = self.copies.take(key) {
             tokio::task::spawn_blocking(move || drop(copier));
@@ -148,14 +150,14 @@ impl Owner {
         )
     }
 
-    /// The result of a comparison is recorded, or lost: who asked for it looks again.
+    /// The result of a comparison is recorded, or could not be: the request for it is done.
     pub(super) fn comparison_settled(&mut self, key: &PairKey) {
         if self.to_compare.get(key).is_some_and(|found| found.over) {
             self.to_compare.remove(key);
         }
     }
 
-    /// What was found is to be recorded.
+    /// Changes that record the result of a comparison.
     pub(super) fn compared(&mut self, key: &PairKey, pair: &PairRow, found: &Found) -> Vec<Change> {
         let asked = self.to_compare.get(key);
         let repaired = asked.is_some_and(|asked| asked.repair);
@@ -208,7 +210,8 @@ impl Owner {
         ]
     }
 
-    /// A role is not moved to a leg that is known to differ, nor, if the session asks for it, to one that was never compared.
+    /// Refuses to move a role to a leg that is known to differ, or, if the session requires a
+    /// comparison, to a leg that was never compared.
     pub(super) fn require_compared(
         &self,
         session: &SessionRow,
@@ -229,8 +232,8 @@ impl Owner {
     }
 }
 
-/// The cause and the next command if a role must not move because of what a comparison has found, or because there was
-/// none.
+/// The cause and the next command if a role must not move, because a comparison found differences
+/// or because there was no comparison. `None`: the role may move.
 pub(super) fn not_compared(
     session: &SessionRow,
     pair: &PairRow,
@@ -244,7 +247,7 @@ pub(super) fn not_compared(
     match different {
         Some(found) => Some((
             format!(
-                "{} bytes of its legs differed when they were compared last, and nothing says that they are the same now",
+                "{} bytes of its legs differed when they were compared last, and it is not known whether they are the same now",
                 found.differing_bytes
             ),
             format!("`shunt verify {name}`, then `shunt {verb} {name}`"),
@@ -258,8 +261,8 @@ pub(super) fn not_compared(
     }
 }
 
-/// Whether the legs of all pairs that have not ended are equal, so that comparing them says something. Otherwise the place
-/// of one where it says nothing.
+/// Whether the legs of all pairs that have not ended are in sync, so that a comparison makes sense.
+/// The error is the position of a pair that is not.
 pub(super) fn may_be_compared(positions: &[Position]) -> Result<(), usize> {
     let is_equal = |state| {
         matches!(

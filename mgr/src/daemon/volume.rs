@@ -1,4 +1,4 @@
-//! The way to one volume: what is known of it, and what can be asked of it. The task at the other end is in `supervisor`.
+//! Holds the current view of one volume, and sends requests to its task in `supervisor`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,31 +11,32 @@ use tokio::time::timeout;
 use super::Event;
 use super::supervisor::Supervisor;
 
-/// How often a volume is asked how it is.
+/// The interval of status polls.
 pub(super) const POLL_IDLE: Duration = Duration::from_secs(1);
-/// The same while it is being copied.
+/// The interval of status polls while the volume is being copied.
 pub(super) const POLL_COPYING: Duration = Duration::from_millis(250);
-/// How long a volume may take to answer and to end a change of its route.
+/// How long a volume may take to answer and to finish a change of its route.
 const CHANGE_MAX: Duration = Duration::from_secs(90);
-/// How long who asks for what is known waits for what is so now: a volume that hangs is shown as it was last.
+/// How long a status query waits for a fresh answer; a volume that does not answer in time is shown
+/// with its last known status.
 const REFRESH_MAX: Duration = Duration::from_millis(500);
 /// The most requests that wait for one volume.
 const COMMANDS_MAX: usize = 32;
 
-/// What is known of a volume.
+/// The current view of a volume.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct View {
     /// Whether its ublk-target answers.
     pub(super) connected: bool,
-    /// What it said last, also while it does not answer.
+    /// The last status, also while ublk-target does not answer.
     pub(super) status: Option<Arc<Status>>,
-    /// One more at every connection.
+    /// The number of connections made.
     pub(super) connections: u64,
-    /// How often it was started again.
+    /// The number of restarts of ublk-target.
     pub(super) restarts: u64,
-    /// How often it could not be started since it last answered.
+    /// The number of failed starts since ublk-target last answered.
     pub(super) failures: u32,
-    /// Why it does not answer.
+    /// Why ublk-target does not answer.
     pub(super) problem: Option<String>,
 }
 
@@ -45,7 +46,7 @@ pub(super) enum AskError {
     /// Nothing was sent: there is no connection.
     #[error("its ublk-target does not answer: {0}")]
     Down(String),
-    /// The connection ended: whether it was done is unknown.
+    /// The connection ended: whether the request was done is unknown.
     #[error("{0}")]
     Lost(String),
     /// Refused.
@@ -53,7 +54,7 @@ pub(super) enum AskError {
     Refused(String),
 }
 
-/// What the task is told.
+/// The commands to the task of a volume.
 pub(super) enum Command {
     Ask {
         request: Box<Request>,
@@ -73,7 +74,7 @@ pub(super) enum Command {
     },
 }
 
-/// What a volume is made of.
+/// The parameters of a volume's task.
 #[derive(Debug, Clone)]
 pub(super) struct Setup {
     pub(super) name: String,
@@ -84,11 +85,12 @@ pub(super) struct Setup {
     pub(super) log: PathBuf,
     /// How long its ublk-target may give no useful answer before it is ended.
     pub(super) silent_max: Duration,
-    /// It has never been served: starting it is not starting it again.
+    /// Whether the volume has never been served: its first start is not a restart.
     pub(super) new: bool,
 }
 
-/// The way to a volume. When the last one is dropped the task ends, and ublk-target goes on.
+/// Access to a volume's task. When the last handle is dropped the task ends; ublk-target keeps
+/// running.
 #[derive(Debug, Clone)]
 pub(super) struct VolumeHandle {
     pub(super) name: String,
@@ -111,12 +113,12 @@ pub(super) fn supervise(setup: Setup, events: mpsc::Sender<Event>) -> VolumeHand
 }
 
 impl VolumeHandle {
-    /// What is known now.
+    /// The current view.
     pub(super) fn view(&self) -> View {
         self.view.borrow().clone()
     }
 
-    /// Waits until the view fulfils the condition.
+    /// Waits until the view fulfils `condition`, for at most `limit`.
     pub(super) async fn wait_for(
         &self,
         limit: Duration,
@@ -136,14 +138,14 @@ impl VolumeHandle {
         }
     }
 
-    /// Waits until it answers, and returns what it said last.
+    /// Waits until ublk-target answers, and returns its last status.
     pub(super) async fn status(&self, limit: Duration) -> Result<Arc<Status>, AskError> {
         let view = self.wait_for(limit, |view| view.connected).await?;
         view.status
-            .ok_or_else(|| AskError::Down("it has not said how it is".to_owned()))
+            .ok_or_else(|| AskError::Down("it has not reported its status".to_owned()))
     }
 
-    /// Waits until it answers and no change of its route is under way.
+    /// Waits until ublk-target answers and no change of the route is in progress.
     pub(super) async fn while_not_changing(&self) -> Result<View, AskError> {
         let settled = |view: &View| {
             let status = view.status.as_ref();
@@ -152,7 +154,7 @@ impl VolumeHandle {
         self.wait_for(CHANGE_MAX, settled).await
     }
 
-    /// Asks; the answer comes after the view has been brought up to date.
+    /// Sends a request and returns the answer, after the view was updated.
     pub(super) async fn ask(
         &self,
         request: Request,
@@ -168,7 +170,7 @@ impl VolumeHandle {
         answer.await.map_err(|_| gone())?
     }
 
-    /// Stops the device, and waits until the process is gone. The handle is of no more use after that.
+    /// Stops the device, and waits until the process is gone. The handle is of no use after that.
     pub(super) async fn stop(&self) -> Result<(), AskError> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Stop { reply }).await?;
@@ -179,27 +181,27 @@ impl VolumeHandle {
     pub(super) async fn abandon(&self) {
         let (reply, answer) = oneshot::channel();
         if self.send(Command::Abandon { reply }).await.is_ok() {
-            // It has ended by itself: just as well.
+            // Without an answer the task has ended already, which is all that is wanted.
             let _ = answer.await;
         }
     }
 
-    /// Brings the view up to date, if the volume answers soon.
+    /// Updates the view, if the volume answers soon.
     pub(super) async fn refresh(&self) {
         let (reply, answer) = oneshot::channel();
         let refreshed = async {
             if self.send(Command::Refresh { reply }).await.is_ok() {
-                // It is being taken away: the view stays as it is.
+                // Without an answer the volume's task has ended: the view stays as it is.
                 let _ = answer.await;
             }
         };
-        // Late: the view stays as it is.
+        // If the answer is late, the view stays as it is.
         let _ = timeout(REFRESH_MAX, refreshed).await;
     }
 
-    /// Asks for the status at this interval, the next time at once.
+    /// Sets the interval of status polls; the first poll follows immediately.
     pub(super) fn poll_every(&self, every: Duration) {
-        // A full queue has requests in it, and each of them is followed by a status.
+        // If the queue is full, it holds requests, and a status follows each of them.
         let _ = self.commands.try_send(Command::PollEvery(every));
     }
 

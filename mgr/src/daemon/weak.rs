@@ -1,9 +1,9 @@
-//! LUNs that have no name of their own (`--accept-weak-identity`): whether they are still those
-//! that were accepted, and letting `ublk-target` know the disks of this boot.
+//! Checks whether LUNs with a weak identity (`--accept-weak-identity`: only their size identifies
+//! them) are still the accepted ones, and gives `ublk-target` the disks of this boot.
 //!
-//! Within a boot the number of the disk counts. After a boot, what is on the LUN and its size
-//! count, if no other device looks the same. Otherwise `ublk-target` refuses the LUN until the
-//! operator accepts it again (`shunt attach` of the same path).
+//! Within a boot the sequence number of the disk decides. After a boot, the contents and the size
+//! of the LUN decide, if no other device looks the same. Otherwise `ublk-target` refuses the LUN
+//! until the operator accepts it again (`shunt attach` of the same path).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,11 +21,11 @@ use super::failure::{self, Answer, Done};
 use super::{Owner, paths, records};
 use crate::store::{Change, LegRow, LunRow};
 
-/// How long reading what is on the LUNs of a volume may take before its ublk-target is started
+/// How long reading the contents of a volume's LUNs may take before its ublk-target is started
 /// without them.
 const READ_MAX: Duration = Duration::from_secs(20);
 
-/// Why a LUN without a name of its own is not accepted.
+/// Why a LUN with a weak identity is not accepted.
 pub(super) fn refusal(path: &Path) -> String {
     format!(
         "{} has no name of its own (no world-wide name, serial or UUID): after a boot another LUN could be taken for it; give it \
@@ -34,7 +34,7 @@ pub(super) fn refusal(path: &Path) -> String {
     )
 }
 
-/// For the history: which LUNs of a leg were accepted although they have no name of their own.
+/// The text for the history: the LUNs of a leg that were accepted with a weak identity.
 pub(super) fn accepted_text(leg: &LegRow) -> String {
     let paths: Vec<String> = leg
         .weak()
@@ -46,7 +46,7 @@ pub(super) fn accepted_text(leg: &LegRow) -> String {
     }
 }
 
-/// What the operator can do about a LUN that is not known to be the one that was accepted.
+/// What the operator can do about a LUN that is not known to be the accepted one.
 pub(super) fn next(volume: &str, path: &Path) -> String {
     format!(
         "make sure that it is the right one, then `shunt attach {volume} {} --accept-weak-identity`",
@@ -55,8 +55,7 @@ pub(super) fn next(volume: &str, path: &Path) -> String {
 }
 
 impl Owner {
-    /// Lets the ublk-target of a volume know the disks of its LUNs without a name of their own;
-    /// then answers.
+    /// Gives the ublk-target of a volume the disks of its LUNs with a weak identity; then answers.
     pub(super) fn know_disks(&self, volume: &str, reply: oneshot::Sender<()>) {
         let luns = self.weak_luns(volume);
         if luns.is_empty() {
@@ -72,9 +71,9 @@ impl Owner {
         });
     }
 
-    /// Records the disks of LUNs without a name of their own that a living ublk-target has open and of
-    /// which nothing is recorded: after the database was made again, the next ublk-target goes on
-    /// with what is served now.
+    /// Records the disks that a running ublk-target has open, for LUNs with a weak identity of
+    /// which no disk is recorded. So after the database was rebuilt, the next ublk-target continues
+    /// with the LUNs that are served now.
     pub(super) fn record_served_disks(&mut self, volume: &str, status: &Status) {
         let weak = self.weak_luns(volume);
         let unknown = records::open_luns(status).filter(|(extent, _)| {
@@ -97,7 +96,7 @@ impl Owner {
         }
     }
 
-    /// The LUNs without a name of their own on both legs of a volume, by path.
+    /// The LUNs with a weak identity on both legs of a volume, by path.
     pub(super) fn weak_luns(&self, volume: &str) -> BTreeMap<PathBuf, LunRow> {
         let row = self.model.volumes.get(volume).into_iter();
         let legs = row.flat_map(|row| self.model.legs_of(row));
@@ -144,25 +143,25 @@ async fn know(context: &Context, volume: &str, luns: BTreeMap<PathBuf, LunRow>) 
     };
     let socket = context.config.volume_socket(volume);
     if let Err(error) = disks.write(&socket) {
-        // ublk-target refuses what it is not told about.
+        // ublk-target refuses disks that it does not know.
         warn!(volume, %error, "the disks of this boot could not be written down");
     }
     if let Err(error) = context.commit(changes).await {
-        // They are looked at again after the next death.
+        // The LUNs are checked again before the next start.
         warn!(volume, %error, "the disks of this boot could not be recorded");
     }
 }
 
-/// A LUN that is the one that was accepted.
+/// A LUN that is the accepted one.
 pub(super) struct Known {
     pub(super) disk_sequence: u64,
-    /// What is to be recorded: it was accepted in another boot.
+    /// The new state to record, if the LUN was checked by its contents.
     now: Option<Seen>,
 }
 
-/// Finds out whether a LUN without a name of its own is the one that was accepted. Reads it only if
-/// this host was booted since it was last known: one that hangs must not keep a volume down within a
-/// boot. Blocks.
+/// Checks whether a LUN with a weak identity is the accepted one. Reads its contents only if the
+/// host was booted, or the disk has changed, since the LUN was last checked: within a boot, a LUN
+/// that hangs must not keep a volume down. Blocks.
 pub(super) fn find_out(row: &LunRow) -> Result<Known, String> {
     let seen = row
         .seen
@@ -200,8 +199,8 @@ pub(super) fn find_out(row: &LunRow) -> Result<Known, String> {
     })
 }
 
-/// The operator says that what is at the paths of these LUNs of the volume now are the LUNs that were
-/// accepted.
+/// Accepts the LUNs that are at these paths now as the LUNs of the volume, as the operator
+/// requests.
 pub(super) async fn accept(context: Context, volume: String, luns: Vec<LunRow>) -> Answer {
     let object = failure::volume(&volume);
     let mut messages = Vec::new();

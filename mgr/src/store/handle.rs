@@ -1,4 +1,4 @@
-//! The store on a thread of its own.
+//! Runs the store on a thread of its own.
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -12,14 +12,15 @@ enum Call {
     Close(oneshot::Sender<()>),
 }
 
-/// Calls the store from asynchronous code; calls are made in order. The thread ends with the last handle, or when it is closed.
+/// Calls the store from asynchronous code, in order. The thread ends with the last handle, or when
+/// the store is closed.
 #[derive(Debug, Clone)]
 pub struct StoreHandle {
     calls: mpsc::Sender<Call>,
 }
 
 impl StoreHandle {
-    /// Gives a store its thread.
+    /// Starts the thread of a store.
     ///
     /// # Errors
     /// The thread cannot be started.
@@ -45,14 +46,14 @@ impl StoreHandle {
     /// Makes one call and waits for its result. The call is made even if the caller stops waiting.
     ///
     /// # Errors
-    /// What the call says; [`StoreError::Closed`] if the thread is gone.
+    /// The error of the call; [`StoreError::Closed`] if the thread is gone.
     pub async fn call<T: Send + 'static>(
         &self,
         call: impl FnOnce(&mut Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, result) = oneshot::channel();
         let call = Box::new(move |store: &mut Store| {
-            // Nobody waits any more: the call was made all the same.
+            // If the caller waits no longer, the call was made nevertheless.
             let _ = reply.send(call(store));
         });
         self.calls
@@ -62,7 +63,8 @@ impl StoreHandle {
         result.await.map_err(|_| StoreError::Closed)?
     }
 
-    /// Closes the database after the calls that were made before. Calls that come later get [`StoreError::Closed`].
+    /// Closes the database after all calls that were made before. Later calls get
+    /// [`StoreError::Closed`].
     pub async fn close(&self) {
         let (reply, closed) = oneshot::channel();
         if self.calls.send(Call::Close(reply)).await.is_ok() {

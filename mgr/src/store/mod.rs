@@ -1,10 +1,11 @@
-//! What shuntd remembers: volumes, sessions, pairs, locks, the open map and the history, in one SQLite database.
+//! The state of shuntd in one SQLite database: volumes, sessions, pairs, locks, the open map and
+//! the history.
 //!
-//! It holds what the operator asked for. What is true of a volume's route stands in its map file, which
-//! ublk-target alone writes; where the two disagree, the map file is right.
+//! The database holds what the operator asked for. The truth about a volume's route is in its map
+//! file, which only ublk-target writes; where the two disagree, the map file is right.
 //!
-//! Invariants: an intention is durable (WAL, `synchronous=FULL`) before it is acted on; all changes of one
-//! [`Store::apply`] happen, or none; a LUN is locked at most once.
+//! Invariants: an intention is durable (WAL, `synchronous=FULL`) before it is acted on; all changes
+//! of one [`Store::apply`] are made, or none; a LUN is locked at most once.
 //!
 //! Calls block. [`StoreHandle`] gives them a thread of their own, in order.
 
@@ -39,7 +40,7 @@ const HISTORY_LINES_MAX: i64 = 100_000;
 /// Why the store could not be read or changed. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The database is of a newer program.
+    /// A newer program wrote the database.
     #[error(
         "the database has {found} schema steps, this program knows {known}: start the newer shuntd again"
     )]
@@ -62,28 +63,28 @@ pub enum StoreError {
     Unreadable {
         /// The column.
         column: &'static str,
-        /// What stands there.
+        /// The value.
         value: String,
     },
-    /// A change names a row that is not there.
+    /// A change names a row that does not exist.
     #[error("the database has no {0}")]
     Missing(String),
     /// A path cannot be written as text.
     #[error("the path {0:?} is not valid UTF-8")]
     NotUtf8(PathBuf),
-    /// What SQLite finds when it examines the database.
+    /// SQLite found damage when it checked the database.
     #[error("the database is damaged: {0}")]
     Damaged(String),
     /// SQLite failed.
     #[error("the database failed: {0}")]
     Sqlite(#[from] rusqlite::Error),
-    /// The store has ended.
+    /// The store is closed.
     #[error("the database is closed")]
     Closed,
 }
 
 impl StoreError {
-    /// Whether the database itself is damaged: it will not get better by trying again.
+    /// Whether the database itself is damaged, so that retries cannot help.
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {
@@ -110,7 +111,7 @@ impl StoreError {
         ))
     }
 
-    /// Whether a row is refused because another one has what must be had once.
+    /// Whether a uniqueness constraint refused the row.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Locked { .. })
@@ -126,10 +127,10 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens or creates the database and brings it to the present schema.
+    /// Opens or creates the database and brings it to the current schema.
     ///
     /// # Errors
-    /// SQLite cannot open it, it is damaged, or it is of a newer program.
+    /// SQLite cannot open the database, it is damaged, or a newer program wrote it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         make_private(path);
         let mut connection = Connection::open(path)?;
@@ -145,7 +146,8 @@ impl Store {
     /// Makes all changes durable, or none.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] if a LUN is in use already; [`StoreError::Missing`]; what SQLite says.
+    /// [`StoreError::Locked`] if a LUN is in use already; [`StoreError::Missing`] if a row does not
+    /// exist; errors of SQLite.
     pub fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
         for change in changes {
@@ -155,57 +157,57 @@ impl Store {
         Ok(())
     }
 
-    /// Who uses a LUN, if anyone does.
+    /// The lock of a LUN, if the LUN is in use.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// Errors of SQLite.
     pub fn lock_of(&self, key: &str) -> Result<Option<Lock>, StoreError> {
         read::lock(&self.connection, key)
     }
 
-    /// Every LUN in use.
+    /// The locks of all LUNs in use.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// Errors of SQLite.
     pub fn locks(&self) -> Result<Vec<Lock>, StoreError> {
         read::locks(&self.connection)
     }
 
-    /// Everything that is recorded, except locks and history.
+    /// Loads everything that is recorded, except locks, history, samples and estimates.
     ///
     /// # Errors
-    /// What SQLite says; a row that this program did not write.
+    /// Errors of SQLite; a row that this program did not write.
     pub fn load(&self) -> Result<Model, StoreError> {
         read::model(&self.connection)
     }
 
-    /// What was last estimated for copying a volume to a leg ([`LegRow::key`]).
+    /// The last estimate for copying a volume to a leg ([`LegRow::key`]).
     ///
     /// # Errors
-    /// What SQLite says; a row that this program did not write.
+    /// Errors of SQLite; a row that this program did not write.
     pub fn estimate(&self, volume: &str, target: &str) -> Result<Option<Estimate>, StoreError> {
         read::estimate(&self.connection, volume, target)
     }
 
-    /// The last lines of the history, oldest first; of one session if it is named.
+    /// The last lines of the history, oldest first; only those of `session` if it is named.
     ///
     /// # Errors
-    /// What SQLite says.
+    /// Errors of SQLite.
     pub fn history(&self, session: Option<&str>, lines_max: u32) -> Result<Vec<Note>, StoreError> {
         read::history(&self.connection, session, lines_max)
     }
 
-    /// How the pairs of a session went on, in the order of time; no more than so many lines.
+    /// The samples of a session's pairs in the order of time, at most `lines_max`.
     ///
     /// # Errors
-    /// [`StoreError`]
+    /// Errors of SQLite.
     pub fn samples(&self, session: &str, lines_max: u32) -> Result<Vec<Sample>, StoreError> {
         samples::read(&self.connection, session, lines_max)
     }
 }
 
-/// What identifies a LUN for its lock: the strongest name that it has; where it has none the path
-/// that was recorded, whatever it leads to now.
+/// The key of a LUN's lock: the strongest name in the LUN's identity, or, if it has none, the
+/// recorded path, whatever that leads to now.
 #[must_use]
 pub fn lock_key(lun: &LunRow) -> String {
     let identity = &lun.identity;
@@ -227,7 +229,7 @@ pub fn lock_key(lun: &LunRow) -> String {
     }
 }
 
-/// Reads every page: damage is found now, and not when the row is needed.
+/// Reads every page, so that damage is found now and not when a row is needed.
 fn examine(connection: &Connection) -> Result<(), StoreError> {
     let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     match found.as_str() {
@@ -504,7 +506,7 @@ fn json_text<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("rows have only text, numbers, truth values and options")
 }
 
-/// SQLite's integers are signed; sizes and times stay far below the limit.
+/// Converts to SQLite's signed integers; sizes and times stay far below the limit.
 fn integer(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -516,7 +518,8 @@ const fn side_text(side: Side) -> &'static str {
     }
 }
 
-/// Creates the database, durably, for this user only; SQLite gives its log the same mode. An error is left to what opens it.
+/// Creates the database, durably, for this user only; SQLite gives its log the same mode. Errors
+/// are ignored: opening the database reports them.
 fn make_private(path: &Path) {
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
     let file = std::fs::File::options()

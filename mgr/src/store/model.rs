@@ -1,7 +1,8 @@
-//! The rows as values, and the changes of them.
+//! The rows as values, and the changes to them.
 //!
-//! A [`Change`] is made twice: durably by the store, and then, with the same meaning, in the [`Model`] that
-//! the owner loop decides from. So the model never runs ahead of the disk.
+//! A [`Change`] is made twice: durably by the store, and then, with the same meaning, in the
+//! [`Model`] on which the owner loop bases its decisions. So the model never runs ahead of the
+//! disk.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,18 +22,19 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LunRow {
-    /// A way to find it.
+    /// The path by which it was named.
     pub path: PathBuf,
-    /// What it was when it was accepted.
+    /// Its identity when it was accepted.
     pub identity: Identity,
-    /// Of a LUN that has no name of its own, what told it from others when it was accepted or last
-    /// found to be the same. Absent also when the operator has not accepted it since the database
-    /// was made again.
+    /// For a LUN with a weak identity: its disk and contents when it was accepted or last found to
+    /// be the same. Absent also when the operator has not accepted the LUN since the database was
+    /// rebuilt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<Seen>,
 }
 
-/// A leg that was accepted: whole LUNs, end to end. The last one may be longer than the volume needs.
+/// A leg that was accepted: whole LUNs, end to end. The last LUN may be longer than the volume
+/// needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<LunRow>", into = "Vec<LunRow>")]
 pub struct LegRow {
@@ -44,7 +46,7 @@ impl LegRow {
     /// A leg of at least one LUN.
     ///
     /// # Errors
-    /// What is wrong with their paths.
+    /// What is wrong with the paths of the LUNs.
     pub fn new(luns: Vec<LunRow>) -> Result<Self, String> {
         let paths = LunPaths::new(luns.iter().map(|lun| lun.path.clone()).collect())?;
         Ok(Self { luns, paths })
@@ -56,26 +58,26 @@ impl LegRow {
         &self.luns
     }
 
-    /// How the operator names them.
+    /// The paths by which the operator names the LUNs.
     #[must_use]
     pub const fn paths(&self) -> &LunPaths {
         &self.paths
     }
 
-    /// What all of them are, in words.
+    /// The identities of all LUNs, in words.
     #[must_use]
     pub fn describe(&self) -> String {
         let luns = self.luns.iter().map(|lun| lun.identity.describe());
         luns.collect::<Vec<_>>().join("; ")
     }
 
-    /// The LUNs that have no name of their own.
+    /// The LUNs with a weak identity.
     pub fn weak(&self) -> impl Iterator<Item = &LunRow> {
         self.luns.iter().filter(|lun| !lun.identity.is_distinct())
     }
 
-    /// Records what tells a LUN of the leg without a name of its own from others. Whether the leg
-    /// has such a LUN at that path.
+    /// Records `seen` for the LUN of the leg at `path`, if its identity is weak. Returns whether
+    /// the leg has such a LUN.
     pub(super) fn set_seen(&mut self, path: &Path, seen: &Seen) -> bool {
         let mut changed = false;
         for lun in &mut self.luns {
@@ -87,7 +89,7 @@ impl LegRow {
         changed
     }
 
-    /// Whether a volume says that this is its leg.
+    /// Whether `leg`, as a volume reports it, is this leg.
     #[must_use]
     pub fn is(&self, leg: &Leg) -> bool {
         let same = |(lun, extent): (&LunRow, &Extent)| {
@@ -96,7 +98,7 @@ impl LegRow {
         self.luns.len() == leg.extents.len() && self.luns.iter().zip(&leg.extents).all(same)
     }
 
-    /// The locks of all LUNs, for somebody.
+    /// The locks of all LUNs of the leg, for `holder`.
     #[must_use]
     pub fn locks(&self, holder: &str) -> Vec<Lock> {
         let lock = |lun: &LunRow| Lock {
@@ -107,21 +109,21 @@ impl LegRow {
         self.luns.iter().map(lock).collect()
     }
 
-    /// That nobody uses the LUNs any more.
+    /// Changes that release the locks on all LUNs of the leg.
     pub fn unlock(&self) -> impl Iterator<Item = Change> + '_ {
         self.luns
             .iter()
             .map(|lun| Change::Unlock(super::lock_key(lun)))
     }
 
-    /// What tells this leg from all others.
+    /// A text that differs from that of every other leg.
     #[must_use]
     pub fn key(&self) -> String {
         let keys: Vec<String> = self.luns.iter().map(super::lock_key).collect();
         keys.join(" ")
     }
 
-    /// The first `size_bytes` bytes of it.
+    /// The first `size_bytes` bytes of the leg, as a volume uses them.
     #[must_use]
     pub fn layout(&self, size_bytes: u64) -> Leg {
         let mut left = size_bytes;
@@ -140,7 +142,7 @@ impl LegRow {
         }
     }
 
-    /// The LUNs of a leg that consists of whole ones.
+    /// The row of a leg; `None` if the leg does not consist of whole LUNs.
     #[must_use]
     pub fn of(leg: &Leg) -> Option<Self> {
         let last = leg.extents.len().checked_sub(1)?;
@@ -180,14 +182,14 @@ impl From<LegRow> for Vec<LunRow> {
     }
 }
 
-/// What is intended with a volume.
+/// The intended state of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum VolumeState {
     /// Its device is being made for the first time.
     Attaching,
-    /// It is to be there.
+    /// The volume is to exist.
     Attached,
-    /// It is to go.
+    /// The volume is to be removed.
     Detaching,
 }
 
@@ -202,7 +204,7 @@ impl VolumeState {
         }
     }
 
-    /// The state of a stored name.
+    /// The state with the stored name `name`.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Attaching, Self::Attached, Self::Detaching]
@@ -216,26 +218,26 @@ impl VolumeState {
 pub struct VolumeRow {
     /// The name that the operator gave.
     pub name: String,
-    /// A UUID.
+    /// The UUID.
     pub volume_id: String,
-    /// What is intended with it.
+    /// The intended state.
     pub state: VolumeState,
-    /// The authoritative leg while no session is live; in a live one its source.
+    /// The leg in use while no session is live; the source of a live session.
     pub leg: LegRow,
     /// The size, in bytes.
     pub size_bytes: u64,
-    /// The logical block size that it offers, in bytes.
+    /// The logical block size that the volume offers, in bytes.
     pub logical_block_bytes: u32,
-    /// Which device an open of its name gets, once it had one.
+    /// The device that an open of the volume's name gets, once it had one.
     pub open_map: Option<OpenMapRow>,
 }
 
-/// Which device an open of a volume's name gets.
+/// The device that an open of a volume's name gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OpenMapRow {
     /// `/dev/ublkbN`.
     pub kernel_device: PathBuf,
-    /// The boot in which that name meant this volume.
+    /// The boot in which the device was that of this volume.
     pub boot_id: String,
     /// The LUNs whose data an open reads.
     pub leg: LunPaths,
@@ -246,11 +248,11 @@ pub struct OpenMapRow {
 pub struct SessionRow {
     /// The name that the operator gave.
     pub name: String,
-    /// A UUID.
+    /// The UUID.
     pub id: String,
     /// When it was created, in milliseconds since 1970.
     pub created_at_ms: u64,
-    /// What was chosen for it.
+    /// The options.
     pub options: SessionOptions,
     /// Whether the operator stopped the copy.
     pub paused: bool,
@@ -259,7 +261,7 @@ pub struct SessionRow {
 }
 
 impl SessionRow {
-    /// Whether anything can still follow.
+    /// Whether any pair of the session has not ended.
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.pairs.iter().any(|pair| !pair.phase.is_ended())
@@ -273,78 +275,80 @@ pub struct PairRow {
     pub volume: String,
     /// Where the data was when the session was created.
     pub source: LegRow,
-    /// Where it goes.
+    /// Where the data is copied to.
     pub target: LegRow,
     /// The word that stands for this target with what was found on it when it was accepted.
     pub target_contents: String,
     /// The size of the volume, in bytes.
     pub size_bytes: u64,
-    /// What was asked for.
+    /// What the operator asked for.
     pub phase: Phase,
-    /// Which side was authoritative when the volume was last seen.
+    /// The side that was authoritative in the last status of the volume.
     pub authoritative: Side,
-    /// What earlier copiers copied, in bytes.
+    /// The bytes that earlier copiers copied.
     pub copied_bytes: u64,
     /// The last pause that a change of the route caused, in microseconds.
     pub last_pause_us: Option<u64>,
-    /// What is wrong, if something is.
+    /// The current problem, if there is one.
     pub problem: Option<String>,
-    /// What came of the last whole comparison of the legs.
+    /// The result of the last whole comparison of the legs.
     pub verification: Option<Verification>,
-    /// What was done to the leg that is not used any more.
+    /// How the leg that is no longer used was made inaccessible.
     pub retired: Option<Retired>,
-    /// Of what the target is a copy; counts in [`Phase::Split`] only.
+    /// Since when the target is a copy of the source; valid in [`Phase::Split`] only.
     pub copy_of: Option<CopyOf>,
-    /// What the source could not read, ascending: zeroes on the target.
+    /// The parts that the source could not read, ascending; they are zeroes on the target.
     pub unreadable: Vec<UnreadablePart>,
-    /// How the copy goes, beside what was expected of it.
+    /// The progress of the first copy, with the estimate of it.
     pub course: Course,
 }
 
-/// A target that is left alone.
+/// The copy on the target of a split pair.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CopyOf {
-    /// What it is a copy of: the source at this time, in milliseconds since 1970.
+    /// The instant of which the target is a copy, in milliseconds since 1970.
     pub at_ms: u64,
-    /// What the kernel says of it since it is read-only.
+    /// The state of the target when it was sealed; `None`: whether it was written to since the
+    /// split is unknown.
     pub sealed: Option<Sealed>,
 }
 
-/// What the kernel said of a LUN when it was made read-only.
+/// The state of a target's LUNs when they were made read-only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sealed {
-    /// In which boot that was.
+    /// The boot in which that was.
     pub boot_id: String,
-    /// How many changes of all LUNs it had counted, if it counts them.
+    /// The changes that the kernel had counted on all LUNs; `None` if it does not count them.
     pub changes: Option<u64>,
     /// Checksum of the parts of the LUNs that a mount, a volume manager or a partitioning changes.
     pub fingerprint: u64,
 }
 
-/// How the first copy of a pair goes, beside what was expected of it.
+/// The progress of the first copy of a pair, with the estimate of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Course {
-    /// What was estimated before the session was created.
+    /// The estimate that was made before the session was created.
     pub estimate: Option<Estimate>,
-    /// When it began, in milliseconds since 1970.
+    /// When the copy began, in milliseconds since 1970.
     pub begun_ms: Option<u64>,
-    /// When nothing was left to copy for the first time.
+    /// When nothing was left to copy for the first time, in milliseconds since 1970.
     pub in_sync_ms: Option<u64>,
-    /// When the target became authoritative, unless the operator has taken that back.
+    /// When the target became authoritative, in milliseconds since 1970, unless the operator has
+    /// taken that back.
     pub switched_ms: Option<u64>,
 }
 
-/// What `shunt plan` has estimated.
+/// An estimate of `shunt plan`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Estimate {
-    /// When, in milliseconds since 1970.
+    /// When it was made, in milliseconds since 1970.
     pub at_ms: u64,
-    /// How long the copy takes, in seconds.
+    /// The duration of the copy, in seconds.
     pub copy_seconds: u64,
-    /// How long requests are held at a switch, in microseconds.
+    /// How long a switch holds requests, in microseconds.
     pub pause_us: u64,
 }
 
@@ -354,16 +358,16 @@ pub struct Estimate {
 pub struct Retired {
     /// How.
     pub how: RetireHow,
-    /// What was taken away from each LUN, to be put back.
+    /// The blocks that were wiped on each LUN, to be restored.
     pub saved: Vec<Vec<lun::Saved>>,
 }
 
-/// Which pair of which session.
+/// Identifies a pair of a session.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PairKey {
     /// The session.
     pub session: String,
-    /// Its place in the session, from 0.
+    /// The position of the pair in the session, from 0.
     pub position: usize,
 }
 
@@ -374,7 +378,7 @@ pub struct Lock {
     pub key: String,
     /// The path by which it was named.
     pub path: PathBuf,
-    /// Who uses it, in words: `volume db`, `the target of db in session s1`.
+    /// The user of the LUN, in words: `volume db`, `the target of db in session s1`.
     pub holder: String,
 }
 
@@ -389,98 +393,98 @@ pub struct Note {
     pub volume: Option<String>,
     /// What happened.
     pub what: String,
-    /// The number of the user who asked for it, if somebody did.
+    /// The number of the user who asked for it; `None` if shuntd acted automatically.
     pub who: Option<u32>,
 }
 
 /// A change of one field of a pair.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PairField {
-    /// What was asked for.
+    /// What the operator asked for.
     Phase(Phase),
-    /// Which side is authoritative.
+    /// The side that is authoritative.
     Authoritative(Side),
-    /// What earlier copiers copied, in bytes.
+    /// The bytes that earlier copiers copied.
     CopiedBytes(u64),
     /// The pause that a change of the route caused, in microseconds.
     LastPause(u64),
-    /// What is wrong, or nothing.
+    /// The current problem, or that there is none.
     Problem(Option<String>),
-    /// What came of a comparison of the legs.
+    /// The result of a comparison of the legs.
     Verification(Verification),
-    /// What was done to the leg that is not used any more.
+    /// How the leg that is no longer used was made inaccessible.
     Retired(Option<Retired>),
-    /// Of when the target is a copy.
+    /// Since when the target is a copy.
     CopyOf(Option<CopyOf>),
-    /// All that the source could not read.
+    /// All parts that the source could not read.
     Unreadable(Vec<UnreadablePart>),
-    /// When its copy began.
+    /// When the copy began, in milliseconds since 1970.
     Begun(u64),
-    /// When nothing was left to copy for the first time.
+    /// When nothing was left to copy for the first time, in milliseconds since 1970.
     InSync(Option<u64>),
-    /// When the target became authoritative.
+    /// When the target became authoritative, in milliseconds since 1970.
     Switched(Option<u64>),
 }
 
-/// One change of the rows.
+/// One change to the rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// A new volume.
     AddVolume(VolumeRow),
-    /// What is intended with a volume.
+    /// The intended state of a volume.
     SetVolumeState(String, VolumeState),
     /// The leg of a volume.
     SetVolumeLeg(String, LegRow),
-    /// What tells the LUN without a name of its own that was recorded with a path from others.
+    /// The disk and contents of the LUN with a weak identity at a path.
     SetSeen(PathBuf, Seen),
-    /// Which device an open of a volume gets.
+    /// The device that an open of a volume's name gets.
     SetOpenMap(String, OpenMapRow),
     /// The volume is gone.
     RemoveVolume(String),
-    /// A new session with its pairs. An ended one of the same name goes.
+    /// A new session with its pairs. Replaces an ended session of the same name.
     AddSession(SessionRow),
     /// Whether the operator stopped the copy of a session.
     SetPaused(String, bool),
-    /// What is chosen for a session.
+    /// The options of a session.
     SetOptions(String, SessionOptions),
-    /// How many pairs of all sessions are copied at once.
+    /// The number of pairs of all sessions that may be copied at once.
     SetPairsMax(u32),
     /// A field of a pair.
     SetPair(PairKey, PairField),
-    /// A LUN is in use from now on; fails if it is already. Not kept in the model.
+    /// A LUN is in use from now on; fails if it is in use already. Not kept in the model.
     Lock(Lock),
     /// A LUN that is in use has another holder from now on.
     MoveLock(Lock),
-    /// A LUN is no longer in use. Names the key.
+    /// A LUN, by its key, is no longer in use.
     Unlock(String),
     /// A line of the history. Not kept in the model.
     Note(Note),
-    /// What is expected of copying a volume to a leg ([`LegRow::key`]). Not kept in the model.
+    /// The estimate for copying a volume to a leg ([`LegRow::key`]). Not kept in the model.
     KeepEstimate {
         /// The volume.
         volume: String,
         /// The leg.
         target: String,
-        /// What is expected.
+        /// The estimate.
         estimate: Estimate,
     },
-    /// How a pair goes on. Not kept in the model.
+    /// A sample of a pair. Not kept in the model.
     Sample(super::samples::Sample),
 }
 
-/// Everything that is recorded, except locks and history.
+/// Everything that is recorded, except locks, history, samples and estimates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Model {
     /// The volumes by name.
     pub volumes: BTreeMap<String, VolumeRow>,
     /// The sessions by name.
     pub sessions: BTreeMap<String, SessionRow>,
-    /// How many pairs of all sessions are copied at once.
+    /// The number of pairs of all sessions that may be copied at once.
     pub pairs_max: u32,
 }
 
 impl Default for Model {
-    /// What a new database holds.
+    /// The contents of a new database.
     fn default() -> Self {
         Self {
             volumes: BTreeMap::new(),
@@ -501,7 +505,8 @@ impl Model {
         )
     }
 
-    /// Makes a change that the store has made durable. What it names is there: the store has refused it otherwise.
+    /// Makes a change that the store has made durable. The rows that the change names exist:
+    /// otherwise the store would have refused the change.
     pub fn apply(&mut self, change: Change) {
         match change {
             Change::AddVolume(row) => {
@@ -576,13 +581,13 @@ impl Model {
         }
     }
 
-    /// A pair.
+    /// The pair with the key `key`.
     #[must_use]
     pub fn pair(&self, key: &PairKey) -> Option<&PairRow> {
         self.sessions.get(&key.session)?.pairs.get(key.position)
     }
 
-    /// The live session that a volume belongs to, and its place there.
+    /// The live session that a volume belongs to, and the position of the volume's pair there.
     #[must_use]
     pub fn live_pair_of(&self, volume: &str) -> Option<(&SessionRow, usize)> {
         self.sessions.values().find_map(|session| {

@@ -1,4 +1,4 @@
-//! Rows into values. What this program did not write is an error, never a guess.
+//! Converts rows to values. A row that this program did not write is an error, never a guess.
 
 use std::path::PathBuf;
 
@@ -201,7 +201,7 @@ fn time(value: Option<i64>, column: &'static str) -> Result<Option<u64>, StoreEr
     value.map(|value| unsigned(value, column)).transpose()
 }
 
-/// What was stored as JSON.
+/// Parses a column that was stored as JSON.
 pub(super) fn json<T: DeserializeOwned>(
     text: String,
     column: &'static str,

@@ -1,19 +1,19 @@
-//! How pairs went on: one line every few seconds. What is older becomes coarser, so that a session of any length needs the
-//! same room.
+//! Samples of the pairs, one every few seconds. Older samples are thinned out, so that a session of
+//! any length needs the same space.
 
 use rusqlite::{Connection, Row, Transaction, params};
 
 use super::{PairKey, StoreError, integer};
 
-/// The most lines of a pair. Beyond it every second line of the pair goes.
+/// The most samples of a pair. When there are more, every second sample of the pair is deleted.
 const LINES_MAX: u32 = 2000;
 
-/// What a pair did in the time before `at_ms`. Rates are in a second.
+/// A sample: what a pair did in the time before `at_ms`. Rates are per second.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
-    /// Which pair.
+    /// The pair.
     pub pair: PairKey,
-    /// When, in milliseconds since 1970.
+    /// The time of the sample, in milliseconds since 1970.
     pub at_ms: u64,
     /// What was still to be copied, in bytes.
     pub dirty_bytes: u64,
@@ -23,17 +23,17 @@ pub struct Sample {
     pub read_rate: u64,
     /// Written by applications, in bytes.
     pub write_rate: u64,
-    /// Half of their requests took no longer, in microseconds; `None` without requests.
+    /// The median latency of the applications' requests, in microseconds; `None` without requests.
     pub median_us: Option<u64>,
-    /// 99 of a hundred took no longer, in microseconds.
+    /// The 99th percentile of their latency, in microseconds; `None` without requests.
     pub p99_us: Option<u64>,
-    /// To what writes were slowed, in bytes; 0: they were not.
+    /// The rate to which writes were slowed, in bytes; 0: they were not slowed.
     pub throttle: u64,
 }
 
 pub(super) fn add(transaction: &Transaction<'_>, sample: &Sample) -> Result<(), StoreError> {
     let (session, position) = (&sample.pair.session, sample.pair.position as i64);
-    // The session may have been replaced meanwhile: then nobody asks for this.
+    // The session may have been replaced meanwhile: then the sample is dropped.
     transaction.execute(
         "INSERT OR REPLACE INTO samples (session, position, at_ms, dirty_bytes, copy_rate, read_rate, write_rate,
             median_us, p99_us, throttle)
@@ -69,7 +69,8 @@ pub(super) fn add(transaction: &Transaction<'_>, sample: &Sample) -> Result<(), 
     Ok(())
 }
 
-/// The lines of a session in the order of time, no more than so many: then only every second, third, ... one.
+/// The samples of a session in the order of time. If there are more than `lines_max`, only every
+/// second, third, ... sample is returned.
 pub(super) fn read(
     connection: &Connection,
     session: &str,

@@ -1,13 +1,13 @@
-//! The tables, as a list of schema steps. A database records in `user_version` how many it has seen.
+//! The tables, as a list of schema steps. `user_version` of a database is the number of steps done.
 //!
 //! | table | holds |
 //! |---|---|
 //! | volumes | every volume, from before it is attached until it is gone |
-//! | open_map | which device an open of a volume's name gets |
+//! | open_map | the device that an open of a volume's name gets |
 //! | sessions, pairs | what the operator asked for; the state is derived, never stored |
 //! | locks | the LUNs in use, each once |
-//! | history | everything that changed something |
-//! | host | what was chosen for this host; no row while nothing was |
+//! | history | one line for everything that changed something |
+//! | host | the settings of this host; no row until one is set |
 //!
 //! Times are milliseconds since 1970. Identities are `lun::Identity` as JSON, options
 //! `SessionOptions`, a verification `Verification`.

@@ -1,4 +1,4 @@
-//! Help, usage, man pages, completions, requests and what is printed.
+//! Tests of help, usage, man pages, completions, requests and output.
 
 use migration_proto::manager::{
     CutoverAction, CutoverOptions, HostRecord, Hours, PlanRecord, RetireHow, SessionLimits,
@@ -177,7 +177,7 @@ fn aliases_are_the_same_verbs() {
     }
 }
 
-// What is sent.
+// Requests that are sent.
 
 #[test]
 fn each_verb_sends_its_request() {
@@ -545,7 +545,7 @@ fn the_socket_is_found_by_option_variable_and_runtime_folder() {
     assert_eq!(fake.requests().len(), 2);
 }
 
-// Answers.
+// Output and exit codes.
 
 #[test]
 fn messages_are_for_people_and_quiet_silences_them() {
@@ -753,7 +753,7 @@ fn queued_pairs_are_explained() {
         text,
         "problem: the state folder is hidden; next: umount it\n"
     );
-    // A host on which there is nothing yet.
+    // A host without volumes and sessions.
     let records = vec![host(0)];
     let fake = FakeShuntd::answering(Response::Records { records });
     let ended = fake.run(&["status"]);

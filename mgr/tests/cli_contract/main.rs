@@ -1,4 +1,4 @@
-//! The contract of the command line, kept by the real binary against a shuntd that follows a script.
+//! Tests of the command line contract: the real binary against a scripted shuntd.
 #![expect(
     clippy::unwrap_used,
     reason = "a helper of a test may panic as the test may"
@@ -34,19 +34,19 @@ use migration_proto::route::Side;
 use migration_proto::{Hello, Welcome};
 use serde_json::Value;
 
-/// No test command takes longer; one that hangs is killed and fails the test.
+/// The time limit of a command. A command that takes longer is killed, and its test fails.
 const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 
 /// What the scripted shuntd does with a request.
 #[derive(Debug, Clone)]
 enum Reply {
-    /// Answers.
+    /// Sends this answer.
     Response(Response),
     /// Sends these bytes as they are, then closes the connection.
     Bytes(Vec<u8>),
     /// Closes the connection.
     Close,
-    /// Closes only the direction in which the answer would come, and keeps the connection.
+    /// Closes only its sending direction and keeps the connection open.
     HalfClose,
     /// Keeps the connection and is silent.
     Silence,
@@ -54,7 +54,7 @@ enum Reply {
 
 type Script = dyn Fn(usize, &Request) -> Reply + Send + Sync;
 
-/// A shuntd that follows a script. The number that the script gets counts the requests from 0.
+/// A scripted shuntd. The script gets each request with its number, counted from 0.
 struct FakeShuntd {
     folder: tempfile::TempDir,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -66,7 +66,7 @@ impl FakeShuntd {
         Self::start_with_welcome(Reply::Silence, false, script)
     }
 
-    /// A shuntd that greets in its own way and answers no request.
+    /// A shuntd that greets with `greeting` and answers no request.
     fn start_with_greeting(greeting: Reply) -> Self {
         Self::start_with_welcome(greeting, true, |_, _| Reply::Silence)
     }
@@ -116,7 +116,7 @@ impl FakeShuntd {
         shunt_at(&self.socket(), arguments)
     }
 
-    /// The same on a terminal, which script(1) of bsdutils makes; its output is all in `stdout`.
+    /// The command on a terminal, which script(1) of bsdutils provides; all output is in `stdout`.
     fn command_on_a_terminal(&self, arguments: &str) -> Command {
         let shunt = env!("CARGO_BIN_EXE_shunt");
         let line = format!("stty rows 24 cols 100; {shunt} {arguments}");
@@ -177,7 +177,7 @@ fn perform(stream: &mut UnixStream, reply: Reply) {
     }
 }
 
-/// A command that ended.
+/// The result of a command.
 struct Ended {
     code: Option<i32>,
     stdout: String,
@@ -198,7 +198,8 @@ impl Ended {
         self
     }
 
-    /// Checks the two lines that an operator reads.
+    /// Checks the exit code, the error line with the `next: ` line after it, and that standard
+    /// error contains all `parts`.
     #[track_caller]
     fn expect_error(&self, exit: Exit, parts: &[&str]) -> &Self {
         self.expect(exit);
@@ -281,7 +282,7 @@ fn run(mut command: Command) -> Ended {
     }
 }
 
-/// Runs something that must end by itself; fails the test if it does not.
+/// Runs `work` in a thread; fails the test if it takes longer than [`COMMAND_LIMIT`].
 #[track_caller]
 fn within_limit<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let (send, receive) = std::sync::mpsc::channel();
@@ -291,7 +292,7 @@ fn within_limit<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) ->
         .expect("it has a time limit")
 }
 
-/// Connects to a shuntd that does not welcome.
+/// Connects to a shuntd that sends no welcome within `greeting`; returns the error.
 #[track_caller]
 fn connect_error(socket: &Path, greeting: Duration) -> ConnectError {
     let limits = Limits {
@@ -383,7 +384,7 @@ fn failure(kind: FailureKind) -> Response {
     })
 }
 
-/// A command line for every subcommand that asks shuntd.
+/// A command line for every subcommand that sends requests to shuntd.
 const ASKING: [&[&str]; 26] = [
     &["attach", "db", "/dev/a"],
     &["detach", "db"],

@@ -1,4 +1,4 @@
-//! shuntd is not there, or is not what it should be.
+//! Tests with a shuntd that does not run, does not answer, or answers nonsense.
 
 use super::*;
 
@@ -30,7 +30,8 @@ fn without_permission_it_says_that_root_is_needed() {
     let _listener = UnixListener::bind(&socket).unwrap();
     std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o600)).unwrap();
     let binary = folder.path().join("shunt");
-    // Not by this process: a child of another test could inherit the open file, which then cannot be executed.
+    // `cp` copies the file, not this process: a child of another test could inherit the open file,
+    // and a file that is open for writing cannot be executed.
     let copied = Command::new("cp")
         .arg(env!("CARGO_BIN_EXE_shunt"))
         .arg(&binary)
@@ -56,7 +57,7 @@ fn a_shuntd_of_another_protocol_is_named_with_both_versions() {
         .expect_error(Exit::Unreachable, &["protocol 4711", &ours]);
 }
 
-/// Answers that no shuntd gives.
+/// Invalid answers, which no shuntd sends.
 fn nonsense() -> BTreeMap<&'static str, Reply> {
     let framed = |body: &[u8]| {
         let mut bytes = u32::try_from(body.len()).unwrap().to_le_bytes().to_vec();
@@ -172,7 +173,7 @@ fn an_answer_that_trickles_in_is_given_up_at_the_limit() {
         let (mut stream, _) = listener.accept().unwrap();
         let _ = stream.write_all(&100_000_u32.to_le_bytes());
         while stream.write_all(b" ").is_ok() {
-            // The pace of the slow peer itself; no test waits for it.
+            // Paces the slow peer; no test waits for this thread.
             thread::sleep(Duration::from_millis(5));
         }
     });
@@ -193,7 +194,8 @@ fn a_shuntd_that_accepts_nobody_is_given_up_at_the_limit() {
     let socket = folder.path().join("s");
     let listener = UnixListener::bind(&socket).unwrap();
     nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
-    // The first ones are queued by the kernel and not welcomed, the last ones are not even queued.
+    // The kernel queues the first connections, which get no welcome. It does not even queue the
+    // last ones.
     let errors: Vec<ConnectError> = (0..4)
         .map(|_| connect_error(&socket, Duration::from_millis(50)))
         .collect();

@@ -1,4 +1,4 @@
-//! Confirmation, `wait` and `--watch`.
+//! Tests of confirmations, `wait` and `--watch`.
 
 use super::*;
 
@@ -103,7 +103,7 @@ fn wait_ends_when_the_cutover_is_over() {
     let fake = FakeShuntd::answering(Response::Records { records });
     let ended = fake.run(&["wait", "s1", "--for", "target-selected"]);
     ended.expect_error(Exit::Failed, &["session s1", "did not fit", "tracking"]);
-    // Another goal is not concerned.
+    // A wait for another state is not affected.
     let arguments = ["wait", "s1", "--for", "source-selected", "--timeout", "0"];
     fake.run(&arguments)
         .expect_error(Exit::TimeRanOut, &["tracking"]);
@@ -254,7 +254,7 @@ fn on_a_terminal_watch_draws_over_what_was_there() {
     });
     let ended = run(fake.command_on_a_terminal("status s1 --watch"));
     ended.expect(Exit::NotFound);
-    // The screen of before comes back.
+    // The sequences switch to the alternate screen and back.
     for part in ["\u{1b}[?1049h", "75 %", "\u{1b}[?1049l"] {
         assert!(
             ended.stdout.contains(part),

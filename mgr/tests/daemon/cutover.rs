@@ -1,5 +1,5 @@
-//! Sessions that track, and their cutover. That the rest is really copied while requests are held is seen on real devices
-//! (`tests/system`).
+//! Tests of sessions that track, and of their cutover. `tests/system` checks on real devices that
+//! the rest is copied while requests are held.
 
 use migration_proto::manager::SessionMode;
 use migration_proto::manager::{
@@ -9,7 +9,7 @@ use migration_proto::manager::{
 use super::fake::Whim;
 use super::world::*;
 
-/// A session of these volumes that tracks.
+/// Creates and starts a session that tracks these volumes.
 fn tracking(world: &World, volumes: &[&str], cutover: CutoverOptions) {
     let mut targets = Vec::new();
     for volume in volumes {
@@ -61,7 +61,7 @@ fn a_session_that_tracks_is_cut_over_as_a_whole_and_comes_back_at_once() {
     assert_eq!(phase(&world), None);
     world.changes(&undo("s1"));
     world.wait_for_state("s1", "tracking");
-    // Nothing is tried again by itself.
+    // No new cutover starts automatically.
     assert_eq!(phase(&world), None);
 }
 
@@ -76,7 +76,7 @@ fn what_cannot_be_cut_over_falls_back_and_says_why() {
         (cutover.phase == "over").then_some(cutover.cause?)
     });
     assert!(cause.contains("held"), "{cause}");
-    // All pairs, or none.
+    // A cutover switches all pairs or none.
     let sides: Vec<_> = world
         .pairs("s1")
         .into_iter()
@@ -87,7 +87,7 @@ fn what_cannot_be_cut_over_falls_back_and_says_why() {
     let history = world.history().join("\n");
     assert!(history.contains("went back"), "{history}");
     assert!(history.contains("the cutover is over"), "{history}");
-    // The operator may ask again, in another way too.
+    // The operator can switch again, also in another mode.
     world.unset("two", Whim::RefuseRole);
     let mirror = SessionLimits {
         mode: Some(SessionMode::Mirror),
@@ -143,7 +143,7 @@ fn a_cutover_is_ended_by_a_pause_and_by_a_cancel() {
     world.changes(&resume("s1"));
     world.wait_for_state("s1", "tracking");
     world.changes(&switch("s1"));
-    // The second one lets it go on.
+    // With the action `wait`, a second `switch` releases the cutover.
     world.changes(&switch("s1"));
     world.wait_for_state("s1", "target-selected");
     world.changes(&undo("s1"));

@@ -1,7 +1,9 @@
-//! A ublk-target without a device: the protocol, the route and the dirty regions, in a file of its own format.
+//! A ublk-target without a device. It speaks the protocol and keeps the route and the dirty regions
+//! in a file of its own format.
 //!
-//! It runs in this test's own executable: the script that the tests give to shuntd as the program starts it with
-//! [`run_as_ublk_target`] as the only test. A file beside the map file makes it misbehave ([`Whim`]).
+//! The fake runs in the executable of this test: the script that the tests give to shuntd as the
+//! program `ublk-target` starts this executable with [`run_as_ublk_target`] as the only test. A
+//! file beside the map file makes the fake misbehave ([`Whim`]).
 
 use std::fs::File;
 use std::os::linux::net::SocketAddrExt;
@@ -20,43 +22,44 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 pub(crate) const REGION_BYTES: u64 = 64 << 10;
-/// How the arguments reach the fake through the test harness, which would take them for its own.
+/// The environment variable with the arguments of the fake. The test harness would take arguments
+/// on the command line for its own.
 pub(crate) const ARGUMENTS: &str = "FAKE_UBLK_TARGET_ARGUMENTS";
-/// A source whose name has this makes `serve` fail.
+/// A source whose path contains this word makes `serve` fail.
 pub(crate) const BROKEN: &str = "broken";
 
-/// What a file beside the map file makes the fake do.
+/// A way in which a file beside the map file makes the fake misbehave.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Whim {
-    /// Does not listen while it is there.
+    /// Does not listen while the file exists.
     HoldStart,
-    /// Grants no regions while it is there.
+    /// Grants no regions while the file exists.
     HoldClaims,
-    /// Lets nothing be compared while it is there.
+    /// Does not answer `watch` while the file exists, so that nothing is compared.
     HoldComparing,
-    /// The first region is dirty when it starts, once.
+    /// Starts with exactly the first region dirty, once.
     DirtyAtStart,
-    /// Refuses every change between the mirrored routes.
+    /// Refuses every change to a mirrored route or to `Split`.
     RefuseRole,
     /// Refuses to drop a leg.
     RefuseSingle,
-    /// Changes between the mirrored routes take a second.
+    /// Changes to a mirrored route or to `Split` take a second.
     SlowRole,
-    /// Refuses to stop.
+    /// Refuses to stop, as if the device was open.
     DeviceOpen,
-    /// Says that the mirror leg has failed, until it is told to try again.
+    /// Reports that the mirror leg has failed, until a request to retry it.
     Degraded,
-    /// With [`Self::Degraded`]: because it has kept writes waiting.
+    /// With [`Self::Degraded`]: reports that the mirror leg failed because it kept writes waiting.
     Stalled,
     /// Dies before it changes the role, once.
     DieBeforeRole,
     /// Dies after it has changed the role, before it answers, once.
     DieAfterRole,
-    /// Says that the volume is ending, and does not end.
+    /// Reports that the volume is ending, and does not end.
     Ending,
-    /// Has not held requests when it is resumed after a split, once.
+    /// Reports at the resume after a split that requests were not held, once.
     LetGo,
-    /// Says of a change of the route that another one is under way, and makes it when this is gone.
+    /// Refuses a change of the route as busy, and makes the change when the file is gone.
     Later,
 }
 
@@ -113,7 +116,7 @@ fn run_as_ublk_target() {
     std::process::exit(0);
 }
 
-/// What it would have open: files.
+/// The LUNs that a real ublk-target would have open; here they are files.
 fn open_luns(leg: &Leg) -> Vec<OpenLun> {
     let extents = leg.extents.iter();
     let open = extents.map(|extent| OpenLun {
@@ -135,7 +138,7 @@ fn fail(text: &str) -> ! {
     std::process::exit(1);
 }
 
-/// The protocol's word of the leg is also the command line's.
+/// `leg` is the name of a side as in the protocol; the command line uses the same words.
 fn format(path: &Path, leg: &str) {
     let descriptor: Descriptor = serde_json::from_reader(std::io::stdin()).unwrap();
     if path.exists() {
@@ -169,7 +172,7 @@ fn describe(path: &Path) {
         descriptor: map.descriptor,
         damage: None,
     };
-    // The test harness has begun a line.
+    // The test harness has already printed the beginning of a line.
     println!("\n{}", serde_json::to_string(&summary).unwrap());
 }
 
@@ -182,7 +185,7 @@ fn save(path: &Path, map: &Map) {
 fn serve(path: &Path, socket: &Path, volume_id: &str) {
     let lock = File::create(path.with_extension("lock")).unwrap();
     let Ok(_lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
-        eprintln!("another one serves {}", path.display());
+        eprintln!("another process serves {}", path.display());
         std::process::exit(3);
     };
     let mut map = read(path);
@@ -372,7 +375,7 @@ impl Conversation {
             }
             Request::Stop => Response::Done,
             Request::Resume => {
-                // The application goes on writing.
+                // The application continues to write: the first region becomes dirty.
                 self.map().dirty.push(0);
                 let held = std::mem::take(&mut *self.server.suspended.lock().unwrap());
                 let held = held && !Whim::LetGo.take(&self.server.path);
@@ -430,7 +433,7 @@ impl Conversation {
     ) -> Response {
         let mut map = self.map();
         if map.epoch != epoch {
-            return refused(Refusal::StaleEpoch, "the epoch is another");
+            return refused(Refusal::StaleEpoch, "the epoch has changed");
         }
         if let Err(refusal) = change(&mut map) {
             return refusal;

@@ -1,4 +1,4 @@
-//! Hours at which a session is copied, and the time at which it is started by itself.
+//! Tests of the hours in which a session is copied, and of the automatic start at a given time.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use super::world::*;
 
 const SIZE: u64 = 2 * MIB;
 
-/// An hour of the day that does not come soon.
+/// A window of one hour that opens ten hours from now.
 fn another_hour() -> Hours {
     let shown = Command::new("date").arg("+%H %M").output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
@@ -55,14 +55,14 @@ fn a_session_is_copied_in_its_hours_only() {
     let request = created(&world, |options| options.hours = hours);
     world.changes(&request);
     world.changes(&start("s1"));
-    // It waits for its place until then.
+    // The pair stays queued until its hours begin.
     assert_eq!(world.session("s1").state, "queued");
     world.set("db", Whim::HoldClaims);
     world.changes(&set_hours(Hours::default()));
     world.wait_for_state("s1", "syncing");
     world.changes(&set_hours(hours));
     world.wait_for_state("s1", "paused");
-    // The copier is being stopped.
+    // `resume` fails while the copier is being stopped.
     let told = world.wait("it can be resumed", |world| {
         match world.ask(&resume("s1")) {
             Response::Done { messages, .. } => Some(messages.concat()),
@@ -71,7 +71,7 @@ fn a_session_is_copied_in_its_hours_only() {
     });
     assert!(told.contains("only"), "{told}");
     assert_eq!(world.session("s1").state, "paused");
-    world.wait("it is told", |world| {
+    world.wait("the history has the end of the hours", |world| {
         let history = world.history();
         history
             .iter()
@@ -81,7 +81,7 @@ fn a_session_is_copied_in_its_hours_only() {
     world.unset("db", Whim::HoldClaims);
     world.changes(&set_hours(Hours::default()));
     world.wait_for_state("s1", "source-selected");
-    // What is in sync is not paused.
+    // A session that is in sync is not paused.
     world.changes(&set_hours(hours));
     assert_eq!(world.session("s1").state, "source-selected");
     world.changes(&switch("s1"));

@@ -1,4 +1,4 @@
-//! Legs of several LUNs.
+//! Tests of legs that consist of several LUNs.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use migration_proto::route::Side;
 
 use super::world::*;
 
-/// The LUNs of a leg as one path, as [`paths`] reads it.
+/// Joins the paths of a leg's LUNs to one path that [`paths`] can parse.
 fn leg(luns: &[&PathBuf]) -> PathBuf {
     let texts: Vec<&str> = luns.iter().map(|lun| lun.to_str().unwrap()).collect();
     PathBuf::from(texts.join(","))
@@ -43,7 +43,7 @@ fn a_volume_over_several_luns_moves_onto_several_others_and_back() {
     let volume = world.volume("db").unwrap();
     assert_eq!((volume.lun, volume.size_bytes), (paths(&from), 4 * MIB));
     world.changes(&create("s1", &[("db", &to)]));
-    // Each of them is in use.
+    // Each LUN of the two legs is in use.
     world.changes(&attach("other", &world.lun("o", 3 * MIB, 1)));
     for used in [a2, b1, b3] {
         let failure = world.refused(&create("s2", &[("other", used)]));
@@ -55,7 +55,7 @@ fn a_volume_over_several_luns_moves_onto_several_others_and_back() {
     assert_eq!(contents(&[b1, b2, b3])[..before.len()], before);
     assert_eq!(world.pairs("s1")[0].target, paths(&to));
     world.changes(&switch("s1"));
-    // The database is lost: all LUNs are found in the map file.
+    // The database is lost; shuntd finds all LUNs in the map file.
     world.stop();
     std::fs::remove_file(world.config.database()).unwrap();
     world.start();
@@ -68,7 +68,7 @@ fn a_volume_over_several_luns_moves_onto_several_others_and_back() {
     world.wait_for_state("found-db", "target-selected");
     world.changes(&commit("found-db"));
     assert_eq!(world.volume("db").unwrap().lun, paths(&to));
-    // And back, onto the LUNs that are free again.
+    // Migrates back onto the LUNs that are free again.
     let request = overwriting(create("s1", &[("db", &from)]));
     world.changes(&request);
     world.changes(&start("s1"));
@@ -76,7 +76,7 @@ fn a_volume_over_several_luns_moves_onto_several_others_and_back() {
     world.changes(&switch("s1"));
     world.changes(&commit("s1"));
     assert_eq!(contents(&[a1, a2]), before);
-    // What is left behind are all of them.
+    // `retire` holds every LUN of the leg that was left behind.
     world.changes(&retire(RetireHow::Hold));
     for held in [b1, b2, b3] {
         let failure = world.refused(&attach("third", held));

@@ -1,4 +1,4 @@
-//! The database or a map file is damaged, missing or locked.
+//! Tests of a damaged, missing or locked database or map file.
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use migration_proto::route::{Route, Side};
 
 use crate::world::*;
 
-/// A session of one pair that is in sync, on the side.
+/// Brings a session of one pair into sync, with `side` authoritative.
 fn selected(side: Side) -> World {
     let world = World::new();
     world.changes(&attach("db", &world.lun("a", MIB, 1)));
@@ -22,7 +22,7 @@ fn selected(side: Side) -> World {
     world
 }
 
-/// The databases that were set aside.
+/// The damaged databases that shuntd has kept.
 fn kept(world: &World) -> Vec<PathBuf> {
     let files = std::fs::read_dir(&world.config.state_directory).unwrap();
     files
@@ -47,7 +47,7 @@ fn without_its_database_shuntd_finds_what_is_mirrored_and_writes_nothing_before_
     remove_database(&world);
     world.start();
     let (db, plain) = (world.volume("db").unwrap(), world.volume("plain").unwrap());
-    assert_eq!((db.pid, db.restarts), (before.pid, 0), "it went on");
+    assert_eq!((db.pid, db.restarts), (before.pid, 0), "same process");
     assert_eq!((db.lun, db.route), (before.lun, before.route));
     assert_eq!(plain.route, Some(Route::Single { leg: Side::Source }));
     let pair = &world.pairs("found-db")[0];
@@ -60,7 +60,7 @@ fn without_its_database_shuntd_finds_what_is_mirrored_and_writes_nothing_before_
     for word in ["missing", "found-db, paused", "uses"] {
         assert!(history.contains(word), "no {word:?} in {history}");
     }
-    // The LUNs are locked again, the names taken, and the migration goes on to its end.
+    // The LUNs are locked again, and the migration continues to its end.
     world.refused(&attach("other", &world.directory.path().join("b")));
     world.refused(&attach("other", &world.directory.path().join("c")));
     world.changes(&resume("found-db"));
@@ -81,10 +81,10 @@ fn a_damaged_database_is_kept_and_another_one_is_made() {
     world.stop();
     let database = world.config.database();
     let bytes = std::fs::metadata(&database).unwrap().len();
-    // The header; then pages in the middle; then all of it.
+    // Damages the header; then overwrites all but the first quarter; then truncates the file.
     let damages = [0..64, bytes / 4..bytes, 0..0];
     for (number, damage) in damages.into_iter().enumerate() {
-        // Closing it is the last thing that its thread does; until then the log hides the damage.
+        // The thread of the database closes it last. Until then the WAL hides the damage.
         world.wait("the database is closed", |_| {
             (!PathBuf::from(format!("{}-wal", database.display())).exists()).then_some(())
         });
@@ -133,7 +133,7 @@ fn a_volume_in_doubt_is_left_out_and_named() {
         assert!(history.contains(why), "no {why:?} in {history}");
     }
     assert_eq!(history.matches("not restored").count(), 3, "{history}");
-    // What is left of them is never touched.
+    // shuntd never changes what is left of these volumes.
     world.refused(&attach("two", &world.directory.path().join("b")));
     assert_eq!(std::fs::read(world.map("two")).unwrap(), b"garbage");
 }
@@ -147,7 +147,7 @@ fn a_database_that_is_only_locked_is_left_alone() {
         .execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE;")
         .unwrap();
     let error = world.start_error().to_string();
-    for word in ["locked", "go on without shuntd", "next: ", "fuser"] {
+    for word in ["locked", "continue without shuntd", "next: ", "fuser"] {
         assert!(error.contains(word), "no {word:?} in {error}");
     }
     drop(locker);
@@ -173,7 +173,7 @@ fn a_database_that_is_locked_meanwhile_fails_commands_and_nothing_else() {
     world.changes(&switch("s1"));
 }
 
-/// The volume is down because its map file is away.
+/// A world whose volume is down because its map file was removed; `side` was authoritative.
 fn without_map(side: Side) -> World {
     let world = selected(side);
     std::fs::remove_file(world.map("db")).unwrap();
@@ -252,7 +252,7 @@ fn what_is_served_or_whole_or_has_no_such_leg_is_not_recovered() {
     let failure = world.refused(&recover("db", Side::Source));
     assert!(failure.cause.contains("being served"), "{failure:?}");
     world.fails(FailureKind::NotFound, &recover("none", Side::Source));
-    // Down for another reason: the map file is whole.
+    // The volume is down for another reason; its map file is whole.
     let lun = world.directory.path().join("c");
     let whole = std::fs::read(world.map("plain")).unwrap();
     let text = String::from_utf8(whole.clone()).unwrap();
@@ -266,7 +266,7 @@ fn what_is_served_or_whole_or_has_no_such_leg_is_not_recovered() {
     });
     let failure = world.refused(&recover("plain", Side::Source));
     assert!(failure.cause.contains("whole"), "{failure:?}");
-    // Damaged: there is one leg to choose from, and what is left is kept.
+    // The map file is damaged. There is only one leg to choose from, and the damaged file is kept.
     std::fs::write(world.map("plain"), "garbage").unwrap();
     let failure = world.refused(&recover("plain", Side::Target));
     assert!(failure.cause.contains("one leg"), "{failure:?}");
@@ -290,7 +290,7 @@ fn a_lock_whose_session_is_gone_is_explained_and_freed_and_no_other_one() {
     let (changed, messages) = ask(false);
     assert!(!changed, "{messages:?}");
     assert_eq!(messages, "every lock has its holder");
-    // As if a row had been deleted by hand.
+    // Adds a lock as it remains when the row of its session was deleted by hand.
     let database = world.config.database();
     let lock = |path: &std::path::Path| {
         let opened = lun::Lun::open(path, &lun::OpenOptions::default()).unwrap();
@@ -323,7 +323,7 @@ fn a_lock_whose_session_is_gone_is_explained_and_freed_and_no_other_one() {
     world.changes(&other);
     let freed = |line: &String| line.contains("is freed");
     assert_eq!(world.history().iter().filter(|line| freed(line)).count(), 1);
-    // The others are as they were.
+    // The other locks are unchanged.
     let locked = store.locks().unwrap();
     assert_eq!(locked.len(), 4, "{locked:?}");
 }

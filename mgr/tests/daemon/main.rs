@@ -1,5 +1,5 @@
-//! shuntd from its socket, without root and without ublk: LUNs are files, and ublk-target is a fake that speaks the protocol.
-//! The copier and the checks are the real ones.
+//! Tests of shuntd through its socket, without root and without ublk: LUNs are files, and
+//! ublk-target is a fake that speaks the protocol. The copier and the checks are the real ones.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -125,7 +125,7 @@ fn after_a_commit_the_next_session_moves_from_there() {
     let (first, second) = (world.lun("a", MIB, 1), world.lun("b", MIB, 0));
     world.changes(&attach("db", &first));
     for (source, target) in [(&first, &second), (&second, &first)] {
-        // The name of an ended session is free again. The second target holds the data of before.
+        // The name of an ended session is free again. The second target still holds its old data.
         world.changes(&overwriting(create("s1", &[("db", target)])));
         assert_eq!(world.pairs("s1")[0].source, *source);
         world.changes(&start("s1"));
@@ -241,13 +241,13 @@ fn a_target_that_stalled_is_taken_again_by_itself_unless_the_session_is_paused()
     world.set("db", fake::Whim::Degraded);
     world.wait_for_state("s1", "degraded");
     let problem = world.pairs("s1")[0].problem.clone().unwrap();
-    assert!(problem.contains("copied by itself"), "{problem}");
+    assert!(problem.contains("copied automatically"), "{problem}");
     world.wait_for_state("s1", "source-selected");
-    world.wait("both are told", |_| {
+    world.wait("the history has both", |_| {
         (told("the target answers again") && told("the target has caught up")).then_some(())
     });
     assert!(!told("resumed"), "{:?}", world.history());
-    // Longer the second time, and not while the operator has paused it.
+    // The back-off is longer the second time, and a paused session does not retry the target.
     world.set("db", fake::Whim::Degraded);
     world.wait_for_state("s1", "degraded");
     world.changes(&pause("s1"));

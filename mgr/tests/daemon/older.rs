@@ -1,4 +1,5 @@
-//! A database that is older than the map files: restored from a backup, or with its file system. The map files rule.
+//! Tests with a database that is older than the map files: restored from a backup, or with its file
+//! system. The map files decide.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use crate::world::*;
 
 const COMPANIONS: [&str; 3] = ["", "-wal", "-shm"];
 
-/// The database as it is now, put back by the result.
+/// Copies the database as it is now; returns a function that puts the copy back.
 fn backup(world: &mut World) -> impl Fn(&mut World) + use<> {
     let path = |world: &World, companion: &str, suffix: &str| {
         format!("{}{companion}{suffix}", world.config.database().display())
@@ -61,7 +62,7 @@ fn a_mirrored_volume_that_the_database_knows_in_no_session_gets_one_and_is_not_d
     );
     let history = world.history().join("\n");
     assert!(history.contains("older than the map file"), "{history}");
-    // The locks are there again, and the migration continues to its end.
+    // The locks exist again, and the migration continues to its end.
     world.refused(&attach("other", &target));
     world.changes(&commit("found-db"));
     let messages = world.changes(&detach("db"));
@@ -83,7 +84,7 @@ fn a_volume_that_has_moved_is_where_its_map_file_says() {
     world.changes(&commit("s1"));
     put_back(&mut world);
     assert_eq!(world.volume("db").unwrap().lun, target);
-    // The next session moves from there, and cannot overwrite it.
+    // The next session starts from that LUN, and cannot overwrite it.
     world.refused(&overwriting(create("s2", &[("db", &target)])));
     let messages = world.changes(&detach("db"));
     assert!(
@@ -106,7 +107,8 @@ fn a_volume_that_the_database_does_not_know_is_there_again() {
     world.refused(&attach("other", &source));
 }
 
-/// The volume was detached and attached again since: the process that serves it is none of the database's.
+/// Since the backup the volume was detached and attached again: the running process does not belong
+/// to the volume of the database.
 #[test]
 fn a_process_of_another_volume_of_the_same_name_is_not_ended_and_its_map_file_not_replaced() {
     let mut world = World::stopped();
@@ -139,7 +141,7 @@ fn a_process_of_another_volume_of_the_same_name_is_not_ended_and_its_map_file_no
     assert_eq!(std::fs::read(world.map("db")).unwrap(), map);
 }
 
-/// The session of the database ended long ago, and another one followed.
+/// Since the backup the session of the database has ended, and another session followed.
 #[test]
 fn no_verb_of_an_older_session_decides_about_other_luns() {
     let mut world = World::new();
@@ -152,7 +154,7 @@ fn no_verb_of_an_older_session_decides_about_other_luns() {
     world.changes(&switch("s2"));
     world.changes(&commit("s2"));
     put_back(&mut world);
-    // The volume is on the target of s2, and s1 has another one.
+    // The volume is on the target of s2; the target of s1 is a different LUN.
     world.wait_for_state("s1", "needs-recovery");
     for request in [commit("s1"), cancel("s1"), detach("db")] {
         match world.ask(&request) {
@@ -169,7 +171,7 @@ fn no_verb_of_an_older_session_decides_about_other_luns() {
     assert!(problem.contains(&new.display().to_string()), "{problem}");
 }
 
-/// A leg that an older session left behind may be in use since then.
+/// A leg that an older session left behind may be in use again.
 #[test]
 fn a_leg_that_is_in_use_is_not_retired_for_an_older_session() {
     let mut world = World::new();
@@ -191,7 +193,7 @@ fn a_leg_that_is_in_use_is_not_retired_for_an_older_session() {
     assert!(failure.cause.contains("in use"), "{failure:?}");
 }
 
-/// While nobody serves the volume its map file says what it is.
+/// While no process serves the volume, its map file decides what it is.
 #[test]
 fn a_volume_that_is_not_served_is_detached_only_as_its_map_file_says() {
     let mut world = World::new();
@@ -202,9 +204,9 @@ fn a_volume_that_is_not_served_is_detached_only_as_its_map_file_says() {
     world.set("db", Whim::HoldStart);
     world.kill_ublk_target("db");
     world.stop();
-    // The session is as if it had ended; the lock of its target keeps it from being found again.
+    // The session looks ended; the lock of its target prevents shuntd from finding it again.
     world.rewrite("UPDATE pairs SET phase = 'cancelled'");
-    // The kernel's device went with a boot.
+    // As after a boot, the kernel's device is gone.
     world.rewrite("UPDATE open_map SET boot_id = 'before'");
     world.start();
     let failure = world.refused(&detach("db"));

@@ -1,4 +1,4 @@
-//! What a session would be.
+//! Tests of `plan`: estimates for a session, and reasons to refuse it.
 
 use std::path::Path;
 
@@ -67,7 +67,7 @@ fn what_was_estimated_stands_beside_what_has_happened() {
     world.changes(&start("s1"));
     world.wait_for_state("s1", "source-selected");
     let tells = |parts: &[&str]| {
-        world.wait("the history tells both", |world| {
+        world.wait("the history has both", |world| {
             let all_in = |line: &String| parts.iter().all(|part| line.contains(part));
             world.history().iter().any(all_in).then_some(())
         });
@@ -79,7 +79,7 @@ fn what_was_estimated_stands_beside_what_has_happened() {
     ]);
     world.changes(&switch("s1"));
     tells(&["the target is authoritative", "`shunt plan` said 7.7 ms"]);
-    // Another target was not planned.
+    // A target that was not planned gets no such note.
     world.changes(&commit("s1"));
     world.changes(&create("s2", &[("db", &world.lun("c", MIB, 0))]));
     world.changes(&start("s2"));
@@ -101,7 +101,7 @@ fn all_that_speaks_against_it_is_told_for_every_pair() {
     let planned = plan(&world, &[("one", &small), ("two", &target)]);
     assert!(planned[0].problems[0].contains("small"), "{planned:?}");
     assert_eq!(planned[1].problems, [""; 0]);
-    // The same LUN in two spellings.
+    // The same LUN with two spellings of its path.
     let planned = plan(&world, &[("one", &target), ("two", &same)]);
     assert_eq!(planned[0].problems, [""; 0]);
     assert!(

@@ -1,4 +1,4 @@
-//! ublk-target and shuntd as processes: one that hangs, folders that are gone, a second shuntd.
+//! Tests of the processes: a ublk-target that hangs, folders that were removed, a second shuntd.
 
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use crate::fake::Whim;
 use crate::world::*;
 
-/// A volume whose ublk-target is ended after a second without a useful answer.
+/// A world with a volume whose ublk-target shuntd ends after one second without a useful answer.
 fn impatient() -> World {
     let mut world = World::stopped();
     world.config.silent_max = Duration::from_secs(1);
@@ -20,9 +20,9 @@ fn impatient() -> World {
     world
 }
 
-/// Another process serves the volume.
+/// Waits until another process serves the volume.
 fn see_replaced(world: &World, before: &VolumeRecord) {
-    world.wait("another one serves it", |world| {
+    world.wait("another process serves the volume", |world| {
         world.volume("db").filter(|volume| {
             volume.state == "attached" && volume.pid != before.pid && volume.restarts > 0
         })
@@ -35,7 +35,7 @@ fn a_ublk_target_that_says_for_too_long_that_it_is_ending_is_ended() {
     let before = world.volume("db").unwrap();
     world.set("db", Whim::Ending);
     let own = before.pid.unwrap().to_string();
-    world.wait("another one is started", |world| {
+    world.wait("another process is started", |world| {
         let pid = std::fs::read_to_string(world.map("db").with_extension("pid")).ok()?;
         (!pid.is_empty() && pid != own).then_some(())
     });
@@ -103,7 +103,7 @@ fn a_state_folder_that_is_not_the_one_that_was_opened_is_a_problem_of_the_host()
         world.directory.path().join("away"),
     );
     std::fs::rename(&state, &away).unwrap();
-    // A copy, in which what happens from now on is missing.
+    // A copy of the state folder, which misses everything that happens from now on.
     let copied = std::process::Command::new("cp")
         .arg("-a")
         .args([&away, &state])
@@ -119,13 +119,13 @@ fn a_state_folder_that_is_not_the_one_that_was_opened_is_a_problem_of_the_host()
     );
     let before = world.volume("db").unwrap();
     assert_eq!(before.state, "attached");
-    // It would serve from another folder.
+    // A new ublk-target would serve from the wrong folder, so none is started.
     world.kill_ublk_target("db");
     let failed = world.wait("it is not served", |world| {
         world.volume("db").filter(|volume| volume.state == "failed")
     });
     let problem = failed.problem.unwrap();
-    assert!(problem.contains("another one than before"), "{problem}");
+    assert!(problem.contains("not the original one"), "{problem}");
     std::fs::remove_dir_all(&state).unwrap();
     std::fs::rename(&away, &state).unwrap();
     world.wait("it is not reported any more", |world| {
@@ -164,7 +164,7 @@ fn only_one_shuntd_works_in_a_folder_of_sockets() {
         matches!(&error, StartError::AlreadyRunning { folder, .. } if *folder == world.config.runtime_directory),
         "{error}"
     );
-    // The folder is not the second one's to remove.
+    // The second world must not remove the folder of the first.
     second.config.runtime_directory = own;
     drop(second);
     assert_eq!(world.volume("db"), None);
@@ -174,7 +174,7 @@ fn only_one_shuntd_works_in_a_folder_of_sockets() {
 fn a_name_that_leads_to_another_device_is_refused_and_later_a_problem() {
     let world = World::new();
     let (first, second) = (world.lun("a", MIB, 1), world.lun("b", MIB, 2));
-    // Something that is there, as the device of a volume of another shuntd.
+    // An existing file stands for the device of a volume of another shuntd.
     let foreign = world.lun("foreign", MIB, 3);
     std::fs::create_dir_all(&world.config.device_directory).unwrap();
     std::os::unix::fs::symlink(&foreign, world.link("db")).unwrap();
@@ -185,7 +185,7 @@ fn a_name_that_leads_to_another_device_is_refused_and_later_a_problem() {
     );
     assert_eq!(std::fs::read_link(world.link("db")).unwrap(), foreign);
     assert_eq!(world.volume("db"), None);
-    // One that is taken later.
+    // The name is taken after the attach.
     world.changes(&attach("web", &second));
     std::fs::remove_file(world.link("web")).unwrap();
     std::os::unix::fs::symlink(&foreign, world.link("web")).unwrap();
@@ -194,7 +194,7 @@ fn a_name_that_leads_to_another_device_is_refused_and_later_a_problem() {
     });
     assert!(problem.contains(foreign.to_str().unwrap()), "{problem}");
     assert_eq!(std::fs::read_link(world.link("web")).unwrap(), foreign);
-    // It is free again, or gone.
+    // shuntd makes the name again when the link is dead, and when it is gone.
     std::fs::remove_file(&foreign).unwrap();
     let is_own = |world: &World| {
         let volume = world.volume("web")?;

@@ -1,4 +1,5 @@
-//! How many pairs are copied at once, whose turn it is, and the limits that are changed meanwhile.
+//! Tests of the queue: how many pairs are copied at once, in which order, and limits that change
+//! during the copy.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,7 +35,7 @@ fn rate(bytes_per_second: u64) -> SessionLimits {
     }
 }
 
-/// Volumes with these names in a session, whose copies are held up.
+/// Creates a session of these volumes, whose copiers get no claims.
 fn held_up(world: &World, session: &str, volumes: &[&str]) {
     let mut targets = Vec::new();
     for volume in volumes {
@@ -67,7 +68,7 @@ fn occupancy(world: &World) -> (u32, u32) {
 }
 
 fn wait_for_occupancy(world: &World, copied: u32, queued: u32) {
-    world.wait("so many are copied and queued", |world| {
+    world.wait("the expected numbers of copied and queued pairs", |world| {
         (occupancy(world) == (copied, queued)).then_some(())
     });
 }
@@ -83,7 +84,7 @@ fn state(world: &World, session: &str, volume: &str) -> String {
     pairs.find(|pair| pair.volume == volume).unwrap().state
 }
 
-/// The events since the beginning; `present` is what was so then.
+/// The events since the subscription began; `present` is the state at its beginning.
 struct Watched {
     next: u64,
     present: Vec<Record>,
@@ -110,7 +111,7 @@ impl Watched {
         }
     }
 
-    /// Takes in what has happened; waits for something.
+    /// Waits for events, and adds them.
     fn go_on(&mut self, world: &World, session: Option<&str>) {
         let asked = Request::Events {
             session: session.map(str::to_owned),
@@ -133,7 +134,7 @@ impl Watched {
         }
     }
 
-    /// The most pairs that were in this state at once.
+    /// The highest number of pairs that were in this state at once.
     fn most_at_once(&self, state: &str) -> usize {
         let (mut now, mut most) = (BTreeSet::new(), 0);
         for event in self.events.iter().filter(|event| event.session.is_some()) {
@@ -226,10 +227,11 @@ fn a_queue_outlives_shuntd() {
     world.changes(&set_host(1));
     held_up(&world, "s1", &["v0", "v1"]);
     world.changes(&start("s1"));
-    // The one that is being copied is the last to say so.
+    // The volume that is being copied is the last to report.
     world.set("v0", Whim::HoldStart);
     let pid = world.volume("v0").and_then(|volume| volume.pid).unwrap();
-    // Otherwise this shuntd may start the next one, and the next shuntd finds it busy.
+    // shuntd is stopped first. Otherwise it may start the next pair, and the next shuntd finds the
+    // place taken.
     world.stop();
     kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
     world.start();
@@ -310,7 +312,7 @@ fn the_rate_of_a_session_is_changed_while_it_copies() {
     let session = world.session("s1");
     assert_eq!(session.state, "syncing");
     assert_eq!(session.options.rate_bytes_per_second, 64 << 10);
-    // The rest would take two minutes.
+    // At this rate the rest would take two minutes.
     world.changes(&set("s1", rate(0)));
     assert_eq!(world.session("s1").options.rate_bytes_per_second, 0);
     world.wait_for_state("s1", "source-selected");
@@ -379,12 +381,13 @@ fn events_begin_with_what_is_so_and_are_told_in_order() {
         watched.events.iter().any(|event| event.what.contains(part))
     };
     assert!(said(&of_s1, "the target is authoritative"));
-    // What concerns no session.
+    // An event that belongs to no session.
     world.changes(&attach("other", &world.lun("other", MIB, 1)));
     while !said(&all, "attached as") {
         all.go_on(&world, None);
     }
-    // Another shuntd does not know what this one has told.
+    // A restarted shuntd does not know the events of its predecessor, so it sends the present
+    // state.
     world.stop();
     world.start();
     let asked = Request::Events {

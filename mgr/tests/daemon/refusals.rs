@@ -1,4 +1,5 @@
-//! What is refused: nothing has changed afterwards, and the answer says why and what to do.
+//! Tests of refusals: nothing has changed afterwards, and the answer has the reason and the next
+//! command.
 
 use std::fs;
 use std::path::Path;
@@ -128,7 +129,7 @@ fn a_target_that_holds_something_needs_overwrite_and_must_not_change_before_the_
     assert!(messages.contains("will be overwritten"), "{messages}");
     make_swap_area(&target, "two");
     let failure = world.refused(&start("s1"));
-    assert!(failure.cause.contains("something else"), "{failure:?}");
+    assert!(failure.cause.contains("does not hold what"), "{failure:?}");
     assert_eq!(world.session("s1").state, "setup");
 }
 

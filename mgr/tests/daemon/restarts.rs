@@ -1,4 +1,5 @@
-//! shuntd or ublk-target dies: what was going on goes on, or is explained.
+//! Tests in which shuntd or ublk-target dies: the work in progress continues, or the operator sees
+//! why it does not.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use migration_proto::route::{Route, Side};
 use crate::fake::Whim;
 use crate::world::*;
 
-/// A session of one pair that is in sync.
+/// A world with a session of one pair in sync.
 fn in_sync() -> World {
     let world = World::new();
     world.changes(&attach("db", &world.lun("a", MIB, 1)));
@@ -118,7 +119,7 @@ fn a_switch_during_which_ublk_target_dies_is_finished() {
 
 #[test]
 fn a_switch_during_which_shuntd_died_is_settled_by_the_route() {
-    // Died before the role moved, and after it.
+    // shuntd died before the role moved, or after.
     for (moved, state) in [(false, "source-selected"), (true, "target-selected")] {
         let mut world = in_sync();
         if moved {
@@ -155,7 +156,7 @@ fn a_change_of_which_the_outcome_is_unknown_is_not_recorded_as_not_done() {
         assert!(failure.cause.contains("is not known"), "{failure:?}");
         let problem = world.pairs("s1")[0].problem.clone().unwrap();
         assert!(problem.contains("is not known"), "{problem}");
-        // It happens after all.
+        // The change happens after all.
         world.unset("db", Whim::Later);
         world.wait_for_state("s1", then);
         assert_eq!(world.pairs("s1")[0].problem, None);
@@ -192,7 +193,7 @@ fn a_session_that_is_switched_in_part_shows_where_each_pair_is_and_can_go_either
         world.set("log", Whim::Later);
         let failure = world.fails(FailureKind::Failed, &switch("s1"));
         assert!(failure.cause.contains("pair data went back"), "{failure:?}");
-        // shuntd does not see how it ends.
+        // shuntd is stopped before the change ends.
         world.stop();
         world.unset("log", Whim::Later);
         world.start();
@@ -324,7 +325,7 @@ fn an_attach_and_a_detach_during_which_shuntd_died_are_finished() {
     world.wait("it is detached", |world| {
         world.volume("db").is_none().then_some(())
     });
-    // The attach that left nothing but its record.
+    // An attach that left only its record.
     world.changes(&attach("db", &lun));
     world.changes(&attach("gone", &world.lun("b", MIB, 1)));
     world.changes(&detach("gone"));
@@ -359,8 +360,9 @@ fn shuntd_is_for_root_only() {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::process::CommandExt;
     let directory = tempfile::tempdir().unwrap();
-    // Another user may not be able to reach the folder of the build. Copied by another process: a child that another test
-    // starts meanwhile would have it open for writing, and nobody could run it.
+    // Another user may not be able to reach the folder of the build. `cp` copies the program: a
+    // child that another test starts meanwhile could inherit the file open for writing, and then
+    // nobody could execute it.
     let program = directory.path().join("shuntd");
     let copied = std::process::Command::new("cp")
         .arg(env!("CARGO_BIN_EXE_shuntd"))

@@ -1,5 +1,5 @@
-//! What an ended session has left behind is made inaccessible, and accessible again. Files stand for LUNs here; what only a
-//! block device can do is refused.
+//! Tests of `retire` and `take-back` for the leg that an ended session has left behind. Files stand
+//! for LUNs; a method that only a block device supports is refused.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,7 +25,8 @@ fn take_back() -> Request {
     }
 }
 
-/// A source with a file system, that a committed session has left behind, and the target.
+/// Commits a session whose source has a file system. Returns the source, which is left behind, and
+/// the target.
 fn committed(world: &World, by_itself: Option<RetireHow>) -> [PathBuf; 2] {
     let (source, target) = (world.lun("a", SIZE, 0), world.lun("b", SIZE, 0));
     let made = Command::new("/sbin/mkfs.ext4")
@@ -74,7 +75,7 @@ fn what_programs_recognise_is_taken_away_and_put_back() {
     world.already(&retire(RetireHow::WipeSignatures));
     let refused = world.refused(&retire(RetireHow::Hold));
     assert!(refused.next.contains("--take-back"), "{refused:?}");
-    // What is kept of it outlives shuntd, and another session does not make it be forgotten.
+    // The saved signatures outlive shuntd, and another session cannot replace the retired one.
     world.stop();
     world.start();
     let other = world.lun("c", SIZE, 0);
@@ -92,7 +93,7 @@ fn what_programs_recognise_is_taken_away_and_put_back() {
     assert_eq!(
         std::fs::read(&target).unwrap(),
         data,
-        "the volume's LUN is left alone"
+        "the volume's LUN is unchanged"
     );
 }
 
@@ -101,7 +102,7 @@ fn a_leg_is_held_until_it_is_taken_back_also_by_the_next_shuntd() {
     let mut world = World::new();
     let [source, _] = committed(&world, None);
     let is_free = |world: &World| {
-        // A program that is just being started has our descriptors for a moment.
+        // A program that is being started holds copies of our descriptors for a moment.
         world.wait("it is free", |_| (!is_locked(&source)).then_some(()));
     };
     is_free(&world);
@@ -123,7 +124,7 @@ fn a_commit_retires_the_source_if_that_was_chosen() {
     assert_eq!(kinds(&source), [""; 0]);
     world.changes(&take_back());
     assert_eq!(kinds(&source), ["ext4"]);
-    // One that cannot be retired is committed all the same.
+    // A source that cannot be retired does not prevent the commit.
     let target = world.lun("c", SIZE, 0);
     let mut request = create("s2", &[("db", &target)]);
     if let Request::Create { options, .. } = &mut request {
@@ -153,17 +154,17 @@ fn only_what_was_left_behind_is_retired() {
     assert!(refused.cause.contains("source-selected"), "{refused:?}");
     world.already(&take_back());
     world.changes(&cancel("s1"));
-    // Somebody uses it.
+    // The target is in use.
     let lun = Lun::open(&target, &OpenOptions::default()).unwrap();
     assert!(lun.try_lock_exclusive().unwrap());
     let refused = world.refused(&retire(RetireHow::Hold));
     assert!(refused.cause.contains("locked"), "{refused:?}");
     drop(lun);
-    // Only disks can do that.
+    // Only SCSI disks can be set offline.
     let refused = world.refused(&retire(RetireHow::Offline));
     assert!(refused.cause.contains("SCSI"), "{refused:?}");
     assert_eq!(world.pairs("s1")[0].retired, None);
-    // It has become a leg again. The copy is still on it.
+    // The target becomes a leg again. It still holds the copy.
     let request = create("s2", &[("db", &target)]);
     let refused = world.refused(&request);
     assert!(refused.cause.contains("not recognised"), "{refused:?}");
@@ -195,7 +196,7 @@ fn a_target_that_is_no_copy_says_so() {
     world.changes(&start("s2"));
     world.wait_for_state("s2", "source-selected");
     assert_eq!(said(), None);
-    // It was a copy, and then it missed something.
+    // The target was a copy, and then missed a write.
     world.set("db", Whim::HoldClaims);
     world.set("db", Whim::DirtyAtStart);
     world.kill_ublk_target("db");

@@ -1,4 +1,4 @@
-//! Sessions that are switched by themselves.
+//! Tests of automatic switches.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -31,7 +31,7 @@ fn in_ms(milliseconds: u64) -> SwitchPolicy {
     SwitchPolicy::At(u64::try_from(now.as_millis()).unwrap() + milliseconds)
 }
 
-/// A session with this policy, whose volume is in sync.
+/// Brings a session with one volume into sync, then sets this policy.
 fn in_sync(world: &World, wanted: SwitchPolicy) {
     let (source, target) = (world.lun("a", MIB, 1), world.lun("b", MIB, 0));
     world.changes(&attach("db", &source));
@@ -45,7 +45,7 @@ fn chosen(world: &World) -> SwitchPolicy {
     world.session("s1").options.switch
 }
 
-/// Nothing happens by itself: commands that look go on saying so.
+/// Checks for at least 300 ms that the session stays in `state`.
 fn stays(world: &World, state: &str) {
     for _ in 0..30 {
         assert_eq!(world.session("s1").state, state);
@@ -91,7 +91,7 @@ fn a_command_waits_for_what_nobody_has_asked_for_and_is_refused_beside_another_c
     in_sync(&world, in_ms(60_000));
     world.set("db", Whim::SlowRole);
     world.changes(&policy("s1", SwitchPolicy::WhenSynced));
-    world.wait("it is being switched by itself", |world| {
+    world.wait("the automatic switch has begun", |world| {
         let begun = |line: &String| line.ends_with("switch");
         world.history().iter().any(begun).then_some(())
     });
@@ -113,7 +113,7 @@ fn a_command_waits_for_what_nobody_has_asked_for_and_is_refused_beside_another_c
     assert_eq!(who("start"), expected);
     std::thread::scope(|scope| {
         let other = scope.spawn(|| world.changes(&switch("s1")));
-        let failure = world.wait("the second of two is told", |world| {
+        let failure = world.wait("the second is refused", |world| {
             match world.ask(&policy("s1", SwitchPolicy::Manual)) {
                 Response::Failed(failure) => Some(failure),
                 _ => None,
@@ -180,7 +180,7 @@ fn a_session_that_takes_too_long_is_paused_once() {
         let mut history = world.history().into_iter();
         history.any(|line| line.contains("in sync;")).then_some(())
     });
-    // In sync once, it may take as long as it takes.
+    // After the pair was in sync once, the maximum duration no longer applies.
     let limits = SessionLimits {
         max_duration_seconds: Some(1),
         ..SessionLimits::default()
@@ -236,7 +236,7 @@ fn a_switch_that_cannot_be_done_is_tried_again_and_said() {
         said.iter().any(refused).then_some(())
     });
     world.unset("db", Whim::RefuseRole);
-    // Five seconds later.
+    // The switch is tried again after five seconds.
     world.wait_for_state("s1", "target-selected");
 }
 
@@ -255,7 +255,7 @@ fn a_leg_that_is_known_to_differ_is_not_switched_to_by_itself() {
         world.pairs("s1")[0].verification.clone()
     });
     world.changes(&policy("s1", SwitchPolicy::WhenSynced));
-    world.wait("the refusal is told", |world| {
+    world.wait("the history has the refusal", |world| {
         let said = world.history();
         let refused = |line: &String| line.contains("the switch that is due is refused");
         said.iter().any(refused).then_some(())

@@ -1,4 +1,4 @@
-//! The control socket: no client can harm another one.
+//! Tests of the control socket: no client can harm another.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -10,7 +10,8 @@ use migration_proto::{Hello, Welcome};
 
 use crate::world::World;
 
-/// What shuntd answers to these bytes after the greeting; it must close the connection then.
+/// Sends these bytes after the greeting; returns the answer of shuntd, which must then close the
+/// connection.
 fn answer_to(world: &World, bytes: &[u8]) -> Response {
     let mut stream = world.connect();
     stream.write_all(bytes).unwrap();
@@ -82,7 +83,7 @@ fn connections_beyond_the_limit_take_the_place_of_those_that_are_silent() {
         }
     }
     assert_eq!(silent[0].read(&mut [0]).unwrap(), 0, "it made room");
-    // A crowd that says nothing costs nobody else the place.
+    // Clients that have sent nothing do not displace those that have greeted.
     for stream in &mut idle {
         frame::write(stream, &status).unwrap();
         frame::read::<Response>(stream).unwrap();

@@ -1,4 +1,5 @@
-//! Targets that become copies at an instant, of all volumes of a session or of none.
+//! Tests of `split`: the targets of all volumes of a session become copies of one instant, or none
+//! does.
 
 use std::os::unix::fs::FileExt;
 
@@ -23,7 +24,7 @@ fn set(limits: SessionLimits) -> Request {
     }
 }
 
-/// Two volumes whose targets are to be copies, in sync.
+/// Brings a session of two volumes with mode `copy` into sync.
 fn in_sync(world: &World) {
     let mut pairs = Vec::new();
     for (volume, seed) in [("data", 1), ("log", 2)] {
@@ -68,7 +69,7 @@ fn all_targets_are_copies_of_one_moment_and_take_what_was_written_since() {
     let copies = copies_of(&world);
     assert!(copies[0].is_some() && copies[0] == copies[1], "{copies:?}");
     world.already(&split());
-    // It outlives shuntd.
+    // The split outlives shuntd.
     world.stop();
     world.start();
     world.wait_for_state("s1", "split");
@@ -100,7 +101,7 @@ fn a_volume_that_did_not_hold_long_enough_spoils_the_copy_and_all_are_mirrored_a
     assert!(failure.cause.contains("pair data"), "{failure:?}");
     world.unset("data", Whim::RefuseRole);
     world.wait_for_state("s1", "source-selected");
-    // Its successor holds requests in its place.
+    // The next ublk-target does the split and holds the requests.
     world.set("log", Whim::DieBeforeRole);
     world.changes(&split());
     world.wait_for_state("s1", "split");
@@ -129,10 +130,10 @@ fn a_target_that_may_have_been_written_to_is_copied_anew() {
     world.changes(&split());
     let lun = |name: &str| world.map("log").ancestors().nth(4).unwrap().join(name);
     let [source, target] = ["log-source", "log-target"].map(lun);
-    // Where the map says that both are the same.
+    // Writes where the map says that both legs are equal.
     let file = std::fs::File::options().write(true).open(&target).unwrap();
     file.write_all_at(&[0xee; 4096], SIZE - 4096).unwrap();
-    // As a boot leaves it; then as a crash does that comes before the target is given up.
+    // First as a boot leaves the row, then as a crash before the target is given up leaves it.
     let booted = "copy_of = replace(copy_of, '\"boot_id\":\"', '\"boot_id\":\"another-')";
     let crashed = "phase = 'starting', copy_of = NULL";
     for state in [booted, crashed] {
@@ -143,7 +144,7 @@ fn a_target_that_may_have_been_written_to_is_copied_anew() {
     world.wait_for_state("s1", "paused");
     world.changes(&resume("s1"));
     world.wait_for_state("s1", "source-selected");
-    // That the host was booted, or, once that is recorded, that it is in doubt.
+    // The reason is the boot of the host or, once that is recorded, the doubt about the target.
     let told = |world: &World| {
         let reasons = ["this host was booted", "what was written to the target"];
         let reasons = reasons.map(|why| format!("everything is copied, because {why}"));
@@ -162,7 +163,7 @@ fn a_target_that_may_have_been_written_to_is_copied_anew() {
     assert_eq!(told(&world), 2);
 }
 
-/// Nothing counts what is written to a file.
+/// The kernel does not count the writes to a regular file.
 #[test]
 fn a_file_that_was_written_to_while_it_was_split_is_copied_from_scratch() {
     let world = World::new();
@@ -170,7 +171,7 @@ fn a_file_that_was_written_to_while_it_was_split_is_copied_from_scratch() {
     world.changes(&split());
     let lun = |name: &str| world.directory.path().join(name);
     let [source, target] = ["log-source", "log-target"].map(lun);
-    // Where the map says that both are the same.
+    // Writes where the map says that both legs are equal.
     let file = std::fs::File::options().write(true).open(&target).unwrap();
     file.write_all_at(&[0xee; 4096], SIZE - 4096).unwrap();
     world.changes(&resume("s1"));
@@ -202,10 +203,10 @@ fn copies_follow_one_another_by_themselves() {
     world.wait("a third copy", |world| {
         copies_of(world)[0].filter(|at| *at > second)
     });
-    // A session that the operator has paused stays as it is.
+    // Without an interval no further copy follows.
     world.wait("it is split", |world| copies_of(world)[0]);
     world.changes(&set(every(0)));
-    world.wait("no time for another copy is left", |world| {
+    world.wait("no further copy is scheduled", |world| {
         let records = world.records(&Request::Status {
             session: Some("s1".to_owned()),
         });

@@ -1,6 +1,8 @@
-//! Every verb in every state that lasts: it is done, it is so already, or it is refused with the state and the next command.
+//! Tests every verb in every lasting state: it is done, it is done already, or it is refused with
+//! the state and the next command.
 //!
-//! What the verbs of the core decide in the states that pass (switching, splitting, committing) is in its own table.
+//! The table in the core covers the verbs in the transient states (switching, splitting,
+//! committing).
 
 use migration_proto::manager::{Request, Response, RetireHow, SessionLimits};
 
@@ -24,7 +26,7 @@ const VERBS: [&str; 13] = [
     "detach",
 ];
 
-/// `D`: it is done. `=`: it is so already. `.`: it is refused.
+/// The outcomes for each state. `D`: done. `=`: done already. `.`: refused.
 const TABLE: [(&str, &str); 13] = [
     ("setup", "D......D..=D."),
     ("queued", "=D=....D..=D."),
@@ -77,7 +79,7 @@ fn limits(limits: SessionLimits) -> Request {
     }
 }
 
-/// A session in a state.
+/// Creates a session and brings it into `state`.
 fn in_state(state: &str) -> World {
     let world = World::new();
     world.changes(&attach("db", &world.lun("a", 2 * MIB, 1)));
@@ -148,7 +150,7 @@ fn in_state(state: &str) -> World {
     world
 }
 
-/// What a verb comes to.
+/// The outcome of a verb, as in [`TABLE`].
 fn outcome(world: &World, state: &str, verb: &str) -> char {
     match world.ask(&request(verb)) {
         Response::Done { changed: true, .. } => 'D',
@@ -171,7 +173,8 @@ fn outcome(world: &World, state: &str, verb: &str) -> char {
     }
 }
 
-/// Verbs that change nothing are asked for one after another; each of the others gets a session of its own.
+/// Checks a row of [`TABLE`]. The verbs that change nothing run one after another on one session;
+/// each of the others gets a session of its own.
 fn check(state: &str, expected: &str) {
     let world = in_state(state);
     let mut found = String::new();

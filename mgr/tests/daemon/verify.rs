@@ -1,4 +1,4 @@
-//! Comparing the legs, and what it forbids.
+//! Tests of comparing the legs, and of the switches that a result forbids.
 
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use migration_proto::manager::{Verification, VerifyPolicy};
 use super::fake::{REGION_BYTES, Whim};
 use super::world::*;
 
-/// A session that is soon in sync, or with full proof as soon as it may claim.
+/// Starts a session. With full proof it gets no claims until the test removes [`Whim::HoldClaims`].
 fn started(world: &World, proof: VerifyPolicy) -> (PathBuf, PathBuf) {
     let (source, target) = (world.lun("a", 4 * MIB, 1), world.lun("b", 4 * MIB, 0));
     world.changes(&attach("db", &source));
@@ -20,7 +20,7 @@ fn started(world: &World, proof: VerifyPolicy) -> (PathBuf, PathBuf) {
     (source, target)
 }
 
-/// What comes of a comparison that is not the same as `before`.
+/// Waits for the result of a comparison that differs from `before`.
 fn result(world: &World, before: Option<&Verification>) -> Verification {
     world.wait("the comparison has a result", |world| {
         let found = world.pairs("s1").remove(0).verification;
@@ -49,7 +49,7 @@ fn a_comparison_goes_on_until_its_result_is_recorded() {
     world.wait_for_state("s1", "source-selected");
 }
 
-/// Something else than ublk-target writes to a LUN.
+/// Writes to a LUN, bypassing ublk-target.
 fn spoil(lun: &Path, at_bytes: u64) {
     let file = std::fs::File::options().write(true).open(lun).unwrap();
     file.write_all_at(b"spoiled", at_bytes).unwrap();
@@ -124,7 +124,7 @@ fn with_full_proof_the_legs_are_compared_before_a_switch() {
     assert!(result(&world, None).is_clean());
     world.wait_for_state("s1", "source-selected");
     world.changes(&switch("s1"));
-    // The way back needs no proof.
+    // An undo needs no proof.
     world.changes(&undo("s1"));
 }
 

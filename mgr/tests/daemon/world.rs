@@ -1,4 +1,5 @@
-//! A shuntd in a thread of the test, with LUNs that are files and the fake ublk-target.
+//! A world for a test: shuntd in a thread of the test, LUNs that are files, and the fake
+//! ublk-target.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -23,10 +24,10 @@ use tokio::sync::oneshot;
 use crate::fake::{ARGUMENTS, Whim};
 
 pub(crate) const MIB: u64 = 1 << 20;
-/// How long anything that is waited for may take.
+/// The time limit of every wait.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// How to end shuntd, and its thread.
+/// The sender that stops shuntd, and the thread of shuntd.
 type Daemon = (oneshot::Sender<()>, JoinHandle<Result<(), StartError>>);
 
 pub(crate) struct World {
@@ -36,7 +37,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A shuntd that is up.
+    /// A world with a running shuntd.
     pub(crate) fn new() -> Self {
         let mut world = Self::stopped();
         world.start();
@@ -54,7 +55,7 @@ impl World {
         );
         fs::write(&program, script).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        // The path of a socket is short: the build's folder may be deep.
+        // The path of a socket is limited in length, and the build folder may be deep.
         let runtime_directory = PathBuf::from(format!(
             "/tmp/shunt-test-{}",
             root.file_name().unwrap().to_string_lossy()
@@ -94,7 +95,7 @@ impl World {
         });
     }
 
-    /// Why shuntd does not start.
+    /// Starts shuntd, which must fail; returns the error.
     pub(crate) fn start_error(&self) -> StartError {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -114,7 +115,7 @@ impl World {
         }
     }
 
-    /// A LUN full of bytes that depend on `seed`; 0 = zeroes.
+    /// Creates a LUN filled with bytes that depend on `seed`; with seed 0 they are zeroes.
     pub(crate) fn lun(&self, name: &str, size_bytes: u64, seed: u8) -> PathBuf {
         let path = self.directory.path().join(name);
         if seed == 0 {
@@ -161,7 +162,7 @@ impl World {
         frame::read(&mut stream).unwrap()
     }
 
-    /// Asks for what must succeed. Says whether something changed, and the messages.
+    /// Sends a request that must succeed. Returns whether something changed, and the messages.
     pub(crate) fn done(&self, request: &Request) -> (bool, String) {
         match self.ask(request) {
             Response::Done { changed, messages } => (changed, messages.join("\n")),
@@ -169,20 +170,20 @@ impl World {
         }
     }
 
-    /// Asks for what must change something.
+    /// Sends a request that must change something; returns the messages.
     pub(crate) fn changes(&self, request: &Request) -> String {
         let (changed, messages) = self.done(request);
         assert!(changed, "{request:?}: {messages}");
         messages
     }
 
-    /// Asks for what must be so already.
+    /// Sends a request that must succeed and change nothing.
     pub(crate) fn already(&self, request: &Request) {
         let (changed, messages) = self.done(request);
         assert!(!changed, "{request:?}: {messages}");
     }
 
-    /// Asks for what must fail.
+    /// Sends a request that must fail with `kind`; returns the failure.
     pub(crate) fn fails(&self, kind: FailureKind, request: &Request) -> Failure {
         match self.ask(request) {
             Response::Failed(failure) => {
@@ -276,7 +277,8 @@ impl World {
         kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
     }
 
-    /// Changes the database as a crash at another moment would have left it. shuntd must be stopped.
+    /// Changes the database to what a crash at another moment would have left. shuntd must be
+    /// stopped.
     pub(crate) fn rewrite(&self, statement: &str) {
         assert!(self.daemon.is_none());
         let connection = rusqlite::Connection::open(self.config.database()).unwrap();
@@ -307,7 +309,7 @@ impl Drop for World {
     }
 }
 
-/// Whether a fake holds its lock: only then its pid is still its own.
+/// Whether a fake holds the lock of the volume. Only then the pid in its file is still valid.
 fn is_served(volume: &Path) -> bool {
     let Ok(lock) = File::open(volume.join("map.lock")) else {
         return false;
@@ -315,7 +317,7 @@ fn is_served(volume: &Path) -> bool {
     nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock).is_err()
 }
 
-/// Several with commas between them.
+/// Parses a path, or several paths with commas between them.
 pub(crate) fn paths(text: &Path) -> LunPaths {
     text.to_str().unwrap().parse().unwrap()
 }

@@ -301,7 +301,7 @@ fn a_queued_pair_wants_a_place_and_one_that_is_copied_has_it() {
         (Phase::Queued, single, false, true, false),
         (Phase::Queued, None, false, true, false),
         (Phase::Queued, single, true, false, false),
-        // It was given its place, and the crash of shuntd hides that for a moment.
+        // The pair was given its place, and the crash of shuntd hides that for a moment.
         (Phase::Queued, dirty, false, false, false),
         (Phase::Starting, single, false, false, true),
         (Phase::Active, dirty, false, false, true),
@@ -425,8 +425,8 @@ fn a_change_that_a_crash_interrupted_is_settled_by_the_route() {
     }
 }
 
-/// The database is older than the map file: the side has the same name in every session, the LUN
-/// has not.
+/// The database is older than the map file: the side has the same name in every session, but not
+/// the same LUN.
 #[test]
 fn a_leg_that_another_session_left_settles_nothing() {
     for side in [Side::Source, Side::Target] {

@@ -2,17 +2,16 @@
 //!
 //! ```text
 //!   start:                Prepare -> Drain ----------> Role
-//!   switch, undo:        PreFlush -> Drain -> Flush -> Role     (in sync before and after the drain)
-//!   split:               PreFlush -> Drain -> Flush -> Role     (in sync before and after the drain)
+//!   switch, undo, split: PreFlush -> Drain -> Flush -> Role   (in sync before and after the drain)
 //!   commit, cancel,
 //!   mirrored again:                  Drain ----------> Role
 //! ```
 //!
-//! Requests are held from `Drain` on, and after a split until somebody resumes the volume or the deadline passes: so that
-//! several volumes are split at one instant. Until the role record is being written, the deadline or an error
-//! brings everything back to the old route. Once it is being written, only its outcome counts: durable
-//! means the new route; an error means that nobody knows, and the process ends so that its successor
-//! reads what is there.
+//! Requests are held from `Drain` on. After a split they are held until somebody resumes the volume
+//! or the deadline passes, so that several volumes are split at one instant. Until the role record
+//! is being written, the deadline or an error brings the old route back. Once the record is being
+//! written, only the outcome of that write counts: durable means the new route; an error means that
+//! nobody knows, and the process ends so that its successor reads what is there.
 
 use alloc::vec::Vec;
 
@@ -27,40 +26,41 @@ use crate::{
     units::{Epoch, Time},
 };
 
-/// How long the steps before the drain may take, in nanoseconds; nothing is held meanwhile.
+/// How long the steps before the drain may take, in nanoseconds. Requests are not held meanwhile.
 pub const PREPARE_NANOSECONDS_MAX: u64 = 60_000_000_000;
 
 /// The descriptor that names a new mirror leg.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NewMirror {
-    /// Its length, in bytes.
+    /// The length of the descriptor, in bytes.
     pub descriptor_bytes: u32,
-    /// Its CRC-32C.
+    /// The CRC-32C of the descriptor.
     pub descriptor_crc: u32,
 }
 
-/// What a change of the route aims at.
+/// The goal of a change of the route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Target {
     /// `Single` to `Mirrored{source}`, every region dirty.
     AddMirror(NewMirror),
-    /// Exchange of the roles, commit, or cancel.
+    /// Exchange of the roles, split, mirroring again, commit, or cancel.
     Route(Route),
-    /// Exchange of the roles in favour of this side. What is dirty is copied while requests are held; without a copier
-    /// that is refused as [`ChangeError::NotInSync`].
+    /// Exchange of the roles that makes this side authoritative. What is dirty is copied while
+    /// requests are held; without a copier, dirty regions refuse the change as
+    /// [`ChangeError::NotInSync`].
     CopyRest(Side),
 }
 
-/// Why a route was not changed. The old one holds.
+/// Why the route was not changed. The old route holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ChangeError {
-    /// The caller's epoch is not the present one.
+    /// The caller's epoch is not the current one.
     StaleEpoch,
-    /// The present route cannot become that one.
+    /// The current route cannot become the requested one.
     WrongRoute,
-    /// So many bytes are dirty.
+    /// This number of bytes is dirty.
     NotInSync(u64),
-    /// The mirror leg failed and waits for the operator.
+    /// The mirror leg has failed and was not retried yet.
     MirrorFailed,
     /// Another change or suspension is under way.
     Busy,
@@ -77,14 +77,14 @@ pub enum ChangeError {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Gate {
     suspension: Option<Suspension>,
-    /// Closed by a change of the route.
+    /// Whether a change of the route has closed the gate.
     pub(super) changing: bool,
     first_held: Option<Time>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Suspension {
-    /// Who waits for the drain.
+    /// The call to answer after the drain.
     call: Option<Call>,
     deadline: Time,
     why: Suspended,
@@ -93,9 +93,9 @@ struct Suspension {
 /// Why requests are held until somebody resumes the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Suspended {
-    /// Somebody asked for it.
+    /// A caller asked for the suspension.
     Asked,
-    /// The volume was split; they have been held ever since.
+    /// The volume was split; requests have been held ever since.
     SinceSplit,
 }
 
@@ -111,18 +111,18 @@ impl Gate {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Change {
-    /// Who is answered; nobody if the volume itself asked, because the authoritative leg failed.
+    /// The call to answer; `None` if the volume itself asked, because the authoritative leg failed.
     call: Option<Call>,
     next: RoleRecord,
     step: Step,
     deadline: Time,
     hold_nanoseconds_max: u64,
-    /// What is dirty is copied after the drain.
+    /// Whether what is dirty is copied after the drain.
     copies_rest: bool,
 }
 
 impl Change {
-    /// An exchange of the roles that the failure of the authoritative leg asks for.
+    /// The exchange of the roles after a failure of the authoritative leg.
     pub(super) const fn fail_over(next: RoleRecord, deadline: Time) -> Self {
         Self {
             call: None,
@@ -142,7 +142,7 @@ impl Change {
         self.next.route
     }
 
-    /// Whether a flush belongs to it.
+    /// Whether the change waits for this flush.
     pub(super) fn waits_for(&self, flush: FlushId) -> bool {
         match &self.step {
             Step::PreFlush(waited_for) | Step::Flush(waited_for) => {
@@ -192,7 +192,7 @@ pub(super) enum Step {
     PreFlush([Option<FlushId>; 2]),
     /// The last change is being copied to the other role slot.
     RoleSlots,
-    /// Requests are held; those on the legs end.
+    /// Requests are held, and those on the legs end.
     Drain,
     /// Both legs are being flushed.
     Flush([Option<FlushId>; 2]),
@@ -201,7 +201,8 @@ pub(super) enum Step {
 }
 
 impl Volume {
-    /// Holds new requests; [`Reply::Suspended`] comes when nothing is in flight. Ends by itself at the deadline.
+    /// Holds new requests; [`Reply::Suspended`] comes when nothing is in flight. The suspension
+    /// ends automatically at the deadline.
     ///
     /// # Errors
     /// [`ChangeError::Busy`] while another suspension or a change is under way.
@@ -225,14 +226,14 @@ impl Volume {
         Ok(())
     }
 
-    /// What waits for its turn when the gate closes is held too.
+    /// Begins the pause if requests wait for their turn when the gate closes: they are held too.
     fn note_waiting_held(&mut self, now: Time) {
         if !self.waiting.is_empty() {
             self.gate.note_held(now);
         }
     }
 
-    /// Ends a suspension. Says why there was one, if there was.
+    /// Ends a suspension. Returns why requests were held, if they were.
     pub fn resume(&mut self, now: Time, effects: &mut Vec<Effect>) -> Option<Suspended> {
         self.end_suspension(now, effects)
     }
@@ -240,7 +241,7 @@ impl Volume {
     /// Begins to change the route. The outcome comes as a [`Reply`].
     ///
     /// # Errors
-    /// [`ChangeError`] if it is refused at once.
+    /// [`ChangeError`] if the change is refused before it begins.
     pub fn change_route(
         &mut self,
         now: Time,
@@ -282,7 +283,7 @@ impl Volume {
         Ok(())
     }
 
-    /// The descriptor of [`Effect::WriteDescriptor`] is written, or not.
+    /// Takes the result of [`Effect::WriteDescriptor`].
     pub fn descriptor_written(&mut self, now: Time, result: IoResult, effects: &mut Vec<Effect>) {
         self.descriptor_write_in_flight = false;
         let Some(change) = &mut self.change else {
@@ -297,7 +298,7 @@ impl Volume {
         }
     }
 
-    /// A role record is written, or not.
+    /// Takes the result of [`Effect::WriteRole`].
     pub fn role_written(
         &mut self,
         now: Time,
@@ -320,7 +321,7 @@ impl Volume {
         }
     }
 
-    /// When [`Volume::tick`] has to be called at the latest.
+    /// The latest time of the next [`Volume::tick`], if something has a deadline.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         let suspension = self.gate.suspension.map(|suspension| suspension.deadline);
@@ -368,11 +369,13 @@ impl Volume {
             return Err(ChangeError::WrongRoute);
         }
         let copies_rest = matches!(target, Target::CopyRest(_)) && self.claims_copier();
-        // The former mirror leg still does what it was given; the new one would be taken for it.
+        // I/O of the former mirror leg is still in flight; it would be taken for that of the new
+        // mirror leg.
         let flushes_old = self.flushes.iter().any(|flush| flush.of == Flushed::Former);
         let is_written = (!self.writes.is_empty() || flushes_old)
             && !self.breaks(Rule::NewMirrorAwaitsOldWrites);
-        // Of a change that is over. It goes to the slot that the next one goes to, and either may land last.
+        // A change that is over still writes its descriptor. The next one goes to the same slot,
+        // and either may land last.
         let describes = self.descriptor_write_in_flight && !self.breaks(Rule::OneDescriptorWrite);
         match (&self.regions, next) {
             (None, Route::Mirrored { .. }) if is_written || describes => Err(ChangeError::Busy),
@@ -389,7 +392,7 @@ impl Volume {
         }
     }
 
-    /// Invariant 6: the mirror leg is a full copy and can be written.
+    /// Checks invariant 6: the mirror leg is a full copy and can be written.
     pub(super) fn may_exchange_roles(&self) -> Result<(), ChangeError> {
         if self.healthy_mirror().is_none() {
             return Err(ChangeError::MirrorFailed);
@@ -427,7 +430,7 @@ impl Volume {
         [mirror.map(|side| self.flush(side, effects)), None]
     }
 
-    /// The map file holds what was asked for: a new mirror may be prepared now.
+    /// Ends the preparation of a new mirror leg if the map file holds all that it needs.
     pub(super) fn map_settled(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let written = self.intent.is_written() || self.breaks(Rule::DirtyBeforeMirror);
         if let Some(change) = &mut self.change {
@@ -441,7 +444,7 @@ impl Volume {
         }
     }
 
-    /// Both role slots say the same: the drain may begin.
+    /// Begins the drain if both role slots hold the same record.
     pub(super) fn role_slots_settled(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if self.stale_role_slot.is_some() {
             return;
@@ -457,7 +460,7 @@ impl Volume {
         }
     }
 
-    /// Nobody waits for a mirror leg that was given up.
+    /// Ends the drain if nothing is in flight. A mirror leg that was given up is not waited for.
     pub(super) fn drained_if_quiet(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let mirror_quiet = self.writes.is_empty() || self.healthy_mirror().is_none();
         let quiet =
@@ -473,14 +476,14 @@ impl Volume {
         self.change.as_ref().is_some_and(copies)
     }
 
-    /// Maybe nothing is left to be copied while requests are held, or nobody who copies.
+    /// Re-checks the drain: the rest may be copied by now, or the copier may have disconnected.
     pub(super) fn rest_copied(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if self.copies_rest() {
             self.drained_if_quiet(now, effects);
         }
     }
 
-    /// Nothing of the application is in flight.
+    /// Continues after the drain: nothing of the application is in flight.
     fn drained(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if let Some(suspension) = &mut self.gate.suspension
             && let Some(call) = suspension.call.take()
@@ -496,7 +499,7 @@ impl Volume {
         }
         match change.next.route {
             Route::Mirrored { .. } if self.is_split() => self.write_role(effects),
-            // One that fails would make regions dirty while the role is being written.
+            // A flush that fails would make regions dirty while the role record is being written.
             Route::Mirrored { .. } | Route::Split if self.is_flushing(change.is_fail_over()) => {}
             Route::Mirrored { .. } | Route::Split if self.regions.is_some() => match self
                 .may_exchange_roles()
@@ -554,12 +557,13 @@ impl Volume {
         }
     }
 
-    /// Whether the record of another route is being written.
+    /// Whether the role record of a change is being written.
     pub(super) fn writes_role(&self) -> bool {
         matches!(&self.change, Some(change) if change.step == Step::Role)
     }
 
-    /// A leg may have lost what it has just been flushed for: the flushes that the change waits for prove nothing any more.
+    /// Repeats the flushes of a change: a leg may have lost what it has just been flushed for, so
+    /// the flushes that the change waits for prove nothing any more.
     pub(super) fn flush_again(&mut self) {
         if let Some(change) = &mut self.change
             && matches!(change.step, Step::Flush(_))
@@ -587,7 +591,7 @@ impl Volume {
         }
     }
 
-    /// The new record is durable: it holds.
+    /// Finishes the change: the new record is durable, so it holds.
     fn finish_change(&mut self, now: Time, slot: usize, effects: &mut Vec<Effect>) {
         let Some(change) = self.change.take() else {
             return;
@@ -617,7 +621,7 @@ impl Volume {
             (Route::Mirrored { .. }, Route::Split | Route::Mirrored { .. }) => {}
             (Route::Split, _) if self.breaks(Rule::SplitHolds) => {}
             (Route::Split, _) => {
-                // Maybe nothing comes to be held.
+                // Perhaps no request will be held.
                 self.counters.last_pause = 0;
                 self.gate.suspension = Some(Suspension {
                     call: None,
@@ -657,7 +661,7 @@ impl Volume {
         self.open_gate(now, effects);
     }
 
-    /// Gives the change up. The gate is still to be opened.
+    /// Gives the change up. The caller has to open the gate.
     pub(super) fn end_change(&mut self, error: ChangeError, effects: &mut Vec<Effect>) {
         let Some(change) = self.change.take() else {
             return;
@@ -682,7 +686,7 @@ impl Volume {
         Some(suspension.why)
     }
 
-    /// Lets go what was held, if nothing holds it any more.
+    /// Starts the held requests, if nothing closes the gate any more.
     pub(super) fn open_gate(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if self.gate.is_closed() || self.breaks(Rule::HeldGoesOn) {
             return;

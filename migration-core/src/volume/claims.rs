@@ -1,4 +1,4 @@
-//! The copier's claims. One copier at a time; its claims die with it.
+//! The copier's claims. There is one copier at a time; its claims end with its connection.
 
 use alloc::vec::Vec;
 
@@ -11,14 +11,14 @@ use crate::{
 /// The most regions that may be claimed at once.
 pub const CLAIMED_REGIONS_MAX: usize = 1024;
 
-/// The most regions for which writes wait at once: those that are reserved, until writes in flight are done, and those
-/// that are copied exclusively.
+/// The most regions for which writes wait at once: those that are reserved until writes in flight
+/// are done, and those that are copied exclusively.
 pub const RESERVED_REGIONS_MAX: usize = 4;
 
-/// How often the patience of writes with the copier is doubled: from 2 s to 16 s.
+/// How often the patience of writes with the copier is doubled at most: from 2 s to 16 s.
 const PATIENCE_DOUBLINGS_MAX: u32 = 3;
 
-/// The caller's name for a connection of a copier.
+/// The caller's id for the connection of a copier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CopierId(pub u64);
 
@@ -27,13 +27,13 @@ pub struct CopierId(pub u64);
 pub enum ClaimError {
     /// There is no mirror leg.
     NotMirrored,
-    /// Another copier has the volume.
+    /// Another copier is connected.
     OtherCopier,
     /// The caller is not the copier, or has not claimed what it reports.
     NotCopier,
-    /// The epoch is not the present one.
+    /// The epoch is not the current one.
     StaleEpoch,
-    /// The mirror leg failed and waits for the operator.
+    /// The mirror leg has failed and was not retried yet.
     MirrorFailed,
     /// The copier already waits for an answer to a claim.
     ClaimPending,
@@ -41,21 +41,21 @@ pub enum ClaimError {
     RouteChanging,
 }
 
-/// What became of regions that a copier had claimed.
+/// What happened to regions that a copier had claimed.
 #[derive(Debug, Clone, Copy)]
 pub struct Report<'a> {
     /// The epoch of the claim.
     pub epoch: Epoch,
-    /// The same on the mirror leg now.
+    /// Regions that are the same on the mirror leg now.
     pub copied: &'a [RegionIndex],
-    /// Not copied.
+    /// Regions that were not copied.
     pub failed: &'a [RegionIndex],
-    /// What the mirror leg said.
+    /// The error of the mirror leg, if it failed.
     pub mirror_error: Option<Errno>,
 }
 
 impl<'a> Report<'a> {
-    /// All was copied.
+    /// A report that all `regions` were copied.
     #[must_use]
     pub const fn copied(epoch: Epoch, regions: &'a [RegionIndex]) -> Self {
         Self {
@@ -71,21 +71,22 @@ impl<'a> Report<'a> {
 pub(super) struct Claims {
     copier: Option<CopierId>,
     claimed: Vec<RegionIndex>,
-    /// Those of the claimed regions whose report a sweep waits for.
+    /// The claimed regions whose report a sweep waits for.
     awaited: Vec<RegionIndex>,
     reserved: Vec<RegionIndex>,
     pending: Option<Pending>,
     /// Where the search for the next region begins.
     cursor: usize,
-    /// How often a write has waited in vain for a region to be copied, since the copier connected.
+    /// How often a write has lost its patience with the copy of a region, since the copier
+    /// connected.
     shared: u32,
-    /// So many regions may be granted before the next pass, while the volume tracks.
+    /// How many regions may be granted before the next pass, while the volume tracks.
     pass: usize,
     next_pass: Time,
 }
 
 impl Claims {
-    /// The copy of a region took longer than writes wait for it.
+    /// Notes that the copy of a region took longer than writes wait for it.
     pub(super) const fn note_shared(&mut self) {
         self.shared = self.shared.saturating_add(1);
     }
@@ -94,7 +95,7 @@ impl Claims {
         &self.claimed
     }
 
-    /// A sweep waits for the report of all that is claimed now.
+    /// Makes a sweep wait for the report of all that is claimed now.
     pub(super) fn await_all(&mut self) {
         self.awaited.clone_from(&self.claimed);
     }
@@ -126,13 +127,13 @@ struct Pending {
 }
 
 impl Volume {
-    /// The copier, if there is one.
+    /// The connected copier, if there is one.
     #[must_use]
     pub const fn copier(&self) -> Option<CopierId> {
         self.claims.copier
     }
 
-    /// A copier presents itself. The shell has made sure that no earlier copier's I/O is in flight.
+    /// Accepts a copier. The shell has made sure that no I/O of an earlier copier is in flight.
     ///
     /// # Errors
     /// [`ClaimError`]
@@ -155,7 +156,8 @@ impl Volume {
         }
     }
 
-    /// The copier asks for regions. The answer comes as [`Reply::Claimed`], maybe later.
+    /// Takes the copier's request for regions. The answer is [`Reply::Claimed`] or
+    /// [`Reply::ClaimRefused`], perhaps later.
     pub fn claim(
         &mut self,
         copier: CopierId,
@@ -181,7 +183,7 @@ impl Volume {
         self.retry_claim(effects);
     }
 
-    /// The copier says what became of regions that it had claimed.
+    /// Takes the copier's report about regions that it had claimed.
     ///
     /// # Errors
     /// [`ClaimError`]; nothing has changed then.
@@ -204,7 +206,7 @@ impl Volume {
         if self.record.epoch != epoch && !self.breaks(Rule::ReportsOfThisEpochOnly) {
             return Err(ClaimError::StaleEpoch);
         }
-        // Nothing is claimed then; an error would make regions dirty while the role moves.
+        // Nothing is claimed while the role moves, and an error would make regions dirty meanwhile.
         if self.writes_role() {
             return Err(ClaimError::RouteChanging);
         }
@@ -229,7 +231,7 @@ impl Volume {
         Ok(())
     }
 
-    /// The copier's connection is gone: what it had claimed is dirty again.
+    /// Ends the copier's connection: what the copier had claimed is dirty again.
     pub fn close_copier(&mut self, copier: CopierId, now: Time, effects: &mut Vec<Effect>) {
         if self.claims.copier != Some(copier) {
             return;
@@ -248,7 +250,8 @@ impl Volume {
         self.write_map(effects);
     }
 
-    /// The roles have changed: no region is dirty, so nothing is claimed; the copier has to present itself again.
+    /// Ends the connection of the copier because the route has changed. Nothing is claimed then;
+    /// the copier has to connect again.
     pub(super) fn dismiss_copier(&mut self, effects: &mut Vec<Effect>) {
         debug_assert!(self.claims.claimed.is_empty());
         if let Some(Pending { call, .. }) = self.claims.pending {
@@ -259,7 +262,7 @@ impl Volume {
         self.watches.clear();
     }
 
-    /// Tries the mirror leg again. Says whether it had failed.
+    /// Tries the mirror leg again. Returns whether it had failed.
     ///
     /// # Errors
     /// [`ClaimError::NotMirrored`]
@@ -305,19 +308,20 @@ impl Volume {
         }
     }
 
-    /// How long a write waits for the copier. A region that is written all the time has to be copied while writes wait: if
-    /// the patience was too short for that, the next writes have twice as much, up to a limit.
+    /// How long a write waits for the copier. A region that is written all the time has to be
+    /// copied while writes wait. If the patience was too short for that, it is doubled for the next
+    /// writes, up to a limit.
     pub(super) fn claim_patience(&self) -> u64 {
         let doublings = self.claims.shared.min(PATIENCE_DOUBLINGS_MAX);
         self.patience.saturating_mul(1 << doublings)
     }
 
-    /// The regions that the copier has.
+    /// The regions that the copier has claimed.
     pub(super) fn claimed(&self) -> &[RegionIndex] {
         &self.claims.claimed
     }
 
-    /// Ends the reservation of a region, or of all.
+    /// Ends the reservation of the region `only`, or of all regions.
     pub(super) fn unreserve(&mut self, only: Option<RegionIndex>) {
         let ended = |region: &mut RegionIndex| only.is_none_or(|only| only == *region);
         for region in self.claims.reserved.extract_if(.., ended) {
@@ -329,8 +333,8 @@ impl Volume {
         }
     }
 
-    /// Answers the copier's claim: with regions, or with none if nothing is dirty, or if it holds regions that it
-    /// could report (its one connection is free for that only once it is answered).
+    /// Answers the copier's claim: with regions; or with none if nothing is dirty, or if the copier
+    /// holds regions that it could report (the answer frees its only connection for that).
     pub(super) fn retry_claim(&mut self, effects: &mut Vec<Effect>) {
         let Some(Pending { call, regions_max }) = self.claims.pending else {
             return;
@@ -351,7 +355,7 @@ impl Volume {
         }
     }
 
-    /// Whether a pass is due.
+    /// Whether a pass is due. If it is, the next one is scheduled.
     pub(super) fn take_pass_timer(&mut self, now: Time) -> bool {
         let due = self.claims.next_pass <= now;
         if due {
@@ -360,7 +364,7 @@ impl Volume {
         due
     }
 
-    /// So many regions may be granted until the next pass.
+    /// Sets how many regions may be granted until the next pass.
     pub(super) const fn set_pass(&mut self, regions: usize) {
         self.claims.pass = regions;
     }
@@ -374,7 +378,7 @@ impl Volume {
         }
     }
 
-    /// Grants idle dirty regions, the reserved ones first.
+    /// Grants dirty regions that are not being written, the reserved ones first.
     fn grant(&mut self, regions_max: usize) -> Vec<RegionIndex> {
         let room = CLAIMED_REGIONS_MAX.saturating_sub(self.claims.claimed.len());
         let mut wanted = regions_max.min(room);
@@ -427,7 +431,8 @@ impl Volume {
         granted
     }
 
-    /// All dirty regions are being written: new writes to a few of them wait, so that the copier gets a turn.
+    /// Reserves a few regions when all dirty regions are being written: new writes to them wait, so
+    /// that the copier gets a turn.
     fn reserve(&mut self) {
         let mut from = 0;
         while let (Some(regions), true) = (
@@ -448,8 +453,9 @@ impl Volume {
         }
     }
 
-    /// Whether others are copied first: at both ends of a disk programs look for what it holds, and a target that is not yet a copy is
-    /// not to be taken for one.
+    /// Whether other regions are copied before this one. Both ends of the volume come last:
+    /// programs look there for what a disk holds, and a target that is not yet a copy must not be
+    /// taken for one.
     fn comes_last(&self, region: RegionIndex) -> bool {
         let last = self.record.geometry.regions() - 1;
         let is_end = |region: RegionIndex| region.0 == 0 || region.0 == last;
@@ -462,8 +468,8 @@ impl Volume {
         is_end(region) && last > 0 && not_clean.count() > ends_not_clean
     }
 
-    /// Whether the next process would find the region dirty too. Otherwise what a dead copier had in flight could land on a
-    /// region that counts as clean again.
+    /// Whether the region is marked durably, so that the next process would find it dirty too.
+    /// Otherwise I/O of a dead copier could land on a region that counts as clean again.
     fn may_be_copied(&self, region: RegionIndex) -> bool {
         self.intent.is_covered(region) || self.breaks(Rule::CopiedIsMarked)
     }

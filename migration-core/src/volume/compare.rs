@@ -1,8 +1,9 @@
-//! Comparing the legs while the application goes on.
+//! Comparing the legs while the application continues.
 //!
-//! The copier's connection reads a region from both legs and compares. What it saw counts only if the region was clean and
-//! nothing was written to it meanwhile: the volume *watches* it. Nobody waits for a watched region, unless the caller asks
-//! to hold the writes of one that it never finds quiet.
+//! The copier reads a region from both legs and compares it. The result counts only if the region
+//! was clean and nothing was written to it meanwhile: the volume *watches* the region. No write
+//! waits for a watched region, unless the caller asks to hold the writes of a region that it never
+//! finds quiet.
 
 use alloc::vec::Vec;
 
@@ -19,9 +20,9 @@ pub const WATCHED_REGIONS_MAX: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Watch {
     region: RegionIndex,
-    /// Nothing was written to it since the watch began; false also before it began.
+    /// Whether nothing was written to the region since the watch began; false also before it began.
     quiet: bool,
-    /// Writes to it wait.
+    /// Whether writes to the region wait.
     holds: bool,
 }
 
@@ -36,7 +37,7 @@ impl Watches {
             .any(|watch| watch.holds && watch.region == region)
     }
 
-    /// A write to the region starts.
+    /// Notes that a write to the region starts.
     pub(super) fn note_write(&mut self, region: RegionIndex) {
         for watch in &mut self.0 {
             if watch.region == region {
@@ -45,7 +46,7 @@ impl Watches {
         }
     }
 
-    /// Writes to the region, or to any, wait no longer.
+    /// Ends the waiting of writes to the region `only`, or to all regions.
     pub(super) fn let_writes_go(&mut self, only: Option<RegionIndex>) {
         for watch in &mut self.0 {
             if only.is_none_or(|only| only == watch.region) {
@@ -68,29 +69,30 @@ impl Watches {
     }
 }
 
-/// What became of a wish to watch regions.
+/// The answer to [`Volume::watch`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Watched {
-    /// Watched from now on: to be read and compared.
+    /// Regions that are watched from now on: to be read and compared.
     pub watched: Vec<RegionIndex>,
-    /// Not clean: the legs may differ there.
+    /// Regions that are not clean: the legs may differ there.
     pub dirty: Vec<RegionIndex>,
 }
 
-/// What came of comparing regions that were watched.
+/// The result of comparing regions that were watched.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Comparison {
-    /// They have the same on both legs.
+    /// Regions that have the same data on both legs.
     pub same: Vec<RegionIndex>,
-    /// They do not: dirty from now on.
+    /// Regions that do not; they become dirty.
     pub differing: Vec<RegionIndex>,
-    /// They could not be read.
+    /// Regions that could not be read.
     pub unread: Vec<RegionIndex>,
 }
 
 impl Volume {
-    /// The copier is about to compare regions. Those that are being written at this moment are in neither list of the
-    /// answer; if `hold`, further writes to a few of them wait, so that the next try finds them quiet.
+    /// Watches regions that the copier is about to compare. Regions that are being written now, or
+    /// that exceed [`WATCHED_REGIONS_MAX`], are in neither list of the answer. With `hold`, further
+    /// writes to a few regions wait, so that the next attempt finds them quiet.
     ///
     /// # Errors
     /// [`ClaimError`]; nothing has changed then.
@@ -127,8 +129,8 @@ impl Volume {
         Ok(answer)
     }
 
-    /// The copier has compared regions that were watched. Returns those of which nothing is known, because they were
-    /// written meanwhile.
+    /// Takes the copier's result for regions that were watched. Returns the regions whose result
+    /// does not count, because they were written meanwhile or are not clean any more.
     ///
     /// # Errors
     /// [`ClaimError`]; nothing has changed then.
@@ -147,7 +149,7 @@ impl Volume {
         if !(of(&found.same) && of(&found.differing) && of(&found.unread)) {
             return Err(ClaimError::NotCopier);
         }
-        // The role moves, after a failure, to a leg that was in sync until now.
+        // After a failure, the role is moving to a leg that was in sync until now.
         if self.writes_role() {
             return Err(ClaimError::RouteChanging);
         }
@@ -179,7 +181,7 @@ impl Volume {
         Ok(unknown)
     }
 
-    /// Whether what was read while the region was watched counts.
+    /// Ends the watch of a region. Returns whether what was read meanwhile counts.
     fn end_watch(&mut self, region: RegionIndex) -> bool {
         let watch = self.watches.take(region);
         let quiet = watch.is_some_and(|watch| watch.quiet);

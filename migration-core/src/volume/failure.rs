@@ -1,13 +1,14 @@
 //! What happens when a leg fails, or keeps the application waiting.
 //!
-//! The mirror leg is given up, and nobody waits for it. What it acknowledged since it was last flushed may have been in a
-//! cache that is gone: every region that is marked is dirty, and what it misses from now on too. It may still be doing what
-//! it was given; those writes keep their places until they end, and their regions are not copied before.
+//! The mirror leg is given up, and no request waits for it. What it acknowledged since its last
+//! flush may have been in a cache that is gone: every region that is marked becomes dirty, and so
+//! does every region that is written from now on. The leg may still be doing earlier writes. These
+//! keep their places until they end, and their regions are not copied before.
 //!
-//! The authoritative leg's errors are the application's, with two exceptions. A read of clean regions is done on the
-//! mirror leg. And if the policy says so and the legs are equal, a write or flush that failed is held, the roles are
-//! exchanged as in a switch, and it is done on the new authoritative leg; the failed one is the mirror, given up like any
-//! other.
+//! An error of the authoritative leg is reported to the application, with two exceptions. A read of
+//! clean regions is done on the mirror leg. And if the policy says so and the legs are equal, a
+//! write or flush that failed is held, the roles are exchanged as in a switch, and the request is
+//! done on the new authoritative leg. The failed leg becomes the mirror leg and is given up.
 
 use alloc::vec::Vec;
 
@@ -22,7 +23,7 @@ use crate::{
     units::{RegionIndex, Tag, Time},
 };
 
-/// How long requests may be held for an exchange of the roles that a failure asks for, in nanoseconds.
+/// How long requests may be held for an exchange of the roles after a failure, in nanoseconds.
 pub(super) const FAIL_OVER_NANOSECONDS_MAX: u64 = 20_000_000_000;
 
 /// "Connection timed out", as every Linux architecture but MIPS and SPARC numbers it.
@@ -34,12 +35,13 @@ const ENODEV: Errno = Errno(19);
 /// What to do when the authoritative leg fails to write or to flush while the legs are equal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum OnAuthoritativeFailure {
-    /// Back to the source if the target fails; if the source fails, the application sees it.
+    /// Exchange the roles if the target fails; report the error to the application if the source
+    /// fails.
     #[default]
     Auto,
-    /// The application sees it.
+    /// Report the error to the application.
     Error,
-    /// The roles are exchanged.
+    /// Exchange the roles.
     Switch,
 }
 
@@ -50,12 +52,13 @@ impl Volume {
         self.on_authoritative_failure
     }
 
-    /// What to do when the authoritative leg fails, from now on.
+    /// Sets what to do when the authoritative leg fails.
     pub const fn set_on_authoritative_failure(&mut self, policy: OnAuthoritativeFailure) {
         self.on_authoritative_failure = policy;
     }
 
-    /// The mirror leg is not written any more until the operator says so; what it may have lost is dirty.
+    /// Gives the mirror leg up: it is not written before [`Self::retry_mirror`], and what it may
+    /// have lost becomes dirty.
     pub(super) fn fail_mirror(&mut self, error: Errno, effects: &mut Vec<Effect>) {
         if self.healthy_mirror().is_none() {
             return;
@@ -76,9 +79,9 @@ impl Volume {
         self.refuse_claim(effects);
     }
 
-    /// Makes every clean region that is marked dirty, and every copy that is under way void: one leg may have lost what it
-    /// acknowledged since it was last flushed, and the other has it. Only what was flushed on both and has lost its mark
-    /// since is still equal.
+    /// Makes every clean region that is marked dirty, and every copy in progress void: one leg may
+    /// have lost what it acknowledged since its last flush, while the other leg still has it. Only
+    /// a region that was flushed on both legs, and has lost its mark since, is still equal.
     pub(super) fn distrust_marked(&mut self) {
         let Some(regions) = &mut self.regions else {
             return;
@@ -97,14 +100,15 @@ impl Volume {
         self.flush_again();
     }
 
-    /// The mirror leg is not there. To be called before [`Self::begin`].
+    /// Notes that the mirror leg is missing. To be called before [`Self::begin`].
     pub fn mirror_missing(&mut self) {
         if self.record.route.mirror().is_some() {
             self.mirror_fault = Some(ENODEV);
         }
     }
 
-    /// Makes every region dirty: the mirror leg was closed for a while, and others could write to it.
+    /// Makes every region dirty: the mirror leg was closed for a while, and others could write to
+    /// it.
     pub fn doubt_mirror(&mut self, effects: &mut Vec<Effect>) {
         for region in (0..self.record.geometry.regions()).map(RegionIndex) {
             self.intent.mark(region);
@@ -113,7 +117,8 @@ impl Volume {
         self.write_map(effects);
     }
 
-    /// A write that has waited long enough waits no longer for the mirror leg or for the copier.
+    /// Ends the waiting of writes whose patience is over. A mirror leg that such a write waits for
+    /// is given up; a claim that it waits for no longer holds writes.
     pub(super) fn check_patience(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let mut retry = false;
         for index in 0..self.waiting.len() {
@@ -148,7 +153,7 @@ impl Volume {
         }
     }
 
-    /// The authoritative leg could not do a request.
+    /// Handles a request that the authoritative leg could not do.
     pub(super) fn authoritative_failed(
         &mut self,
         now: Time,
@@ -178,8 +183,8 @@ impl Volume {
         }
     }
 
-    /// The authoritative leg keeps its role although it failed a write or a flush: it may have lost what the mirror leg has.
-    /// A failed read says nothing of its cache.
+    /// Handles an authoritative leg that keeps its role although it failed a write or a flush: it
+    /// may have lost what the mirror leg has. A failed read says nothing about the cache of a leg.
     pub(super) fn distrust_authoritative(&mut self) {
         if !self.breaks(Rule::LostCacheIsDirty) {
             self.distrust_marked();
@@ -187,20 +192,21 @@ impl Volume {
         self.error_is_due = self.owes_error();
     }
 
-    /// Whether a flush is still to be answered with an error.
+    /// Whether a flush has still to be answered with an error.
     fn owes_error(&self) -> bool {
         let mut slots = self.slots.iter();
         self.unreported.is_some()
             || slots.any(|slot| slot.request.op == Op::Flush && slot.fault.is_some())
     }
 
-    /// An application flush was answered with an error.
+    /// Notes that a flush of the application was answered with an error.
     pub(super) fn error_reported(&mut self) {
         self.unreported = None;
         self.error_is_due &= self.owes_error();
     }
 
-    /// A flush of the authoritative leg has failed: every flush that the application waits for has failed with it.
+    /// Gives the error of a failed flush of the authoritative leg to every flush that the
+    /// application waits for.
     pub(super) fn spoil_flushes(&mut self, error: Errno) {
         let spoils = !self.breaks(Rule::FailedFlushIsOfAll);
         for slot in &mut self.slots {
@@ -210,8 +216,10 @@ impl Volume {
         }
     }
 
-    /// A flush of the authoritative leg that the volume asked for has failed. Without the volume it would have been the
-    /// application's: those that it waits for get the error, and every other one until one was answered with it.
+    /// Notes that a flush of the authoritative leg that the volume asked for has failed. Without
+    /// the volume, the leg would have reported the error to the application. So the flushes that
+    /// the application waits for get the error, and so does every new one until one was answered
+    /// with it.
     pub(super) fn note_lost_flush(&mut self, error: Errno) {
         self.authoritative_fault = Some(error);
         self.spoil_flushes(error);
@@ -220,7 +228,8 @@ impl Volume {
         }
     }
 
-    /// What follows from that: the roles are exchanged by the policy, or what the leg may have lost is dirty.
+    /// Handles a failed flush of the authoritative leg that the volume asked for: exchanges the
+    /// roles if the policy says so, or makes dirty what the leg may have lost.
     pub(super) fn authoritative_flush_failed(
         &mut self,
         now: Time,
@@ -240,12 +249,13 @@ impl Volume {
         self.open_gate(now, effects);
     }
 
-    /// Does a read that the authoritative leg failed to do on the mirror leg, if that has the same; otherwise the read has
-    /// failed. Says whether this is settled: not while the mirror leg is still to be written.
+    /// Tries a read that the authoritative leg failed to do on the mirror leg, if the mirror leg
+    /// holds the same data; otherwise the read has failed. Returns false if the read has to wait,
+    /// because a write to its range is still in flight.
     pub(super) fn try_read_elsewhere(&mut self, tag: Tag, effects: &mut Vec<Effect>) -> bool {
         let slot = *self.slot(tag);
         let Some(error) = slot.fault else {
-            // The roles were exchanged while it waited.
+            // The roles were exchanged while the read waited.
             self.start(tag, effects);
             return true;
         };
@@ -262,8 +272,8 @@ impl Volume {
         true
     }
 
-    /// Whether the roles are being exchanged because the authoritative leg failed: what that leg says of flushes and reads
-    /// counts no more, they are done again.
+    /// Whether the roles are being exchanged because the authoritative leg failed. The results of
+    /// that leg for flushes and reads no longer count: these requests are done again.
     pub(super) fn is_failing_over(&self) -> bool {
         self.change.as_ref().is_some_and(Change::is_fail_over)
             && !self.breaks(Rule::FailedLegIsNotBelieved)
@@ -279,12 +289,12 @@ impl Volume {
         wanted && free && self.may_exchange_roles().is_ok()
     }
 
-    /// Begins to exchange the roles, without waiting for what the failing leg could still do.
+    /// Begins to exchange the roles. Flushes of the failing leg are not waited for.
     fn fail_over(&mut self, now: Time, effects: &mut Vec<Effect>) {
         if self.change.is_some() {
             return;
         }
-        // What the failing leg says of its flushes counts no more: the marks stay.
+        // The results of flushes of the failing leg no longer count, so the marks stay.
         self.abandon_sweep();
         let authoritative = self.record.route.authoritative().other();
         let next = self.next_record(super::Target::Route(Route::Mirrored { authoritative }));
@@ -293,20 +303,20 @@ impl Volume {
         self.role_slots_settled(now, effects);
     }
 
-    /// The roles were exchanged because the former authoritative leg failed: it is not written any more, what it may have
-    /// lost is dirty, and what failed is done again.
+    /// Ends an exchange of the roles after a failure: the former authoritative leg is not written
+    /// any more, what it may have lost becomes dirty, and the requests that failed are done again.
     pub(super) fn failed_over(&mut self) {
         self.mirror_fault = self.authoritative_fault;
         self.counters.fail_overs += 1;
-        // The leg that took over has it all, and was flushed.
+        // The new authoritative leg has all data, and was flushed.
         self.unreported = self.unreported.filter(|_| self.error_is_due);
         if !self.breaks(Rule::LostFormerCacheIsDirty) {
             self.distrust_marked();
         }
     }
 
-    /// No error of the former authoritative leg counts any more, but for flushes that it has failed, unless it has lost its
-    /// role for that.
+    /// Forgets the errors of the former authoritative leg. The errors of failed flushes stay,
+    /// unless the leg has lost its role because of them.
     pub(super) fn forget_faults(&mut self, failed_over: bool) {
         self.authoritative_fault = None;
         for tag in self.held.iter().chain(&self.waiting) {
@@ -317,7 +327,8 @@ impl Volume {
         }
     }
 
-    /// The copier copies or compares the region on, but writes to it wait no longer: it has to be done again.
+    /// Ends the waiting of writes for a region that the copier copies or compares. The copy or
+    /// comparison continues, but has to be repeated.
     fn share_claim(&mut self, region: RegionIndex) {
         self.watches.let_writes_go(Some(region));
         if let Some(regions) = &mut self.regions {
@@ -340,7 +351,7 @@ impl Volume {
         }
     }
 
-    /// A change that needs the mirror leg ends.
+    /// Ends a change that needs the mirror leg.
     fn fail_exchange(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let waits = |change: &Change| {
             !matches!(change.next_route(), Route::Single(_)) && change.step() != Step::Role

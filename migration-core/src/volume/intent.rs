@@ -1,17 +1,18 @@
-//! What the map file says of each region, and when it says it.
+//! The marks of regions in the map file: when they are set, and when they are cleared.
 //!
-//! Two bitmaps are on disk: `dirty` (set when the mirror leg is added, until copied) and `intent` (set
-//! before a write). A region that is in one of them, durably, is *covered*. Marks are set in groups: one
-//! batch of sectors is written at a time, and everything that waits meanwhile goes into the next.
-//! Marks are cleared lazily by a sweep: regions that are clean and were not written for a while; both legs are
-//! flushed; those that were not written since lose their marks.
+//! Two bitmaps are on disk: `dirty` (set when the mirror leg is added, until copied) and `intent`
+//! (set before a write). A region that is durably in one of them is *covered*. Marks are set in
+//! groups: one batch of sectors is written at a time, and all marks that come meanwhile go into the
+//! next batch. Marks are cleared lazily by a sweep: it chooses regions that are clean and were not
+//! written for a while, flushes both legs, and clears the marks of those regions that were not
+//! written since.
 //!
-//! A flush proves nothing if the leg has just lost its cache and a write that tells so has not ended
-//! yet: marks are cleared only when all that either leg was given before the end of the flushes has
-//! ended well.
+//! A flush proves nothing if the leg has just lost its cache and a write that will show this has
+//! not ended yet. So marks are cleared only when all that either leg was given before the end of
+//! the flushes has ended well.
 //!
-//! Both legs, not just the mirror: a write that both have in their caches and only one keeps over a power
-//! loss would leave them different with nothing on disk that says so.
+//! Both legs are flushed, not just the mirror leg: a write that is in both caches and that only one
+//! leg keeps over a power loss would leave the legs different, with no mark on disk.
 
 use alloc::vec::Vec;
 
@@ -26,11 +27,13 @@ use crate::{
 /// The most sectors of one batch.
 pub const MAP_BATCH_SECTORS_MAX: usize = 16;
 
-/// How often the marks of copied regions are cleared, in nanoseconds: what a crash would have copied again.
+/// The interval between sweeps of copied regions, in nanoseconds. After a crash, what was copied
+/// since the last sweep is copied again.
 pub const COPIED_SWEEP_NANOSECONDS: u64 = 1_000_000_000;
 
-/// A region that was not written during a whole interval of this length, in nanoseconds, may lose its mark at the end.
-/// A load that comes back to its regions within that time writes no mark twice.
+/// The interval between sweeps of idle regions, in nanoseconds. A region that was not written
+/// during a whole interval may lose its mark at the end. A load that returns to its regions within
+/// that time writes no mark twice.
 pub const IDLE_SWEEP_NANOSECONDS: u64 = 10_000_000_000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -60,9 +63,10 @@ pub(super) struct Intent {
 struct Sweep {
     source: Option<FlushId>,
     target: Option<FlushId>,
-    /// Both legs are flushed; what they were given before has not ended.
+    /// Whether both legs are flushed, and what they were given before may not have ended.
     settles: bool,
-    /// Nothing is cleared at its end. It is waited for all the same: a failed flush may be reported just once, to it.
+    /// Whether nothing is cleared at the end. The sweep is waited for all the same: a failed flush
+    /// may be reported just once, to the sweep.
     abandoned: bool,
 }
 
@@ -108,7 +112,7 @@ impl Intent {
         self.cover.contains(region)
     }
 
-    /// Whether the mark is being written, or waits for that.
+    /// Whether the mark of a region is being written, or waits to be written.
     pub(super) fn is_to_be_covered(&self, region: RegionIndex) -> bool {
         self.pending.contains(region) || self.issued.contains(region)
     }
@@ -125,7 +129,7 @@ impl Intent {
         &bits.words()[sector.words()]
     }
 
-    /// A write to the region starts.
+    /// Notes that a write to the region starts.
     pub(super) fn note_write(&mut self, region: RegionIndex) {
         self.recent.insert(region);
         if self.sweep.is_some() {
@@ -133,8 +137,8 @@ impl Intent {
         }
     }
 
-    /// Every region is to be dirty on disk and none to have intent. The marks count as cover only once the route
-    /// says `Mirrored`.
+    /// Makes every region dirty on disk, and none have intent. The marks count as cover only once
+    /// the route says `Mirrored`.
     pub(super) fn fill_dirty(&mut self) {
         self.forget();
         self.dirty.fill();
@@ -142,19 +146,19 @@ impl Intent {
         self.stale_intent_sectors.fill();
     }
 
-    /// All that was asked to be on disk is there.
+    /// Whether all changes of the bitmaps are on disk.
     pub(super) fn is_written(&self) -> bool {
         self.batch.is_empty()
             && self.stale_dirty_sectors.count() == 0
             && self.stale_intent_sectors.count() == 0
     }
 
-    /// What [`Self::fill_dirty`] wrote counts from now on.
+    /// Makes the marks of [`Self::fill_dirty`] count as cover.
     pub(super) fn cover_all(&mut self) {
         self.cover.fill();
     }
 
-    /// The volume is `Single`: the bitmaps mean nothing. A batch in flight may still end.
+    /// Clears all bitmaps: in `Single` they mean nothing. A batch may still be in flight.
     pub(super) fn forget(&mut self) {
         for bits in [
             &mut self.dirty,
@@ -172,7 +176,7 @@ impl Intent {
         self.sweep = None;
     }
 
-    /// Calls `act` with every region that is marked, on disk or soon.
+    /// Calls `act` with every region that is marked on disk or will be soon.
     pub(super) fn for_each_marked(&self, mut act: impl FnMut(RegionIndex)) {
         for (index, (dirty, intent)) in self
             .dirty
@@ -189,7 +193,7 @@ impl Intent {
         }
     }
 
-    /// The region was found to differ while a sweep may be under way: its mark stays.
+    /// Keeps the mark of a region that was found to differ, even if a sweep is under way.
     pub(super) fn keep_mark(&mut self, region: RegionIndex) {
         self.swept.remove(region);
     }
@@ -202,7 +206,8 @@ impl Intent {
         }
     }
 
-    /// Fills the next batch, if there is something to write and none is being written.
+    /// Fills the next batch, if there is something to write and no batch is being written. Returns
+    /// whether there is a batch to write.
     fn next_batch(&mut self) -> bool {
         if self.hold_off || !self.batch.is_empty() {
             return false;
@@ -257,8 +262,8 @@ impl Intent {
         self.hold_off = result.is_err();
     }
 
-    /// Chooses what a sweep may clear: marked, clean, not written lately; `idle`: also what has write intent. Says
-    /// whether there is any.
+    /// Chooses the regions whose marks a sweep may clear: marked, clean, not written lately, and
+    /// without write intent unless `idle`. Returns whether there are any.
     fn choose_swept(
         &mut self,
         idle: bool,
@@ -283,8 +288,9 @@ impl Intent {
         self.swept.count() > 0
     }
 
-    /// Both legs are flushed: what is still in `swept` loses its marks. Cover ends at once, before the disk says
-    /// so: a write that comes now marks the region again.
+    /// Clears the marks of the regions that are still in `swept`; both legs are flushed. The cover
+    /// ends immediately, before the marks are cleared on disk: a write that comes now marks its
+    /// region again.
     fn clear_swept(&mut self, not_clean: &Bits) {
         for word in 0..self.swept.words().len() {
             let clean = !not_clean.words().get(word).copied().unwrap_or(0);
@@ -331,7 +337,7 @@ impl Intent {
 }
 
 impl Volume {
-    /// The batch of [`Effect::WriteMap`] is written, or not.
+    /// Takes the result of [`Effect::WriteMap`].
     pub fn map_written(&mut self, now: Time, result: IoResult, effects: &mut Vec<Effect>) {
         self.intent.batch_written(result);
         self.map_fault = result.err();
@@ -344,7 +350,7 @@ impl Volume {
         self.write_map(effects);
     }
 
-    /// A leg has been flushed, or not.
+    /// Takes the result of [`Effect::FlushLeg`].
     pub fn leg_flushed(
         &mut self,
         now: Time,
@@ -380,7 +386,7 @@ impl Volume {
         }
     }
 
-    /// Begins to write what has to be written of the map.
+    /// Begins to write the next batch of map sectors, if there is one.
     pub(super) fn write_map(&mut self, effects: &mut Vec<Effect>) {
         if self.intent.next_batch() {
             effects.push(Effect::WriteMap);
@@ -389,7 +395,7 @@ impl Volume {
 
     pub(super) fn sweep_if_due(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.intent.hold_off = false;
-        // One that was abandoned meanwhile.
+        // The sweep may have been abandoned meanwhile.
         self.settle_sweep();
         if now < self.intent.next_sweep || self.intent.sweep.is_some() || self.change.is_some() {
             return;
@@ -467,7 +473,8 @@ impl Volume {
         self.write_map(effects);
     }
 
-    /// Ends a sweep that has flushed both legs, if all that they were given before has ended.
+    /// Ends a sweep that has flushed both legs, if all that they were given before has ended, or if
+    /// the sweep was abandoned.
     pub(super) fn settle_sweep(&mut self) {
         let Some(sweep) = self.intent.sweep.filter(|sweep| sweep.settles) else {
             return;

@@ -1,18 +1,18 @@
-//! One volume: what happens to its requests, its legs and its map.
+//! One volume as a state machine: its requests, its legs and its map.
 //!
-//! The shell calls the methods of [`Volume`] with what happened and carries out the [`Effect`]s
+//! The shell reports events by calling the methods of [`Volume`], and carries out the [`Effect`]s
 //! that they push. Nothing here waits; nothing is allocated for a request.
 //!
 //! Invariants (numbers as in `docs/invariants.md`):
 //! 1. Exactly one leg is authoritative; it answers reads and decides whether a write succeeded.
 //! 2. A region that is `Clean` in memory is equal on both legs but for writes in flight.
-//! 3. A write is issued in `Mirrored` only while every region it touches is durably marked (dirty or
-//!    intent), and the mark is cleared only after both legs were flushed after its last write.
+//! 3. A write is issued in `Mirrored` only while every region it touches is durably marked (dirty
+//!    or intent), and the mark is cleared only after both legs were flushed after its last write.
 //! 4. Two writes in flight in `Mirrored` never overlap on one leg.
-//! 5. While the gate is closed and drained, nothing of the application is in flight on a leg, but for writes to a
-//!    mirror leg that was given up.
-//! 6. A role changes only when no region is dirty, nothing is in flight and both legs are flushed; the one
-//!    durable write of the role record is the change.
+//! 5. While the gate is closed and drained, nothing of the application is in flight on a leg, but
+//!    for writes to a mirror leg that was given up.
+//! 6. A role changes only when no region is dirty, nothing is in flight and both legs are flushed;
+//!    the one durable write of the role record is the change.
 
 mod change;
 mod claims;
@@ -42,14 +42,14 @@ use crate::{
     units::{Epoch, Geometry, Range, Tag, Time},
 };
 
-/// A leg's or the map file's error: a positive error number of the operating system.
+/// An error of a leg or of the map file: a positive error number of the operating system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Errno(pub i32);
 
 /// The outcome of an I/O.
 pub type IoResult = Result<(), Errno>;
 
-/// What the application asks for.
+/// The operation of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Op {
     /// Read a range.
@@ -61,49 +61,52 @@ pub enum Op {
     },
     /// Everything that was answered before must be on stable storage.
     Flush,
-    /// The range is no longer needed; what it reads afterwards is undefined.
+    /// The range is no longer needed; what a read of it returns afterwards is undefined.
     Discard,
 }
 
 /// A request of the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Request {
-    /// What.
+    /// The operation.
     pub op: Op,
-    /// Where; empty for a flush.
+    /// The range; empty for a flush.
     pub range: Range,
 }
 
-/// The caller's name for a control request that is answered later.
+/// The caller's id for a control request that is answered later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Call(pub u64);
 
-/// One flush of a leg that the volume asked for itself.
+/// The id of a flush of a leg that the volume asked for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlushId(pub u64);
 
-/// Where a write to the mirror leg is kept: it may outlive its request. Numbers from 0 to [`Config::places`].
+/// The place of a write to the mirror leg, which may outlive its request: a number below
+/// [`Config::places`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Place(pub u16);
 
 /// What the shell has to do.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Effect {
-    /// Do the request's operation on a leg, whole; answer with [`Volume::leg_done`].
+    /// Do the request's operation on a leg, completely; answer with [`Volume::leg_done`].
     Leg {
         /// The request.
         tag: Tag,
-        /// The leg: the authoritative one, but for a read that it could not do.
+        /// The authoritative leg; the mirror leg for a read that the authoritative leg could not
+        /// do.
         side: Side,
         /// The request's operation.
         op: Op,
     },
-    /// Write the request's data to the mirror leg too, unforced; answer with [`Volume::mirror_done`]. The request may be
-    /// answered, and its tag used again, before that: the data must stay.
+    /// Write the request's data to the mirror leg too, unforced; answer with
+    /// [`Volume::mirror_done`]. The data must stay until then: the request may be answered, and its
+    /// tag used again, before that.
     MirrorWrite {
         /// The request.
         tag: Tag,
-        /// The name of this write from now on.
+        /// The place, which names this write from now on.
         place: Place,
         /// The mirror leg.
         side: Side,
@@ -119,7 +122,7 @@ pub enum Effect {
     FlushLeg {
         /// The leg.
         side: Side,
-        /// Which flush; the answer names it.
+        /// The id of the flush, for the answer.
         flush: FlushId,
     },
     /// Write the sectors of [`Volume::map_batch`] durably; answer with [`Volume::map_written`].
@@ -137,14 +140,15 @@ pub enum Effect {
         /// The slot.
         slot: usize,
     },
-    /// A control request is answered.
+    /// Answer a control request.
     Reply {
-        /// Which.
+        /// The request.
         call: Call,
         /// The answer.
         reply: Reply,
     },
-    /// The process must end: what the role record says is unknown, only reading it again can tell.
+    /// End the process: what the role record says is unknown, and only reading it again can show
+    /// it.
     Die {
         /// What failed.
         error: Errno,
@@ -167,7 +171,7 @@ pub enum Reply {
         /// From the first request held to the first let go, in nanoseconds; 0 if none was held.
         pause: u64,
     },
-    /// The route is as before.
+    /// The route was not changed.
     ChangeFailed(ChangeError),
     /// Regions for the copier; none: nothing is dirty, or nothing else can be granted now.
     Claimed(Vec<crate::units::RegionIndex>),
@@ -180,13 +184,15 @@ pub enum Reply {
 pub struct Config {
     /// The number of requests that can be open at once.
     pub tags: usize,
-    /// The number of writes to the mirror leg that can be in flight at once, those of answered requests included.
+    /// The number of writes to the mirror leg that can be in flight at once, those of answered
+    /// requests included.
     pub places: usize,
-    /// How long a write may wait for the mirror leg, in nanoseconds, and for the copier, as long as that is enough for it.
+    /// How long a write may wait for the mirror leg, in nanoseconds. A write waits as long for the
+    /// copier, and up to a limit longer if that was too short to copy a region.
     pub patience: u64,
 }
 
-/// What has been counted.
+/// The counters of a volume, since it was loaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Counters {
     /// Read requests answered.
@@ -215,14 +221,14 @@ pub struct Counters {
     pub last_pause: u64,
 }
 
-/// Where a request is.
+/// The stage of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Stage {
     Free,
-    /// Not begun: the gate is closed.
+    /// Not started: the gate is closed.
     Held,
-    /// A write that waits for another write, a claim or the write intent, or a read that waits to be done on the
-    /// mirror leg.
+    /// A write that waits for another write, a claim, the write intent, the mirror leg or the
+    /// throttle; or a read that waits to be done on the mirror leg.
     Waiting,
     /// On the authoritative leg, or a read on the mirror leg.
     Started,
@@ -232,10 +238,11 @@ enum Stage {
 struct Slot {
     stage: Stage,
     request: Request,
-    /// Since when it waits.
+    /// When the request began to wait.
     since: Time,
-    /// What the authoritative leg said, if that is not the answer yet: a read is tried on the mirror leg, a write or flush
-    /// on the other leg once the roles are exchanged. A flush has the error of any other flush that failed meanwhile.
+    /// The error of the authoritative leg, if it is not the answer yet. A read is then tried on the
+    /// mirror leg; a write or flush is tried on the other leg once the roles are exchanged. A flush
+    /// gets the error of any other flush that failed meanwhile.
     fault: Option<Errno>,
 }
 
@@ -254,15 +261,16 @@ impl Slot {
     };
 }
 
-/// A write in flight, in `Mirrored`.
+/// A write in flight, in `Mirrored` or `Split`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Write {
     range: Range,
-    /// Its request, while the authoritative leg writes it. Without one it *trails*: the application was answered.
+    /// The request, while the authoritative leg writes. Without a request the write *trails*: the
+    /// application was answered.
     tag: Option<Tag>,
-    /// Its place, while the mirror leg writes it.
+    /// The place, while the mirror leg writes.
     place: Option<Place>,
-    /// A sweep that has flushed both legs waits for its end.
+    /// Whether a sweep that has flushed both legs waits for the end of this write.
     is_awaited: bool,
 }
 
@@ -273,12 +281,12 @@ struct Flush {
     of: Flushed,
 }
 
-/// The leg that a flush was asked of, as the roles are now.
+/// The leg that a flush was asked of, by the current roles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Flushed {
     Authoritative,
     Mirror,
-    /// A mirror leg that was given up since.
+    /// A former mirror leg, which the route no longer uses.
     Former,
 }
 
@@ -308,22 +316,24 @@ pub struct Volume {
     watches: compare::Watches,
     gate: change::Gate,
     change: Option<change::Change>,
-    /// The role slot that does not yet say the same as the other.
+    /// The role slot that does not hold the current record yet.
     stale_role_slot: Option<usize>,
     role_write_in_flight: bool,
-    /// Also that of a change which is over.
+    /// Whether a descriptor is being written, also by a change that is over.
     descriptor_write_in_flight: bool,
     last_flush: FlushId,
     flushes: Vec<Flush>,
-    /// Why the mirror leg is not written.
+    /// Why the mirror leg is not written; `None` if it is.
     mirror_fault: Option<Errno>,
     /// The last error of the authoritative leg, until the roles change.
     authoritative_fault: Option<Errno>,
-    /// The error of a flush of the authoritative leg that the volume asked for, until a flush of the application is answered
-    /// with it: the leg reports what it lost once, to whom it was flushed for.
+    /// The error of a flush of the authoritative leg that the volume asked for, until a flush of
+    /// the application is answered with it: a leg reports a loss only once, and this report went to
+    /// the volume.
     unreported: Option<Errno>,
-    /// The leg whose flush failed has kept its role, so that what it lost may have been copied to the other leg too: the
-    /// flushes that have failed are answered with the error, and no exchange of the roles makes up for it.
+    /// Whether the leg whose flush failed has kept its role, so that what it lost may have been
+    /// copied to the other leg too. The flushes that have failed are then answered with the error;
+    /// an exchange of the roles does not make up for it.
     error_is_due: bool,
     /// The last error of a write to the map file, until one succeeds.
     map_fault: Option<Errno>,
@@ -333,8 +343,9 @@ pub struct Volume {
 }
 
 impl Volume {
-    /// A volume as its map file describes it. In `Mirrored`, `dirty` and `intent` are the words of the two
-    /// bitmaps; every region in one of them may differ and is copied again. In `Single` they are empty.
+    /// Creates a volume from its map file. In `Mirrored` and `Split`, `dirty` and `intent` are the
+    /// words of the two bitmaps; every region in one of them may differ and is copied again. In
+    /// `Single` they are empty.
     #[must_use]
     pub fn load(
         config: &Config,
@@ -382,12 +393,13 @@ impl Volume {
         }
     }
 
-    /// To be called once, when the shell can carry out effects.
+    /// Begins the work. To be called once, when the shell can carry out effects.
     pub fn begin(&mut self, effects: &mut Vec<Effect>) {
         self.refresh_role_slot(effects);
     }
 
-    /// Time has passed. To be called at least every [`TICK_NANOSECONDS`], and at [`Self::next_deadline`].
+    /// Does what is due at `now`. To be called at least every [`TICK_NANOSECONDS`], and at
+    /// [`Self::next_deadline`].
     pub fn tick(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.check_deadlines(now, effects);
         self.check_patience(now, effects);
@@ -398,37 +410,38 @@ impl Volume {
         self.write_map(effects);
     }
 
-    /// The record that holds.
+    /// The role record that holds.
     #[must_use]
     pub const fn record(&self) -> &RoleRecord {
         &self.record
     }
 
-    /// The sizes.
+    /// The sizes of the volume and its regions.
     #[must_use]
     pub const fn geometry(&self) -> Geometry {
         self.record.geometry
     }
 
-    /// The states of the regions, in `Mirrored`.
+    /// The states of the regions, in `Mirrored` and `Split`.
     #[must_use]
     pub const fn regions(&self) -> Option<&RegionMap> {
         self.regions.as_ref()
     }
 
-    /// What has been counted.
+    /// The counters.
     #[must_use]
     pub const fn counters(&self) -> &Counters {
         &self.counters
     }
 
-    /// Why the mirror leg is not being written.
+    /// Why the mirror leg is not written; `None` if it is.
     #[must_use]
     pub const fn mirror_fault(&self) -> Option<Errno> {
         self.mirror_fault
     }
 
-    /// How many writes the mirror leg has not ended, if it was given up because it kept others waiting.
+    /// The number of writes that the mirror leg has not ended, if it was given up because it kept
+    /// other writes waiting.
     #[must_use]
     pub fn stalled_writes(&self) -> Option<u32> {
         let under_way = self.writes.iter().filter(|write| write.place.is_some());
@@ -460,25 +473,25 @@ impl Volume {
         self.change.is_some()
     }
 
-    /// Requests that the application waits for: held, waiting or on a leg.
+    /// The number of requests that the application waits for: held, waiting or on a leg.
     #[must_use]
     pub fn open_requests(&self) -> usize {
         self.held.len() + self.waiting.len() + self.started
     }
 
-    /// The sectors that [`Effect::WriteMap`] means.
+    /// The sectors that [`Effect::WriteMap`] has to write.
     #[must_use]
     pub fn map_batch(&self) -> &[BitmapSector] {
         self.intent.batch()
     }
 
-    /// Whether the map file says all that it should.
+    /// Whether the bitmaps in the map file are up to date.
     #[must_use]
     pub fn is_map_written(&self) -> bool {
         self.intent.is_written()
     }
 
-    /// The bytes of one of those sectors, as they are to be written.
+    /// The bytes to write for a sector of [`Self::map_batch`].
     #[must_use]
     pub fn encode_sector(&self, sector: BitmapSector) -> [u8; crate::map::SECTOR_BYTES] {
         sector.encode(&self.record.volume_id, self.intent.words(sector))
@@ -499,10 +512,10 @@ impl Volume {
         &mut self.slots[usize::from(tag.0)]
     }
 
-    /// Panics if an invariant does not hold. For the model and the tests; too slow for each request.
+    /// Checks the invariants. For the model and the tests; too slow for each request.
     ///
     /// # Panics
-    /// See above.
+    /// If an invariant does not hold.
     pub fn check_invariants(&self) {
         assert_eq!(self.regions.is_some(), self.record.route.has_map());
         assert!(self.mirror_fault.is_none() || self.record.route.mirror().is_some());
@@ -530,7 +543,7 @@ impl Volume {
         assert_eq!(started.count(), self.started);
         if let Some(regions) = &self.regions {
             for region in regions.not_clean().iter() {
-                // The mark of a region that was found to differ is on its way.
+                // The mark of a region that was found to differ may not be written yet.
                 assert!(
                     self.intent.is_covered(region) || self.intent.is_to_be_covered(region),
                     "invariant 3: dirty {region:?}"
@@ -540,13 +553,14 @@ impl Volume {
     }
 }
 
-/// How many flushes are in flight at once, but for those of legs that hang: two of a sweep and two of a change.
+/// The number of flushes in flight at once, but for those of legs that hang: two of a sweep and two
+/// of a change.
 const FLUSHES_EXPECTED: usize = 8;
 
-/// How often a pass begins while the volume tracks, in nanoseconds.
+/// The interval between passes while the volume tracks, in nanoseconds.
 const PASS_NANOSECONDS: u64 = 500_000_000;
 
-/// How often [`Volume::tick`] is to be called at least.
+/// The longest interval between calls of [`Volume::tick`].
 pub const TICK_NANOSECONDS: u64 = 500_000_000;
 
 #[cfg(test)]

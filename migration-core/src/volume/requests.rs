@@ -1,4 +1,4 @@
-//! The way of a request: held by the gate, waiting for its turn, on the legs, answered.
+//! The life of a request: held by the gate, waiting for its turn, on the legs, answered.
 
 use alloc::vec::Vec;
 
@@ -9,26 +9,28 @@ use crate::{
     units::{Range, RegionIndex, Tag, Time},
 };
 
-/// "Remote I/O error", as every Linux architecture but Alpha, MIPS, PA-RISC and SPARC numbers it: the device does not do what
-/// it was asked for, and trying again or on another path is no use. The block layer turns "not supported" into success.
+/// "Remote I/O error", as every Linux architecture but Alpha, MIPS, PA-RISC and SPARC numbers it:
+/// the device cannot do the operation, and a retry or another path does not help. "Not supported"
+/// would not do: the block layer turns it into success.
 const EREMOTEIO: Errno = Errno(121);
 
 /// Why a write may not start yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Obstacle {
-    /// Its marks are not durable.
+    /// The marks of its regions are not durable.
     Map,
-    /// The copier has the region, and writes wait for it.
+    /// Writes to this region wait for the copier.
     Claim(RegionIndex),
-    /// The authoritative leg still does a write that it overlaps.
+    /// The authoritative leg still does a write that overlaps.
     Write,
-    /// The mirror leg still does a write that it overlaps, or as many as there are places.
+    /// The mirror leg still does a write that overlaps, or all of its places are in use.
     Mirror,
 }
 
 impl Volume {
-    /// The application asks for something. The tag must be free; the range lies within the volume and is not
-    /// longer than the smallest region (the shell's largest request), except for a discard.
+    /// Takes a request of the application. The tag must be free. The range must lie within the
+    /// volume and must not be longer than the smallest region (the shell's largest request), except
+    /// for a discard.
     pub fn request(&mut self, now: Time, tag: Tag, request: Request, effects: &mut Vec<Effect>) {
         debug_assert_eq!(self.slots[usize::from(tag.0)].stage, Stage::Free);
         self.note_time(now);
@@ -47,7 +49,7 @@ impl Volume {
         self.write_map(effects);
     }
 
-    /// A leg has done (or failed) what [`Effect::Leg`] asked.
+    /// Takes the result of [`Effect::Leg`].
     pub fn leg_done(
         &mut self,
         now: Time,
@@ -87,9 +89,9 @@ impl Volume {
                 self.counters.mirror_reads += 1;
                 self.answer(tag, Ok(()), effects);
             }
-            // The mirror leg has lost what it had, or was written no more, while it was read.
+            // While the mirror leg was read, it lost data or was given up.
             (Ok(()), Some(error)) => self.answer(tag, Err(error), effects),
-            // What the authoritative leg said counts.
+            // The error of the authoritative leg counts.
             (Err(_), Some(error)) => self.answer(tag, Err(error), effects),
             (Err(error), None) if self.regions.is_some() => {
                 debug_assert_eq!(side, self.record.route.authoritative());
@@ -100,7 +102,7 @@ impl Volume {
         self.after_write(is_write, now, effects);
     }
 
-    /// The mirror leg has done (or failed) what [`Effect::MirrorWrite`] asked.
+    /// Takes the result of [`Effect::MirrorWrite`].
     pub fn mirror_done(
         &mut self,
         now: Time,
@@ -125,7 +127,7 @@ impl Volume {
         self.after_write(true, now, effects);
     }
 
-    /// Takes a leg off a write in flight, which ends with its last one.
+    /// Removes a leg from a write in flight. The write ends with its last leg.
     fn end_write(&mut self, mut take: impl FnMut(&mut Write) -> bool) {
         if let Some(index) = self.writes.iter_mut().position(&mut take) {
             let write = self.writes[index];
@@ -135,7 +137,7 @@ impl Volume {
         }
     }
 
-    /// Something may go on now.
+    /// Starts what may start after a request or a write to the mirror leg has ended.
     fn after_write(&mut self, is_write: bool, now: Time, effects: &mut Vec<Effect>) {
         if is_write && self.regions.is_some() {
             self.retry_waiting(effects);
@@ -146,11 +148,12 @@ impl Volume {
         self.write_map(effects);
     }
 
-    /// Gives a request that the gate lets pass its place.
+    /// Starts a request that the gate lets pass, or makes it wait for its turn.
     pub(super) fn admit(&mut self, now: Time, tag: Tag, effects: &mut Vec<Effect>) {
         let Slot { request, fault, .. } = *self.slot(tag);
         if let Some(error) = fault {
-            // It was to be done on the other leg, which was not possible, or is a flush that has failed with another.
+            // The exchange of the roles for this request has failed, or the request is a flush that
+            // has the error of an earlier one.
             return self.answer(tag, Err(error), effects);
         }
         let mirrored_route = self.regions.is_some();
@@ -162,7 +165,8 @@ impl Volume {
                     self.wait(now, tag);
                 }
             }
-            // Two devices may read differently afterwards. It is refused, so that nobody believes that it was done.
+            // After a discard the legs may read differently. It is refused, so that nobody believes
+            // that it was done.
             Op::Discard if mirrored_route => {
                 effects.push(Effect::Answer {
                     tag,
@@ -185,8 +189,8 @@ impl Volume {
         self.counters.waited += 1;
     }
 
-    /// Starts the waiting requests that may start now. A later write never overtakes an earlier one that it
-    /// overlaps.
+    /// Starts the waiting requests that may start now. A later write never overtakes an earlier one
+    /// that it overlaps.
     pub(super) fn retry_waiting(&mut self, effects: &mut Vec<Effect>) {
         if self.gate.is_closed() {
             return;
@@ -208,7 +212,7 @@ impl Volume {
         }
     }
 
-    /// Whether one of these requests is a write that overlaps.
+    /// Whether one of `tags` is a write that overlaps `range`.
     fn overlaps_any<'a>(&self, range: Range, mut tags: impl Iterator<Item = &'a Tag>) -> bool {
         tags.any(|tag| {
             let request = self.slots[usize::from(tag.0)].request;
@@ -216,7 +220,7 @@ impl Volume {
         })
     }
 
-    /// Whether a write may start now, and if so, whether on both legs.
+    /// Whether a write may start now; if so, whether on both legs.
     pub(super) fn may_start(&self, range: Range) -> Result<bool, Obstacle> {
         let Some(regions) = &self.regions else {
             return Ok(false);
@@ -251,13 +255,13 @@ impl Volume {
         Ok(mirrored)
     }
 
-    /// Starts a write in `Mirrored` if nothing is in its way.
+    /// Starts a write in `Mirrored` or `Split` if nothing is in its way. Returns whether it did.
     fn try_start_write(&mut self, tag: Tag, effects: &mut Vec<Effect>) -> bool {
         let range = self.slot(tag).request.range;
         let mirrored = match self.may_start(range) {
             Ok(mirrored) => mirrored,
             Err(Obstacle::Map) => {
-                // The intent may have been cleared since it was asked for.
+                // The intent may have been cleared since the write was admitted.
                 self.mark_intent(range);
                 return false;
             }
@@ -285,7 +289,7 @@ impl Volume {
         true
     }
 
-    /// What the start of a write does to the regions that it touches.
+    /// Changes the states of the regions that a write touches when it starts.
     fn touch_regions(&mut self, range: Range, mirrored: bool) {
         let spoils = !self.breaks(Rule::WriteSpoilsCopy);
         let keeps_mark = !self.breaks(Rule::WriteDuringSweepKeepsMark);
@@ -316,7 +320,7 @@ impl Volume {
         }
     }
 
-    /// Gives a request to the authoritative leg.
+    /// Starts a request on the authoritative leg.
     pub(super) fn start(&mut self, tag: Tag, effects: &mut Vec<Effect>) {
         let side = self.record.route.authoritative();
         self.start_on(tag, side, effects);
@@ -340,7 +344,8 @@ impl Volume {
         effects.push(Effect::Answer { tag, result });
     }
 
-    /// Whether the mirror leg has the same as the authoritative one, but for writes in flight.
+    /// Whether the mirror leg holds the same data as the authoritative leg, but for writes in
+    /// flight.
     pub(super) fn is_clean(&self, range: Range) -> bool {
         self.regions.as_ref().is_some_and(|regions| {
             let mut touched = self.record.geometry.touched(range);
@@ -349,7 +354,7 @@ impl Volume {
         })
     }
 
-    /// A write did not do the same on both legs.
+    /// Makes the clean regions of `range` dirty: a write did not do the same on both legs.
     pub(super) fn differ(&mut self, range: Range) {
         let Some(regions) = &mut self.regions else {
             return;

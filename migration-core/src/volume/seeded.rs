@@ -1,36 +1,37 @@
-//! What the model (`tests/model`) needs and no program has: rules that can be broken on purpose, and a state without
-//! history.
+//! What the model (`tests/model`) needs and no program has: rules that can be broken on purpose,
+//! and a state without history.
 //!
-//! The package `seeded-core` builds this crate's sources a second time with the feature `seeded-bugs`; nothing turns it on
-//! for `migration-core` itself (`tests/architecture.rs`). Without it a broken rule is the constant `false`.
+//! The package `seeded-core` builds the sources of this crate a second time, with the feature
+//! `seeded-bugs`. Nothing turns the feature on for `migration-core` itself
+//! (`tests/architecture.rs`). Without it, whether a rule is broken is the constant `false`.
 
 use super::Volume;
 
-/// A rule that the model breaks, to see that its checkers notice.
+/// A rule that the model breaks on purpose, to see that its checkers notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[cfg_attr(not(feature = "seeded-bugs"), expect(unreachable_pub))]
 pub enum Rule {
     /// A write waits for its marks.
     IntentBeforeWrite,
-    /// What the copier may copy is not being written.
+    /// A region that the copier may copy is not being written.
     NoClaimWhileWritten,
     /// A write that trails on a given-up mirror leg counts as a write in flight.
     NoClaimWhileTrailing,
     /// A copy during which the region was written does not count.
     WriteSpoilsCopy,
-    /// What is written on the source alone, because the volume tracks, is dirty.
+    /// A region that is written on the source alone, because the volume tracks, is dirty.
     TrackedWriteIsDirty,
     /// A target that was split is not written.
     SplitIsLeftAlone,
     /// A volume that was split holds requests until it is resumed.
     SplitHolds,
-    /// What the copier may copy is marked durably.
+    /// A region that the copier may copy is marked durably.
     CopiedIsMarked,
-    /// What a dead copier had claimed is dirty.
+    /// The regions that a dead copier had claimed are dirty.
     ClaimsDieWithCopier,
     /// Only the copier that is connected may report.
     ReportsFromCopierOnly,
-    /// Nor may it report what it claimed before the roles changed.
+    /// The copier may not report what it claimed before the roles changed.
     ReportsOfThisEpochOnly,
     /// Marks are cleared after flushes.
     SweepFlushes,
@@ -38,11 +39,11 @@ pub enum Rule {
     SweepFlushesBothLegs,
     /// The flushes of both legs are waited for before marks are cleared.
     SweepAwaitsBothLegs,
-    /// What a leg was given before the end of its flush has ended before marks are cleared.
+    /// All that a leg was given before the end of its flush has ended before marks are cleared.
     SweepAwaitsWrites,
-    /// What is written during a sweep keeps its mark.
+    /// A region that is written during a sweep keeps its mark.
     WriteDuringSweepKeepsMark,
-    /// What is being written when a sweep begins keeps its mark.
+    /// A region that is being written when a sweep begins keeps its mark.
     WriteBeforeSweepKeepsMark,
     /// Overlapping writes follow each other on each leg.
     OverlappingWritesWait,
@@ -50,19 +51,22 @@ pub enum Rule {
     TrailingWritesAreWaitedFor,
     /// A mirror leg that fails makes regions dirty.
     MirrorFailureIsDirty,
-    /// Not only those that are being written when it fails: what it acknowledged before may be gone with its cache.
+    /// A mirror leg that fails makes more regions dirty than those that are being written: what it
+    /// acknowledged before may be gone with its cache.
     LostMirrorCacheIsDirty,
-    /// The same of the former authoritative leg, after an exchange of the roles because it failed.
+    /// The same for the former authoritative leg, after an exchange of the roles because it failed.
     LostFormerCacheIsDirty,
-    /// The same of an authoritative leg that fails and keeps its role.
+    /// The same for an authoritative leg that fails and keeps its role.
     LostCacheIsDirty,
     /// A failed flush of the authoritative leg is an error of the application's next flush.
     FailedFlushIsReported,
-    /// And of every flush that the application waits for.
+    /// A failed flush of the authoritative leg is an error of every flush that the application
+    /// waits for.
     FailedFlushIsOfAll,
-    /// While the roles are exchanged because the authoritative leg failed, it answers nothing any more.
+    /// While the roles are exchanged because the authoritative leg failed, the results of that leg
+    /// do not count.
     FailedLegIsNotBelieved,
-    /// What a mirror leg that cannot be flushed was given is dirty.
+    /// What was given to a mirror leg that cannot be flushed is dirty.
     FailedFlushIsDirty,
     /// Writes to an exclusively claimed region wait.
     ExclusiveClaimHoldsWrites,
@@ -78,21 +82,21 @@ pub enum Rule {
     DurableBeforeAnswer,
     /// A new mirror leg is added only when the last write to the old one has ended.
     NewMirrorAwaitsOldWrites,
-    /// A descriptor is written only when the last one is written.
+    /// A descriptor is written only when the last descriptor write has ended.
     OneDescriptorWrite,
     /// Every region is durably dirty before a mirror leg is added.
     DirtyBeforeMirror,
-    /// What a failed or late change of the route has held goes on.
+    /// Requests that a failed or late change of the route has held continue.
     HeldGoesOn,
-    /// What waits for a batch of marks is looked at when that is written.
+    /// Requests that wait for a batch of marks are checked again when it is written.
     WaitingGoesOn,
     /// A flush is done before it is answered.
     FlushIsDone,
     /// Only clean regions are read from the mirror leg.
     MirrorReadsAreClean,
-    /// What was read from the mirror leg counts only if it is clean in the end.
+    /// Data from the mirror leg counts only if its regions are still clean after the read.
     MirrorReadsStayClean,
-    /// The mirror leg is read only when nothing is on its way to it there.
+    /// The mirror leg is read only when no write to the range is in flight.
     MirrorReadsWait,
     /// A mirror leg that keeps a write waiting too long is given up.
     StalledMirrorIsGivenUp,
@@ -116,18 +120,18 @@ mod model {
         volume::{Counters, FlushId, Stage},
     };
 
-    /// Something that happens when time has passed.
+    /// A timer that expires.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
     pub enum Timer {
-        /// Nothing has become due.
+        /// No timer.
         None,
         /// The deadline of a suspension.
         Suspension,
         /// The deadline of a change of the route.
         Change,
-        /// Both.
+        /// The deadlines of a suspension and of a change.
         Deadlines,
-        /// What waits has waited long enough.
+        /// The patience of waiting requests.
         Patience,
         /// The pass of a volume that tracks.
         Pass,
@@ -142,12 +146,13 @@ mod model {
             self.broken == Some(rule)
         }
 
-        /// From now on the rule does not hold.
+        /// Breaks `rule` from now on.
         pub fn break_rule(&mut self, rule: Option<Rule>) {
             self.broken = rule;
         }
 
-        /// Lets a timer be due at `now`, so that the clock can stand still and timers expire in any order.
+        /// Makes a timer due at `now`, so that the clock can stand still and timers expire in any
+        /// order.
         pub fn expire(&mut self, now: Time, timer: Timer) {
             match timer {
                 Timer::None => {}
@@ -169,8 +174,9 @@ mod model {
             }
         }
 
-        /// Makes states equal that differ only in what has been: counters, numbers of flushes, order in sets. `in_flight`
-        /// are the flushes that are not answered, ascending; each is renamed to its place there, from 1.
+        /// Makes states equal that differ only in their history: counters, flush numbers, order in
+        /// sets. `in_flight` are the flushes that are not answered, ascending; each flush number is
+        /// replaced by its position in `in_flight`, from 1.
         pub fn forget_history(&mut self, in_flight: &[FlushId]) {
             let rank = |flush: FlushId| {
                 let before = in_flight.iter().filter(|other| **other <= flush);

@@ -1,4 +1,5 @@
-//! Single cases; every order of events is the affair of the model and of the simulation (`tests/model`, `tests/sim`).
+//! Single cases. Every order of events is covered by the model and the simulation (`tests/model`,
+//! `tests/sim`).
 
 mod bench;
 mod cases;

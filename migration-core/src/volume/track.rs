@@ -1,9 +1,11 @@
-//! Tracking, and writes that are slowed: what lets a migration to a distant or slow target end.
+//! Tracking, and the throttle of writes: with them a migration to a distant or slow target can end.
 //!
-//! In [`CopyMode::Track`] writes go to the source alone, and the regions that they make dirty are copied in passes: what
-//! is dirty when one begins may be copied until the next one, so that a region that is written all the time is not copied all
-//! the time. No write waits for the copier. The legs become equal only while requests are held
-//! ([`Target::CopyRest`](super::Target::CopyRest)), and for that to be short, writes can be slowed before.
+//! In [`CopyMode::Track`] writes go to the source alone, and the regions that they make dirty are
+//! copied in passes. What is dirty when a pass begins may be copied until the next pass, so that a
+//! region that is written all the time is not copied all the time. No write waits for the copier.
+//! The legs become equal only while requests are held
+//! ([`Target::CopyRest`](super::Target::CopyRest)). To keep that short, writes can be slowed
+//! before.
 //!
 //! While the target is authoritative both legs are written in either mode: an undo copies nothing.
 
@@ -19,25 +21,26 @@ use crate::{
 /// What a write of the application does to the mirror leg.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum CopyMode {
-    /// It is done there too, where the legs are equal.
+    /// The write is done there too, where the legs are equal.
     #[default]
     Mirror,
     /// Nothing, while the source is authoritative; the region is copied later.
     Track,
 }
 
-/// How long a slowed write may be early, in nanoseconds: a shell that wakes up late does not slow writes further.
+/// How early a slowed write may start, in nanoseconds: a shell that wakes up late does not slow
+/// writes further.
 const LATENESS_NANOSECONDS: u64 = 10_000_000;
 
-/// Writes that are slowed.
+/// The throttle: a limit to the rate of writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Throttle {
     bytes_per_second: u64,
-    /// It ends then, unless it is renewed.
+    /// When the throttle ends, unless it is renewed.
     until: Time,
     /// When the next write may start.
     next: Time,
-    /// What the time was when the volume was last told.
+    /// The time of the volume's last event.
     now: Time,
 }
 
@@ -62,7 +65,7 @@ impl Volume {
         self.copy_mode
     }
 
-    /// What a write does to the mirror leg from now on.
+    /// Sets what a write does to the mirror leg.
     pub fn set_copy_mode(&mut self, mode: CopyMode, effects: &mut Vec<Effect>) {
         self.copy_mode = mode;
         if self.tracks() {
@@ -91,13 +94,14 @@ impl Volume {
         }
     }
 
-    /// What is dirty now may be copied until the next pass.
+    /// Begins a pass: what is dirty now may be copied until the next pass.
     pub(super) fn begin_pass(&mut self) {
         let dirty = self.regions.as_ref().map_or(0, RegionMap::dirty_regions);
         self.set_pass(dirty);
     }
 
-    /// So many bytes a second are written at most, while the volume is mirrored, until that time. 0: as many as there are.
+    /// Limits writes to `bytes_per_second` until the time `until`, while the volume is mirrored or
+    /// split; 0 ends the limit.
     pub fn set_throttle(
         &mut self,
         now: Time,
@@ -106,7 +110,7 @@ impl Volume {
         effects: &mut Vec<Effect>,
     ) {
         let next = self.throttle.map_or(now, |throttle| throttle.next);
-        // A debt at a low rate is not to be paid at a higher one.
+        // A wait at a low rate does not apply at a higher rate.
         let sooner = self
             .throttle
             .is_none_or(|throttle| throttle.bytes_per_second < bytes_per_second);
@@ -120,7 +124,7 @@ impl Volume {
         self.write_map(effects);
     }
 
-    /// How many bytes a second are written at most, if writes are slowed.
+    /// The limit to the rate of writes, in bytes a second, if there is one.
     #[must_use]
     pub fn throttle(&self) -> Option<u64> {
         self.throttle.map(|throttle| throttle.bytes_per_second)
@@ -132,7 +136,7 @@ impl Volume {
         }
     }
 
-    /// A slowed write may be due, or slow enough.
+    /// Starts slowed writes that are due, and ends a throttle that was not renewed.
     pub(super) fn check_throttle(&mut self, now: Time, effects: &mut Vec<Effect>) {
         self.note_time(now);
         let Some(throttle) = self.throttle else {
@@ -146,8 +150,8 @@ impl Volume {
         }
     }
 
-    /// Whether a write may start as far as the throttle is concerned. What it makes the write wait is not what the write
-    /// waits for the mirror leg.
+    /// Whether the throttle lets a write start. The time that a write waits for the throttle does
+    /// not count as waiting for the mirror leg.
     pub(super) fn passes_throttle(&mut self, tag: Tag) -> bool {
         match self.throttle {
             Some(throttle) if !throttle.lets_go() => {
@@ -164,7 +168,7 @@ impl Volume {
         }
     }
 
-    /// When a write that waits for nothing else may start.
+    /// When the throttle lets the next write start, if requests are waiting.
     pub(super) fn throttle_deadline(&self) -> Option<Time> {
         let throttle = self.throttle?;
         let waits = !self.waiting.is_empty() && !self.gate.is_closed();

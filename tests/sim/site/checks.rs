@@ -1,4 +1,4 @@
-//! What must hold at any moment, at a change of the roles, and in the end.
+//! The checks at any moment, at a change of the roles, and at the end.
 
 use migration_core::volume::Op;
 use migration_core::{map::RoleRecord, region::RegionState, route::Route, units::RegionIndex};
@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl Site {
-    /// Invariant 2, where no write is in flight.
+    /// Checks invariant 2 where no write is in flight.
     pub(super) fn check_clean_is_equal(&self) {
         let Process::Serving(serving) = &self.process else {
             return;
@@ -46,7 +46,7 @@ impl Site {
         }
     }
 
-    /// Invariant 5.
+    /// Checks invariant 5.
     pub(super) fn check_drained(&self) {
         let Process::Serving(serving) = &self.process else {
             return;
@@ -62,7 +62,7 @@ impl Site {
         }
     }
 
-    /// Invariant 6, at the moment at which the change is issued.
+    /// Checks invariant 6, at the moment at which the change is issued.
     pub(super) fn check_exchange(&self, next: &RoleRecord) {
         self.check_drained();
         let Process::Serving(serving) = &self.process else {
@@ -91,7 +91,7 @@ impl Site {
         }
     }
 
-    /// Nothing is asked any more and nothing is in flight.
+    /// Whether no request is open, nothing is in flight, and no region is dirty.
     pub(crate) fn is_quiet(&mut self) -> bool {
         let copier_gone = self.copying.is_gone();
         let requests = self.application.open.is_empty();

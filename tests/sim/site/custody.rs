@@ -1,4 +1,4 @@
-//! Who holds the legs, and what others write to them meanwhile.
+//! The custody of the legs: who holds them, and what others write to them meanwhile.
 
 use map_file::Contents;
 use migration_core::{
@@ -46,7 +46,7 @@ impl Site {
         let state = |side: Side| {
             let lun = lun_of_leg(descriptor.leg(side.into())?);
             Some(LegState {
-                // What every foreign write between two boots changes.
+                // Block 0 stands for the fingerprint: every foreign write changes it.
                 fingerprint: self.luns[lun].now(0),
                 changes: Some(self.counted[lun]),
             })
@@ -57,8 +57,8 @@ impl Site {
         }
     }
 
-    /// The process ends as a unit that is stopped: nothing is in flight, both legs are flushed. Says
-    /// whether it could.
+    /// Ends the process as a unit that is stopped: nothing is in flight, and both legs are flushed.
+    /// Returns whether that was possible.
     pub(crate) fn stop_cleanly(&mut self) -> bool {
         let idle = self.application.open.is_empty() && self.copying.is_gone();
         let Process::Serving(serving) = &self.process else {
@@ -82,7 +82,7 @@ impl Site {
         true
     }
 
-    /// Others write to a LUN that nobody holds: while no process has it, or another system was booted.
+    /// Lets others write to the mirror leg while no process holds the LUNs.
     pub(crate) fn foreign_write(&mut self) {
         let Ok((route, authoritative)) = self.durable_route() else {
             return;
@@ -98,16 +98,17 @@ impl Site {
         let value = self.application.foreign_value();
         let block = self.dice.below(BLOCKS);
         self.luns[lun].write(block, value, true);
-        // A mount changes the superblock. What changes nothing of the fingerprint is a documented limit.
+        // A mount changes the superblock. Writes that do not change the fingerprint are a
+        // documented limit.
         self.luns[lun].write(0, value, true);
         self.counted[lun] += u64::from(!in_another_system);
         self.note("foreign writes");
     }
 
-    /// Between two boots of this host, or before anything of Shunt runs in this one.
+    /// Lets others write between two boots of this host, or after a boot before Shunt runs.
     pub(super) fn write_while_down(&mut self, route: Route, authoritative: usize) {
         let (lun, in_another_system) = (self.dice.below(2), self.dice.one_in(2));
-        // How a target that was left alone is judged is shuntd's.
+        // shuntd, not ublk-target, judges whether a split target was written to.
         let is_split_target = route == Route::Split && lun != authoritative;
         if self.dice.one_in(3) && !is_split_target {
             self.write_as_others(lun, in_another_system);
@@ -120,7 +121,7 @@ impl Site {
         }
     }
 
-    /// What shuntd keeps claimed while it lives.
+    /// shuntd keeps the claim of the serving process while it lives.
     pub(crate) fn hold(&mut self) {
         self.held = self.serving().map(|serving| serving.claim);
     }

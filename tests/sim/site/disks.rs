@@ -69,7 +69,7 @@ impl Site {
         self.map.put(offset, written);
     }
 
-    /// Some parts of it land; which is up to chance.
+    /// Lets a random selection of the parts land.
     pub(super) fn land_some(&mut self, pending: &mut Pending, torn: bool) {
         let dice = &mut self.dice;
         for part in pending.choose(|| dice.one_in(2)) {
@@ -84,7 +84,7 @@ impl Site {
         }
     }
 
-    /// One I/O that can do so ends.
+    /// Completes a random I/O whose LUN does not hang.
     pub(crate) fn complete_one(&mut self, now: Time) {
         let hung = self.hung;
         let Process::Serving(serving) = &mut self.process else {
@@ -105,7 +105,7 @@ impl Site {
         }
         let mut pending = serving.pending.swap_remove(index);
         if self.dice.one_in(6) {
-            // On the medium before its end is known.
+            // Parts are on the medium before the completion is known.
             self.land_some(&mut pending, false);
             if let Some(serving) = self.serving() {
                 serving.pending.push(pending);
@@ -150,7 +150,8 @@ impl Site {
                 } else {
                     self.land_some(pending, false);
                 }
-                // A failed read says nothing of the cache, and of one leg alone nothing is promised.
+                // A failed read says nothing about the cache, and with a single leg nothing is
+                // promised.
                 let mirrored = self.serving().is_some_and(|s| s.volume.regions().is_some());
                 if op != Op::Read && mirrored {
                     self.may_lose_cache(lun);
@@ -164,7 +165,8 @@ impl Site {
                 self.note("mirror writes that failed");
             }
             Io::Map(_) | Io::Descriptor(_) | Io::Role { .. } => {
-                // A failed write of the role may tear its sector; the others are promised not to.
+                // A failed write may tear the sector of a role record; storage promises not to tear
+                // the others.
                 let tears = matches!(pending.io, Io::Role { .. });
                 self.land_some(pending, tears);
                 self.note("writes to the map file that failed");
@@ -173,7 +175,8 @@ impl Site {
         Err(EIO)
     }
 
-    /// A leg that fails has lost its power for a moment, or not.
+    /// Loses the cache of a leg that failed in half of the cases, as if its power was lost for a
+    /// moment.
     pub(super) fn may_lose_cache(&mut self, lun: usize) {
         if self.dice.one_in(2) {
             return;
@@ -200,17 +203,18 @@ impl Site {
         }
     }
 
-    /// The mirror leg loses its power for a moment while it is written to. A write that it had is going to fail; what
-    /// is asked of it before that is known, such as a flush, it does.
+    /// The mirror leg loses its power for a moment while it is written to. One of its writes in
+    /// flight will fail. Until that is known, the leg does what is asked of it, such as a flush.
     pub(crate) fn lose_power_of_mirror(&mut self) {
-        // Nothing shows that a read from it is wrong before the failure is known.
+        // Not in worlds where the authoritative leg fails: before the failure is known, nothing
+        // shows that a read from the mirror leg is wrong.
         if self.settings.mirror_fails == 0 || self.settings.authoritative_fails > 0 {
             return;
         }
         let Process::Serving(serving) = &mut self.process else {
             return;
         };
-        // While it is flushed it matters most.
+        // The loss matters most while the leg is being flushed.
         let flushes = |pending: &Pending| matches!(pending.io, Io::FlushLeg { .. });
         if !serving.pending.iter().any(flushes) && !self.dice.one_in(8) {
             return;

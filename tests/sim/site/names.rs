@@ -1,34 +1,34 @@
-//! Which LUN is behind which name. Names are exchanged while nobody holds the LUNs; what tells LUNs apart is the rule of
-//! the programs, in `lun`.
+//! The names that lead to LUNs. Names are exchanged while nobody holds the LUNs. The programs' own
+//! rule in `lun` distinguishes the LUNs.
 
 use lun::{Identity, Kind, Seen};
 
 use super::{Process, SIZE, Site};
 use crate::dice::Dice;
 
-/// How the LUNs of a volume can be told apart, and what their names lead to.
+/// The properties that distinguish the LUNs of a volume, and the LUNs that their names lead to.
 #[derive(Debug)]
 pub(super) struct Names {
-    /// Apart from that of the site: worlds in which no names are exchanged stay as they were.
+    /// Separate from the dice of the site, so that worlds without exchanged names do not change.
     dice: Dice,
     kind: LunKind,
-    /// Each name leads to the other LUN.
+    /// Whether each name leads to the other LUN.
     exchanged: bool,
     /// The kernel's number of the disk of each LUN.
     numbers: [u64; 2],
     /// What shuntd has recorded of the LUN behind each name.
     accepted: [Option<Seen>; 2],
-    /// A LUN is known by its size only.
+    /// Whether a LUN is identified by its size only.
     by_size_only: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LunKind {
-    /// Their names are never exchanged.
+    /// LUNs whose names are never exchanged.
     Fixed,
-    /// With serials.
+    /// LUNs with serial numbers.
     Named,
-    /// Without; what is on them, if anything has a UUID or a label.
+    /// LUNs without serial numbers, and their contents, as far as those have a UUID or a label.
     Nameless(Contents),
 }
 
@@ -36,7 +36,7 @@ enum LunKind {
 enum Contents {
     Nothing,
     Different,
-    /// As on two legs in sync.
+    /// The same contents, as on two legs in sync.
     Same,
 }
 
@@ -72,7 +72,7 @@ impl Names {
         }
     }
 
-    /// Of the LUN, not of a name.
+    /// The identity of a LUN, whatever its name is.
     fn identity(&self, lun: usize) -> Identity {
         Identity {
             kind: Kind::BlockDevice,
@@ -103,7 +103,8 @@ impl Names {
         }
     }
 
-    /// As shuntd and ublk-target: the LUN behind a name is the recorded one, or the recorded one is found elsewhere.
+    /// Judges a name as shuntd and ublk-target do: the LUN behind it is the recorded one, or the
+    /// recorded one is elsewhere, or that is unknown.
     fn judge(&mut self, name: usize, boot: u8) -> Verdict {
         let behind = if self.exchanged { 1 - name } else { name };
         let (recorded, found) = (self.identity(name), self.identity(behind));
@@ -126,7 +127,7 @@ impl Names {
         Verdict::Here
     }
 
-    /// The operator gives each LUN its name, and accepts it.
+    /// The operator gives each LUN its name again, and accepts both LUNs.
     fn put_right(&mut self, boot: u8) {
         self.exchanged = false;
         self.accepted = [0, 1].map(|lun| Some(self.seen(lun, boot)));
@@ -141,11 +142,11 @@ enum Verdict {
 }
 
 impl Site {
-    /// Devices go and come back, while nobody holds them.
+    /// Devices disappear and come back, possibly under other names, while nobody holds them.
     pub(crate) fn come_back_under_other_names(&mut self) {
         let unclaimed = self.held.is_none() && matches!(self.process, Process::Down);
         if unclaimed && self.ghosts.is_empty() && self.copying.is_gone() {
-            // Neither is known by its number any more.
+            // The disks get new numbers, so no LUN is known by its number any more.
             self.names.numbers = self.names.numbers.map(|number| number + 2);
             self.names.may_exchange();
         }
@@ -155,8 +156,8 @@ impl Site {
         self.names.boot();
     }
 
-    /// Whether the process that starts finds its LUNs behind their names, or elsewhere. If not, the operator puts it right
-    /// sooner or later.
+    /// Whether the process that starts finds its LUNs, behind their names or elsewhere. If not, the
+    /// operator corrects the names sooner or later.
     pub(super) fn finds_its_luns(&mut self) -> bool {
         let boot = self.boot;
         if self.boot == 0 && self.names.accepted[0].is_none() {
@@ -173,7 +174,7 @@ impl Site {
         if verdicts.contains(&Verdict::Elsewhere) {
             self.note("LUNs found under another name");
         } else if self.names.exchanged {
-            // It works with what is behind the names.
+            // The process uses the LUNs behind the names.
             self.luns.swap(0, 1);
             self.names.exchanged = false;
             self.note("LUNs taken for each other");

@@ -1,8 +1,9 @@
-//! Loses the power of a machine again and again, and looks whether what was flushed is still there.
+//! Cuts the power of a machine repeatedly, and checks that flushed data is still there.
 //!
-//! The host boots a virtual machine whose disks (both LUNs, and the one with Shunt's state) have volatile caches. The guest
-//! starts `shuntd`, hands over what it finds on the volume, waits until the pair is in sync and compares both legs. Then it
-//! writes, says which writes were flushed, and does something at which the host cuts the power.
+//! The host boots a virtual machine whose disks (both LUNs, and the disk with Shunt's state) have
+//! volatile caches. The guest starts `shuntd`, hands the contents of the volume to the host, waits
+//! until the pair is in sync and compares both legs. Then it writes, reports which writes were
+//! flushed, and starts an operation during which the host cuts the power.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{
@@ -26,7 +27,7 @@ use tests::{
     sh, wait_until,
 };
 
-/// Loses the power of a machine at certain moments
+/// Cuts the power of a machine at certain moments
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -40,25 +41,25 @@ enum Role {
         /// The kernel
         #[arg(long)]
         kernel: String,
-        /// scripts/vm
+        /// Path of scripts/vm
         #[arg(long)]
         vm: PathBuf,
-        /// How often the power is lost; the moments come in turn
+        /// Number of power losses; the moments are used in turn
         #[arg(long)]
         losses: u64,
-        /// Where the random numbers begin
+        /// Seed of the random numbers
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
-    /// Be the machine
+    /// Run inside the machine
     Guest {
-        /// A folder that the host sees
+        /// Folder that the host sees too
         #[arg(long)]
         folder: PathBuf,
-        /// Which life of the machine this is
+        /// Number of this life of the machine
         #[arg(long)]
         life: u64,
-        /// When the power will be lost
+        /// Moment at which the power will be cut
         #[arg(long)]
         moment: Moment,
     },
@@ -75,9 +76,9 @@ enum Moment {
     Suspension,
     /// While the role moves to the target.
     Switch,
-    /// Some time after it has moved.
+    /// Some time after the role has moved.
     AfterSwitch,
-    /// While it moves back.
+    /// While the role moves back.
     Undo,
     /// While the source is given up.
     Commit,
@@ -104,9 +105,9 @@ fn main() {
     }
 }
 
-// ---- the host ------------------------------------------------------------------------------------
+// ---- the host -----------------------------------------------------------------------------------
 
-/// What the guest has said so far.
+/// The output of the guest so far.
 #[derive(Debug, Default)]
 struct Heard {
     /// For each writer, how many of its writes were flushed.
@@ -125,7 +126,7 @@ impl Heard {
 
 fn host(kernel: &str, vm: &Path, losses: u64, seed: u64) {
     let mut random = Random::new(seed);
-    // Below target/, which the guest can write to.
+    // The folder is below target/, where the guest can write.
     let folder = tempfile::tempdir_in("target").expect("a folder");
     let folder = std::fs::canonicalize(folder.path()).expect("its path");
     let media = tempfile::tempdir_in("/var/tmp").expect("a folder");
@@ -156,7 +157,7 @@ fn host(kernel: &str, vm: &Path, losses: u64, seed: u64) {
                 Ok(line) if line == READY => break,
                 Ok(line) => heard.note(line),
                 Err(_) => panic!(
-                    "life {life} ({moment:?}) did not come so far; it said:\n{}",
+                    "life {life} ({moment:?}) did not get that far; its output:\n{}",
                     heard.text.join("\n")
                 ),
             }
@@ -173,7 +174,7 @@ fn host(kernel: &str, vm: &Path, losses: u64, seed: u64) {
         }
         let lost = machine.lose_power(|limit| random.below(limit));
 
-        // What this life found is what the last one left.
+        // The contents that this life found are what the previous life left.
         let found = dump_of(&folder, life);
         check(&before, &found.0, &found.1);
         before = found.0.iter().map(|mark| mark.expect("checked")).collect();
@@ -185,7 +186,7 @@ fn host(kernel: &str, vm: &Path, losses: u64, seed: u64) {
         if last {
             break;
         }
-        // For the next one to be checked against.
+        // The next life is checked against these numbers.
         std::fs::write(
             folder.join("flushed"),
             serde_json::to_vec(&(life, heard.flushed)).expect("numbers"),
@@ -222,8 +223,8 @@ fn dump_of(folder: &Path, life: u64) -> Found {
     )
 }
 
-/// Every sector holds what it held before the last life, or what that life wrote there; and nothing older than what it
-/// flushed.
+/// Checks that every sector holds what it held before the last life, or what that life wrote there,
+/// and nothing older than what that life flushed.
 fn check(before: &[Mark], found: &[Option<Mark>], flushed: &Option<(u64, Vec<u64>)>) {
     assert_eq!(found.len(), sectors());
     let (life, flushed) = flushed
@@ -256,7 +257,7 @@ fn check(before: &[Mark], found: &[Option<Mark>], flushed: &Option<(u64, Vec<u64
     }
 }
 
-// ---- the guest -----------------------------------------------------------------------------------
+// ---- the guest ----------------------------------------------------------------------------------
 
 fn guest(folder: &Path, life: u64, moment: Moment) {
     let disk = "/dev/disk/by-id/virtio-lun2";
@@ -304,7 +305,8 @@ fn guest(folder: &Path, life: u64, moment: Moment) {
     panic!("the power was not lost");
 }
 
-/// The volume does what its map file said when the power was lost; and all is compared again.
+/// Checks that the volume follows its map file as it was at the power loss, and that everything is
+/// compared again.
 fn follows(status: &Status, left: &MapFile) {
     let record = left.chosen.record;
     println!("found: {:?}, epoch {}", record.route, record.epoch.0);
@@ -316,14 +318,14 @@ fn follows(status: &Status, left: &MapFile) {
     if !status.route.is_mirrored() {
         return;
     }
-    // Nobody held the legs for a while.
+    // Nobody held the legs for a while, so every region is dirty or has been copied again.
     assert!(
         status.dirty_bytes + status.copied_bytes >= status.size_bytes,
         "{status:?}"
     );
 }
 
-/// Where no mark was durable when the power was lost, the legs are equal.
+/// Checks that the legs are equal wherever no mark was durable at the power loss.
 fn unmarked_regions_are_equal(left: &MapFile) {
     let record = left.chosen.record;
     if !matches!(record.route, Route::Mirrored { .. }) {
@@ -343,7 +345,7 @@ fn unmarked_regions_are_equal(left: &MapFile) {
     }
 }
 
-/// Says what is on the volume.
+/// Hands the contents of the volume to the host.
 fn hand_over(folder: &Path, life: u64) {
     let volume = power::open(&Host::device(VOLUME));
     let mut block = Block::zeroed();
@@ -364,7 +366,8 @@ fn hand_over(folder: &Path, life: u64) {
     std::fs::write(file, serde_json::to_vec(&marks).unwrap()).expect("a file of the host");
 }
 
-/// Writes, flushes now and then, and says what is flushed. An error is the loss of the power.
+/// Writes, flushes now and then, and reports what is flushed. An error means that the power is
+/// lost.
 fn write(life: u64, writer: u64) {
     let volume = power::open(&Host::device(VOLUME));
     let never = AtomicBool::new(false);
@@ -374,7 +377,7 @@ fn write(life: u64, writer: u64) {
     });
 }
 
-/// Brings the volume to where the moment is one.
+/// Brings the volume into the state in which the moment can happen.
 fn prepare(host: &Host, life: u64, moment: Moment) {
     let wanted = match moment {
         Moment::Copy => None,
@@ -417,7 +420,7 @@ fn end(host: &Host, pair: &serde_json::Value) {
     host.ok(&[verb, session, "--yes"]);
 }
 
-/// From the LUN that is in use to the other one.
+/// Creates a session from the LUN in use to the other LUN; returns its name.
 fn create(host: &Host, life: u64) -> String {
     let current = host.volume(VOLUME)["lun"].as_str().unwrap().to_owned();
     let number = u32::from(current.ends_with("lun0"));
@@ -428,7 +431,8 @@ fn create(host: &Host, life: u64) -> String {
     session
 }
 
-/// Does that at which the power is lost. Whether it is still done, nobody knows.
+/// Starts the operation during which the power is cut. It is unknown whether the operation is still
+/// done.
 fn act(host: &Host, life: u64, moment: Moment) {
     let pair = host.live_pair(VOLUME);
     let session = pair.map_or_else(

@@ -1,10 +1,10 @@
-//! Resets a machine again and again, changes one of its LUNs before it boots, and compares every
-//! byte with a log that the host keeps.
+//! Resets a machine repeatedly, changes one of its LUNs before it boots, and compares every byte
+//! with a log that the host keeps.
 //!
 //! The host boots a virtual machine with both LUNs and a disk with Shunt's state. The guest waits
 //! until the pair is in sync, runs an application that verifies what it reads, and changes sides at
-//! least twice. After the boot and after each change it hands over all that the volume holds. Then
-//! it writes, and the host ends it.
+//! least twice. After the boot and after each change it hands the contents of the volume to the
+//! host. Then it writes until the host ends it.
 #![allow(clippy::expect_used)]
 
 use std::{
@@ -39,21 +39,21 @@ struct Arguments {
 enum Role {
     /// Boot machines and end them
     Host(Plan),
-    /// Be the machine
+    /// Run inside the machine
     Guest {
-        /// A folder that the host sees
+        /// Folder that the host sees too
         #[arg(long)]
         folder: PathBuf,
-        /// Which life of the machine with these LUNs this is
+        /// Number of this life of the machine with these LUNs
         #[arg(long)]
         life: u64,
         /// How long the application runs between the boot and the first change of sides
         #[arg(long)]
         load_seconds: u64,
-        /// How long each of its writers waits after a flush, in milliseconds
+        /// How long each writer waits after a flush, in milliseconds
         #[arg(long)]
         think_ms: u64,
-        /// How often sides are changed
+        /// Number of changes of sides
         #[arg(long)]
         changes: u64,
     },
@@ -64,19 +64,19 @@ struct Plan {
     /// The kernel
     #[arg(long)]
     kernel: String,
-    /// scripts/vm
+    /// Path of scripts/vm
     #[arg(long)]
     vm: PathBuf,
-    /// How often the machine is ended and booted; what happens between comes in turn
+    /// Number of reboots; the mishaps between them are used in turn
     #[arg(long)]
     reboots: u64,
     /// How long the application runs after each boot
     #[arg(long, default_value_t = 300)]
     load_seconds: u64,
-    /// How long each of its writers waits after a flush during that time, in milliseconds
+    /// How long each writer waits after a flush during that time, in milliseconds
     #[arg(long, default_value_t = 0)]
     think_ms: u64,
-    /// Where the random numbers begin
+    /// Seed of the random numbers
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -88,11 +88,11 @@ enum Mishap {
     MirrorWritten,
     /// Blocks of the authoritative leg are overwritten.
     AuthoritativeWritten,
-    /// A leg is larger.
+    /// A leg grows.
     Grown,
-    /// The machine finds its disks in another order, so that the kernel names them otherwise.
+    /// The machine finds its disks in another order, so that the kernel gives them other names.
     Renamed,
-    /// Nothing.
+    /// Nothing happens.
     Nothing,
 }
 
@@ -105,15 +105,15 @@ const MISHAPS: [Mishap; 5] = [
 ];
 const VOLUME: &str = "db";
 const SESSION: &str = "move";
-/// The guest has changed sides and writes until the host ends it.
+/// The line that reports that the guest has changed sides and writes until the host ends it.
 const READY: &str = "now";
-/// A leg grows by so much.
+/// The growth of a leg, in bytes.
 const GROWTH_BYTES: u64 = 16 << 20;
-/// At most so many blocks of a leg are overwritten.
+/// The maximum number of blocks of a leg that are overwritten.
 const FOREIGN_BLOCKS: u64 = 64;
-/// How long it may take until the volume answers after a boot. The machine is emulated and shared.
+/// The time limit until the volume is served after a boot. The machine is emulated and shared.
 const SERVED_WITHIN: Duration = Duration::from_secs(600);
-/// How long it may take until both legs are known to be equal.
+/// The time limit until both legs are known to be equal.
 const IN_SYNC_WITHIN: Duration = Duration::from_secs(900);
 
 fn main() -> ExitCode {
@@ -135,17 +135,18 @@ fn main() -> ExitCode {
     }
 }
 
-// ---- the host ------------------------------------------------------------------------------------
+// ---- the host -----------------------------------------------------------------------------------
 
 fn host(plan: &Plan) -> ExitCode {
-    // Below target/, which the guest can write to.
+    // The folder is below target/, where the guest can write.
     let folder = tempfile::tempdir_in("target").expect("a folder");
     let folder = std::fs::canonicalize(folder.path()).expect("its path");
     let mut violations = 0;
     let mut left = None;
     let mut seeds = Random::new(plan.seed);
     for round in 1..=plan.reboots {
-        // What is done depends on the seed alone: the quantity of numbers that a life takes varies.
+        // Separate generators make each round depend on the seed alone: the quantity of numbers
+        // that a life takes varies.
         let [mut fate, mut life, mut first_life] =
             [(); 3].map(|()| Random::new(seeds.below(u64::MAX)));
         let mut world = match left.take() {
@@ -179,16 +180,16 @@ fn host(plan: &Plan) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Both LUNs, the disk with Shunt's state, and what the volume has to hold.
+/// Both LUNs, the disk with Shunt's state, and what the volume must hold.
 struct World {
     media: tempfile::TempDir,
     /// In the order in which the machine finds them.
     order: [&'static str; 3],
-    /// How often it has been booted.
+    /// How often the machine has been booted.
     life: u64,
-    /// Which leg is authoritative: 0, the source, or 1.
+    /// The authoritative leg: 0 is the source, 1 the target.
     authoritative: u64,
-    /// How the legs differ before the boot, in bytes.
+    /// By how many bytes the legs differ before the boot.
     differ: u64,
     log: Log,
 }
@@ -255,7 +256,8 @@ impl World {
         options.open(self.path(disk)).expect("a disk")
     }
 
-    /// New LUNs, and a life of the machine that brings them into sync and ends as every other.
+    /// Creates new LUNs, and runs a life of the machine that brings them into sync and ends like
+    /// every other life.
     fn begin(plan: &Plan, folder: &Path, random: &mut Random) -> Result<Self, Report> {
         let mut world = Self::new(random);
         let report = world.live(plan, folder, random);
@@ -283,7 +285,7 @@ impl World {
                 let file = self.open(disk);
                 let blocks = 1 + random.below(FOREIGN_BLOCKS);
                 for _ in 0..blocks {
-                    // Half of them where the application writes.
+                    // Half of the blocks are where the application writes.
                     let offset = match random.below(2) {
                         0 => {
                             random.below(power::LUN_BYTES / power::BLOCK_BYTES) * power::BLOCK_BYTES
@@ -406,16 +408,16 @@ impl World {
     }
 }
 
-/// Bytes that were never there.
+/// Random bytes, which were never there before.
 fn noise(random: &mut Random, length: u64) -> Vec<u8> {
     (0..length / 8)
         .flat_map(|_| random.below(u64::MAX).to_le_bytes())
         .collect()
 }
 
-// ---- the guest -----------------------------------------------------------------------------------
+// ---- the guest ----------------------------------------------------------------------------------
 
-/// The machine from within.
+/// The machine, seen from inside.
 struct Guest {
     host: Host,
     said: String,
@@ -425,7 +427,7 @@ struct Guest {
 #[derive(Debug, Clone, Copy)]
 struct Load {
     length: Duration,
-    /// After each flush.
+    /// The wait after each flush.
     think: Duration,
 }
 
@@ -434,7 +436,8 @@ fn guest(folder: &Path, life: u64, load: Load, changes: u64) -> ExitCode {
     if life == 1 {
         sh("mkfs.ext4", &["-q", disk]);
     } else {
-        // As every boot does: a loss of power may tear the superblock, which is two sectors. 1: something was repaired.
+        // Checks the file system, as every boot does: a power loss may tear the superblock, which
+        // is two sectors. Status 1: something was repaired.
         let checked = run("e2fsck", &["-y", disk]);
         let text = String::from_utf8_lossy(&checked.stdout).replace('\n', "; ");
         assert!(matches!(checked.status.code(), Some(0 | 1)), "{text}");
@@ -452,7 +455,7 @@ fn guest(folder: &Path, life: u64, load: Load, changes: u64) -> ExitCode {
         Err(text) => {
             eprintln!("{}{}", guest.host.shunt(&["status"]).out, guest.host.log());
             println!("violation {}", text.replace('\n', " "));
-            // The host ends the machine. What hangs would delay an orderly end.
+            // The host ends the machine. An orderly end could be delayed by what hangs.
             std::thread::sleep(Duration::from_secs(600));
             ExitCode::FAILURE
         }
@@ -523,7 +526,8 @@ impl Guest {
         Ok(())
     }
 
-    /// Tells the host how the volume and the pair are, if that is not what was told last.
+    /// Reports the states of the volume and the pair to the host if they have changed. Returns both
+    /// states.
     fn tell(&mut self) -> (String, String) {
         let volume = self.host.volume(VOLUME);
         let pair = self.host.live_pair(VOLUME).unwrap_or_default();
@@ -614,7 +618,8 @@ impl Guest {
     }
 }
 
-/// The application: writes, flushes, and reads now and then what it has written. It waits for `think` after each flush.
+/// The application: writes, flushes, and sometimes reads back what it has written. It waits for
+/// `think` after each flush.
 fn apply(writer: &mut Writer, number: u64, think: Duration, stop: &AtomicBool) -> io::Result<()> {
     let volume = power::open(&Host::device(VOLUME));
     writer.write(&volume, stop, |writer, count| {
@@ -624,7 +629,7 @@ fn apply(writer: &mut Writer, number: u64, think: Duration, stop: &AtomicBool) -
     })
 }
 
-/// Hands over what the volume holds.
+/// Hands the contents of the volume to the host.
 fn hand_over(folder: &Path, name: &str) {
     let to = format!("of={}", folder.join(name).display());
     let from = format!("if={}", Host::device(VOLUME));

@@ -1,7 +1,9 @@
-//! Kills ublk-target and shuntd again and again under a verified load. Run by `scripts/soak` in a machine of its own.
+//! Kills ublk-target and shuntd repeatedly under a verified load. `scripts/soak` runs it in a
+//! machine of its own.
 //!
-//! The volume is mirrored, and between the kills it is switched and undone. It fails if the application sees an error or
-//! data that it did not write, if the pair does not come back into sync, or if both legs differ at the end.
+//! The volume is mirrored, and between the kills it is switched and undone. The run fails if the
+//! application sees an error or data that it did not write, if the pair does not come back into
+//! sync, or if both legs differ at the end.
 #![allow(clippy::expect_used)]
 
 use std::{
@@ -26,15 +28,15 @@ use tests::{
 /// Kills ublk-target and shuntd under a verified load
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// How often each of both is killed
+    /// Number of kills of each of the two programs
     #[arg(long, default_value_t = 200)]
     kills: u32,
-    /// Where the random numbers begin
+    /// Seed of the random numbers
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
-/// An application that writes and reads back one block all the time, and notes how long it waits.
+/// An application that writes and reads back one block all the time, and measures the longest wait.
 struct Probe {
     stop: Arc<AtomicBool>,
     longest_us: Arc<AtomicU64>,
@@ -45,7 +47,7 @@ struct Probe {
 struct Block([u8; 4096]);
 
 impl Probe {
-    /// `offset`: where nobody else writes.
+    /// Starts the application at `offset`, where nobody else writes.
     fn start(device: &str, offset: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let longest_us = Arc::new(AtomicU64::new(0));
@@ -109,7 +111,7 @@ fn summary(what: &str, mut pauses: Vec<Duration>) {
     );
 }
 
-/// Asks for the other side. A death may come in between: then it is asked again.
+/// Moves the role to the other side. A failure is only printed.
 fn change_sides(host: &Host) {
     host.wait_until_in_sync("move");
     let verb = match host.pair("move")["authoritative"] == "source" {

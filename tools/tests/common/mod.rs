@@ -1,4 +1,4 @@
-//! Running a tool and looking at how it ended. The contract that every tool keeps is checked here.
+//! Runs a tool and records its exit status and output. Also checks the contract of every tool.
 
 use std::{ffi::OsStr, process::Command};
 
@@ -13,7 +13,7 @@ pub(crate) struct Ended {
     pub stderr: String,
 }
 
-/// Runs a tool; whatever it was given, it must not panic.
+/// Runs a tool, which must not panic, whatever its arguments are.
 pub(crate) fn run<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = A>) -> Ended {
     let output = Command::new(program).args(arguments).output().unwrap();
     let ended = Ended {
@@ -26,7 +26,7 @@ pub(crate) fn run<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<I
     ended
 }
 
-/// What every tool answers to `--help`, `--version` and to command lines that make no sense.
+/// Checks the answers of a tool to `--help`, `--version` and to senseless command lines.
 pub(crate) fn check_contract(program: &str, senseless: &[&[&str]]) {
     let help = run(program, ["--help"]);
     assert_eq!(help.status, Some(0));
@@ -54,7 +54,7 @@ pub(crate) fn check_contract(program: &str, senseless: &[&[&str]]) {
     }
 }
 
-/// The JSON objects, one a line.
+/// Parses JSON objects, one a line.
 pub(crate) fn json_lines(text: &str) -> Vec<serde_json::Value> {
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap())

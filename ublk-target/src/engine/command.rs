@@ -1,4 +1,4 @@
-//! What other threads ask of the engine, and how it answers.
+//! The commands of other threads to the engine, and their answers.
 
 use std::{
     collections::VecDeque,
@@ -24,50 +24,51 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::legs::OpenLeg;
 
-/// The volume as the engine sees it.
+/// The state of the volume, as the engine knows it.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// What the volume is.
+    /// The descriptor of the volume.
     pub descriptor: Arc<Descriptor>,
-    /// The role record that holds.
+    /// The current role record.
     pub record: RoleRecord,
     /// Bytes of the regions that may differ.
     pub dirty_bytes: u64,
-    /// How much of each part of the volume may differ, in percent.
+    /// The dirty percentage of each part of the volume.
     pub dirty_percent: Vec<u8>,
-    /// Bytes of the regions that the copier has.
+    /// Bytes of the regions that the copier has claimed.
     pub claimed_bytes: u64,
-    /// Why the mirror leg is not written.
+    /// The error because of which the mirror leg is not written.
     pub mirror_fault: Option<Errno>,
-    /// The words of the copier for that, if it was the one who found it.
+    /// The copier's description of that error, if the copier found the error.
     pub mirror_cause: Option<String>,
-    /// How many writes it has not ended, if it was given up because it kept others waiting.
+    /// Number of writes that the mirror leg has not completed, if it was dropped because it
+    /// stalled.
     pub stalled_writes: Option<u32>,
-    /// Why it is not open, if it is not.
+    /// Why the mirror leg is not open; `None` if it is open.
     pub mirror_problem: Option<String>,
-    /// Why all of the mirror leg is copied or compared again.
+    /// Why the whole mirror leg is copied or compared again.
     pub doubt: Option<Doubt>,
-    /// Not all regions that are dirty because of it are marked durably.
+    /// Some regions that are dirty because of the doubt are not marked durably yet.
     pub doubt_unmarked: bool,
     /// The last error of the authoritative leg.
     pub authoritative_fault: Option<Errno>,
-    /// What to do then.
+    /// What to do when the authoritative leg fails.
     pub on_authoritative_failure: OnAuthoritativeFailure,
     /// What writes do to the mirror leg.
     pub copy_mode: CopyMode,
-    /// To how many bytes a second writes are slowed.
+    /// The rate to which writes are slowed, in bytes per second.
     pub throttle: Option<u64>,
     /// Why the map file cannot be written.
     pub map_fault: Option<Errno>,
-    /// Requests are held.
+    /// The volume is suspended: requests are held.
     pub suspended: bool,
-    /// A change of the route is under way.
+    /// A change of the route is in progress.
     pub changing: bool,
     /// A copier is connected.
     pub copier: bool,
-    /// What has been counted.
+    /// Counters of requests and copies.
     pub counters: Counters,
-    /// How long requests took.
+    /// Histograms of request latencies.
     pub latencies: Box<Latencies>,
     /// The leg that the role record names as authoritative.
     pub authoritative: Arc<OpenLeg>,
@@ -78,35 +79,35 @@ pub struct Snapshot {
 /// A request to the engine.
 #[derive(Debug)]
 pub enum Command {
-    /// How is the volume? Never refused.
+    /// Returns a snapshot of the volume. Never refused.
     Snapshot(SyncSender<Snapshot>),
-    /// Something that is answered with a [`Response`].
+    /// A request that is answered with a [`Response`].
     Ask(Ask, SyncSender<Response>),
-    /// A connection is gone, with everything that it held.
+    /// A connection is closed; everything that it held is released.
     ConnectionClosed(CopierId),
 }
 
-/// The descriptor with a new leg in it.
+/// The descriptor of the volume with a new leg.
 #[derive(Debug)]
 pub struct NewDescriptor {
-    /// It.
+    /// The new descriptor.
     pub descriptor: Box<Descriptor>,
-    /// The same, as it is to be written.
+    /// The same descriptor, encoded for the map file.
     pub bytes: Vec<u8>,
 }
 
-/// Something that is answered with a [`Response`].
+/// A request that is answered with a [`Response`].
 #[derive(Debug)]
 pub enum Ask {
-    /// Begin to mirror to a leg.
+    /// Start mirroring to a leg.
     AddMirror {
         /// The epoch that the client knows.
         epoch: u64,
         /// The leg, open.
         leg: OpenLeg,
-        /// Absent if it is the one that was left alone by a split.
+        /// The descriptor with the new leg. `None` if the leg is the one that a split detached.
         descriptor: Option<NewDescriptor>,
-        /// How long requests may be held, in milliseconds.
+        /// The longest time that requests may be held, in milliseconds.
         deadline_ms: u64,
     },
     /// Change the route.
@@ -115,92 +116,92 @@ pub enum Ask {
         epoch: u64,
         /// The new route.
         route: Route,
-        /// How long requests may be held, in milliseconds.
+        /// The longest time that requests may be held, in milliseconds.
         deadline_ms: u64,
-        /// What is dirty is copied while requests are held.
+        /// Whether the dirty regions are copied while requests are held.
         copies_rest: bool,
     },
     /// Hold requests.
     Suspend {
-        /// How long at most, in milliseconds.
+        /// The longest time that requests may be held, in milliseconds.
         deadline_ms: u64,
     },
-    /// Let them go.
+    /// Release the held requests.
     Resume,
-    /// What to do when the authoritative leg fails.
+    /// Set what to do when the authoritative leg fails.
     OnAuthoritativeFailure(OnAuthoritativeFailure),
-    /// What writes do to the mirror leg.
+    /// Set what writes do to the mirror leg.
     CopyMode(CopyMode),
     /// Slow writes.
     Throttle {
-        /// In bytes; 0 ends it.
+        /// The rate in bytes per second; 0 ends the throttling.
         bytes_per_second: u64,
-        /// It ends by itself after this time, in milliseconds.
+        /// The throttling ends automatically after this time, in milliseconds.
         for_ms: u64,
     },
-    /// Let go of a mirror leg whose device is gone, so that it can be opened again.
+    /// Close a mirror leg whose device is gone, so that it can be opened again.
     ReleaseMirror {
         /// The epoch that the client knows.
         epoch: u64,
     },
-    /// Try the mirror leg again.
+    /// Retry the mirror leg.
     RetryMirror {
         /// The epoch that the client knows.
         epoch: u64,
-        /// It, opened again, or why it cannot be opened.
+        /// The leg, opened again, or why it cannot be opened.
         leg: Result<OpenLeg, String>,
     },
-    /// Be the copier.
+    /// Register the connection as the copier.
     OpenCopier(CopierId),
-    /// Give me regions.
+    /// Claim regions.
     Claim {
-        /// Who.
+        /// The connection that claims.
         copier: CopierId,
-        /// How many at most.
+        /// The most regions that it takes.
         regions_max: usize,
     },
-    /// What the copier says of regions.
+    /// A report of the copier on regions.
     Regions {
-        /// Who.
+        /// The connection that reports.
         copier: CopierId,
-        /// The epoch that it was opened with.
+        /// The epoch of the copier's claim.
         epoch: u64,
-        /// What.
+        /// The report.
         said: Said,
     },
 }
 
-/// What a copier says of regions.
+/// A report of the copier on regions.
 #[derive(Debug)]
 pub enum Said {
-    /// These were claimed, and are done.
+    /// Claimed regions are done.
     Done {
-        /// Copied.
+        /// The regions that were copied.
         copied: Vec<u64>,
-        /// Not copied.
+        /// The regions that were not copied.
         failed: Vec<u64>,
-        /// How the mirror leg failed, if it did.
+        /// The error of the mirror leg, if it failed.
         mirror_error: Option<CopyError>,
     },
-    /// These are about to be compared.
+    /// Regions are about to be compared.
     ToCompare {
-        /// Which.
+        /// The regions.
         regions: Vec<u64>,
-        /// Hold writes to those that are being written.
+        /// Hold writes to those regions that are being written.
         hold: bool,
     },
-    /// These were compared.
+    /// Regions were compared.
     Compared {
-        /// The same on both legs.
+        /// The regions that are equal on both legs.
         same: Vec<u64>,
-        /// Not the same.
+        /// The regions that differ.
         differing: Vec<u64>,
-        /// They could not be read.
+        /// The regions that could not be read.
         unread: Vec<u64>,
     },
 }
 
-/// The way of commands to the engine.
+/// The queue of commands to the engine.
 #[derive(Debug)]
 pub struct Inbox {
     queue: Mutex<Queue>,
@@ -214,10 +215,10 @@ struct Queue {
 }
 
 impl Inbox {
-    /// An empty inbox.
+    /// Creates an empty inbox.
     ///
     /// # Errors
-    /// If there is no descriptor for the eventfd.
+    /// The eventfd cannot be created.
     pub fn new() -> io::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC;
         Ok(Self {
@@ -231,7 +232,8 @@ impl Inbox {
         self.event.as_raw_fd()
     }
 
-    /// Sends a command. After the engine has ended it is dropped, and with it whoever waits for the answer.
+    /// Sends a command. After the engine has ended the command is dropped, so that its caller's
+    /// receiver is disconnected.
     pub fn send(&self, command: Command) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if !queue.closed {
@@ -242,14 +244,14 @@ impl Inbox {
         }
     }
 
-    /// Sends a question; the answer comes to the receiver, or the receiver is disconnected.
+    /// Sends a request. The receiver gets the answer, or is disconnected when the engine ends.
     pub fn ask(&self, ask: Ask) -> Receiver<Response> {
         let (sender, receiver) = sync_channel(1);
         self.send(Command::Ask(ask, sender));
         receiver
     }
 
-    /// How the volume is; `None` once the engine has ended.
+    /// Returns a snapshot of the volume; `None` once the engine has ended.
     pub fn snapshot(&self) -> Option<Snapshot> {
         let (sender, receiver) = sync_channel(1);
         self.send(Command::Snapshot(sender));
@@ -268,7 +270,7 @@ impl Inbox {
     }
 }
 
-/// A refusal in words.
+/// Makes a refusal with its cause in words.
 #[must_use]
 pub fn refused(reason: Refusal, cause: impl Into<String>) -> Response {
     Response::Refused {

@@ -1,4 +1,4 @@
-//! Carrying out what the volume decided.
+//! Performs the effects of the volume.
 
 use io_uring::opcode;
 use migration_core::{
@@ -17,7 +17,7 @@ use super::{
 use crate::ublk;
 
 impl Engine {
-    /// Carries out all effects, also those that they cause themselves.
+    /// Performs all effects, including those that other effects cause.
     pub(super) fn perform_effects(&mut self) {
         let mut index = 0;
         while index < self.effects.len() {
@@ -64,11 +64,12 @@ impl Engine {
         }
     }
 
-    /// Submits the next piece of a request on a leg, or tells the volume that it is done.
+    /// Submits the next piece of a request on a leg, or reports to the volume that the request is
+    /// done.
     pub(super) fn continue_transfer(&mut self, tag: Tag, side: Side) {
         let index = usize::from(tag.0);
         let Some(leg) = &self.legs[side_index(side)] else {
-            // The volume never asks for a leg that its route does not use.
+            // The volume never uses a leg that is not part of its route.
             return self.leg_done(tag, side, Err(Errno(libc::ENXIO)));
         };
         let buffer = self.buffers.address(self.mirror.buffer(tag));
@@ -78,11 +79,12 @@ impl Engine {
         }
     }
 
-    /// The same for a write to the mirror leg.
+    /// Submits the next piece of a write to the mirror leg, or reports to the volume that the write
+    /// is done.
     pub(super) fn continue_mirror_write(&mut self, place: Place) {
         let write = self.mirror.write(place);
         let Some(leg) = &self.legs[side_index(write.side)] else {
-            // It was given up meanwhile.
+            // The leg was dropped meanwhile.
             return self.mirror_done(place, Err(Errno(libc::ENXIO)));
         };
         let buffer = self.buffers.address(write.buffer);
@@ -92,9 +94,10 @@ impl Engine {
         }
     }
 
-    /// Answers the application and takes the tag's next request.
+    /// Answers the application and offers the tag to the driver for its next request.
     pub(super) fn answer(&mut self, tag: Tag, result: IoResult) {
-        // The driver reads from the buffer that a commit names for a read only, so that of a write may change.
+        // The driver reads the buffer named in a commit for reads only, so a write's buffer may
+        // change.
         self.mirror.answered(tag);
         let transfer = &self.transfers[usize::from(tag.0)];
         let took = self.now().since(self.arrivals[usize::from(tag.0)]);
@@ -104,7 +107,8 @@ impl Engine {
             Op::Flush | Op::Discard => {}
         }
         let result = match (result, transfer.op) {
-            // The driver's own code for a tag that it takes back: a leg's must not look like it.
+            // ENODEV is the driver's own code for a tag that it takes back: a leg's error must not
+            // look like it.
             (Err(Errno(libc::ENODEV)), _) => -libc::EIO,
             (Err(error), _) => -error.0,
             (Ok(()), Op::Read | Op::Write { .. }) => transfer.range.length as i32,
@@ -125,7 +129,7 @@ impl Engine {
             result: Ok(()),
         });
         if files.is_empty() {
-            // The leg went with a change of the route; nobody waits for this flush any more.
+            // A change of the route has removed the leg; nothing waits for this flush any more.
             return self.flush_completed(side, flush, Err(Errno(libc::ENXIO)));
         }
         for file in files {
@@ -134,7 +138,7 @@ impl Engine {
         }
     }
 
-    /// Writes the batch; sectors that follow each other go in one write.
+    /// Writes the current batch; adjacent sectors are joined into one write.
     fn write_map(&mut self) {
         crash_point::here("map-before");
         let geometry = self.volume.geometry();
@@ -181,7 +185,7 @@ impl Engine {
         self.write_to_map(data, length, offset, Token::Descriptor(length));
     }
 
-    /// The file is open with `O_DSYNC`: what is written is durable when it is done.
+    /// Writes to the map file. The file is open with `O_DSYNC`: a completed write is durable.
     fn write_to_map(&mut self, data: *const u8, length: u32, offset: u64, token: Token) {
         self.file_writes_pending += 1;
         let entry = opcode::Write::new(MAP_FILE, data, length)
@@ -209,7 +213,8 @@ impl Engine {
             }
         );
         match dropped {
-            // Requests are held until others have split too: the end of the leg is not waited for.
+            // This volume holds requests until the others of the session have split too: the answer
+            // does not wait until the leg is closed.
             Some(leg) if splits => {
                 self.release(leg, || ());
                 self.calls.answer(call, response);
@@ -223,7 +228,8 @@ impl Engine {
         crash_point::here("replied");
     }
 
-    /// The legs follow the route. Nothing of the application is in flight on them. Returns the leg that is given up.
+    /// Adapts the open legs to the route. No request of the application is in flight on them.
+    /// Returns the leg that is dropped.
     fn install_legs(&mut self, call: Call, route: Route) -> Option<LegFiles> {
         if let Some(new) = self.new_mirror.take_if(|new| new.call == call) {
             let [source, target] = &mut self.legs;
@@ -252,14 +258,17 @@ impl Engine {
         Some(new.files)
     }
 
-    /// Lets go of a leg; `then` is done when it is free for others.
+    /// Closes a leg. Calls `then` when the leg is free for others; drops `then` without a call if
+    /// no thread can be started.
     pub(super) fn release(&mut self, leg: LegFiles, then: impl FnOnce() + Send + 'static) {
-        // A flush may be queued that names its descriptor, which means something else once it is closed.
+        // A queued flush may name the leg's descriptor, whose number can be reused once it is
+        // closed.
         let _ = self.ring.submit();
         for file in leg.files {
             self.ring.unregister_lun(file);
         }
-        // Closing a block device may wait for it, and this thread does not wait, unless there is no other.
+        // Closing a block device may block, so another thread does it; this thread does it only if
+        // no other thread can be started.
         let close = move || {
             drop(leg.leg);
             then();

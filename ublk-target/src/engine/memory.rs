@@ -1,10 +1,10 @@
-//! The memory of the requests' data: allocated, touched and locked once, before the device exists.
+//! The memory for the requests' data: allocated, touched and locked once, before the device exists.
 
 use std::{io, num::NonZeroUsize, ptr::NonNull};
 
 use nix::sys::mman::{self, MapFlags, ProtFlags};
 
-/// One page-aligned buffer of equal size for every tag.
+/// A set of page-aligned buffers of equal size.
 #[derive(Debug)]
 pub(super) struct Buffers {
     base: NonNull<u8>,
@@ -16,7 +16,7 @@ pub(super) struct Buffers {
 unsafe impl Send for Buffers {}
 
 impl Buffers {
-    /// `count` buffers of `buffer_bytes`, which is a multiple of the page size.
+    /// Allocates `count` buffers of `buffer_bytes` each, which must be a multiple of the page size.
     pub(super) fn new(count: usize, buffer_bytes: usize) -> io::Result<Self> {
         let mapped_bytes = count
             .checked_mul(buffer_bytes)
@@ -37,7 +37,7 @@ impl Buffers {
         Ok(buffers)
     }
 
-    /// All buffers as one, to be registered.
+    /// All buffers as one region, for registration with io_uring.
     pub(super) fn whole(&self) -> libc::iovec {
         libc::iovec {
             iov_base: self.base.as_ptr().cast(),
@@ -45,7 +45,7 @@ impl Buffers {
         }
     }
 
-    /// The address of a tag's buffer.
+    /// The address of the buffer with this number.
     pub(super) fn address(&self, tag: usize) -> *mut u8 {
         assert!((tag + 1) * self.buffer_bytes <= self.mapped_bytes.get());
         // SAFETY: the assertion keeps the address in the mapping.
@@ -55,7 +55,7 @@ impl Buffers {
 
 impl Drop for Buffers {
     fn drop(&mut self) {
-        // SAFETY: this is the mapping that `new` made; the ring that used it is dropped before (`Engine`).
+        // SAFETY: this is the mapping that `new` made; `Engine` drops the ring that used it first.
         let _ = unsafe { mman::munmap(self.base.cast(), self.mapped_bytes.get()) };
     }
 }

@@ -1,7 +1,9 @@
-//! Writes to the mirror leg, which may outlive their requests, and the buffers that hold their data.
+//! Writes to the mirror leg, which may outlive their requests, and the buffers that hold their
+//! data.
 //!
-//! A request's data is in its tag's buffer. When the application is answered before the mirror leg has written, the
-//! buffer stays with that write and the tag gets another one: there are as many spare ones as places.
+//! A request's data is in its tag's buffer. If the application is answered before the mirror leg
+//! has written the data, the write keeps the buffer and the tag gets a spare one: there are as many
+//! spare buffers as places.
 
 use migration_core::{
     route::Side,
@@ -11,18 +13,18 @@ use migration_core::{
 
 use super::transfer::Transfer;
 
-/// One write, in its place.
+/// One write to the mirror leg, in its place.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MirrorWrite {
     pub(super) transfer: Transfer,
     pub(super) side: Side,
-    /// The number of the buffer with its data.
+    /// The number of the buffer with the write's data.
     pub(super) buffer: usize,
-    /// Its request, until that is answered.
+    /// The tag of the write's request, until the request is answered.
     tag: Option<Tag>,
 }
 
-/// All of them, and whose buffer is which.
+/// All writes to the mirror leg, and which buffer belongs to which tag.
 #[derive(Debug)]
 pub(super) struct Mirror {
     writes: Vec<MirrorWrite>,
@@ -33,7 +35,8 @@ pub(super) struct Mirror {
 }
 
 impl Mirror {
-    /// For so many tags and places; the buffers are numbered from 0 to `tags + places`.
+    /// Creates an idle table for `tags` and `places`. There are `tags + places` buffers, numbered
+    /// from 0.
     pub(super) fn new(tags: usize, places: usize) -> Self {
         let idle = MirrorWrite {
             transfer: Transfer::new(Op::Flush, Range::default()),
@@ -60,12 +63,12 @@ impl Mirror {
         &mut self.writes[usize::from(place.0)]
     }
 
-    /// The writes that are not done, those of answered requests among them.
+    /// The number of writes that are not done, including those of answered requests.
     pub(super) const fn in_flight(&self) -> usize {
         self.in_flight
     }
 
-    /// A request's data is to be written to the mirror leg.
+    /// Starts the write of a request's data to the mirror leg.
     pub(super) fn begin(&mut self, place: Place, tag: Tag, side: Side, range: Range) {
         let op = Op::Write {
             force_unit_access: false,
@@ -80,7 +83,8 @@ impl Mirror {
         self.in_flight += 1;
     }
 
-    /// The application is answered: the tag's buffer is for its next request.
+    /// Called when the application is answered. If the mirror leg still writes the request's data,
+    /// the write keeps the buffer and the tag gets a spare one.
     pub(super) fn answered(&mut self, tag: Tag) {
         if let Some(place) = self.place_of_tag[usize::from(tag.0)].take()
             && let Some(spare) = self.spare_buffers.pop()
@@ -90,7 +94,8 @@ impl Mirror {
         }
     }
 
-    /// The mirror leg is done with a place.
+    /// Called when the write in `place` is done. Frees its buffer if the request was answered
+    /// before.
     pub(super) fn done(&mut self, place: Place) {
         let MirrorWrite { tag, buffer, .. } = *self.write(place);
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -127,7 +132,7 @@ mod tests {
         assert_eq!(mirror.in_flight(), 2);
         mirror.done(Place(1));
         mirror.done(Place(0));
-        // Done before the answer: the buffer stays the tag's.
+        // The write is done before the answer: the tag keeps its buffer.
         mirror.begin(Place(0), Tag(0), Side::Target, range);
         let own = mirror.buffer(Tag(0));
         mirror.done(Place(0));

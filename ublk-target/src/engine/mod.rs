@@ -6,9 +6,9 @@
 //!   legs, map file <------------+         one io_uring, one thread, all queues
 //! ```
 //!
-//! The loop: wait, name the event, give it to [`Volume`], carry out the effects. No policy here. One thread serves all
-//! queues, so that overlapping writes of different queues meet in one place without a lock
-//! (`docs/decisions/0003-one-io-thread.md`).
+//! The loop: wait, name the event, give it to [`Volume`], carry out the effects. No policy here.
+//! One thread serves all queues, so that overlapping writes of different queues meet in one place
+//! without a lock (`docs/decisions/0003-one-io-thread.md`).
 
 mod command;
 mod effects;
@@ -50,26 +50,27 @@ use crate::{
     ublk::{self, FetchOutcome, IoDescriptors, IoOperation, IoSlot},
 };
 
-/// The most sectors of one batch, as the core makes them.
+/// The most sectors of one batch.
 const MAP_BATCH_SECTORS_MAX: usize = volume::MAP_BATCH_SECTORS_MAX;
 
-/// The most writes to the mirror leg that are in flight at once: what is usual for a LUN's queue. Each has a buffer of
-/// its own if its request was answered before.
+/// The most writes to the mirror leg that are in flight at the same time: a usual queue depth of a
+/// LUN. Each needs a buffer of its own if its request was answered before.
 const MIRROR_PLACES: usize = 64;
 
-/// How long a write may wait for the mirror leg, in nanoseconds, before that is given up: a leg that answers so late does
-/// harm, and one that is only slow is not given up by mistake.
+/// How long a write may wait for the mirror leg before the leg is dropped, in nanoseconds. A leg
+/// that answers later than this harms the application; a leg that is only slow answers earlier and
+/// is kept.
 const PATIENCE: u64 = 2_000_000_000;
 
-/// How often the volume's clock ticks.
+/// Interval of the volume's clock tick.
 const TICK: Duration = Duration::from_nanos(volume::TICK_NANOSECONDS);
 
 /// The shape of the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
-    /// Hardware queues.
+    /// The number of hardware queues.
     pub queues: u16,
-    /// Tags a queue.
+    /// Tags per queue.
     pub queue_depth: u16,
     /// The largest request, in bytes.
     pub request_bytes_max: u32,
@@ -81,7 +82,7 @@ impl Shape {
     }
 }
 
-/// What an engine is made of.
+/// Everything from which an engine is made.
 #[derive(Debug)]
 pub struct Parts {
     /// The shape of the device.
@@ -92,52 +93,56 @@ pub struct Parts {
     pub source: Option<OpenLeg>,
     /// The target leg, if the route uses it.
     pub target: Option<OpenLeg>,
-    /// Why the mirror leg of the route is not there, if it is not.
+    /// Why the mirror leg of the route is not open; `None` if it is open.
     pub mirror_problem: Option<String>,
-    /// Why every region was made dirty before this process began, if it was.
+    /// Why every region was made dirty when this process took the legs over; `None` if that was not
+    /// needed.
     pub doubt: Option<Doubt>,
-    /// Whether the kernel lets go of a registered file that is not used any more.
+    /// Whether the ring registers LUNs as files. Only for kernels that release a registered file
+    /// which is no longer used.
     pub registers_luns: bool,
 }
 
-/// What is left of an engine whose device has ended: every request is answered, and nothing is written any more.
+/// The remains of an engine whose device has ended: every request is answered, and the engine
+/// starts no more writes.
 #[derive(Debug)]
 pub struct Stopped {
-    /// The role record that holds.
+    /// The current role record.
     pub record: RoleRecord,
     /// The source leg, if it is open.
     pub source: Option<Arc<OpenLeg>>,
     /// The target leg, if it is open.
     pub target: Option<Arc<OpenLeg>>,
-    /// Whether the mirror leg of the route has every write that it was given. Meaningless without one.
+    /// Whether the mirror leg of the route has completed every write. Meaningless without a mirror
+    /// leg.
     pub mirror_is_whole: bool,
 }
 
-/// Why the engine ended, other than by the end of the device.
+/// Why the engine ended, if not by the end of the device.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// Its ring, memory or mapping failed.
+    /// The ring, the memory or a mapping failed.
     #[error("{what}: {source}")]
     Setup {
-        /// What was tried.
+        /// The action that failed.
         what: &'static str,
-        /// What failed.
+        /// The cause.
         source: io::Error,
     },
-    /// The driver refused to hand out requests.
+    /// The driver refused to hand out requests on a tag.
     #[error("the driver refused tag {tag}: {errno}")]
     Fetch {
         /// The tag.
         tag: u16,
-        /// What it said.
+        /// The driver's error.
         errno: nix::errno::Errno,
     },
     /// The role record could not be written, so that its contents are unknown.
     #[error(
-        "the role record could not be written (error {0}): only reading it again can tell the route"
+        "the role record could not be written (error {0}): the route is unknown until it is read again"
     )]
     Role(i32),
-    /// The device was given up before it was started.
+    /// The process dropped the engine before it handed the device over.
     #[error("the device was not handed over")]
     NoDevice,
 }
@@ -146,7 +151,7 @@ fn setup(what: &'static str) -> impl Fn(io::Error) -> EngineError {
     move |source| EngineError::Setup { what, source }
 }
 
-/// A flush of a leg that is under way.
+/// A flush of a leg that is in progress.
 #[derive(Debug)]
 struct LegFlush {
     side: Side,
@@ -160,20 +165,21 @@ struct LegFlush {
 struct NewMirrorLeg {
     call: volume::Call,
     files: LegFiles,
-    /// Absent for the leg that the descriptor names already.
+    /// `None` for a leg that the descriptor names already.
     descriptor: Option<NewDescriptor>,
 }
 
-/// See the module.
+/// The owner of a volume's state and of all its I/O; see the module.
 pub struct Engine {
-    // Dropped first: the kernel may use the memory below until then.
+    // Dropped first: the kernel may use the memory of the fields below until then.
     ring: Ring,
     buffers: Buffers,
     map_buffer: Box<[u8; MAP_BATCH_SECTORS_MAX * SECTOR_BYTES]>,
     role_buffer: Box<[u8; SECTOR_BYTES]>,
     wake_buffer: Box<[u8; 8]>,
-    /// The descriptor that is being written, or was last: the change that it belongs to may be over before the kernel has
-    /// read it. The volume asks for one at a time.
+    /// The descriptor that is being written or was written last. It stays here because the change
+    /// to which it belongs may end before the kernel has read it. The volume writes one descriptor
+    /// at a time.
     descriptor_buffer: Vec<u8>,
     new_mirror: Option<NewMirrorLeg>,
     requests: Vec<IoDescriptors>,
@@ -182,33 +188,33 @@ pub struct Engine {
     descriptor: Arc<Descriptor>,
     effects: Vec<Effect>,
     legs: [Option<LegFiles>; 2],
-    /// For each tag, its request on its leg.
+    /// For each tag, its request's progress on its leg.
     transfers: Vec<Transfer>,
-    /// For each tag, when its request came.
+    /// For each tag, the arrival time of its request.
     arrivals: Vec<Time>,
     latencies: Latencies,
     mirror: Mirror,
-    /// Why the mirror leg is not open, if it is not.
+    /// Why the mirror leg is not open; `None` if it is open.
     mirror_problem: Option<String>,
-    /// Why all of the mirror leg is copied or compared again, until it is.
+    /// Why the whole mirror leg is copied or compared again, until that is complete.
     doubt: Option<Doubt>,
-    /// The regions that are dirty because of a doubt are not all marked durably. Until they are, the
-    /// next process must not believe that the claim on the mirror leg was handed on.
+    /// Some regions that are dirty because of a doubt are not marked durably yet. Until all are
+    /// marked, the next process must not trust an inherited claim on the mirror leg.
     doubt_unmarked: bool,
-    /// What the copier said of the mirror leg's failure. Only while that failure lasts.
+    /// The copier's description of the mirror leg's failure, as long as the failure lasts.
     mirror_cause: Option<String>,
     flushes: Vec<LegFlush>,
     map_writes_pending: usize,
     map_write_result: IoResult,
     calls: Calls,
     inbox: Arc<Inbox>,
-    /// Writes to the map file that are not done: the kernel still reads our buffers.
+    /// Writes to the map file that are in progress: the kernel still reads our buffers.
     file_writes_pending: usize,
     /// Tags that the driver has taken back for good.
     tags_aborted: usize,
     died: Option<EngineError>,
     started: Instant,
-    /// The time of the present wake-up.
+    /// The time of the current wake-up.
     clock: Time,
     /// The deadline for which a timer was started.
     watched_deadline: Option<Time>,
@@ -223,7 +229,8 @@ const fn side_index(side: Side) -> usize {
 }
 
 impl Engine {
-    /// Prepares all that can be prepared before there is a device. To be called by the thread that will run it.
+    /// Prepares everything that does not need the device. The thread that will run the engine must
+    /// call it.
     ///
     /// # Errors
     /// [`EngineError::Setup`]
@@ -305,7 +312,8 @@ impl Engine {
         })
     }
 
-    /// Takes the device over: from here on every tag is the driver's. `handed_over` is told when that is so.
+    /// Takes the device over: offers every tag to the driver. The driver owns all tags when this
+    /// returns.
     ///
     /// # Errors
     /// [`EngineError::Setup`]
@@ -340,7 +348,8 @@ impl Engine {
         while self.tags_aborted < self.shape.tags() {
             self.turn()?;
         }
-        // The device has ended: what is still written is drained, but a mirror leg that hangs must not hold up the end.
+        // The device has ended. Pending writes are drained, but a mirror leg that hangs must not
+        // delay the end.
         let ended = self.started.elapsed();
         let patience = Duration::from_nanos(PATIENCE);
         while self.file_writes_pending > 0
@@ -351,7 +360,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Waits for completions and handles them. The tick wakes it at the latest.
+    /// Waits for completions and handles them. Returns at the next tick at the latest.
     fn turn(&mut self) -> Result<(), EngineError> {
         self.ring.wait().map_err(setup("wait for io_uring"))?;
         self.read_clock();
@@ -370,7 +379,8 @@ impl Engine {
         self.mirror.in_flight() > 0 && self.volume.mirror_fault().is_none()
     }
 
-    /// Ends the engine after [`Self::run`]: closes its ring and its inbox, and keeps what a clean stop still needs.
+    /// Ends the engine after [`Self::run`]: closes its ring and its inbox, and keeps what a clean
+    /// stop needs.
     #[must_use]
     pub fn into_stopped(mut self) -> Stopped {
         let [source, target] = [0, 1].map(|side| {
@@ -388,7 +398,7 @@ impl Engine {
         }
     }
 
-    /// Once a wake-up: what comes in together happens at the same time.
+    /// Reads the clock once for each wake-up: completions that arrive together have the same time.
     fn read_clock(&mut self) {
         self.clock = Time(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX));
     }
@@ -397,7 +407,7 @@ impl Engine {
         self.clock
     }
 
-    /// Wakes up for the volume's deadline, if it has a new one.
+    /// Starts a timer for the volume's deadline, if the deadline has changed.
     fn watch_deadline(&mut self) {
         let deadline = self.volume.next_deadline();
         if deadline != self.watched_deadline {
@@ -426,7 +436,7 @@ impl Engine {
         }
     }
 
-    /// A completion is an event of the volume.
+    /// Handles a completion: passes it to the volume as an event.
     fn complete(&mut self, token: Token, result: i32) -> Result<(), EngineError> {
         match token {
             Token::Device(tag) => self.device_completed(tag, FetchOutcome::decode(result))?,
@@ -488,7 +498,7 @@ impl Engine {
         }
     }
 
-    /// The application asks for something.
+    /// Handles a new request of the application.
     fn request(&mut self, tag: Tag) {
         self.arrivals[usize::from(tag.0)] = self.now();
         let slot = self.io_slot(tag);
@@ -661,7 +671,7 @@ fn register_leg(ring: &mut Ring, leg: Arc<OpenLeg>) -> io::Result<LegFiles> {
     Ok(LegFiles { leg, files })
 }
 
-/// The result of an I/O that must have moved `bytes`.
+/// Checks the result of an I/O that must have moved `bytes`.
 fn io_result(result: i32, bytes: u32) -> IoResult {
     match u32::try_from(result) {
         Ok(moved) if moved == bytes => Ok(()),

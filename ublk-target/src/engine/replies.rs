@@ -1,4 +1,4 @@
-//! Commands become calls of the volume, and its replies become answers.
+//! Translates commands into calls of the volume, and the volume's replies into answers.
 
 use std::sync::mpsc::SyncSender;
 
@@ -36,7 +36,7 @@ impl Calls {
         self.answer_later(call, response)();
     }
 
-    /// The answer, to be given by calling it.
+    /// Takes the call out of the list; the returned function sends the answer.
     pub(super) fn answer_later(
         &mut self,
         call: Call,
@@ -46,7 +46,7 @@ impl Calls {
         let reply = index.map(|index| self.open.swap_remove(index).1);
         move || {
             if let Some(reply) = reply {
-                // Whoever asked may be gone.
+                // The client may have disconnected.
                 let _ = reply.try_send(response);
             }
         }
@@ -76,7 +76,7 @@ impl Engine {
         }
     }
 
-    /// Asks the volume. An answer now, or later by a reply of the volume.
+    /// Passes a request to the volume. `None`: a reply of the volume will answer it later.
     fn ask(&mut self, call: Call, ask: Ask) -> Option<Response> {
         let now = self.now();
         match ask {
@@ -262,7 +262,7 @@ impl Engine {
         response
     }
 
-    /// Answered when the leg is closed.
+    /// Closes a failed mirror leg. Answers when the leg is closed.
     fn release_mirror(&mut self, call: Call) -> Option<Response> {
         let Some(side) = self.volume.record().route.mirror() else {
             return Some(claim_refused(ClaimError::NotMirrored));
@@ -290,7 +290,7 @@ impl Engine {
             match files {
                 Ok(files) => {
                     self.legs[side_index(side)] = Some(files);
-                    // Others could write to it meanwhile.
+                    // Others could write to the leg while it was closed.
                     self.doubt = Some(Doubt::LegMissing(side));
                     self.volume.doubt_mirror(&mut self.effects);
                     self.doubt_unmarked = !self.volume.is_map_written();
@@ -339,7 +339,7 @@ impl Engine {
     }
 }
 
-/// The answer that a reply of the volume becomes.
+/// Translates a reply of the volume into an answer.
 pub(super) fn response(
     reply: &Reply,
     record: &RoleRecord,
@@ -379,7 +379,7 @@ fn change_refused(error: ChangeError) -> Response {
     match error {
         ChangeError::StaleEpoch => refused(
             Refusal::StaleEpoch,
-            "the route has changed since the caller looked at it",
+            "the route has changed since the caller read it",
         ),
         ChangeError::WrongRoute => refused(
             Refusal::WrongRoute,
@@ -415,8 +415,9 @@ fn change_refused(error: ChangeError) -> Response {
     }
 }
 
-/// The error number of the copier's error. A request that the device gave up after its time is no leg
-/// that keeps requests waiting, which is what `ETIMEDOUT` says in the volume.
+/// The error number of the copier's error. `ETIMEDOUT` becomes `EIO`: a device that gives up a
+/// request after its own time limit is not a leg that stalls, which is the meaning of `ETIMEDOUT`
+/// in the volume.
 fn errno(error: &CopyError) -> Errno {
     Errno(match error.errno {
         Some(libc::ETIMEDOUT) | None => libc::EIO,
@@ -424,7 +425,7 @@ fn errno(error: &CopyError) -> Errno {
     })
 }
 
-/// The regions of a message.
+/// Checks the region numbers of a message.
 fn indexes(geometry: Geometry, list: &[u64]) -> Result<Vec<RegionIndex>, Response> {
     let index = |region: &u64| {
         let index = usize::try_from(*region).ok();
@@ -446,7 +447,7 @@ fn claim_refused(error: ClaimError) -> Response {
         ClaimError::OtherCopier => refused(Refusal::CopierBusy, "another copier is connected"),
         ClaimError::NotCopier => refused(
             Refusal::NotCopier,
-            "this connection has not claimed what it speaks of",
+            "this connection has not claimed these regions",
         ),
         ClaimError::StaleEpoch => {
             refused(Refusal::StaleEpoch, "the route has changed since the claim")
@@ -463,7 +464,7 @@ fn claim_refused(error: ClaimError) -> Response {
     }
 }
 
-/// An error number in words.
+/// Describes an error number in words.
 pub(super) fn words(error: Errno) -> String {
     std::io::Error::from_raw_os_error(error.0).to_string()
 }
@@ -482,7 +483,7 @@ mod tests {
         for errno in [libc::ENOSPC, libc::EROFS, libc::EREMOTEIO, libc::EBADE] {
             assert_eq!(said(Some(errno)), errno);
         }
-        // What does not read back is no error of the kernel, and a time-out no stall.
+        // A text without a known error number is EIO, and a time-out of the device is not a stall.
         assert_eq!([None, Some(libc::ETIMEDOUT)].map(said), [libc::EIO; 2]);
     }
 }

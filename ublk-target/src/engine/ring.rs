@@ -1,7 +1,8 @@
 //! The engine's ring: one io_uring for the device, the legs, the map file and the wake-ups.
 //!
-//! That all of it is in one ring, with the device as a registered file, is the fence against ghost writes: the
-//! kernel does not let a successor recover the device before every request of this ring is done.
+//! All I/O is in one ring, with the device as a registered file. That is the fence against ghost
+//! writes: the kernel lets no successor recover the device before every request of this ring is
+//! done.
 
 use std::{io, os::fd::RawFd, time::Duration};
 
@@ -20,7 +21,7 @@ pub(super) const DEVICE_FILE: types::Fixed = types::Fixed(0);
 pub(super) const MAP_FILE: types::Fixed = types::Fixed(1);
 const FIRST_LUN_FILE: u32 = 2;
 
-/// What a completion belongs to.
+/// The request to which a completion belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token {
     /// A fetch or commit of a tag.
@@ -39,16 +40,16 @@ pub(super) enum Token {
     Descriptor(u32),
     /// The eventfd of the commands.
     Wake,
-    /// A timer: the steady one, or one for a deadline.
+    /// A timer: the repeating tick, or one deadline.
     Timer(Timer),
 }
 
 /// The engine's timers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Timer {
-    /// Comes again and again.
+    /// Repeats.
     Tick,
-    /// Comes once.
+    /// Expires once.
     Deadline,
 }
 
@@ -74,7 +75,7 @@ impl Token {
     }
 
     /// # Panics
-    /// On a number that [`Self::encode`] never made: the ring would be somebody else's.
+    /// On a number that [`Self::encode`] never made: the ring would have a foreign request.
     fn decode(data: u64) -> Self {
         let large = data & ((1 << 48) - 1);
         let side = if data >> 48 & 0xff == 0 {
@@ -98,21 +99,21 @@ impl Token {
     }
 }
 
-/// A LUN as the ring's requests name it.
+/// A LUN, as the ring's requests name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LunFile {
-    /// The place in the table of registered files, or the descriptor.
+    /// The index in the table of registered files, or the descriptor.
     number: u32,
     registered: bool,
 }
 
 impl LunFile {
-    /// The number; [`Self::flags`] says of what.
+    /// The number for an entry. [`Self::flags`] says whether it is an index or a descriptor.
     pub(super) const fn fd(self) -> types::Fd {
         types::Fd(self.number.cast_signed())
     }
 
-    /// The flags of an entry with that number.
+    /// The flags of an entry with [`Self::fd`].
     pub(super) const fn flags(self) -> squeue::Flags {
         if self.registered {
             squeue::Flags::FIXED_FILE
@@ -130,13 +131,15 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// A ring for so many requests. To be made by the thread that uses it.
+    /// Creates a ring for `tags` requests. The thread that uses the ring must create it.
     ///
-    /// `registers_luns`: up to about Linux 6.12 a registered file that is taken out of the table stays open until every
-    /// request that was begun before has ended, and a ublk device always has some that wait. There a leg that was given up
-    /// would never be free; so there its requests name the descriptor.
+    /// `registers_luns`: whether LUNs become registered files. Up to about Linux 6.12 a registered
+    /// file that is removed from the table stays open until every request that was started before
+    /// has ended, and a ublk device always has some that wait. There a dropped leg would never be
+    /// free, so its requests name the descriptor instead.
     pub(super) fn new(tags: usize, buffers: libc::iovec, registers_luns: bool) -> io::Result<Self> {
-        // A request is on the device's side or on one or two legs; the rest is for flushes and the map.
+        // For each tag an entry for the device and one for each leg; the rest is for flushes and
+        // the map.
         let entries = (tags * 3 + 64).next_power_of_two().min(16384) as u32;
         let ring = IoUring::builder()
             .setup_cqsize(entries * 2)
@@ -162,7 +165,7 @@ impl Ring {
             .map(drop)
     }
 
-    /// Registers a LUN; the ring holds it open until [`Self::unregister_lun`].
+    /// Makes a LUN usable in requests. A registered LUN stays open until [`Self::unregister_lun`].
     pub(super) fn register_lun(&mut self, fd: RawFd) -> io::Result<LunFile> {
         if !self.registers_luns {
             return Ok(LunFile {
@@ -181,7 +184,7 @@ impl Ring {
         })
     }
 
-    /// Lets go of a LUN.
+    /// Removes a LUN from the table of registered files.
     pub(super) fn unregister_lun(&mut self, file: LunFile) {
         if file.registered {
             // Fails only for a place outside the table.
@@ -190,7 +193,7 @@ impl Ring {
         }
     }
 
-    /// Queues an entry; submits what is queued if there is no room.
+    /// Queues an entry; submits the queued entries first if there is no room.
     pub(super) fn push(&mut self, entry: squeue::Entry, token: Token) {
         let entry = entry.user_data(token.encode());
         loop {
@@ -198,18 +201,19 @@ impl Ring {
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
                 return;
             }
-            // A failure here shows again in `wait`; the queue is drained as far as the kernel took it.
+            // A failure here shows again in `wait`. The entries that the kernel took have made
+            // room.
             let _ = self.ring.submit();
         }
     }
 
-    /// Submits what is queued.
+    /// Submits the queued entries.
     pub(super) fn submit(&mut self) -> io::Result<()> {
         self.ring.submit().map(drop)
     }
 
-    /// Submits, then waits for a completion. No time limit: that would cost a kernel timer for every wait; the timers
-    /// are requests of their own.
+    /// Submits the queued entries, then waits for a completion. Without a time limit, which would
+    /// cost a kernel timer for every wait; the timers are requests of their own.
     pub(super) fn wait(&mut self) -> io::Result<()> {
         match self.ring.submit_and_wait(1) {
             Ok(_) => Ok(()),
@@ -220,13 +224,14 @@ impl Ring {
         }
     }
 
-    /// Starts a timer; the steady one goes on by itself, as far as the kernel can.
+    /// Starts a timer. [`Timer::Tick`] repeats automatically, as long as the kernel keeps its
+    /// request.
     pub(super) fn start_timer(&mut self, timer: Timer, after: Duration) {
         let index = match timer {
             Timer::Tick => 0,
             Timer::Deadline => 1,
         };
-        // The kernel reads it when it takes the entry.
+        // The kernel reads the length when it takes the entry.
         self.timer_lengths[index] = types::Timespec::from(after);
         let entry = opcode::Timeout::new(&raw const self.timer_lengths[index]);
         let entry = match timer {
@@ -236,7 +241,8 @@ impl Ring {
         self.push(entry.build(), Token::Timer(timer));
     }
 
-    /// The next completion: what it belongs to, its result, and whether more will come of the same request.
+    /// Returns the next completion: what it belongs to, its result, and whether the same request
+    /// will complete again.
     pub(super) fn next_completion(&mut self) -> Option<(Token, i32, bool)> {
         let entry: cqueue::Entry = self.ring.completion().next()?;
         let more = cqueue::more(entry.flags());

@@ -1,4 +1,5 @@
-//! One request on one leg: piece by piece over the leg's extents, until it is whole or has failed.
+//! One request on one leg: piece by piece over the leg's extents, until it is complete or has
+//! failed.
 
 use io_uring::{opcode, squeue, types};
 use migration_core::units::Range;
@@ -9,11 +10,11 @@ use migration_core::{
 
 use super::ring::LunFile;
 
-/// The legs' files and their layout.
+/// An open leg with its files in the ring.
 #[derive(Debug)]
 pub(super) struct LegFiles {
     pub(super) leg: std::sync::Arc<crate::legs::OpenLeg>,
-    /// For each LUN of the leg, its place in the ring.
+    /// For each LUN of the leg, its file in the ring.
     pub(super) files: Vec<LunFile>,
 }
 
@@ -23,23 +24,23 @@ impl LegFiles {
     }
 }
 
-/// How far a request is on a leg.
+/// The progress of a request on a leg.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Transfer {
     pub(super) op: Op,
     pub(super) range: Range,
-    /// Bytes that are done; for a flush, LUNs.
+    /// Bytes that are done; for a flush, the number of LUNs.
     done: u64,
     /// Bytes of the piece that was submitted last.
     piece: u64,
 }
 
-/// What comes next.
+/// The next step of a transfer.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// Submit this.
+    /// Submit this entry.
     Submit(squeue::Entry),
-    /// It is whole, or has failed.
+    /// The transfer is complete, or has failed.
     Done(IoResult),
 }
 
@@ -56,7 +57,7 @@ impl Transfer {
         }
     }
 
-    /// The next piece. `buffer` is where the data of the request begins.
+    /// Returns the next piece. `buffer` is the address at which the data of the request begins.
     pub(super) fn next(&mut self, leg: &LegFiles, buffer: *mut u8) -> Next {
         if self.op == Op::Flush {
             return match leg.files.get(self.done as usize) {
@@ -74,7 +75,7 @@ impl Transfer {
         self.piece = place.length;
         let file = leg.files[place.lun];
         let length = place.length.min(1 << 30) as u32;
-        // Reads and writes are never longer than the buffer; the offset stays in it.
+        // Reads and writes are never longer than the buffer, so the address stays in the buffer.
         let data = buffer.wrapping_add(self.done as usize);
         let entry = match self.op {
             Op::Read => opcode::ReadFixed::new(file.fd(), data, length, BUFFER_INDEX)
@@ -100,10 +101,10 @@ impl Transfer {
         Next::Submit(entry.flags(file.flags()))
     }
 
-    /// Takes in the result of the last piece; an error ends the transfer.
+    /// Records the result of the last piece; an error ends the transfer.
     pub(super) fn advance(&mut self, result: i32) -> IoResult {
         match (self.op, result) {
-            // The kernel asks to try again.
+            // The kernel asks for a retry.
             (_, result) if result == -libc::EAGAIN || result == -libc::EINTR => Ok(()),
             (Op::Flush, 0) => {
                 self.done += 1;
@@ -118,7 +119,7 @@ impl Transfer {
                 self.done = self.range.length;
                 Ok(())
             }
-            // Nothing moved: the LUN is shorter than it was.
+            // No byte was moved: the LUN has shrunk.
             (Op::Read | Op::Write { .. }, 0) => Err(Errno(libc::EIO)),
             (Op::Read | Op::Write { .. }, bytes) if bytes > 0 => {
                 self.done += bytes as u64;
@@ -129,7 +130,7 @@ impl Transfer {
     }
 }
 
-/// A flush of one file, with its metadata as far as the data needs it.
+/// Makes a flush of one file, including the metadata that the data needs.
 pub(super) fn flush_entry(file: LunFile) -> squeue::Entry {
     opcode::Fsync::new(file.fd())
         .flags(types::FsyncFlags::DATASYNC)

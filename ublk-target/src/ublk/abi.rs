@@ -1,12 +1,13 @@
 //! The binary interface of Linux's `ublk_drv`: constants and structures of `<linux/ublk_cmd.h>`.
 //!
-//! Source: the header of Linux 7.2 (Debian `linux-libc-dev` 7.2.12); names are the header's own, without
-//! `struct` and without `UBLK_F_` for the feature flags, so that one can search for them. Nothing here
-//! was ever renumbered, only added to, so an older driver understands the part that it knows.
-//! `tests/abi_layout.rs` compares every value and offset with the header that the C compiler sees.
+//! Source: the header of Linux 7.2 (Debian `linux-libc-dev` 7.2.12). Names are the header's own,
+//! without `struct` and without `UBLK_F_` for the feature flags, so that one can search for them.
+//! The interface was only ever extended, never renumbered, so an older driver understands the part
+//! that it has. `tests/abi_layout.rs` compares every value and offset with the header that the C
+//! compiler sees.
 //!
-//! All structures are `repr(C)`, have no hidden padding (asserted below), and are valid for any bit pattern.
-//! "sector" is always 512 bytes here, whatever the logical block size is.
+//! All structures are `repr(C)`, have no hidden padding (asserted below), and are valid for any bit
+//! pattern. "sector" is always 512 bytes here, whatever the logical block size is.
 
 use std::fmt;
 use std::mem::{offset_of, size_of};
@@ -16,7 +17,8 @@ use std::ops::BitOr;
 // Feature flags
 // ---------------------------------------------------------------------------------------------
 
-/// A set of `UBLK_F_*` flags: what a driver offers (GET_FEATURES) or what a device has (`dev_info.flags`).
+/// A set of `UBLK_F_*` flags: what a driver offers (GET_FEATURES) or what a device has
+/// (`dev_info.flags`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Features(u64);
 
@@ -26,14 +28,16 @@ macro_rules! features {
         impl Features {
             $($(#[$doc])* pub const $name: Features = Features(1 << $bit);)*
 
-            /// Every flag this module knows, in the order of the bits, with the header's name less `UBLK_F_`.
+            /// Every flag that this module knows, in the order of the bits, with the header's name
+            /// without `UBLK_F_`.
             pub const TABLE: &'static [(Features, &'static str)] = &[$((Features::$name, stringify!($name)),)*];
         }
     };
 }
 
 features! {
-    /// Request pages can be registered in io_uring's buffer table (6.15; the bit is reserved since 6.0).
+    /// Request pages can be registered in io_uring's buffer table (6.15; the bit is reserved since
+    /// 6.0).
     SUPPORT_ZERO_COPY = 0;
     /// Commands complete in the server's task context; drivers since 6.4 always set it.
     URING_CMD_COMP_IN_TASK = 1;
@@ -41,11 +45,13 @@ features! {
     NEED_GET_DATA = 2;
     /// The device survives its server; new requests wait for the next one (6.1).
     USER_RECOVERY = 3;
-    /// With [`Self::USER_RECOVERY`]: requests in flight are delivered again to the next server (6.1).
+    /// With [`Self::USER_RECOVERY`]: requests in flight are delivered again to the next server
+    /// (6.1).
     USER_RECOVERY_REISSUE = 4;
     /// The device belongs to an unprivileged user; clears the recovery flags (6.3).
     UNPRIVILEGED_DEV = 5;
-    /// Opcodes are encoded as ioctl numbers; always set since 6.4. This module uses no other encoding.
+    /// Opcodes are encoded as ioctl numbers; always set since 6.4. This module uses no other
+    /// encoding.
     CMD_IOCTL_ENCODE = 6;
     /// Data moves by pread/pwrite on `/dev/ublkcN` instead of by the driver's copy (6.5).
     USER_COPY = 7;
@@ -55,12 +61,13 @@ features! {
     USER_RECOVERY_FAIL_IO = 9;
     /// UPDATE_SIZE changes the size of a live device (6.16).
     UPDATE_SIZE = 10;
-    /// The driver registers request pages in the server's buffer table by itself (6.16).
+    /// The driver automatically registers request pages in the server's buffer table (6.16).
     AUTO_BUF_REG = 11;
-    /// QUIESCE_DEV (6.16). Its presence also tells the driver generation that detects a server's death by the
-    /// release of `/dev/ublkcN` and recovers from a crash during recovery.
+    /// QUIESCE_DEV (6.16). The flag also identifies the driver generation that detects a server's
+    /// death by the release of `/dev/ublkcN` and recovers from a crash during recovery.
     QUIESCE = 12;
-    /// Each tag may have a server thread of its own; without it all tags of a queue belong to one thread (6.16).
+    /// Each tag may have a server thread of its own; without it all tags of a queue belong to one
+    /// thread (6.16).
     PER_IO_DAEMON = 13;
     /// Zero-copy buffers may be registered by any thread (6.17).
     BUF_REG_OFF_DAEMON = 14;
@@ -132,7 +139,8 @@ impl BitOr for Features {
 }
 
 impl fmt::Display for Features {
-    /// `USER_RECOVERY|ZONED|0x100000`: names, then the unknown bits as one number; `none` for the empty set.
+    /// Writes `USER_RECOVERY|ZONED|0x100000`: the names, then the unknown bits as one number;
+    /// `none` for the empty set.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
             return formatter.write_str("none");
@@ -188,7 +196,7 @@ pub const UBLK_U_CMD_SET_PARAMS: u32 = read_write_code::<CtrlCmd>(0x08);
 pub const UBLK_U_CMD_GET_PARAMS: u32 = read_code::<CtrlCmd>(0x09);
 /// Begins the takeover of a device whose server is gone (6.1).
 pub const UBLK_U_CMD_START_USER_RECOVERY: u32 = read_write_code::<CtrlCmd>(0x10);
-/// Ends it, once every tag was fetched; `data` is the new server's pid (6.1).
+/// Ends a takeover, once every tag was fetched; `data` is the new server's pid (6.1).
 pub const UBLK_U_CMD_END_USER_RECOVERY: u32 = read_write_code::<CtrlCmd>(0x11);
 /// Reads [`CtrlDevInfo`] with a device path in front, for unprivileged devices (6.3).
 pub const UBLK_U_CMD_GET_DEV_INFO2: u32 = read_code::<CtrlCmd>(0x12);
@@ -204,7 +212,7 @@ pub const UBLK_U_CMD_QUIESCE_DEV: u32 = read_write_code::<CtrlCmd>(0x16);
 pub const UBLK_U_CMD_TRY_STOP_DEV: u32 = read_write_code::<CtrlCmd>(0x17);
 /// Registers memory shared with clients (7.1).
 pub const UBLK_U_CMD_REG_BUF: u32 = read_write_code::<CtrlCmd>(0x18);
-/// Unregisters it (7.1).
+/// Unregisters memory shared with clients (7.1).
 pub const UBLK_U_CMD_UNREG_BUF: u32 = read_write_code::<CtrlCmd>(0x19);
 
 /// Size in bytes of GET_FEATURES' buffer; the driver accepts no other.
@@ -218,7 +226,7 @@ pub const UBLK_U_IO_COMMIT_AND_FETCH_REQ: u32 = read_write_code::<IoCmd>(0x21);
 pub const UBLK_U_IO_NEED_GET_DATA: u32 = read_write_code::<IoCmd>(0x22);
 /// Puts a request's pages in io_uring's buffer table (6.15).
 pub const UBLK_U_IO_REGISTER_IO_BUF: u32 = read_write_code::<IoCmd>(0x23);
-/// Takes them out again (6.15).
+/// Removes a request's pages from io_uring's buffer table (6.15).
 pub const UBLK_U_IO_UNREGISTER_IO_BUF: u32 = read_write_code::<IoCmd>(0x24);
 /// Batch form of FETCH_REQ (7.0).
 pub const UBLK_U_IO_PREP_IO_CMDS: u32 = read_write_code::<BatchIo>(0x25);
@@ -244,7 +252,7 @@ pub const UBLKSRV_CMD_BUF_OFFSET: u64 = 0;
 pub const UBLKSRV_IO_BUF_OFFSET: u64 = 0x8000_0000;
 /// Most tags of a queue; also the distance of two queues' descriptor areas, in descriptors.
 pub const UBLK_MAX_QUEUE_DEPTH: u16 = 4096;
-/// Width in bits of a byte offset in one request's data: at most 32 MiB a request.
+/// Width in bits of a byte offset in one request's data: at most 32 MiB per request.
 pub const UBLK_IO_BUF_BITS: u32 = 25;
 /// Position of the tag in a USER_COPY offset.
 pub const UBLK_TAG_OFF: u32 = UBLK_IO_BUF_BITS;
@@ -342,14 +350,16 @@ pub const UBLK_PARAM_TYPE_INTEGRITY: u32 = 1 << 6;
 /// Smallest segment size and boundary in bytes.
 pub const UBLK_MIN_SEGMENT_SIZE: u32 = 4096;
 
-/// `AutoBufReg::flags`: deliver the request when the registration fails, with [`UBLK_IO_F_NEED_REG_BUF`].
+/// `AutoBufReg::flags`: deliver the request when the registration fails, with
+/// [`UBLK_IO_F_NEED_REG_BUF`].
 pub const UBLK_AUTO_BUF_REG_FALLBACK: u8 = 1 << 0;
 
 // ---------------------------------------------------------------------------------------------
 // Structures
 // ---------------------------------------------------------------------------------------------
 
-/// `struct ublksrv_ctrl_cmd`: the argument of a control command, in the 80-byte area of a 128-byte SQE.
+/// `struct ublksrv_ctrl_cmd`: the argument of a control command, in the 80-byte area of a 128-byte
+/// SQE.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct CtrlCmd {
@@ -394,7 +404,7 @@ impl CtrlCmd {
 pub struct CtrlDevInfo {
     /// Queues; the driver lowers it to the number of CPUs.
     pub nr_hw_queues: u16,
-    /// Tags a queue, at most [`UBLK_MAX_QUEUE_DEPTH`].
+    /// Tags per queue, at most [`UBLK_MAX_QUEUE_DEPTH`].
     pub queue_depth: u16,
     /// `UBLK_S_DEV_*`.
     pub state: u16,
@@ -408,9 +418,9 @@ pub struct CtrlDevInfo {
     pub ublksrv_pid: i32,
     /// Zero.
     pub pad1: u32,
-    /// [`Features`] of the device; the driver clears what it does not know.
+    /// [`Features`] of the device; the driver clears the flags that it does not know.
     pub flags: u64,
-    /// Ours to use; the driver only keeps it.
+    /// For the server's own use; the driver only keeps it.
     pub ublksrv_flags: u64,
     /// User that created the device.
     pub owner_uid: u32,
@@ -432,7 +442,8 @@ pub struct IoCmd {
     pub tag: u16,
     /// Answer of a commit: bytes, or a negative error number.
     pub result: i32,
-    /// Address of the tag's buffer in the server; 0 with USER_COPY. In the header a union with `zone_append_lba`.
+    /// Address of the tag's buffer in the server; 0 with USER_COPY. In the header a union with
+    /// `zone_append_lba`.
     pub addr: u64,
 }
 
@@ -472,7 +483,7 @@ pub struct BatchIo {
     pub flags: u16,
     /// Elements in the buffer.
     pub nr_elem: u16,
-    /// Bytes an element.
+    /// Bytes per element.
     pub elem_bytes: u8,
     /// Zero.
     pub reserved: u8,
@@ -480,7 +491,8 @@ pub struct BatchIo {
     pub reserved2: u64,
 }
 
-/// `struct ublk_auto_buf_reg` (6.16). It travels in an SQE's `addr`: index in bits 0 to 15, flags in bits 16 to 23.
+/// `struct ublk_auto_buf_reg` (6.16). It travels in an SQE's `addr`: index in bits 0 to 15, flags
+/// in bits 16 to 23.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct AutoBufReg {
@@ -582,7 +594,7 @@ pub struct ParamSegment {
     pub seg_boundary_mask: u64,
     /// Bytes.
     pub max_segment_size: u32,
-    /// Segments a request.
+    /// Segments per request.
     pub max_segments: u16,
     /// Zero.
     pub pad: [u8; 2],
@@ -594,11 +606,11 @@ pub struct ParamSegment {
 pub struct ParamIntegrity {
     /// `LBMD_PI_CAP_*` of `<linux/fs.h>`.
     pub flags: u32,
-    /// Segments a request; 0 for no limit.
+    /// Segments per request; 0 for no limit.
     pub max_integrity_segments: u16,
-    /// Bytes of data an interval, power of two.
+    /// Bytes of data per interval, power of two.
     pub interval_exp: u8,
-    /// Bytes of metadata an interval.
+    /// Bytes of metadata per interval.
     pub metadata_size: u8,
     /// Bytes.
     pub pi_offset: u8,
@@ -610,13 +622,15 @@ pub struct ParamIntegrity {
     pub pad: [u8; 5],
 }
 
-/// `struct ublk_params`. An older driver takes and gives the first `len` bytes that it knows.
+/// `struct ublk_params`. An older driver reads and writes only the first `len` bytes, which it
+/// knows.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Params {
     /// Bytes of this structure that are present.
     pub len: u32,
-    /// `UBLK_PARAM_TYPE_*`: which parts are valid. The driver clears what it does not know.
+    /// `UBLK_PARAM_TYPE_*`: which parts are valid. The driver clears the types that it does not
+    /// know.
     pub types: u32,
     /// Size, block sizes, attributes.
     pub basic: ParamBasic,

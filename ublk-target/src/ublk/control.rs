@@ -1,7 +1,8 @@
 //! Control commands to the ublk driver, each with a time limit.
 //!
-//! One command at a time. A command that gets no answer in time is *not* undone: it may still take effect later.
-//! The handle refuses everything after that; open a new one, and look at what became of the device.
+//! One command at a time. A command that gets no answer in time is *not* undone: it may still take
+//! effect later. The handle then refuses every further command: open a new one, and check the state
+//! of the device.
 
 use std::fmt;
 use std::fs::File;
@@ -22,13 +23,14 @@ use super::params::{DeviceParams, ParamsError};
 const CONTROL_PATH: &str = "/dev/ublk-control";
 /// Size of the helper's ring in commands: it runs one at a time.
 const RING_ENTRIES: u32 = 1;
-/// The kernel-internal ENOTSUPP, which the driver lets out for commands that a device's features exclude.
+/// The kernel-internal ENOTSUPP, which the driver returns for commands that a device's features
+/// exclude.
 const ENOTSUPP: i32 = 524;
 
 /// A control command.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Command {
-    /// What the driver can do.
+    /// Read the features of the driver.
     GetFeatures,
     /// Create a device.
     AddDev,
@@ -36,19 +38,19 @@ pub enum Command {
     GetDevInfo,
     /// Set the block device's parameters.
     SetParams,
-    /// Read them.
+    /// Read the block device's parameters.
     GetParams,
     /// Make the block device appear.
     StartDev,
-    /// Make the block device go.
+    /// Remove the block device.
     StopDev,
-    /// The same, unless it is open.
+    /// Remove the block device unless it is open.
     TryStopDev,
     /// Delete a device.
     DelDev,
     /// Begin to take over a device.
     StartUserRecovery,
-    /// End it.
+    /// End the takeover.
     EndUserRecovery,
 }
 
@@ -62,7 +64,7 @@ impl Command {
         self.entry().0
     }
 
-    /// The first Linux that has the command as we send it.
+    /// The first Linux version that has the command with the encoding of this module.
     const fn since(self) -> &'static str {
         self.entry().2
     }
@@ -91,7 +93,8 @@ impl Command {
         }
     }
 
-    /// What an error number means after this command, where its own text does not say it.
+    /// The meaning of an error number after this command, where the error number's own text does
+    /// not say it.
     const fn hint(self, errno: Errno) -> &'static str {
         match (self, errno) {
             (_, Errno::ENODEV) => "there is no such ublk device",
@@ -124,7 +127,7 @@ impl Command {
     }
 }
 
-/// A command and the device it is for: what an error names.
+/// A command and its device, as an error names them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Attempt {
     /// The command.
@@ -144,7 +147,7 @@ impl fmt::Display for Attempt {
     }
 }
 
-/// Why something with a ublk device did not work.
+/// Why an operation on a ublk device failed.
 #[derive(Debug, Error)]
 pub enum ControlError {
     /// There is no `/dev/ublk-control`.
@@ -156,7 +159,7 @@ pub enum ControlError {
         /// ENOENT, ENXIO or ENODEV.
         errno: Errno,
     },
-    /// We may not open the control file.
+    /// The process has no permission to open the control file.
     #[error("open {CONTROL_PATH}: {errno}: it takes root or CAP_SYS_ADMIN and access to the file")]
     OpenPermission {
         /// EACCES or EPERM.
@@ -165,37 +168,37 @@ pub enum ControlError {
     /// The control file can not be opened for another reason.
     #[error("open {CONTROL_PATH}: {errno}")]
     Open {
-        /// The reason.
+        /// The cause.
         errno: Errno,
     },
-    /// The ring or the thread for control commands can not be had.
+    /// The ring or the thread for control commands cannot be created.
     #[error(
         "set up io_uring for ublk control commands: {source} (see sysctl kernel.io_uring_disabled)"
     )]
     Setup {
-        /// The reason.
+        /// The cause.
         source: io::Error,
     },
-    /// The kernel does not let us run the command.
+    /// The process has no permission to run the command.
     #[error("{attempt}: not permitted: it takes CAP_SYS_ADMIN")]
     Permission {
         /// The command.
         attempt: Attempt,
     },
-    /// No answer in time. What the command did or will still do is unknown.
+    /// No answer in time. The command's effect, now or later, is unknown.
     #[error("{attempt}: no answer from the kernel in {limit:?}; it may still take effect")]
     Timeout {
         /// The command.
         attempt: Attempt,
-        /// How long it was given.
+        /// The time limit.
         limit: Duration,
     },
-    /// The ring broke under the command. What it did is unknown.
+    /// The ring failed during the command. The command's effect is unknown.
     #[error("{attempt}: lost its io_uring: {source}")]
     Broken {
         /// The command.
         attempt: Attempt,
-        /// The reason.
+        /// The cause.
         source: io::Error,
     },
     /// The command was not sent, because an earlier one of this handle got no answer.
@@ -203,7 +206,7 @@ pub enum ControlError {
     Poisoned {
         /// The command that was not sent.
         attempt: Attempt,
-        /// The one without an answer.
+        /// The command that got no answer.
         earlier: Attempt,
     },
     /// The driver does not have the command.
@@ -215,9 +218,9 @@ pub enum ControlError {
     /// The driver lacks features.
     #[error("this kernel's ublk driver lacks {missing}; it has {offered}")]
     MissingFeatures {
-        /// Wanted and not there.
+        /// The features that are required and not offered.
         missing: Features,
-        /// What is there.
+        /// The features that are offered.
         offered: Features,
     },
     /// The driver refused the command.
@@ -227,10 +230,10 @@ pub enum ControlError {
         attempt: Attempt,
         /// The driver's answer.
         errno: Errno,
-        /// What it means here; may be empty.
+        /// The meaning of `errno` after this command; may be empty.
         hint: &'static str,
     },
-    /// Parameters that can not be encoded, or that the driver can not have meant.
+    /// Parameters that cannot be encoded, or that the driver reported and that are not valid.
     #[error("{attempt}: {source}")]
     Params {
         /// The command.
@@ -238,7 +241,7 @@ pub enum ControlError {
         /// What is wrong.
         source: ParamsError,
     },
-    /// A device description that the driver can not have meant.
+    /// A device description of the driver that is not valid.
     #[error("{attempt}: the driver's answer makes no sense: {source}")]
     DevInfo {
         /// The command.
@@ -263,7 +266,7 @@ pub enum ControlError {
     List {
         /// The directory.
         path: PathBuf,
-        /// The reason.
+        /// The cause.
         source: io::Error,
     },
     /// The character device can not be opened.
@@ -271,11 +274,11 @@ pub enum ControlError {
     Cdev {
         /// The device.
         device: DeviceId,
-        /// Its file.
+        /// The device's file.
         path: PathBuf,
-        /// How long it was tried.
+        /// The time limit.
         limit: Duration,
-        /// The last reason.
+        /// The error of the last try.
         source: io::Error,
     },
     /// The block layer's time limit can not be set.
@@ -285,15 +288,16 @@ pub enum ControlError {
         device: DeviceId,
         /// The file.
         path: PathBuf,
-        /// The value.
+        /// The value, in milliseconds.
         milliseconds: u32,
-        /// The reason.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl ControlError {
-    /// The driver's error number, where it answered with one: what a caller decides about a retry by.
+    /// The driver's error number, if the driver refused the command. A caller decides by it whether
+    /// to retry.
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Kernel { errno, .. } => Some(*errno),
@@ -313,7 +317,8 @@ impl ControlError {
     /// The error of a command that the driver answered with `-number`.
     fn answer(attempt: Attempt, number: i32) -> Self {
         let errno = Errno::from_raw(number);
-        // Before 6.5 the driver took GET_FEATURES for an unknown command, or for one of a missing device.
+        // Before 6.5 the driver treats GET_FEATURES as an unknown command, or as a command to a
+        // missing device.
         let unknown_get_features = attempt.command == Command::GetFeatures
             && matches!(errno, Errno::EINVAL | Errno::ENODEV);
         if number == ENOTSUPP || errno == Errno::EOPNOTSUPP || unknown_get_features {
@@ -330,11 +335,11 @@ impl ControlError {
     }
 }
 
-/// A handle on the ublk driver. It can be moved to any thread; a thread that wants to send a command while
-/// another command is running opens its own.
+/// A handle on the ublk driver. It can be moved to any thread. A thread that wants to send a
+/// command while another command is running opens its own handle.
 pub struct Control {
     helper: Helper,
-    /// The command that got no answer, after which no other is sent.
+    /// The command that got no answer. No other command is sent after it.
     unanswered: Option<Attempt>,
 }
 
@@ -361,7 +366,8 @@ impl Control {
         })
     }
 
-    /// What the driver can do. A driver older than Linux 6.5 can not tell: [`ControlError::Unsupported`].
+    /// Reads the driver's features. A driver older than Linux 6.5 cannot report them:
+    /// [`ControlError::Unsupported`].
     pub fn get_features(&mut self, limit: Duration) -> Result<Features, ControlError> {
         let attempt = Attempt {
             command: Command::GetFeatures,
@@ -375,7 +381,8 @@ impl Control {
         }
     }
 
-    /// The driver's features, or an error that names those of `required` which it lacks.
+    /// Reads the driver's features. An error names the features of `required` that the driver
+    /// lacks.
     pub fn require_features(
         &mut self,
         required: Features,
@@ -390,7 +397,8 @@ impl Control {
         }
     }
 
-    /// Creates a device and its `/dev/ublkcN`. The answer is what the driver made of the request; compare them.
+    /// Creates a device and its `/dev/ublkcN`. The driver may change the request: compare the
+    /// returned description with `device`.
     pub fn add_dev(
         &mut self,
         device: &NewDevice,
@@ -403,7 +411,7 @@ impl Control {
         self.call_dev_info(attempt, device.encode(), limit)
     }
 
-    /// Describes a device as it is now.
+    /// Reads the current description of a device.
     pub fn get_dev_info(&mut self, id: DeviceId, limit: Duration) -> Result<DevInfo, ControlError> {
         let attempt = Attempt {
             command: Command::GetDevInfo,
@@ -412,9 +420,9 @@ impl Control {
         self.call_dev_info(attempt, CtrlDevInfo::default(), limit)
     }
 
-    /// Sets the block device's parameters; only before [`Self::start_dev`] (EACCES after it, also in
-    /// recovery). Kinds of parameters that the driver does not know are dropped without a word: compare
-    /// [`Self::get_params`].
+    /// Sets the block device's parameters; only before [`Self::start_dev`] (EACCES after it, also
+    /// in recovery). The driver silently drops kinds of parameters that it does not know: compare
+    /// with [`Self::get_params`].
     pub fn set_params(
         &mut self,
         id: DeviceId,
@@ -432,7 +440,7 @@ impl Control {
             .map(drop)
     }
 
-    /// The block device's parameters.
+    /// Reads the block device's parameters.
     pub fn get_params(
         &mut self,
         id: DeviceId,
@@ -456,7 +464,8 @@ impl Control {
     }
 
     /// Makes `/dev/ublkbN` appear. Waits until every tag of every queue was fetched, and reads the
-    /// partition table through the device: the I/O threads must be at work already. `pid` is the server's.
+    /// partition table through the device: the I/O threads must be running already. `pid` is the
+    /// server's.
     pub fn start_dev(
         &mut self,
         id: DeviceId,
@@ -466,7 +475,7 @@ impl Control {
         self.call_plain(Command::StartDev, id, pid.into(), limit)
     }
 
-    /// Removes `/dev/ublkbN`, whoever uses it: I/O that is not answered fails with EIO.
+    /// Removes `/dev/ublkbN`, also while it is open: I/O that is not answered fails with EIO.
     pub fn stop_dev(&mut self, id: DeviceId, limit: Duration) -> Result<(), ControlError> {
         self.call_plain(Command::StopDev, id, 0, limit)
     }
@@ -476,14 +485,16 @@ impl Control {
         self.call_plain(Command::TryStopDev, id, 0, limit)
     }
 
-    /// Deletes a device. Waits until the last reference to it is gone, so drop descriptors, rings and
-    /// `/dev/ublkcN` first. After a [`ControlError::Timeout`] the deletion ends with the last reference.
+    /// Deletes a device. Waits until the last reference to the device is gone, so drop descriptors,
+    /// rings and `/dev/ublkcN` first. After a [`ControlError::Timeout`] the kernel completes the
+    /// deletion when the last reference is gone.
     pub fn del_dev(&mut self, id: DeviceId, limit: Duration) -> Result<(), ControlError> {
         self.call_plain(Command::DelDev, id, 0, limit)
     }
 
-    /// Begins to take over a device whose server is gone; EBUSY until its last reference is. On a driver
-    /// without [`Features::QUIESCE`] a second one is EINVAL with one queue and may crash the kernel with several.
+    /// Starts to take over a device whose server is gone; EBUSY until the server's last reference
+    /// is gone. On a driver without [`Features::QUIESCE`] a second start is EINVAL with one queue
+    /// and may crash the kernel with several.
     pub fn start_user_recovery(
         &mut self,
         id: DeviceId,
@@ -492,7 +503,8 @@ impl Control {
         self.call_plain(Command::StartUserRecovery, id, 0, limit)
     }
 
-    /// Ends the takeover: waits until every tag was fetched, then requests flow. `pid` is the new server's.
+    /// Ends the takeover: waits until every tag was fetched, then requests flow. `pid` is the new
+    /// server's.
     pub fn end_user_recovery(
         &mut self,
         id: DeviceId,
@@ -502,14 +514,15 @@ impl Control {
         self.call_plain(Command::EndUserRecovery, id, pid.into(), limit)
     }
 
-    /// The device that carries our mark, if there is one. `limit` is for each device that exists.
+    /// Finds the device that carries the mark `tag`. `limit` is the time limit for each device that
+    /// exists.
     ///
-    /// Its state says nothing about its server: Linux 6.12 calls a device live for a while, or for 30 s, after
-    /// its server was killed.
+    /// The device's state says nothing about its server: Linux 6.12 reports a device as live for a
+    /// while, up to 30 s, after its server was killed.
     ///
-    /// 0 is what other servers' devices carry, and is never found. A device of somebody else that does not
-    /// answer is passed over; only if ours is not among the others is its [`ControlError::Timeout`]
-    /// returned, because it could be ours.
+    /// The mark 0 is the mark of other servers' devices, and is never found. A device that does not
+    /// answer is skipped. If no other device carries the mark, the skipped device's
+    /// [`ControlError::Timeout`] is returned, because it could be the wanted device.
     pub fn find_device(
         &mut self,
         tag: u64,
@@ -532,7 +545,7 @@ impl Control {
                         second: id,
                     });
                 }
-                // Deleted in the meantime.
+                // The device was deleted in the meantime.
                 (Err(error), _) if error.errno() == Some(Errno::ENODEV) => {}
                 (Err(error @ ControlError::Timeout { .. }), _) => {
                     tracing::warn!(device = id.0, "ublk device does not answer");
@@ -624,7 +637,7 @@ mod tests {
         value
     }
 
-    /// A handle whose "driver" is a function.
+    /// Makes a handle whose "driver" is a function.
     fn control(driver: impl FnMut(u32, &CtrlCmd) -> io::Result<i32> + Send + 'static) -> Control {
         assert_send(Control {
             helper: Helper::spawn(driver).unwrap(),
@@ -703,7 +716,8 @@ mod tests {
         let (ended, end) = mpsc::channel();
         let mut control = control(move |_, header| {
             let _ = wait.recv();
-            // SAFETY: the caller has given up, and the buffer is still there: that is what is tested.
+            // SAFETY: the caller has given up, and the buffer still exists: the test checks exactly
+            // that.
             unsafe { (header.addr as *mut CtrlDevInfo).write(CtrlDevInfo::default()) };
             ended.send(()).unwrap();
             Ok(0)

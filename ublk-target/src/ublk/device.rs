@@ -1,4 +1,4 @@
-//! A ublk device as the driver describes it, in our own types.
+//! A ublk device as the driver describes it, in types of this crate.
 
 use std::fmt;
 
@@ -41,20 +41,21 @@ impl DeviceState {
     }
 }
 
-/// What ADD_DEV is asked for. The driver may give less: see [`DevInfo`].
+/// The request of ADD_DEV. The driver may give less: see [`DevInfo`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NewDevice {
     /// The wanted number; `None`: the driver takes a free one.
     pub id: Option<DeviceId>,
     /// Hardware queues, 1 or more.
     pub queue_count: u16,
-    /// Tags a queue, 1 to [`abi::UBLK_MAX_QUEUE_DEPTH`].
+    /// Tags per queue, 1 to [`abi::UBLK_MAX_QUEUE_DEPTH`].
     pub queue_depth: u16,
     /// Largest data of one request in bytes, a multiple of the page size, at most 32 MiB.
     pub io_buffer_bytes_max: u32,
     /// Wanted features.
     pub features: Features,
-    /// Our mark on the device (`ublksrv_flags`), by which a later process recognises it; not 0.
+    /// The server's mark on the device (`ublksrv_flags`), by which a later process recognises it;
+    /// not 0.
     pub tag: u64,
 }
 
@@ -72,34 +73,34 @@ impl NewDevice {
     }
 }
 
-/// A device as the driver has it. After ADD_DEV compare it with what was asked for: the driver lowers
-/// `queue_count` to the number of CPUs, rounds `io_buffer_bytes_max` down to pages, drops features that it
-/// does not know without a word, and adds some.
+/// The driver's description of a device. After ADD_DEV compare it with the request: the driver
+/// lowers `queue_count` to the number of CPUs, rounds `io_buffer_bytes_max` down to pages, silently
+/// drops features that it does not know, and adds some.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DevInfo {
     /// Number of the device.
     pub id: DeviceId,
     /// Hardware queues.
     pub queue_count: u16,
-    /// Tags a queue.
+    /// Tags per queue.
     pub queue_depth: u16,
     /// State at the time of the command.
     pub state: DeviceState,
     /// Largest data of one request in bytes.
     pub io_buffer_bytes_max: u32,
-    /// Process of the server that started or recovered the device last; it may be gone.
+    /// Process of the server that last started or recovered the device; the process may be gone.
     pub server_pid: Option<u32>,
     /// Features of the device.
     pub features: Features,
-    /// The mark that ADD_DEV gave it (`ublksrv_flags`).
+    /// The mark that the device got in ADD_DEV (`ublksrv_flags`).
     pub tag: u64,
-    /// User that created it.
+    /// User that created the device.
     pub owner_uid: u32,
-    /// Group that created it.
+    /// Group that created the device.
     pub owner_gid: u32,
 }
 
-/// A device description from the driver that can not be right.
+/// A device description of the driver that is not valid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum DevInfoError {
     /// A state that this program does not know.
@@ -110,7 +111,7 @@ pub enum DevInfoError {
     Geometry {
         /// Hardware queues.
         queue_count: u16,
-        /// Tags a queue.
+        /// Tags per queue.
         queue_depth: u16,
     },
 }

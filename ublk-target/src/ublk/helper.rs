@@ -1,10 +1,10 @@
-//! The thread that runs control commands, so that a command that never returns costs a thread and not the
-//! caller.
+//! The thread that runs control commands, so that a command that never returns costs a thread and
+//! does not block the caller.
 //!
-//! Some kernels never answer some commands (ADD_DEV on Linux 6.18.4, DEL_DEV while a reference is left), and
-//! nothing can interrupt them. So the thread owns everything that the kernel touches during a command: the
-//! ring, the open file and the buffer. A caller that gives up leaves them all to the thread, which
-//! waits on, and ends by itself if the kernel ever answers.
+//! Some kernels never answer some commands (ADD_DEV on Linux 6.18.4, DEL_DEV while a reference is
+//! left), and nothing can interrupt them. So the thread owns everything that the kernel touches
+//! during a command: the ring, the open file and the buffer. A caller that gives up leaves them all
+//! to the thread. The thread keeps waiting, and ends automatically if the kernel ever answers.
 
 use std::fs::File;
 use std::io;
@@ -49,16 +49,16 @@ pub(super) struct Job {
     pub(super) payload: Payload,
 }
 
-/// What the thread answers: the driver's result (0 or more, or a negative error number) and the buffer as the
-/// driver left it, or that the ring broke, after which the thread has ended.
+/// The thread's answer: the driver's result (0 or more, or a negative error number) with the buffer
+/// as the driver left it; or an error of the ring, after which the thread ends.
 pub(super) type Answer = io::Result<(i32, Payload)>;
 
 /// Why there is no answer.
 #[derive(Debug)]
 pub(super) enum CallError {
-    /// The time is over; the command may still be running.
+    /// The time limit has passed; the command may still be running.
     Timeout,
-    /// The ring broke or the thread is gone; what became of the command is unknown.
+    /// The ring failed or the thread is gone; the command's effect is unknown.
     Broken(io::Error),
 }
 
@@ -76,15 +76,16 @@ impl Helper {
         Self::spawn(move |opcode, header| submit(&mut ring, &control, opcode, header))
     }
 
-    /// Starts a thread that runs commands by `execute`. If that fails, the buffer that the header
-    /// points to is never freed, because the kernel may still have it.
+    /// Starts a thread that runs commands by `execute`. If `execute` fails, the buffer in the
+    /// header is never freed, because the kernel may still use it.
     pub(super) fn spawn(
         mut execute: impl FnMut(u32, &CtrlCmd) -> io::Result<i32> + Send + 'static,
     ) -> io::Result<Self> {
         let (job_sender, jobs) = mpsc::sync_channel::<Job>(1);
         let (answer_sender, answers) = mpsc::sync_channel::<Answer>(1);
         let work = move || {
-            // Signals are for the threads that expect them. If this fails, the waits here are only woken more often.
+            // Signals are for the threads that expect them. If blocking fails, signals only
+            // interrupt the waits of this thread.
             let _ = SigSet::all().thread_block();
             for job in jobs {
                 let answer = run(&mut execute, job);
@@ -126,7 +127,7 @@ impl Helper {
         Err(error)
     }
 
-    /// Lets the thread end by itself, whenever its command returns.
+    /// Gives the thread up: it ends automatically when its command returns.
     fn abandon(&mut self) {
         self.jobs = None;
         self.thread = None;
@@ -134,7 +135,8 @@ impl Helper {
 }
 
 impl Drop for Helper {
-    /// An idle thread ends at once, and its file is closed when this returns; an abandoned one is not waited for.
+    /// Waits for an idle thread, which ends immediately and closes its file. Does not wait for an
+    /// abandoned thread.
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(thread) = self.thread.take() {
@@ -174,8 +176,8 @@ fn submit(
     let entry = opcode::UringCmd80::new(fd, opcode)
         .cmd(header.to_bytes())
         .build();
-    // SAFETY: the command's buffer belongs to this thread, which frees it only after the command's completion,
-    // and never if this function fails; the file outlives the ring's use of it likewise.
+    // SAFETY: the command's buffer belongs to this thread, which frees it only after the command's
+    // completion, and never if this function fails; the file also outlives the ring's use of it.
     unsafe { ring.submission().push(&entry) }.map_err(io::Error::other)?;
     loop {
         match ring.submit_and_wait(1) {

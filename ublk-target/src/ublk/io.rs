@@ -1,4 +1,5 @@
-//! What an I/O thread needs: the requests in shared memory, and the SQEs that take and answer them.
+//! The interface of an I/O thread: the requests in shared memory, and the SQEs that take and answer
+//! them.
 //!
 //! ```text
 //!             fetch()                    commit_and_fetch(result)
@@ -7,10 +8,11 @@
 //!                                +-- CQE, then IoDescriptors::get ---+
 //! ```
 //!
-//! A tag is either the driver's (a command for it is pending) or the server's (between its CQE and the
-//! commit). Both commands of a tag must come from the thread that fetched it first. The commands go to
-//! `/dev/ublkcN` as a *registered file* of the ring, never as a plain descriptor: the ring's reference to the
-//! file is what makes the kernel refuse recovery until a dead server's I/O on the same ring is done.
+//! A tag belongs either to the driver (a command for it is pending) or to the server (between its
+//! CQE and the commit). Both commands of a tag must come from the thread that fetched the tag
+//! first. The commands go to `/dev/ublkcN` as a *registered file* of the ring, never as a plain
+//! descriptor: because the ring holds a reference to the file, the kernel refuses recovery until a
+//! dead server's I/O on the same ring is done.
 //!
 //! Nothing here allocates, logs or makes a system call, except mapping and unmapping.
 
@@ -36,18 +38,20 @@ pub struct IoSlot {
     pub buffer_address: u64,
 }
 
-/// The SQE that offers a tag to the driver for the first time after ADD_DEV or START_USER_RECOVERY.
+/// Makes the SQE that offers a tag to the driver for the first time after ADD_DEV or
+/// START_USER_RECOVERY.
 ///
-/// Pushing it is unsafe because the driver copies data from and to the slot's buffer from then on, until the
-/// ring is gone: the buffer must live that long.
+/// Pushing the SQE is unsafe because the driver copies data from and to the slot's buffer from then
+/// on, until the ring is gone: the buffer must live that long.
 pub fn fetch(cdev: types::Fixed, slot: IoSlot, user_data: u64) -> squeue::Entry {
     entry(cdev, abi::UBLK_U_IO_FETCH_REQ, slot, 0, user_data)
 }
 
-/// The SQE that answers a request and offers its tag again.
+/// Makes the SQE that answers a request and offers its tag again.
 ///
-/// `result` is a number of bytes for a read or write, 0 for every other operation that succeeded, or a
-/// negative error number. Fewer bytes than asked make the driver send the rest as a new request. The same duty
+/// `result` is the number of bytes of a read or write, 0 for every other operation that succeeded,
+/// or a negative error number. If fewer bytes than requested are reported, the driver sends the
+/// rest as a new request. The buffer must live as long as for [`fetch`].
 /// as with [`fetch`] holds for the buffer.
 pub fn commit_and_fetch(
     cdev: types::Fixed,
@@ -83,21 +87,23 @@ fn entry(
         .user_data(user_data)
 }
 
-/// What the completion of [`fetch`] or [`commit_and_fetch`] says.
+/// The meaning of a completion of [`fetch`] or [`commit_and_fetch`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FetchOutcome {
     /// A request is in the tag's descriptor.
     Request,
-    /// A write wants a buffer first; only with NEED_GET_DATA.
+    /// A write needs a buffer first; only with NEED_GET_DATA.
     NeedGetData,
-    /// The driver gives the tag back: the device stops or the ring is cancelled. Do not fetch it again.
+    /// The driver takes the tag back: the device stops or the ring is cancelled. Do not fetch the
+    /// tag again.
     Abort,
-    /// The command itself failed; the tag is not with the driver.
+    /// The command itself failed; the driver does not have the tag.
     Failed(Errno),
 }
 
 impl FetchOutcome {
-    /// Decodes a CQE's result. A positive result that the interface does not have counts as EPROTO.
+    /// Decodes a CQE's result. A positive result that the interface does not define counts as
+    /// EPROTO.
     pub fn decode(result: i32) -> Self {
         match result {
             abi::UBLK_IO_RES_OK => Self::Request,
@@ -118,7 +124,7 @@ pub enum IoOperation {
     Write,
     /// Make every acknowledged write durable.
     Flush,
-    /// The range is not needed any more.
+    /// Discard the range, whose data is not needed any more.
     Discard,
     /// Make the range read as zeroes.
     WriteZeroes,
@@ -129,12 +135,13 @@ pub enum IoOperation {
 /// One request, copied out of the shared memory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct IoRequest {
-    /// What to do.
+    /// The operation.
     pub operation: IoOperation,
     /// First sector, of 512 bytes.
     pub start_sector: u64,
-    /// Length in sectors of 512 bytes. For a write on drivers like 6.12's it may be less than what was
-    /// submitted, if the server's buffer was not resident; the driver then sends the rest later.
+    /// Length in sectors of 512 bytes. On drivers like 6.12's a write may be shorter than what the
+    /// application submitted, if the server's buffer was not resident; the driver then sends the
+    /// rest later.
     pub sector_count: u32,
     /// `UBLK_IO_F_*`.
     pub flags: u32,
@@ -157,12 +164,12 @@ impl IoRequest {
         }
     }
 
-    /// The write must be durable before it is answered.
+    /// Whether the write must be durable before it is answered.
     pub fn is_fua(&self) -> bool {
         self.flags & abi::UBLK_IO_F_FUA != 0
     }
 
-    /// A write-zeroes that must keep the blocks allocated.
+    /// Whether a write-zeroes must keep the blocks allocated.
     pub fn is_no_unmap(&self) -> bool {
         self.flags & abi::UBLK_IO_F_NOUNMAP != 0
     }
@@ -173,7 +180,7 @@ impl IoRequest {
     }
 }
 
-/// The requests of one queue: memory of the driver, mapped read-only. One entry a tag.
+/// The requests of one queue: memory of the driver, mapped read-only, with one entry for each tag.
 #[derive(Debug)]
 pub struct IoDescriptors {
     base: NonNull<IoDesc>,
@@ -185,8 +192,9 @@ pub struct IoDescriptors {
 unsafe impl Send for IoDescriptors {}
 
 impl IoDescriptors {
-    /// Maps the descriptors of a queue. `cdev` is `/dev/ublkcN`, opened for reading and writing; the mapping
-    /// holds a reference to it, so DEL_DEV and recovery wait until this is dropped.
+    /// Maps the descriptors of a queue. `cdev` is `/dev/ublkcN`, opened for reading and writing.
+    /// The mapping holds a reference to `cdev`, so DEL_DEV and recovery wait until the mapping is
+    /// dropped.
     ///
     /// `queue_depth` must be the device's own: the driver refuses a mapping of another length.
     pub fn map(cdev: BorrowedFd<'_>, queue: u16, queue_depth: u16) -> io::Result<Self> {
@@ -215,12 +223,12 @@ impl IoDescriptors {
         })
     }
 
-    /// The request of a tag. Call it after the tag's CQE was taken from the ring and before the tag is
-    /// committed; at other times the driver may be writing it.
+    /// Returns the request of a tag. Call it after the tag's CQE was taken from the ring and before
+    /// the tag is committed; at other times the driver may be writing the entry.
     ///
     /// # Panics
-    /// If the queue has no such tag: our own user data has gone wrong, and another tag's request must not be
-    /// answered in its place.
+    /// If the queue has no such tag: then the server's user data is wrong, and another tag's
+    /// request must not be answered instead.
     #[inline]
     pub fn get(&self, tag: u16) -> IoRequest {
         assert!(
@@ -228,10 +236,10 @@ impl IoDescriptors {
             "tag {tag} of a queue of {} tags",
             self.queue_depth
         );
-        // SAFETY: `tag` is in the mapping, which lives as long as `self` and is page-aligned, so the entry is
-        // aligned; any bit pattern is a valid IoDesc. Volatile: the driver wrote it behind the compiler's
-        // back. It wrote before it published the CQE, and taking the CQE is an acquire load of the ring's
-        // tail, so no further ordering is needed.
+        // SAFETY: `tag` is in the mapping, which lives as long as `self` and is page-aligned, so
+        // the entry is aligned; any bit pattern is a valid IoDesc. Volatile: the driver wrote it
+        // behind the compiler's back. It wrote before it published the CQE, and taking the CQE is
+        // an acquire load of the ring's tail, so no further ordering is needed.
         let descriptor = unsafe { self.base.add(usize::from(tag)).read_volatile() };
         IoRequest::decode(descriptor)
     }
@@ -245,7 +253,7 @@ impl Drop for IoDescriptors {
     }
 }
 
-/// Where the descriptors of a queue begin: queues are as far apart as the longest queue needs.
+/// The offset of a queue's descriptors: queues are as far apart as the longest queue needs.
 fn map_offset_bytes(queue: u16) -> libc::off_t {
     const QUEUE_BYTES: u64 = abi::UBLK_MAX_QUEUE_DEPTH as u64 * size_of::<IoDesc>() as u64;
     // 2^16 queues of 96 KiB are 6 GiB at most, so this fits where off_t has 64 bits.
@@ -262,7 +270,7 @@ mod tests {
     use super::*;
     use std::os::fd::AsFd;
 
-    /// A file in memory in the place of `/dev/ublkcN`, with `tags` descriptors at the offset of `queue`.
+    /// Makes a file that replaces `/dev/ublkcN`, with `descriptors` at the offset of `queue`.
     fn descriptor_file(queue: u16, descriptors: &[IoDesc]) -> std::fs::File {
         use std::os::unix::fs::FileExt;
         let file = tempfile::tempfile().unwrap();

@@ -11,15 +11,16 @@
 //!
 //! - [`abi`] is the header, nothing else.
 //! - [`control`] sends control commands, each with a time limit.
-//! - [`device`] and [`params`] are what the commands carry, in our own types and checked on the way in.
+//! - [`device`] and [`params`] are the contents of the commands, in types of this crate and checked
+//!   on the way in.
 //! - [`io`] has what an I/O thread needs; it never allocates.
 //! - [`node`] finds devices and their files.
 //!
-//! Absent here: any policy (which flags, what order, when to retry), the I/O loop itself, and all legacy
-//! opcodes: a driver older than Linux 6.5 is refused because it can not tell its features.
+//! Absent here: any policy (which flags, what order, when to retry), the I/O loop itself, and all
+//! legacy opcodes: a driver older than Linux 6.5 is refused because it cannot report its features.
 //!
-//! Facts about drivers that this module relies on are those of Debian's 6.12 and 7.2 kernels. It asks
-//! the driver for its features and never looks at the kernel's version.
+//! The facts about drivers in this module are those of Debian's 6.12 and 7.2 kernels. The module
+//! reads the driver's features and never checks the kernel's version.
 
 pub mod abi;
 pub mod control;

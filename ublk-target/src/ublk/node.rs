@@ -1,4 +1,5 @@
-//! The files of ublk devices: finding devices, opening their character device, one setting in sysfs.
+//! The files of ublk devices: finding devices, opening their character device, one setting in
+//! sysfs.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,12 +10,12 @@ use std::time::{Duration, Instant};
 use super::control::ControlError;
 use super::device::DeviceId;
 
-/// Where the driver lists its character devices.
+/// The directory in which the driver lists its character devices.
 const CLASS_DIRECTORY: &str = "/sys/class/ublk-char";
-/// Time between two tries to open a character device.
+/// Interval between two tries to open a character device.
 const CDEV_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// The devices that exist, lowest number first. Empty when the driver is not loaded.
+/// Lists the devices that exist, lowest number first. Empty if the driver is not loaded.
 pub fn device_ids() -> Result<Vec<DeviceId>, ControlError> {
     device_ids_in(Path::new(CLASS_DIRECTORY)).map_err(|source| ControlError::List {
         path: CLASS_DIRECTORY.into(),
@@ -41,12 +42,12 @@ fn device_ids_in(directory: &Path) -> io::Result<Vec<DeviceId>> {
     Ok(ids)
 }
 
-/// Opens `/dev/ublkcN` for reading and writing, waiting at most `limit` until it can be: devtmpfs or udev
-/// create it a little after ADD_DEV, and it can be open only once, so that it is busy until the previous
-/// server's last reference is gone.
+/// Opens `/dev/ublkcN` for reading and writing. Retries for at most `limit`: devtmpfs or udev
+/// create the file a little after ADD_DEV, and the device can be open only once, so it is busy
+/// until the previous server's last reference is gone.
 ///
-/// The descriptor is closed on exec. A copy of it in another process, such as a forked child, would hold up
-/// recovery and DEL_DEV.
+/// The descriptor is closed on exec. A copy of it in another process, such as a forked child, would
+/// delay recovery and DEL_DEV.
 pub fn wait_for_cdev(id: DeviceId, limit: Duration) -> Result<File, ControlError> {
     let path = PathBuf::from(format!("/dev/ublkc{id}"));
     open_within(&path, limit).map_err(|source| ControlError::Cdev {
@@ -64,7 +65,8 @@ fn open_within(path: &Path, limit: Duration) -> io::Result<File> {
             Ok(file) => return Ok(file),
             Err(error) => error,
         };
-        // ENXIO and ENODEV: a stale file of an earlier device of this number that udev did not replace yet.
+        // ENXIO and ENODEV: a stale file of an earlier device of this number, which udev has not
+        // replaced yet.
         let may_pass = matches!(
             error.raw_os_error(),
             Some(libc::ENOENT | libc::ENXIO | libc::ENODEV | libc::EBUSY | libc::EINTR)
@@ -76,14 +78,15 @@ fn open_within(path: &Path, limit: Duration) -> io::Result<File> {
     }
 }
 
-/// Sets how long the block layer waits before it asks the driver about a request (`queue/io_timeout`), in
-/// milliseconds, not 0.
+/// Sets the time after which the block layer asks the driver about a request (`queue/io_timeout`),
+/// in milliseconds; must not be 0.
 ///
-/// For drivers without QUIESCE (such as Linux 6.12's): they notice a killed server that held every tag only
-/// then, and the default is 30 s. A live server that holds a request longer sees no error.
+/// For drivers without QUIESCE (such as Linux 6.12's): if a killed server held every tag, only this
+/// timeout makes them notice its death, and the default is 30 s. A live server that holds a request
+/// longer sees no error.
 pub fn set_io_timeout(id: DeviceId, milliseconds: u32) -> Result<(), ControlError> {
     let path = PathBuf::from(format!("/sys/block/ublkb{id}/queue/io_timeout"));
-    // To read it disturbs nobody; to write it waits until nothing is in flight.
+    // Reading the value has no side effect; writing it waits until no request is in flight.
     let present = fs::read_to_string(&path).unwrap_or_default();
     if present.trim() == milliseconds.to_string() {
         return Ok(());

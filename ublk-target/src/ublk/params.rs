@@ -1,8 +1,9 @@
 //! Parameters of a block device, in bytes and checked before the driver sees them.
 //!
-//! The driver answers EINVAL to whatever it does not like; the checks here refuse the same with a reason
-//! (`ublk_validate_params` of Linux 6.12 and 7.2; all but the limits that depend on the page size and on the
-//! device's buffers). Everything is fixed once the device is started.
+//! The driver answers EINVAL to every parameter that it refuses. The checks here refuse the same
+//! parameters with a reason (`ublk_validate_params` of Linux 6.12 and 7.2; all checks except the
+//! limits that depend on the page size and on the device's buffers). All parameters are fixed once
+//! the device is started.
 
 use thiserror::Error;
 
@@ -12,7 +13,8 @@ use super::abi::{self, ParamBasic, ParamDiscard, ParamDmaAlign, Params};
 const SECTOR_BYTES: u64 = 512;
 /// Smallest logical block in bytes.
 const BLOCK_BYTES_MIN: u32 = 512;
-/// Smallest "largest request" in bytes: the block layer wants a page (4096 on the architectures we run on).
+/// Smallest valid value of the largest request, in bytes: the block layer requires a page (4096 on
+/// the architectures that Shunt supports).
 const REQUEST_BYTES_MAX_MIN: u32 = 4096;
 
 /// Parameters of a block device.
@@ -26,59 +28,63 @@ pub struct DeviceParams {
     pub physical_block_bytes: u32,
     /// Smallest sensible request in bytes: a power of two.
     pub io_min_bytes: u32,
-    /// Best request size in bytes: a power of two; the logical block where nothing is known.
+    /// Best request size in bytes: a power of two; the logical block if nothing is known.
     pub io_opt_bytes: u32,
-    /// Largest request in bytes: whole sectors, at least 4096, at most the device's `io_buffer_bytes_max`.
+    /// Largest request in bytes: whole sectors, at least 4096, at most the device's
+    /// `io_buffer_bytes_max`.
     pub request_bytes_max: u32,
-    /// Writes fail. Can not change while the device lives.
+    /// Writes fail. Cannot change while the device exists.
     pub read_only: bool,
     /// Seeks are slow.
     pub rotational: bool,
-    /// An acknowledged write is durable only after a flush. Without it no flush is ever sent.
+    /// An acknowledged write is durable only after a flush. If false, the kernel never sends a
+    /// flush.
     pub volatile_cache: bool,
     /// FUA writes arrive as such. Needs `volatile_cache`.
     pub fua: bool,
     /// Discard and write-zeroes; `None`: neither is ever sent.
     pub discard: Option<DiscardParams>,
-    /// Alignment of the memory of direct I/O in bytes, a power of two; `None`: the driver's 4 bytes. Linux 6.15.
+    /// Alignment of the memory of direct I/O in bytes, a power of two; `None`: the driver's 4
+    /// bytes. Linux 6.15.
     pub dma_alignment_bytes: Option<u32>,
 }
 
-/// Which requests without data a device takes.
+/// The requests without data that a device accepts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DiscardParams {
-    /// Granularity of discards in bytes, not 0 (the driver wants one for write-zeroes too).
+    /// Granularity of discards in bytes, not 0 (the driver requires it for write-zeroes too).
     pub granularity_bytes: u32,
     /// Offset of the first granule in bytes.
     pub alignment_bytes: u32,
     /// Largest discard in bytes, whole sectors; 0: none are sent.
     pub discard_bytes_max: u64,
-    /// Largest write-zeroes in bytes, whole sectors; 0: none are sent. It may exceed the largest request.
+    /// Largest write-zeroes in bytes, whole sectors; 0: none are sent. May exceed the largest
+    /// request.
     pub write_zeroes_bytes_max: u64,
 }
 
-/// Parameters that the driver would refuse, or that it could not have sent.
+/// Parameters that the driver would refuse, or that the driver reported and that are not valid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum ParamsError {
     /// Not a power of two.
     #[error("{field} of {bytes} bytes is not a power of two")]
     PowerOfTwo {
-        /// Which parameter.
+        /// The parameter.
         field: &'static str,
-        /// Its value.
+        /// The parameter's value.
         bytes: u32,
     },
-    /// Not a whole number of sectors, or too many.
+    /// Not a whole number of sectors, or more sectors than the interface can hold.
     #[error(
         "{field} of {bytes} bytes is not a whole number of 512-byte sectors that the interface can hold"
     )]
     Sectors {
-        /// Which parameter.
+        /// The parameter.
         field: &'static str,
-        /// Its value.
+        /// The parameter's value.
         bytes: u64,
     },
-    /// The logical block does not fit.
+    /// The logical block is too small, or larger than the physical block.
     #[error(
         "logical block of {logical} bytes: it must be 512 or more, at most the physical block of {physical} bytes"
     )]
@@ -110,16 +116,16 @@ pub enum ParamsError {
     /// Discard or write-zeroes without a granularity.
     #[error("discard granularity is 0")]
     Granularity,
-    /// The driver sent no basic parameters: none were set.
+    /// The driver reported no basic parameters: none were set.
     #[error("the device has no basic parameters")]
     NoBasic,
-    /// The driver sent kinds of parameters that this program never sets.
+    /// The driver reported kinds of parameters that this program never sets.
     #[error("unknown kinds of parameters {0:#x}")]
     Types(u32),
-    /// The driver sent a power of two that does not fit.
+    /// The driver reported an exponent that is too large.
     #[error("{field} of 2^{shift} bytes is too large")]
     Shift {
-        /// Which parameter.
+        /// The parameter.
         field: &'static str,
         /// The exponent.
         shift: u8,
@@ -127,7 +133,7 @@ pub enum ParamsError {
 }
 
 impl DeviceParams {
-    /// The parameters as the driver takes them.
+    /// Encodes the parameters for the driver.
     pub fn encode(&self) -> Result<Params, ParamsError> {
         self.check()?;
         let mut params = Params {
@@ -151,7 +157,7 @@ impl DeviceParams {
         Ok(params)
     }
 
-    /// The parameters that the driver reported (GET_PARAMS).
+    /// Decodes the parameters that the driver reported (GET_PARAMS).
     pub fn decode(params: &Params) -> Result<Self, ParamsError> {
         const KNOWN: u32 = abi::UBLK_PARAM_TYPE_BASIC
             | abi::UBLK_PARAM_TYPE_DISCARD

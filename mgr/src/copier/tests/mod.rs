@@ -19,7 +19,7 @@ use stand_in::*;
 use super::compare::Found;
 use super::*;
 
-/// No test waits longer for anything.
+/// The longest time that a test waits for anything.
 const DEADLINE: Duration = Duration::from_secs(60);
 fn config(socket: &Path) -> Config {
     Config {
@@ -101,7 +101,7 @@ fn a_volume_of_odd_size_on_two_extents_each_is_copied_in_any_order() {
         compare_first: false,
         folder,
     };
-    // 7 and 22 have no common divisor: every region once, none beside the one before.
+    // 7 and 22 have no common divisor: every region once, and no two neighbours in succession.
     let order = (0..22).map(|at| at * 7 % 22).collect();
     let target = Target::start(volume, order, grant(3));
     let (outcome, progress) = run(config(&target.socket));
@@ -284,7 +284,7 @@ fn regions_that_cannot_be_read_are_reported_and_the_others_copied() {
     let length = 20 * 64 * KIB + 1000;
     let on_claim: OnClaim = Box::new(move |volume, seen, _| {
         if seen.claims == 1 {
-            // After it was opened: the LUN ends in the middle of region 20.
+            // The LUN ends in the middle of region 20 after it was opened.
             let from = File::options().write(true).open(volume.path("from"));
             from.unwrap().set_len(length).unwrap();
         }
@@ -335,7 +335,7 @@ fn a_stop_reports_what_is_finished_and_unlocks() {
         Answer::Grant(1)
     });
     let target = Target::start(volume, (0..64).collect(), on_claim);
-    // One region, and the next one in more than a day.
+    // The limit lets one region through, and the next one after more than a day.
     let limits = Arc::new(Limits {
         bytes_per_second: AtomicU64::new(1),
         ..Limits::default()
@@ -407,7 +407,7 @@ fn the_death_of_ublk_target_ends_the_copier_and_unlocks() {
             "{outcome:?}"
         );
         assert!(is_unlocked(&to));
-        // Nothing was reported that is not there.
+        // All regions that were reported copied are equal on both legs.
         let (volume, seen) = target.join();
         assert!(seen.copied.iter().all(|region| volume.same(*region)));
     }

@@ -1,4 +1,5 @@
-//! A stand-in for `ublk-target`: a thread that speaks the protocol and grants what a test tells it to.
+//! A stand-in for `ublk-target`: a thread that speaks the protocol and grants the regions that a
+//! test decides.
 
 use std::fs::{self, File};
 use std::io;
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 
 pub(super) const EPOCH: u64 = 7;
 pub(super) const KIB: u64 = 1 << 10;
-/// What the target files hold before; seen later only outside the extents.
+/// The bytes in the target files before the copy; later only outside the extents.
 pub(super) const OLD: u8 = 0xEE;
 
 pub(super) fn direct(write: bool) -> OpenOptions {
@@ -63,18 +64,18 @@ fn served(leg: &Leg, device: Option<(u32, u32)>) -> Box<ServedLeg> {
     })
 }
 
-/// A volume of which the stand-in knows the legs and what is dirty.
+/// A volume with its legs, as the stand-in serves it.
 pub(super) struct Volume {
     pub(super) folder: TempDir,
     pub(super) region_bytes: u64,
     pub(super) size_bytes: u64,
     pub(super) from: Leg,
     pub(super) to: Leg,
-    /// The device that it says is open as `to`.
+    /// The device that the stand-in reports as open for `to`.
     pub(super) to_device: Option<(u32, u32)>,
     /// Regions that are never found quiet unless their writes are held.
     pub(super) busy: Vec<u64>,
-    /// Copiers are to write only where the legs differ.
+    /// Whether copiers are to write only where the legs differ.
     pub(super) compare_first: bool,
 }
 
@@ -143,19 +144,19 @@ impl Volume {
     }
 }
 
-/// What the stand-in does with a claim.
+/// The stand-in's reaction to a claim.
 pub(super) enum Answer {
-    /// Grants at most so many, or holds the claim while none is left.
+    /// Grants at most this many regions, or holds the claim while none is left.
     Grant(usize),
-    /// Never answers this one; the copier closes the connection.
+    /// Never answers the claim; the copier closes the connection.
     Never,
     /// Closes the connection.
     HangUp,
-    /// Answers this.
+    /// Sends this response.
     Say(Response),
 }
 
-/// What the stand-in saw.
+/// The requests that the stand-in received.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) copied: Vec<u64>,
@@ -168,7 +169,8 @@ pub(super) struct Seen {
     pub(super) unread: Vec<u64>,
 }
 
-/// Decides on each claim: called with the volume, what was seen so far, and what is left to grant.
+/// Decides on each claim: called with the volume, the requests received so far, and the regions
+/// that are left to grant.
 pub(super) type OnClaim = Box<dyn FnMut(&Volume, &Seen, &mut Vec<u64>) -> Answer + Send>;
 
 /// A thread in the place of `ublk-target`.
@@ -250,7 +252,8 @@ pub(super) fn serve(
                         }
                     }
                     Answer::Grant(_) | Answer::Never => {
-                        // As the real one: no answer as long as there is nothing to grant.
+                        // Like the real `ublk-target`: no answer as long as there is nothing to
+                        // grant.
                         let next = frame::read::<Request>(stream);
                         assert!(matches!(next, Err(FrameError::Closed)), "{next:?}");
                         return;
@@ -268,7 +271,7 @@ pub(super) fn serve(
                     let at = held.iter().position(|held| held == region).unwrap();
                     held.swap_remove(at);
                 }
-                // What failed stays dirty, and is tried again after the others.
+                // Failed regions stay dirty, and are granted again after the others.
                 to_grant.splice(0..0, failed.iter().copied());
                 seen.copied.extend(copied);
                 seen.failed.extend(failed);

@@ -12,7 +12,7 @@ pub(super) const WRITE: Op = Op::Write {
     force_unit_access: false,
 };
 
-/// A volume in `Mirrored`, every region clean and marked, and what it asked for.
+/// A volume in `Mirrored` with every region clean and marked, and the effects that it asked for.
 pub(super) struct Bench {
     pub(super) volume: Volume,
     pub(super) effects: Vec<Effect>,
@@ -27,7 +27,7 @@ pub(super) fn block(number: u64) -> Range {
 }
 
 impl Bench {
-    /// Nothing is marked yet.
+    /// A bench without marks.
     pub(super) fn unmarked(record: RoleRecord) -> Self {
         let none = vec![0; map::SECTOR_WORDS];
         Self {
@@ -75,7 +75,8 @@ impl Bench {
         self.take()
     }
 
-    /// What happens after a time, but for the flushes of a sweep, which do not come back here.
+    /// Lets time pass. Returns the effects, without the flushes of a sweep: these are never
+    /// answered.
     pub(super) fn after(&mut self, nanoseconds: u64) -> Vec<Effect> {
         self.now = self.now.plus(nanoseconds);
         self.volume.tick(self.now, &mut self.effects);

@@ -4,7 +4,8 @@ use alloc::{vec, vec::Vec};
 
 use super::*;
 
-/// A volume in `Mirrored{source}` whose regions are clean, with write intent for some of them on disk.
+/// A volume in `Mirrored{source}` whose regions are clean, with write intent for some of them on
+/// disk.
 fn in_sync(marked: &[usize]) -> Volume {
     with_dirty(0, marked)
 }

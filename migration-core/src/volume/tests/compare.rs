@@ -33,7 +33,7 @@ impl Bench {
         self.volume.regions().unwrap().get(region)
     }
 
-    /// A write that both legs do at once.
+    /// A write that both legs have done.
     fn write(&mut self, tag: u16, number: u64) {
         let effects = self.request(tag, WRITE, number);
         self.finish_write(tag, &effects);
@@ -57,7 +57,7 @@ fn what_was_read_counts_only_if_nothing_was_written_meanwhile() {
     let mut bench = comparing();
     assert_eq!(bench.watch(&[R0, R1], false).watched, [R0, R1]);
     bench.write(0, 0);
-    // A difference that a write made is none, and a region that was the same may be no longer.
+    // A difference that a write made does not count. A region that was the same may differ by now.
     assert_eq!(bench.compared(&[R1], &[R0]), [R0]);
     assert_eq!(bench.state(R0), RegionState::Clean);
     assert_eq!(bench.watch(&[R0, R1], false).watched, [R0, R1]);
@@ -72,7 +72,7 @@ fn a_region_that_is_being_written_is_not_compared() {
     let place = place(&effects).unwrap();
     assert_eq!(bench.watch(&[R0, R1], false).watched, [R1]);
     bench.leg(0, Side::Source, Ok(()));
-    // It trails: the mirror leg does not have it yet.
+    // The write trails: the mirror leg does not have it yet.
     assert_eq!(bench.watch(&[R0], false).watched, []);
     bench.mirror(place, Ok(()));
     assert_eq!(bench.watch(&[R0], false).watched, [R0]);
@@ -145,7 +145,7 @@ fn the_writes_of_a_region_that_is_never_quiet_are_held_for_a_while() {
     let mut bench = comparing();
     let first = bench.request(0, WRITE, 0);
     assert_eq!(bench.watch(&[R0], true).watched, []);
-    // The one in flight ends, the next one waits.
+    // The write in flight ends, the next one waits.
     assert_eq!(bench.request(1, WRITE, 0), []);
     bench.finish_write(0, &first);
     assert_eq!(bench.watch(&[R0], true).watched, [R0]);
@@ -207,7 +207,7 @@ fn who_is_not_the_copier_or_is_late_compares_nothing() {
         let compared = volume.compared(copier, epoch, &found, &mut bench.effects);
         assert_eq!(compared, Err(error));
     }
-    // It was not watched.
+    // The region was not watched.
     let compared = bench
         .volume
         .compared(COPIER, epoch, &found, &mut bench.effects);

@@ -11,7 +11,7 @@ fn the_application_waits_for_the_authoritative_leg_and_a_switch_for_both() {
         authoritative: Side::Target,
     });
     assert_eq!(bench.flush(&effects, Ok(())), [], "it waits");
-    // The tag is used again meanwhile, and held.
+    // The tag is used again meanwhile, and the request is held.
     assert_eq!(bench.request(0, WRITE, 4), []);
     let effects = bench.mirror(trailing, Ok(()));
     let effects = bench.flush(&effects, Ok(()));
@@ -33,10 +33,12 @@ fn a_write_behind_a_stalled_mirror_write_goes_on_when_its_patience_is_at_an_end(
     assert_eq!(bench.after(1), [leg(1, Side::Source, WRITE)]);
     assert_eq!(bench.volume.mirror_fault(), Some(Errno(110)));
     assert_eq!(bench.volume.stalled_writes(), Some(1));
-    // The others too: they are marked, so the leg that hangs may have had them in its cache alone.
+    // The other regions are dirty too: they are marked, so the leg that hangs may have had them in
+    // its cache alone.
     assert!((0..REGIONS).all(|region| !bench.is_clean(region)));
     assert_eq!(bench.leg(1, Side::Source, Ok(())), [answer(1, Ok(()))]);
-    // Tried again: but the region is not copied while the old write may still land.
+    // The mirror leg is tried again, but the region is not copied while the old write may still
+    // land.
     assert_eq!(bench.volume.retry_mirror(), Ok(true));
     assert_eq!(bench.volume.stalled_writes(), None);
     let copier = CopierId(1);
@@ -100,7 +102,7 @@ fn a_mirror_leg_that_hangs_does_not_hold_up_a_cancel_but_the_next_mirror_leg() {
     };
     assert_eq!(add(&mut bench), Err(ChangeError::Busy));
     bench.mirror(hanging, Err(FAULT));
-    assert_eq!(bench.volume.mirror_fault(), None, "it is not this one's");
+    assert_eq!(bench.volume.mirror_fault(), None, "it is the former leg's");
     assert_eq!(add(&mut bench), Ok(()));
 }
 
@@ -110,7 +112,7 @@ fn a_stalled_mirror_leg_ends_a_switch_that_waits_for_it() {
     bench.request(0, WRITE, 0);
     bench.leg(0, Side::Source, Ok(()));
     bench.request(1, WRITE, 0);
-    // Its first flush does not come back.
+    // The first flush of the switch does not return.
     bench.change(Route::Mirrored {
         authoritative: Side::Target,
     });
@@ -149,7 +151,7 @@ fn a_region_that_is_copied_too_slowly_is_not_kept_from_the_application() {
         bench.take()
     };
     report(&mut bench);
-    // The second time it is exclusive.
+    // The second claim is exclusive.
     claim(&mut bench);
     assert_eq!(bench.request(0, WRITE, 0), []);
     assert_eq!(bench.after(PATIENCE), [leg(0, Side::Source, WRITE)]);
@@ -213,16 +215,16 @@ fn what_the_authoritative_leg_cannot_read_the_mirror_leg_reads_if_it_has_the_sam
     assert_eq!(bench.leg(0, Side::Target, Ok(())), [answer(0, Ok(()))]);
     assert_eq!(bench.volume.counters().mirror_reads, 1);
     assert_eq!(bench.volume.authoritative_fault(), Some(FAULT));
-    // Not before it has what was answered.
+    // The mirror leg is not read before it has what was acknowledged.
     let trailing = place(&bench.request(1, WRITE, 0)).unwrap();
     bench.leg(1, Side::Source, Ok(()));
     bench.request(0, Op::Read, 0);
     assert_eq!(bench.leg(0, Side::Source, Err(FAULT)), []);
     assert_eq!(bench.mirror(trailing, Ok(())), elsewhere);
-    // It fails too: what the authoritative leg said counts.
+    // The mirror leg fails too: the error of the authoritative leg counts.
     let failed = [answer(0, Err(FAULT))];
     assert_eq!(bench.leg(0, Side::Target, Err(Errno(6))), failed);
-    // It does not have the same.
+    // The mirror leg does not have the same data.
     bench.volume.differ(block(0));
     bench.request(0, Op::Read, 0);
     assert_eq!(bench.leg(0, Side::Source, Err(FAULT)), failed);
@@ -254,11 +256,12 @@ fn a_target_that_fails_after_the_switch_gives_the_role_back() {
     ] {
         assert!(effects.contains(&done_again), "{effects:?}");
     }
-    assert_eq!(place(&effects), None, "the failed leg is left alone");
+    assert_eq!(place(&effects), None, "the failed leg is not written");
     assert_eq!(bench.volume.mirror_fault(), Some(FAULT));
     assert_eq!(bench.volume.authoritative_fault(), None);
     assert_eq!(bench.volume.counters().fail_overs, 1);
-    // All of it: the bench's regions are marked, so the failed leg may have lost any of them with its cache.
+    // All regions are dirty: they are marked, so the failed leg may have lost any of them with its
+    // cache.
     assert!((0..REGIONS).all(|region| !bench.is_clean(region)));
     assert_eq!(bench.leg(0, Side::Source, Ok(())), [answer(0, Ok(()))]);
 }
@@ -274,7 +277,7 @@ fn a_role_that_cannot_be_given_back_leaves_the_error_to_the_application() {
     assert!(effects.contains(&leg(1, Side::Target, WRITE)));
     assert!(!bench.is_clean(0));
     assert_eq!(bench.volume.record().epoch, Epoch(2));
-    // Nor does a flush of the other leg that fails.
+    // The same if the flush of the other leg fails.
     let mut bench = Bench::new(Side::Target);
     let first = place(&bench.request(0, WRITE, 0)).unwrap();
     bench.leg(0, Side::Target, Err(FAULT));
@@ -299,7 +302,7 @@ fn a_source_that_fails_is_the_applications_affair_unless_the_policy_says_otherwi
     let effects = bench.mirror(first, Ok(()));
     let effects = bench.flush(&effects, Ok(()));
     assert!(bench.role(&effects).contains(&leg(0, Side::Target, WRITE)));
-    // Only while both are equal.
+    // The roles are exchanged only while both legs are equal.
     let mut bench = Bench::new(Side::Target);
     bench.volume.differ(block(7));
     bench.request(0, WRITE, 0);

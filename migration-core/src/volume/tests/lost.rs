@@ -6,7 +6,7 @@ const TO_TARGET: Route = Route::Mirrored {
     authoritative: Side::Target,
 };
 
-/// What a time brings, the flushes of a sweep included.
+/// Lets time pass. Returns the effects, including the flushes of a sweep.
 fn pass(bench: &mut Bench, nanoseconds: u64) -> Vec<Effect> {
     bench.now = bench.now.plus(nanoseconds);
     bench.volume.tick(bench.now, &mut bench.effects);
@@ -27,7 +27,7 @@ fn flushed(bench: &mut Bench, side: Side, flush: FlushId, result: IoResult) -> V
     bench.take()
 }
 
-/// A write that both legs have done, in their caches.
+/// A write that both legs have in their caches.
 fn write(bench: &mut Bench, tag: u16, number: u64, authoritative: Side) {
     let effects = bench.request(tag, WRITE, number);
     let place = place(&effects).expect("mirrored");
@@ -35,7 +35,7 @@ fn write(bench: &mut Bench, tag: u16, number: u64, authoritative: Side) {
     bench.mirror(place, Ok(()));
 }
 
-/// Lets time pass until a sweep flushes both legs, and answers its flush of the authoritative leg.
+/// Lets time pass until a sweep flushes both legs, and fails the flush of the authoritative leg.
 fn sweep_fails(bench: &mut Bench, authoritative: Side) -> Vec<Effect> {
     for _ in 0..3 {
         let asked = flushes(&pass(bench, IDLE_SWEEP_NANOSECONDS));
@@ -57,14 +57,15 @@ fn sweep_fails(bench: &mut Bench, authoritative: Side) -> Vec<Effect> {
 fn a_mirror_leg_that_failed_and_is_tried_again_is_not_trusted_for_its_cache() {
     let mut bench = Bench::new(Side::Source);
     write(&mut bench, 0, 0, Side::Source);
-    // It loses its power: the next write fails, and the first one was in its cache alone.
+    // The mirror leg loses its power: the next write fails, and the first one was in its cache
+    // alone.
     let lost = place(&bench.request(0, WRITE, 4)).unwrap();
     bench.leg(0, Side::Source, Ok(()));
     bench.mirror(lost, Err(FAULT));
     assert_eq!(bench.volume.mirror_fault(), Some(FAULT));
     assert_eq!(bench.volume.retry_mirror(), Ok(true));
     assert!(!bench.is_clean(0), "it was marked, so it may be lost");
-    // No switch before all of it was copied again, and none is answered by flushes of before.
+    // No switch before everything was copied again: the flushes of before prove nothing.
     bench.volume.open_copier(COPIER).unwrap();
     assert!(claim(&mut bench, 1).contains(&claimed(1, &[1, 2])));
     report(&mut bench, &[1, 2]);
@@ -205,7 +206,8 @@ fn flushes_that_the_application_waits_for_have_the_error_of_a_flush_that_fails_m
     }
     bench.request(1, Op::Flush, 0);
     assert_eq!(bench.leg(1, Side::Source, Ok(())), [answer(1, Ok(()))]);
-    // One of its own that fails too; but not those that it asks for afterwards.
+    // A flush of the application that fails also fails the other one in flight, but not those that
+    // come afterwards.
     bench.request(1, Op::Flush, 0);
     bench.request(2, Op::Flush, 0);
     let failed = [answer(1, Err(FAULT))];
@@ -225,7 +227,8 @@ fn a_switch_whose_flush_of_the_authoritative_leg_fails_leaves_the_error_to_the_a
         for _ in 0..steps {
             effects = bench.flush(&effects, Ok(()));
         }
-        // It is held when the flush after the drain fails, and is not done on the leg any more.
+        // With one step, the request is held when the flush after the drain fails, and is not done
+        // on the leg any more.
         let held = bench.request(1, Op::Flush, 0);
         assert_eq!(held.is_empty(), steps == 1);
         let source = |(side, _): &(Side, FlushId)| *side == Side::Source;
@@ -293,7 +296,7 @@ fn the_error_of_a_flush_outlives_a_cancel_and_comes_late_too() {
         flushed(&mut bench, side, flush, Err(FAULT));
     }
     assert_eq!(bench.request(1, Op::Flush, 0), [answer(1, Err(FAULT))]);
-    // That of a leg that is gone is not.
+    // The error of the leg that is gone is not reported.
     assert_eq!(
         bench.request(1, Op::Flush, 0),
         [leg(1, Side::Source, Op::Flush)]
@@ -308,7 +311,7 @@ fn a_leg_that_fails_a_write_and_keeps_its_role_is_not_trusted_for_its_cache() {
     let failed = [answer(1, Err(FAULT))];
     assert_eq!(bench.leg(1, Side::Source, Err(FAULT)), failed);
     assert!(!bench.is_clean(0));
-    // A read that fails is one bad sector, for all that is known.
+    // A failed read may be just one bad sector.
     let mut bench = Bench::new(Side::Source);
     bench.request(1, Op::Read, 4);
     bench.leg(1, Side::Source, Err(FAULT));
@@ -353,7 +356,7 @@ fn no_mirror_leg_is_added_while_an_older_descriptor_is_being_written() {
     bench.after(PREPARE_NANOSECONDS_MAX);
     assert!(!bench.volume.is_changing());
     assert_eq!(add(&mut bench, 2), (Err(ChangeError::Busy), Vec::new()));
-    // It ends, and is not taken for the next one.
+    // The old write ends, and is not taken for that of the next change.
     let now = bench.now;
     bench
         .volume

@@ -1,4 +1,4 @@
-//! A target that is left alone, as a copy of the source at an instant.
+//! A target that is detached, as a copy of the source at an instant.
 
 use super::{bench::*, *};
 
@@ -69,9 +69,9 @@ fn a_split_volume_that_nobody_resumes_resumes_by_itself() {
     assert_eq!(effects, [leg(0, Side::Source, WRITE)]);
     assert!(
         !resume(&mut bench).0,
-        "whoever comes too late has to know it"
+        "a caller that comes too late has to know it"
     );
-    // Nor does another suspension count.
+    // Ending a suspension that was asked for does not count either.
     let now = bench.now;
     let suspended = bench
         .volume
@@ -90,7 +90,7 @@ fn only_a_target_that_is_in_sync_is_a_copy() {
     let (volume, effects) = (&mut bench.volume, &mut bench.effects);
     let refused = volume.change_route(bench.now, Call(1), epoch, target, 1, effects);
     assert_eq!(refused, Err(ChangeError::NotInSync(REGION)));
-    // The target rules: the source is no copy of it.
+    // The target is authoritative: the source is no copy of it.
     let mut bench = Bench::new(Side::Target);
     let (volume, effects) = (&mut bench.volume, &mut bench.effects);
     let refused = volume.change_route(bench.now, Call(1), epoch, target, 1, effects);

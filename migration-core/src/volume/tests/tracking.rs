@@ -26,7 +26,7 @@ fn write(bench: &mut Bench, block: u64) {
     assert_eq!(
         effects,
         [leg(0, Side::Source, WRITE)],
-        "the mirror leg is left alone"
+        "the mirror leg is not written"
     );
     bench.leg(0, Side::Source, Ok(()));
 }
@@ -191,7 +191,7 @@ fn slowed_writes_keep_their_rate_and_go_on_when_nobody_renews_it() {
     assert_eq!(started(&bench.after(SECOND / 2)), 0);
     assert_eq!(started(&bench.after(SECOND / 2)), 1);
     assert_eq!(bench.volume.throttle(), Some(length));
-    // It waits for longer than the mirror leg may keep it waiting, and nothing is given up.
+    // The write waits for longer than the mirror leg may keep it waiting, and no leg is given up.
     let effects = &mut bench.effects;
     bench.volume.set_throttle(bench.now, 1, until, effects);
     bench.leg(0, Side::Source, Ok(()));

@@ -1,4 +1,4 @@
-//! What can stand between an application and a disk.
+//! The layers between an application and a disk that are measured.
 
 use std::{
     collections::BTreeSet,
@@ -18,13 +18,13 @@ use crate::{
 
 /// How long a device may take to appear.
 const DEVICE_LIMIT: Duration = Duration::from_secs(30);
-/// Queues and depth of a rublk device: what ublk-target uses by itself.
+/// Queues and depth of a rublk device: the values that ublk-target uses by default.
 const RUBLK_SHAPE: [&str; 4] = ["-q", "1", "-d", "128"];
 
-/// The target that can be stalled.
+/// The device-mapper name of the target that can be stalled.
 const STALLING: &str = "shunt-bench-stalling";
 
-/// A contestant.
+/// A layer that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Contestant {
     /// The disk itself
@@ -43,25 +43,25 @@ pub(crate) enum Contestant {
     Stalled,
 }
 
-/// Where contestants are set up.
+/// The resources with which contestants are set up.
 #[derive(Debug)]
 pub(crate) struct Place<'a> {
     /// The disks.
     pub(crate) disks: &'a Disks,
-    /// A folder for files that are needed meanwhile.
+    /// A folder for temporary files.
     pub(crate) work: &'a Path,
-    /// Shunt, if it takes part.
+    /// The shuntd of this run, if it is needed.
     pub(crate) daemon: Option<&'a Daemon>,
     /// The program rublk.
     pub(crate) rublk: Option<PathBuf>,
 }
 
-/// A contestant that is set up; taken away when dropped.
+/// A contestant that is set up; removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Standing<'a> {
     /// The device to measure.
     pub(crate) device: PathBuf,
-    /// The process that serves it.
+    /// The process that serves the device, if there is one.
     pub(crate) server: Option<u32>,
     kind: Kind<'a>,
 }
@@ -76,7 +76,7 @@ enum Kind<'a> {
 }
 
 impl Contestant {
-    /// Those that are measured if nothing else is asked for.
+    /// The contestants that are measured by default.
     pub(crate) const USUAL: [Self; 5] = [
         Self::Raw,
         Self::Loop,
@@ -85,7 +85,7 @@ impl Contestant {
         Self::Mirrored,
     ];
 
-    /// The name in tables and JSON.
+    /// The name of the contestant in tables and JSON.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Raw => "raw",
@@ -98,17 +98,17 @@ impl Contestant {
         }
     }
 
-    /// Whether it is Shunt.
+    /// Whether the contestant is a volume of Shunt.
     pub(crate) fn is_shunt(&self) -> bool {
         matches!(self, Self::Single | Self::Mirrored | Self::Stalled)
     }
 
-    /// Whether it is rublk.
+    /// Whether the contestant needs the program rublk.
     pub(crate) const fn needs_rublk(self) -> bool {
         matches!(self, Self::Rublk | Self::RublkZeroCopy)
     }
 
-    /// Sets it up over the source.
+    /// Sets the contestant up over the source.
     pub(crate) fn set_up<'a>(self, place: &Place<'a>) -> anyhow::Result<Standing<'a>> {
         let source = &place.disks.source;
         match self {
@@ -165,7 +165,7 @@ impl Contestant {
 }
 
 impl Standing<'_> {
-    /// Takes it away, and says what went wrong with that.
+    /// Removes the contestant, and returns any error of that.
     pub(crate) fn take_away(self) -> anyhow::Result<()> {
         match self.kind {
             Kind::Raw => Ok(()),
@@ -173,7 +173,7 @@ impl Standing<'_> {
             Kind::Rublk(device) => device.take_away(),
             Kind::Shunt(volume) => volume.take_away(),
             Kind::Stalled(volume, target) => {
-                // What it was given comes back at once.
+                // Replacing the table completes the requests that the delay holds.
                 target.mend()?;
                 volume.take_away()
             }
@@ -181,7 +181,7 @@ impl Standing<'_> {
     }
 }
 
-/// A disk behind device-mapper, which can make it slow, or become another one.
+/// A device-mapper device over a disk, which can slow the disk down, or move to a different disk.
 #[derive(Debug)]
 pub(crate) struct MappedDevice {
     pub(crate) path: PathBuf,
@@ -192,7 +192,7 @@ pub(crate) struct MappedDevice {
 }
 
 impl MappedDevice {
-    /// `linear` over a disk.
+    /// Creates a `linear` device over a disk.
     pub(crate) fn set_up(name: &'static str, below: &Path, work: &Path) -> anyhow::Result<Self> {
         let below_text = below.display().to_string();
         let size = ["blockdev", "--getsz", &below_text];
@@ -221,7 +221,8 @@ impl MappedDevice {
         self.redirect(&self.below, &["reload", "resume"])
     }
 
-    /// From now on it is another disk. `verbs`: what dmsetup is told, in order; `reload` with the table.
+    /// Moves the device to the disk `onto` by the `verbs` of dmsetup, in this order; `reload` gets
+    /// the new table.
     pub(crate) fn redirect(&self, onto: &Path, verbs: &[&str]) -> anyhow::Result<()> {
         let table = self.linear(onto);
         verbs
@@ -259,7 +260,7 @@ struct LoopDevice {
 
 impl LoopDevice {
     fn set_up(source: &Path, work: &Path) -> anyhow::Result<Self> {
-        // Built in, or there already: then this is not needed, and losetup says what is wrong otherwise.
+        // A failure is ignored: the driver may be built in. If it is absent, losetup fails.
         let _ = run(&["modprobe", "loop"], work, Until::Interrupted);
         let source = source.display().to_string();
         let answer = run(
@@ -296,7 +297,7 @@ impl LoopDevice {
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         if !self.gone {
-            // The error that led here is the one to report.
+            // The error that led to this drop is reported instead.
             let _ = self.detach();
         }
     }
@@ -309,7 +310,7 @@ struct RublkDevice {
     program: String,
     work: PathBuf,
     gone: bool,
-    // Dropped last: it ends by itself when the device is deleted.
+    // Dropped last: the process ends automatically when the device is deleted.
     server: Server,
 }
 
@@ -374,13 +375,13 @@ impl RublkDevice {
 impl Drop for RublkDevice {
     fn drop(&mut self) {
         if !self.gone {
-            // The error that led here is the one to report.
+            // The error that led to this drop is reported instead.
             let _ = self.delete();
         }
     }
 }
 
-/// The numbers of the ublk devices that there are.
+/// The numbers of all ublk devices of this host.
 fn ublk_numbers() -> BTreeSet<String> {
     let names = fs::read_dir("/sys/block").into_iter().flatten().flatten();
     names
@@ -396,7 +397,7 @@ fn ublk_numbers() -> BTreeSet<String> {
         .collect()
 }
 
-/// The program rublk: as given, on PATH, or in the cache folder.
+/// The path of the program rublk: as given, or found on PATH or in the cache folder.
 pub(crate) fn find_rublk(given: Option<&Path>) -> Option<PathBuf> {
     if let Some(path) = given {
         return Some(path.to_owned());

@@ -1,4 +1,4 @@
-//! The rate of a whole copy: Shunt's copier beside dd.
+//! The rate of a whole copy: Shunt's copier compared with dd.
 
 use std::{path::Path, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     shunt::Daemon,
 };
 
-/// Copies the disks onto each other once in each direction, with both.
+/// Copies the disks onto each other once in each direction, with dd and with Shunt.
 pub(crate) fn measure(
     disks: &Disks,
     daemon: &Daemon,
@@ -39,7 +39,7 @@ pub(crate) fn measure(
     Ok(())
 }
 
-/// The time that dd says it took.
+/// Copies with dd; returns the time that dd reports.
 fn dd(from: &Path, to: &Path, work: &Path) -> anyhow::Result<Duration> {
     let (from, to) = (
         format!("if={}", from.display()),
@@ -50,10 +50,10 @@ fn dd(from: &Path, to: &Path, work: &Path) -> anyhow::Result<Duration> {
         work,
         Until::Interrupted,
     )?;
-    dd_time(&said).with_context(|| format!("dd said no time: {said}"))
+    dd_time(&said).with_context(|| format!("dd reported no time: {said}"))
 }
 
-/// `536870912 bytes (537 MB, 512 MiB) copied, 1.234 s, 435 MB/s`
+/// The time in dd's line `536870912 bytes (537 MB, 512 MiB) copied, 1.234 s, 435 MB/s`.
 fn dd_time(said: &str) -> Option<Duration> {
     let (_, rest) = said.split_once(" copied, ")?;
     let seconds: f64 = rest.split_once(" s")?.0.trim().parse().ok()?;

@@ -1,4 +1,4 @@
-//! The two disks. shunt-bench overwrites them, so they are looked at first.
+//! The two disks. shunt-bench overwrites them, so they are checked first.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use lun::Lun;
 
 use crate::process::{Until, run};
 
-/// A disk is refused; nothing changed.
+/// Why a disk is refused; nothing changed.
 #[derive(Debug)]
 pub(crate) struct Refused(String);
 
@@ -24,15 +24,15 @@ impl std::error::Error for Refused {}
 /// Two disks of the same size that may be overwritten.
 #[derive(Debug)]
 pub(crate) struct Disks {
-    /// What the contestants stand on.
+    /// The disk below the contestants.
     pub(crate) source: PathBuf,
-    /// What is mirrored and copied to.
+    /// The target of mirroring and copies.
     pub(crate) target: PathBuf,
     /// The size of each, in bytes.
     pub(crate) size_bytes: u64,
 }
 
-/// Looks at both disks.
+/// Checks that both disks may be overwritten and have the same size.
 pub(crate) fn check(source: &Path, target: &Path, overwrite: bool) -> anyhow::Result<Disks> {
     let (a, b) = (look_at(source, overwrite)?, look_at(target, overwrite)?);
     if a.is_same_lun(&b) {
@@ -82,7 +82,7 @@ fn look_at(path: &Path, overwrite: bool) -> anyhow::Result<Lun> {
 }
 
 impl Disks {
-    /// Writes all of both disks: blocks that were never written are faster than others.
+    /// Writes both disks completely, because blocks that were never written are faster than others.
     pub(crate) fn fill(&self, work: &Path) -> anyhow::Result<()> {
         for disk in [&self.source, &self.target] {
             let filename = format!("--filename={}", disk.display());

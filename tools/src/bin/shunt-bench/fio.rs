@@ -8,14 +8,14 @@ use serde_json::Value;
 
 use crate::process::{Until, run};
 
-/// What an application does.
+/// A pattern of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Workload {
-    /// In fio's words.
+    /// The pattern, as fio's option `rw` names it.
     rw: &'static str,
     /// The size of a request, in KiB.
     block_kib: u32,
-    /// How many requests are under way.
+    /// The number of requests in progress.
     depth: u32,
 }
 
@@ -28,12 +28,12 @@ impl Workload {
         }
     }
 
-    /// The name in tables and JSON.
+    /// The name of the workload in tables and JSON.
     pub(crate) fn name(&self) -> String {
         format!("{}k {} depth {}", self.block_kib, self.rw, self.depth)
     }
 
-    /// Where fio reports on it.
+    /// The key of the workload's figures in the report of fio.
     fn direction(&self) -> &'static str {
         if self.rw.ends_with("read") {
             "read"
@@ -43,7 +43,7 @@ impl Workload {
     }
 }
 
-/// All that is measured.
+/// All workloads that are measured.
 pub(crate) const WORKLOADS: [Workload; 6] = [
     Workload::new("randread", 4, 1),
     Workload::new("randwrite", 4, 1),
@@ -53,7 +53,7 @@ pub(crate) const WORKLOADS: [Workload; 6] = [
     Workload::new("write", 256, 8),
 ];
 
-/// What was measured.
+/// The figures of one measurement.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Sample {
     /// Requests a second.
@@ -62,11 +62,11 @@ pub(crate) struct Sample {
     pub(crate) latency_us: f64,
     /// CPU time of the whole machine for a request, in microseconds.
     pub(crate) cpu_us: f64,
-    /// The part of it in the process that serves the device, in microseconds.
+    /// The part of `cpu_us` in the process that serves the device, in microseconds.
     pub(crate) server_cpu_us: Option<f64>,
 }
 
-/// Measures a device for some seconds. `server` is the process that serves it.
+/// Measures a device for `seconds`. `server` is the process that serves the device.
 pub(crate) fn measure(
     device: &Path,
     workload: &Workload,
@@ -84,7 +84,7 @@ pub(crate) fn measure(
         format!("--bs={}k", workload.block_kib),
         format!("--iodepth={}", workload.depth),
         format!("--runtime={seconds}"),
-        // fio runs these at the start and the end of the job itself, so that its own start does not count.
+        // fio runs these right before and after the job, so that the start of fio does not count.
         format!("--exec_prerun={proc_files}"),
         format!("--exec_postrun={proc_files}"),
     ];
@@ -111,7 +111,7 @@ pub(crate) fn measure(
     sample(&text, workload.direction(), cpu).context("output of fio")
 }
 
-/// CPU time used so far, in microseconds: of the machine, and of the server.
+/// The CPU time used so far, in microseconds: by the machine, and by the server.
 type Cpu = (f64, Option<f64>);
 
 fn sample(text: &str, direction: &str, cpu: [Cpu; 2]) -> anyhow::Result<Sample> {
@@ -155,7 +155,8 @@ fn cpu_at(work: &Path, when: &str, server: Option<u32>) -> anyhow::Result<Cpu> {
     Ok((machine * tick_us, server))
 }
 
-/// user, nice, system, irq, softirq and steal of the first line of /proc/stat; not idle and iowait (proc(5)).
+/// The sum of user, nice, system, irq, softirq and steal in the first line of /proc/stat, without
+/// idle and iowait (proc(5)).
 fn machine_ticks(text: &str) -> Option<f64> {
     let fields: Vec<f64> = text
         .lines()
@@ -172,7 +173,8 @@ fn machine_ticks(text: &str) -> Option<f64> {
     )
 }
 
-/// utime and stime of /proc/PID/stat, the last line; the name in parentheses may hold anything.
+/// The sum of utime and stime of /proc/PID/stat, which is the last line. The name in parentheses
+/// may contain any character.
 fn server_ticks(text: &str) -> Option<f64> {
     let (_, fields) = text.lines().last()?.rsplit_once(')')?;
     let mut fields = fields.split_whitespace().skip(11);

@@ -1,8 +1,8 @@
-//! What a copy does to an application: its latency without a copy, with one at full speed, and with one that is bounded by
-//! `--max-latency-impact`.
+//! The effect of a copy on an application: its latency without a copy, with a copy at full speed,
+//! and with a copy that `--max-latency-impact` limits.
 //!
-//! The application (fio) asks for so much a second, as applications do, and not for as much as it can get: what is measured
-//! is how long it waits, not how much is left for it.
+//! The application (fio) sends requests at a fixed rate, as applications do, and not as many as
+//! possible: the measurement is how long it waits, not how much throughput is left for it.
 
 use std::{fs, path::Path, thread, time::Duration};
 
@@ -15,12 +15,12 @@ use crate::{
     shunt::{Daemon, Volume},
 };
 
-/// How long a bounded copy may take to find its rate, after it has measured for a moment.
+/// How long a limited copy may measure and then take to find its rate.
 const SETTLE: Duration = Duration::from_secs(15);
-/// Requests of the application in a second, of reads and of writes.
+/// The application's reads and writes in a second, as an option of fio.
 const RATE: &str = "--rate_iops=150,150";
 
-/// What a copy is doing meanwhile.
+/// The copy during a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Copy {
     None,
@@ -40,7 +40,7 @@ impl Copy {
     }
 }
 
-/// The latency of the application, and what was copied meanwhile.
+/// The latency of the application, and the rate of the copy at the same time.
 #[derive(Debug, Clone, Copy)]
 struct Measured {
     copy: Copy,
@@ -49,7 +49,7 @@ struct Measured {
     copied_bytes_per_second: f64,
 }
 
-/// Measures in so many rounds; the result as text or JSON lines.
+/// Measures `rounds` rounds; returns the result as text or as JSON lines.
 pub(crate) fn measure(
     disks: &Disks,
     daemon: &Daemon,
@@ -88,7 +88,7 @@ fn one(
         Copy::Bounded => volume.begin_copy(&disks.target, &["--max-latency-impact", &bound])?,
     }
     if copy == Copy::Bounded {
-        // It finds its rate under the load that is measured.
+        // The copy must find its rate under the same load as in the measurement.
         application(&volume.device, work, SETTLE.as_secs())?;
     } else {
         thread::sleep(Duration::from_secs(1));
@@ -109,7 +109,8 @@ fn one(
     })
 }
 
-/// The median and the 99th percentile of its latency, in microseconds.
+/// Runs the application; returns the median and the 99th percentile of its latency, in
+/// microseconds.
 fn application(device: &Path, work: &Path, seconds: u64) -> anyhow::Result<[f64; 2]> {
     let options = [
         format!("--filename={}", device.display()),
@@ -162,7 +163,8 @@ fn line(measured: &Measured) -> String {
     .to_string()
 }
 
-/// Medians over the rounds, and beside them their ratio to those without a copy.
+/// The medians over the rounds as a table, with the ratio of the 99th percentile to that without a
+/// copy.
 fn table(all: &[Measured], percent: u32) -> String {
     let of = |copy: Copy, value: fn(&Measured) -> f64| {
         let mut values: Vec<f64> = all
@@ -174,7 +176,7 @@ fn table(all: &[Measured], percent: u32) -> String {
         values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
     };
     let mut text = format!(
-        "latency of an application, bounded to {percent} % more\n{:24}{:>12}{:>12}{:>12}{:>16}\n",
+        "latency of an application, limited to {percent} % more\n{:24}{:>12}{:>12}{:>12}{:>16}\n",
         "", "median ms", "p99 ms", "p99 ratio", "copied MiB/s"
     );
     for copy in Copy::ALL {

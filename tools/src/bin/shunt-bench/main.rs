@@ -1,19 +1,20 @@
-//! `shunt-bench`: how fast Shunt is beside what else could stand between an application and a disk.
+//! `shunt-bench`: compares the speed of Shunt with other layers between an application and a disk.
 //!
-//! One run, several rounds, all contestants in each round, in turn: what changes on the host during the run
-//! changes it for all. Reported are medians over the rounds of ratios within a round.
+//! A run has several rounds, and each round measures all contestants in turn, so that a change on
+//! the host during the run affects all of them. The report has medians, over the rounds, of the
+//! ratios within a round.
 //!
 //! | file | purpose |
 //! |---|---|
-//! | `disks` | what the two disks must be; filling them |
-//! | `contestant` | setting each contestant up and taking it away |
+//! | `disks` | the requirements for the two disks; filling them |
+//! | `contestant` | setting up and removing each contestant |
 //! | `shunt` | shuntd, a volume, a session, through the command line |
 //! | `fio` | one measurement |
 //! | `copy` | the copy rates |
 //! | `redirect` | the pauses of a switch and an undo |
-//! | `impact` | what a copy does to an application |
+//! | `impact` | the effect of a copy on an application |
 //! | `report` | medians, tables, JSON |
-//! | `process` | programs that run, and the end of this one |
+//! | `process` | running other programs, and the end of this one |
 
 mod contestant;
 mod copy;
@@ -40,17 +41,18 @@ const AFTER_HELP: &str = "WHAT IS MEASURED:
   `dd bs=1M iflag=direct oflag=direct`. Both disks are overwritten. Only ratios mean something:
   absolute figures of an emulated machine do not. CPU is that of the whole machine while fio runs.
   The map file of Shunt's volume is in the work folder, by default in memory: on a real disk, the
-  first write into a region of a mirrored volume costs a durable write of it more.
+  first write into a region of a mirrored volume also costs a durable write of the map file.
 
 REDIRECTS:
-  With --redirects: 4 KiB random writes 32 deep, and meanwhile so many switches and undos of an
-  in-sync pair, then as many exchanges of a linear table of device-mapper (which mirrors nothing).
-  The pause that the application sees is its longest request that was under way during the command;
-  beside it stands the longest one in as long a time without a redirect.
+  With --redirects N: N switches and undos of an in-sync pair during 4 KiB random writes 32 deep,
+  then N exchanges of a linear table of device-mapper (which mirrors nothing). The pause that the
+  application sees is its longest request that was in progress during the command. For comparison
+  there is the longest request in a period of the same length without a redirect.
 
 IMPACT:
   With --impact: an application reads and writes 4 KiB at a fixed rate, in each round without a copy,
-  with one at full speed, and with one of `--max-latency-impact`. The copy must outlast --seconds.
+  with a copy at full speed, and with a copy that `--max-latency-impact` limits. The copy must take
+  longer than --seconds.
 
 RUBLK:
   rublk's loop target is measured too if the program `rublk` is on PATH, in cargo/bin of the folder
@@ -73,34 +75,35 @@ EXIT STATUS:
 
 const EXIT_REFUSED: u8 = 3;
 
-/// Measure Shunt beside the bare disk, the kernel's loop driver and rublk; as root
+/// Compare the speed of Shunt with the bare disk, the kernel's loop driver and rublk; needs root
 #[derive(Debug, Parser)]
 #[command(name = "shunt-bench", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Arguments {
-    /// The disk that the contestants stand on; it is overwritten
+    /// The disk below the contestants; it is overwritten
     #[arg(long, value_name = "DISK")]
     source: PathBuf,
-    /// The disk that is mirrored and copied to, of the same size; it is overwritten
+    /// The target of mirroring and copies, of the same size; it is overwritten
     #[arg(long, value_name = "DISK")]
     target: PathBuf,
     /// How long each measurement takes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
-    /// How often everything is measured
+    /// The number of rounds
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// What is measured; raw always is
+    /// The contestants to measure; raw is always measured
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_enum,
           default_values_t = Contestant::USUAL)]
     contestants: Vec<Contestant>,
     /// Do not measure the copy rate
     #[arg(long)]
     no_copy: bool,
-    /// Measure only the pause of so many switches and undos, beside device-mapper's exchange of a table
+    /// Measure only the pauses of N switches and undos, and of N exchanges of a device-mapper table
     #[arg(long, value_name = "N", conflicts_with_all = ["rounds", "seconds", "contestants", "no_copy"],
           value_parser = clap::value_parser!(u32).range(2..=100_000))]
     redirects: Option<u32>,
-    /// Measure only the latency of an application without a copy, with one, and with one bounded to so many percent
+    /// Measure only the latency of an application without a copy, with a copy, and with a copy
+    /// whose impact is limited to PERCENT
     #[arg(long, value_name = "PERCENT", conflicts_with_all = ["contestants", "no_copy", "redirects"],
           value_parser = clap::value_parser!(u32).range(1..=1000))]
     impact: Option<u32>,
@@ -110,7 +113,7 @@ struct Arguments {
     /// The folder of shuntd, shunt and ublk-target [default: that of shunt-bench]
     #[arg(long, value_name = "FOLDER")]
     programs: Option<PathBuf>,
-    /// Where Shunt's state is kept meanwhile
+    /// The folder for Shunt's state during the run
     #[arg(long, value_name = "FOLDER", default_value = "/dev/shm")]
     work_dir: PathBuf,
     /// Overwrite disks that are not blank
@@ -184,7 +187,8 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     tools::print(&report.finish()).context("standard output")
 }
 
-/// Those that are asked for and can be measured here. Raw is the measure of the others.
+/// The contestants that are asked for and can be measured here. `Raw` is always one of them,
+/// because the others are compared with it.
 fn chosen(arguments: &Arguments) -> Vec<Contestant> {
     let rublk = contestant::find_rublk(arguments.rublk.as_deref());
     let mut chosen = vec![Contestant::Raw];
@@ -201,7 +205,8 @@ fn chosen(arguments: &Arguments) -> Vec<Contestant> {
     chosen
 }
 
-/// All contestants once; every other round in the opposite order, so that none always follows the same one.
+/// Measures all contestants once. Every second round has the opposite order, so that no contestant
+/// always follows the same other.
 fn measure_round(
     arguments: &Arguments,
     place: &Place<'_>,

@@ -1,7 +1,8 @@
 //! Programs that shunt-bench runs, and Ctrl-C.
 //!
-//! Every program gets a process group of its own, so that Ctrl-C reaches shunt-bench alone, which then ends what it
-//! started in order: an error goes up, and whatever stands is taken away on the way.
+//! Every program gets a process group of its own, so that Ctrl-C reaches shunt-bench alone.
+//! shunt-bench then ends the programs in order: an error is returned to the callers, and each of
+//! them removes what it has set up.
 
 use std::{
     fs::File,
@@ -25,29 +26,29 @@ use nix::{
 
 static INTERRUPTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// How often is looked whether a program has ended, or something has appeared.
+/// The interval of checks whether a program has ended, or a result is there.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long a program may take to end after SIGTERM.
 const END_LIMIT: Duration = Duration::from_secs(10);
-/// How long a program that takes something away may take.
+/// How long a program that cleans up may take.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(60);
 
 /// When to stop waiting for a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Until {
-    /// When shunt-bench is told to end.
+    /// When shunt-bench receives a signal to end.
     Interrupted,
-    /// Not then: the program takes something away. After a limit of its own.
+    /// After [`CLEANUP_LIMIT`], and not at a signal: the program cleans up.
     CleanedUp,
 }
 
-/// Tells people how far it is.
+/// Writes a message about the progress to standard error.
 pub(crate) fn say(text: &str) {
     eprintln!("shunt-bench: {text}");
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP are noted. They are not blocked: what is started here would inherit that, and could
-/// not be ended.
+/// Records SIGINT, SIGTERM and SIGHUP from now on. They are not blocked, because child processes
+/// would inherit the blocked signals, and could then not be ended by them.
 pub(crate) fn watch_signals() -> std::io::Result<()> {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         signal_hook::flag::register(signal as i32, Arc::clone(&INTERRUPTED))?;
@@ -55,7 +56,7 @@ pub(crate) fn watch_signals() -> std::io::Result<()> {
     Ok(())
 }
 
-/// An error if shunt-bench was told to end.
+/// Fails if shunt-bench has received a signal to end.
 pub(crate) fn check_interrupted() -> anyhow::Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) {
         bail!("interrupted");
@@ -63,7 +64,7 @@ pub(crate) fn check_interrupted() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Waits until `look` gives something.
+/// Waits at most `limit` until `look` returns a value; returns the value.
 pub(crate) fn wait_for<T>(
     what: &str,
     limit: Duration,
@@ -82,7 +83,8 @@ pub(crate) fn wait_for<T>(
     }
 }
 
-/// Runs a program to its end and gives what it wrote to standard output. `words[0]` is the program.
+/// Runs a program to its end; returns its standard output, followed by its standard error.
+/// `words[0]` is the program.
 pub(crate) fn run(words: &[&str], directory: &Path, until: Until) -> anyhow::Result<String> {
     let mut stdout = tempfile::tempfile_in(directory).context("temporary file")?;
     let mut stderr = tempfile::tempfile_in(directory).context("temporary file")?;
@@ -142,10 +144,10 @@ fn text_of(file: &mut File) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// SIGTERM, and SIGKILL if that does not help.
+/// Ends a child with SIGTERM, or after [`END_LIMIT`] with SIGKILL.
 fn end_child(child: &mut Child) {
     let pid = Pid::from_raw(child.id().cast_signed());
-    // It may have ended by itself; it was not waited for, so the id is still its own.
+    // The child may have ended already. Nobody has waited for it, so the id still belongs to it.
     let _ = kill(pid, Signal::SIGTERM);
     let started = Instant::now();
     while started.elapsed() < END_LIMIT {
@@ -158,14 +160,14 @@ fn end_child(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// A program that serves something; ended when dropped.
+/// A program that runs in the background; ended when dropped.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
 }
 
 impl Server {
-    /// Starts it; its output goes to a file in `directory`.
+    /// Starts the program; its output goes to the file `log` in `directory`.
     pub(crate) fn start(words: &[&str], directory: &Path, log: &str) -> anyhow::Result<Self> {
         let log = File::create(directory.join(log)).context("log of a server")?;
         let child = command(words)
@@ -176,7 +178,7 @@ impl Server {
         Ok(Self { child })
     }
 
-    /// Its process id.
+    /// The process id of the program.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -1,9 +1,10 @@
-//! The pause of applications when the storage under them becomes another one: a switch and an undo of Shunt, and
-//! device-mapper's exchange of a linear table.
+//! The pause of applications when the storage below them changes (a redirect): a switch and an undo
+//! of Shunt, and device-mapper's exchange of a linear table.
 //!
-//! An application (fio) writes all the time. A redirect is commanded as an operator does it, by programs. Its pause, as the application
-//! sees it, is the longest of the requests that were under way meanwhile. What a request takes at the longest in as long a
-//! time without a redirect is told beside it: less than that cannot be seen.
+//! An application (fio) writes all the time. Programs command the redirects, as an operator does.
+//! The pause that the application sees is its longest request that was in progress during the
+//! redirect. The longest request in a period of the same length without a redirect is reported for
+//! comparison: a shorter pause cannot be measured.
 
 use std::{
     fs,
@@ -21,7 +22,7 @@ use crate::{
     shunt::Daemon,
 };
 
-/// Between a redirect and the quiet time after it.
+/// The time between a redirect and the quiet period after it.
 const SETTLE: Duration = Duration::from_millis(50);
 /// How long the application may take to begin.
 const BEGIN_LIMIT: Duration = Duration::from_secs(30);
@@ -30,16 +31,16 @@ const WARM_UP: Duration = Duration::from_secs(2);
 /// The name of the application's log in the work folder.
 const LOG: &str = "redirect";
 
-/// How somebody redirects.
+/// The pauses of one kind of redirect.
 #[derive(Debug, Clone)]
 pub(crate) struct Pauses {
-    /// Who, and what was measured.
+    /// The kind of the redirect, and what was measured.
     pub(crate) name: &'static str,
     /// Each pause, in microseconds.
     pub(crate) pauses_us: Vec<f64>,
 }
 
-/// Measures so many redirects of each.
+/// Measures `redirects` redirects of each kind.
 pub(crate) fn measure(
     disks: &Disks,
     daemon: &Daemon,
@@ -63,7 +64,7 @@ pub(crate) fn measure(
     )?;
     volume.take_away()?;
     found.push(Pauses {
-        name: "shunt, as it says",
+        name: "shunt, as reported",
         pauses_us: own,
     });
     found.extend(as_seen(
@@ -90,7 +91,7 @@ pub(crate) fn measure(
     Ok(found)
 }
 
-/// What dmsetup is told, in order; `reload` with a table.
+/// The verbs of dmsetup for a redirect, in order; `reload` gets the new table.
 type Order = &'static [&'static str];
 
 const DM_ORDERS: &[([&str; 2], Order)] = &[
@@ -107,14 +108,15 @@ const DM_ORDERS: &[([&str; 2], Order)] = &[
     ),
 ];
 
-/// A time in which a redirect was commanded and done, and as long a time without one, in milliseconds since 1970.
+/// The period of a redirect, and a quiet period of the same length without a redirect. Begin and
+/// end are in milliseconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Window {
     redirect_ms: (u64, u64),
     quiet_ms: (u64, u64),
 }
 
-/// Redirects to and fro under an application that writes.
+/// Redirects to the target and back while an application writes; calls `after` after each redirect.
 fn under_load(
     device: &Path,
     work: &Path,
@@ -132,7 +134,7 @@ fn under_load(
         &filename,
         &prefix,
         "--log_unix_epoch=1",
-        // Of each few milliseconds the longest one.
+        // Log only the longest request of every 5 ms.
         "--log_avg_msec=5",
         "--log_max_value=1",
         "--rw=randwrite",
@@ -173,7 +175,7 @@ fn under_load(
             quiet_ms: (quiet_ms, now_ms()),
         });
     }
-    // It writes its log when it is told to end.
+    // fio writes its log when it receives SIGTERM.
     drop(fio);
     wait_for("the application's log", BEGIN_LIMIT, || {
         log.is_file().then_some(())
@@ -190,7 +192,7 @@ fn now_ms() -> u64 {
     u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The pauses that the application saw, with a redirect and without.
+/// The pauses that the application saw, in the periods with a redirect and in the quiet periods.
 fn as_seen(
     work: &Path,
     windows: &[Window],
@@ -223,7 +225,7 @@ struct Request {
 }
 
 impl Request {
-    /// `time in ms, latency in ns, direction, size, offset, priority`
+    /// Parses a line of fio's log: `time in ms, latency in ns, direction, size, offset, priority`.
     fn read(line: &str) -> Option<Self> {
         let mut numbers = line.split(',').map(|text| text.trim().parse().ok());
         Some(Self {
@@ -237,7 +239,7 @@ impl Request {
     }
 }
 
-/// The longest of the requests that were under way then; `None` if there were none.
+/// The longest request that was in progress in the window; `None` if there was none.
 fn longest_us(requests: &[Request], window: (u64, u64)) -> Option<f64> {
     let under_way = requests
         .iter()

@@ -1,4 +1,4 @@
-//! What is printed in the end.
+//! The report at the end of a run.
 
 use std::fmt::Write;
 
@@ -11,7 +11,7 @@ use crate::{
     redirect::Pauses,
 };
 
-/// All that was measured.
+/// All measurements of a run.
 #[derive(Debug)]
 pub(crate) struct Report {
     json: bool,
@@ -28,20 +28,20 @@ struct Measured {
     sample: Sample,
 }
 
-/// A whole copy by both.
+/// A whole copy, by dd and by Shunt.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Copy {
     /// The round, from 1.
     pub(crate) round: u32,
-    /// From where to where.
+    /// The direction of the copy.
     pub(crate) way: &'static str,
-    /// What dd reached.
+    /// The rate of dd.
     pub(crate) dd_bytes_per_second: f64,
-    /// What Shunt reached.
+    /// The rate of Shunt.
     pub(crate) shunt_bytes_per_second: f64,
 }
 
-/// A figure of a sample, and the title of its table.
+/// The title of a table, and the figure of a sample that it shows.
 type Figure = (&'static str, fn(&Sample) -> Option<f64>);
 
 const FIGURES: [Figure; 3] = [
@@ -60,7 +60,7 @@ const FIGURES: [Figure; 3] = [
 ];
 
 impl Report {
-    /// An empty one.
+    /// An empty report; `json` is its format.
     pub(crate) const fn new(json: bool) -> Self {
         Self {
             json,
@@ -96,7 +96,7 @@ impl Report {
         self.pauses.push(pauses);
     }
 
-    /// The tables, or all measurements as JSON.
+    /// Renders the tables, or all measurements as JSON.
     pub(crate) fn finish(&self) -> String {
         if self.json {
             self.json_lines()
@@ -169,7 +169,7 @@ impl Report {
             out,
             &format!(
                 "{:<22}{:>10}{:>10}",
-                "Single beside rublk", "requests", "latency"
+                "Single to rublk, ratio", "requests", "latency"
             ),
         );
         for workload in &WORKLOADS {
@@ -258,7 +258,8 @@ impl Report {
             .collect()
     }
 
-    /// The median over the rounds of the ratio within a round. Every round measures all once, in rounds' order.
+    /// The median, over the rounds, of the ratio within a round. Every round measures each
+    /// contestant once, so figures with the same index are of the same round.
     fn ratio(
         &self,
         contestant: Contestant,
@@ -333,7 +334,7 @@ fn cell_text(value: Option<f64>) -> String {
     value.map_or_else(|| format!("{:>10}", "-"), |value| format!("{value:>10.2}"))
 }
 
-/// The smallest value that is not exceeded by this part of them.
+/// The smallest value that at least this part of the values does not exceed.
 fn quantile(values: &[f64], part: f64) -> Option<f64> {
     let mut values = values.to_vec();
     values.sort_unstable_by(f64::total_cmp);
@@ -434,7 +435,7 @@ mod tests {
             "there                     953.67   1907.35      2.00"
         );
         assert!(
-            tables.contains("Single beside rublk") && tables.contains("      1.20      1.00"),
+            tables.contains("Single to rublk, ratio") && tables.contains("      1.20      1.00"),
             "{tables}"
         );
     }

@@ -1,4 +1,4 @@
-//! Shunt, through its command line.
+//! Control of Shunt through its command line.
 
 use std::{
     env, fs,
@@ -14,18 +14,18 @@ use crate::process::{Server, Until, run, say, wait_for};
 
 /// How long shuntd may take to answer.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// How long a target that takes 5 s for each request may keep the writes waiting.
+/// How long it may take until a target that takes 5 s for each request is degraded.
 const DEGRADED_LIMIT: Duration = Duration::from_secs(60);
-/// How long a detach is tried again.
+/// How long a detach that fails is retried.
 const DETACH_LIMIT: Duration = Duration::from_secs(5);
 const DETACH_AGAIN_AFTER: Duration = Duration::from_millis(100);
 const VOLUME: &str = "bench";
 const SESSION: &str = "bench";
-/// What the history says at the two ends of a copy.
+/// How the history's lines for begin and end of a copy start.
 const HISTORY_STARTED: &str = "mirrored onto ";
 const HISTORY_IN_SYNC: &str = "in sync";
 
-/// A shuntd of our own; ended when dropped.
+/// A shuntd that only this run uses; ended when dropped.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     shunt: String,
@@ -39,7 +39,7 @@ pub(crate) struct Daemon {
 pub(crate) struct Volume<'a> {
     /// The device that applications open.
     pub(crate) device: PathBuf,
-    /// The process that serves it.
+    /// The process that serves the volume.
     pub(crate) pid: u32,
     daemon: &'a Daemon,
     mirrored: bool,
@@ -47,7 +47,7 @@ pub(crate) struct Volume<'a> {
 }
 
 impl Daemon {
-    /// Starts shuntd with everything it keeps below `work`.
+    /// Starts shuntd with all of its state below `work`.
     pub(crate) fn start(programs: Option<&Path>, work: &Path) -> anyhow::Result<Self> {
         let folder = match programs {
             Some(folder) => folder.to_owned(),
@@ -96,9 +96,9 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Puts the volume over a LUN.
+    /// Attaches the volume over a LUN.
     pub(crate) fn attach(&self, lun: &Path) -> anyhow::Result<Volume<'_>> {
-        // Made first: also an attach that was interrupted has to be taken back.
+        // Created first, so that its drop also detaches after an attach that was interrupted.
         let mut volume = Volume {
             device: PathBuf::new(),
             pid: 0,
@@ -106,7 +106,7 @@ impl Daemon {
             mirrored: false,
             gone: false,
         };
-        // The disks are for measuring alone, and within one boot.
+        // A weak identity is acceptable: the disks are used only by this run, within one boot.
         let attach = ["attach", "--accept-weak-identity", VOLUME];
         self.shunt(&[&attach[..], &[&lun.display().to_string()]].concat())?;
         let record = self.record(&["status", "--json"], |record| {
@@ -132,7 +132,7 @@ impl Daemon {
         run(&[&program[..], words].concat(), &self.work, until)
     }
 
-    /// The first record that a command prints and `wanted` accepts.
+    /// The last record that a command prints and `wanted` accepts.
     fn record(&self, words: &[&str], wanted: impl Fn(&Value) -> bool) -> anyhow::Result<Value> {
         let text = self.shunt(words)?;
         let mut records = text
@@ -140,10 +140,10 @@ impl Daemon {
             .filter_map(|line| serde_json::from_str(line).ok());
         records
             .rfind(wanted)
-            .with_context(|| format!("shunt {} does not say it: {text}", words.join(" ")))
+            .with_context(|| format!("shunt {} did not print the record: {text}", words.join(" ")))
     }
 
-    /// When the history of the session says so, the last time, in milliseconds.
+    /// The time of the last history line that starts with `beginning`, in milliseconds since 1970.
     fn history_ms(&self, beginning: &str) -> anyhow::Result<u64> {
         let said = |record: &Value| {
             record["what"]
@@ -156,11 +156,12 @@ impl Daemon {
 }
 
 impl Volume<'_> {
-    /// Mirrors the volume onto a LUN, waits until both are in sync, and gives the time that the copy took.
+    /// Mirrors the volume onto a LUN and waits until both are in sync; returns the duration of the
+    /// copy.
     pub(crate) fn mirror_onto(&mut self, target: &Path) -> anyhow::Result<Duration> {
         let daemon = self.daemon;
         let pair = format!("{VOLUME}:{}", target.display());
-        // Noted first: also a create that was interrupted has to be taken back.
+        // Set first, so that a create that was interrupted is also cancelled.
         self.mirrored = true;
         daemon.shunt(&[
             "create",
@@ -188,13 +189,13 @@ impl Volume<'_> {
             SESSION,
             &pair,
         ];
-        // Noted first: also a create that was interrupted has to be taken back.
+        // Set first, so that a create that was interrupted is also cancelled.
         self.mirrored = true;
         self.daemon.shunt(&[&create[..], options].concat())?;
         self.daemon.shunt(&["start", SESSION]).map(drop)
     }
 
-    /// What was copied so far, in bytes, if there is a copy.
+    /// The bytes that were copied so far; 0 without a copy.
     pub(crate) fn copied_bytes(&self, copied: bool) -> anyhow::Result<f64> {
         if !copied {
             return Ok(0.0);
@@ -208,7 +209,7 @@ impl Volume<'_> {
             .context("a pair without what was copied")
     }
 
-    /// Takes back a copy that is not done yet.
+    /// Cancels a copy; fails if the copy was not in progress any more.
     pub(crate) fn end_copy(&mut self) -> anyhow::Result<()> {
         let is_pair = |record: &Value| record["type"] == "pair";
         let record = self
@@ -223,7 +224,7 @@ impl Volume<'_> {
         }
     }
 
-    /// Writes until the target is given up.
+    /// Writes until the pair is degraded.
     pub(crate) fn write_until_degraded(&self) -> anyhow::Result<()> {
         let to = format!("of={}", self.device.display());
         let write = [
@@ -234,7 +235,7 @@ impl Volume<'_> {
             "count=100",
             "oflag=direct",
         ];
-        wait_for("the target is given up", DEGRADED_LIMIT, || {
+        wait_for("a degraded target", DEGRADED_LIMIT, || {
             run(&write, &self.daemon.work, Until::Interrupted).ok()?;
             let degraded =
                 |record: &Value| record["type"] == "pair" && record["state"] == "degraded";
@@ -245,13 +246,13 @@ impl Volume<'_> {
         .map(drop)
     }
 
-    /// Makes the target authoritative, or the source again.
+    /// Switches to the target if `forth`, otherwise undoes that.
     pub(crate) fn redirect(&self, forth: bool) -> anyhow::Result<()> {
         let verb = if forth { "switch" } else { "undo" };
         self.daemon.shunt(&[verb, SESSION]).map(drop)
     }
 
-    /// How long requests were held at the last change of the role, as it says itself.
+    /// How long requests were held at the last change of the role, as Shunt reports it.
     pub(crate) fn last_pause_us(&self) -> anyhow::Result<f64> {
         let is_pair = |record: &Value| record["type"] == "pair";
         let record = self
@@ -262,7 +263,7 @@ impl Volume<'_> {
             .context("a pair without a pause")
     }
 
-    /// Detaches it, and says what went wrong with that.
+    /// Detaches the volume, and returns any error of that.
     pub(crate) fn take_away(mut self) -> anyhow::Result<()> {
         self.detach()
     }
@@ -274,11 +275,12 @@ impl Volume<'_> {
                 .daemon
                 .shunt_until(&["cancel", "--yes", SESSION], Until::CleanedUp);
             if let Err(error) = cancelled {
-                // There may be no session yet; if there is one, the detach fails too.
+                // Only reported: there may be no session yet. If there is a session, the detach
+                // fails too.
                 say(&format!("{error:#}"));
             }
         }
-        // udev may still look at the device that fio has just closed.
+        // udev may still probe the device that fio has just closed.
         let started = Instant::now();
         loop {
             match self
@@ -298,7 +300,8 @@ impl Drop for Volume<'_> {
             return;
         }
         if let Err(error) = self.detach() {
-            // A session that was not started yet, or a copy that hangs: the volume goes on without shuntd.
+            // The cause may be a session that was not started yet, or a copy that hangs. The volume
+            // continues without shuntd.
             say(&format!("the volume was not detached: {error:#}"));
         }
     }

@@ -1,10 +1,10 @@
-//! Which blocks differ.
+//! The blocks in which two LUNs differ.
 
 use tools::Runs;
 
 /// The unit in which differences are counted, in bytes.
 pub(crate) const BLOCK_BYTES: usize = 4096;
-/// How many ranges are named; more are counted.
+/// The highest number of ranges that are named; further ranges are only counted.
 const RANGES_MAX: usize = 16;
 
 /// The blocks that differ.
@@ -22,7 +22,8 @@ impl Default for Differences {
 }
 
 impl Differences {
-    /// Compares two parts of equal length that begin at `offset_bytes`, a multiple of [`BLOCK_BYTES`].
+    /// Compares two parts of equal length that begin at `offset_bytes`, a multiple of
+    /// [`BLOCK_BYTES`].
     pub(crate) fn compare(&mut self, offset_bytes: u64, a: &[u8], b: &[u8]) {
         debug_assert_eq!(a.len(), b.len());
         if a == b {
@@ -36,17 +37,17 @@ impl Differences {
         }
     }
 
-    /// Whether there is none.
+    /// Whether no block differs.
     pub(crate) fn is_none(&self) -> bool {
         self.blocks.indexes() == 0
     }
 
-    /// How many blocks differ.
+    /// The number of blocks that differ.
     pub(crate) fn blocks(&self) -> u64 {
         self.blocks.indexes()
     }
 
-    /// Where they are, in blocks.
+    /// The ranges of blocks that differ, in blocks.
     pub(crate) fn ranges(&self) -> &Runs {
         &self.blocks
     }

@@ -1,4 +1,4 @@
-//! `shunt-compare`: whether two LUNs are equal, byte for byte. It only reads.
+//! `shunt-compare`: compares two LUNs byte for byte. It only reads.
 
 mod blocks;
 mod reader;
@@ -22,7 +22,7 @@ const AFTER_HELP: &str = "EXAMPLES:
   shunt-compare --bytes 10G /dev/shunt/db /dev/disk/by-id/NEW
   shunt-compare --json a.img b.img | jq .different_blocks
 
-Something that writes to one of the two meanwhile makes them look different.
+If something writes to one of the LUNs during the comparison, they can look different.
 
 EXIT STATUS:
   0  equal
@@ -32,8 +32,8 @@ EXIT STATUS:
 
 /// Compare two LUNs (block devices or regular files) byte for byte
 ///
-/// Reads past the page cache where that is possible. Without --bytes compares the size of the smaller
-/// one.
+/// Bypasses the page cache where that is possible. Without --bytes compares the size of the smaller
+/// LUN.
 #[derive(Debug, Parser)]
 #[command(name = "shunt-compare", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Arguments {
@@ -49,20 +49,20 @@ struct Arguments {
     json: bool,
 }
 
-/// A LUN that is to be compared.
+/// One of the two LUNs.
 struct Side {
     lun: Lun,
     direct: bool,
 }
 
-/// What was found.
+/// The result of the comparison.
 struct Outcome {
     sides: [Side; 2],
     compared_bytes: u64,
     differences: Differences,
 }
 
-/// Why there is no outcome.
+/// Why there is no result.
 enum Failure {
     Usage(String),
     Unreadable(anyhow::Error),
@@ -93,7 +93,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether the two are equal.
+/// Compares and prints the result; returns whether the LUNs are equal.
 fn run(arguments: &Arguments) -> Result<bool, Failure> {
     let sides = [
         open(arguments, &arguments.a)?,
@@ -129,7 +129,7 @@ fn open(arguments: &Arguments, path: &std::path::Path) -> Result<Side, OpenError
         Err(OpenError::DirectUnsupported { path }) => {
             if !arguments.json {
                 eprintln!(
-                    "shunt-compare: {} is read through the page cache: no direct i/o there",
+                    "shunt-compare: {} is read through the page cache: it does not support direct I/O",
                     path.display()
                 );
             }
@@ -149,7 +149,7 @@ fn compared_bytes(arguments: &Arguments, sides: &[Side; 2]) -> Result<u64, Failu
     let [a, b] = sides.each_ref().map(|side| side.lun.identity.size_bytes);
     match arguments.bytes {
         Some(bytes) if bytes > a.min(b) => Err(Failure::Usage(format!(
-            "--bytes {bytes} is more than both have: {} has {a}, {} has {b}",
+            "--bytes {bytes} is more than both LUNs have: {} has {a}, {} has {b}",
             arguments.a.display(),
             arguments.b.display()
         ))),

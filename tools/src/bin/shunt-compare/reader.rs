@@ -11,14 +11,15 @@ use std::{
 
 use lun::Lun;
 
-/// What is read at once, in bytes.
+/// The size of a chunk, in bytes.
 const CHUNK_BYTES: usize = 4 << 20;
-/// How many chunks of a LUN exist: one is compared while another is read.
+/// The number of chunks for each LUN: one is compared while the next is read.
 const CHUNKS: usize = 2;
-/// Direct I/O wants its buffer aligned to the logical block, and no LUN has a larger one than this, in bytes.
+/// The alignment of buffers, in bytes. Direct I/O needs alignment to the logical block, and no LUN
+/// has larger logical blocks than this.
 const ALIGNMENT_BYTES: usize = 64 << 10;
 
-/// A part of a LUN.
+/// A buffer with a part of a LUN.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     memory: Vec<u8>,
@@ -37,12 +38,13 @@ impl Chunk {
         }
     }
 
-    /// What was read.
+    /// The bytes that were read.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.memory[self.start..self.start + self.length]
     }
 
-    /// Reads `length` bytes at `offset`, both multiples of the logical block; short reads are finished.
+    /// Reads `length` bytes at `offset`, both multiples of the logical block; continues after short
+    /// reads.
     fn fill(&mut self, file: &File, offset: u64, length: usize) -> io::Result<()> {
         let buffer = &mut self.memory[self.start..self.start + length];
         let mut filled = 0;
@@ -68,10 +70,10 @@ fn at(error: &io::Error, offset: u64) -> io::Error {
     io::Error::new(error.kind(), format!("at byte {offset}: {error}"))
 }
 
-/// A LUN that is read from its start to an end by a thread.
+/// A LUN that a thread reads from its beginning.
 #[derive(Debug)]
 pub(crate) struct Reader {
-    /// The LUN.
+    /// The path of the LUN.
     pub path: PathBuf,
     full: Receiver<io::Result<Chunk>>,
     empty: SyncSender<Chunk>,
@@ -81,14 +83,14 @@ impl Reader {
     /// Starts to read the first `bytes` bytes, at most the size of the LUN.
     ///
     /// # Errors
-    /// There is no descriptor or thread left.
+    /// The descriptor cannot be duplicated, or the thread cannot be started.
     pub(crate) fn start(lun: &Lun, bytes: u64) -> io::Result<Self> {
         let file = File::from(lun.fd.try_clone()?);
         let block = u64::from(lun.identity.logical_block_bytes);
         let (to_compare, full) = sync_channel(CHUNKS);
         let (empty, to_fill) = sync_channel(CHUNKS);
         for _ in 0..CHUNKS {
-            // Cannot fail: the channel holds them all, and its other end is here.
+            // Cannot fail: the channel has room for all chunks, and its receiver is still here.
             let _ = empty.send(Chunk::new());
         }
         thread::Builder::new()
@@ -100,24 +102,24 @@ impl Reader {
         })
     }
 
-    /// The next part.
+    /// Waits for the next chunk.
     ///
     /// # Errors
-    /// What the LUN said.
+    /// The error of the read.
     pub(crate) fn receive(&self) -> io::Result<Chunk> {
         self.full
             .recv()
             .unwrap_or_else(|_| Err(io::Error::other("the reading thread has ended")))
     }
 
-    /// Lets a part be read into again.
+    /// Returns a chunk, so that the thread can read into it again.
     pub(crate) fn give_back(&self, chunk: Chunk) {
-        // The thread has ended when everything was read.
+        // Fails once the thread has read everything and ended, which is not an error.
         let _ = self.empty.send(chunk);
     }
 }
 
-/// Until the end, an error, or nobody compares any more.
+/// Reads until the end, an error, or until the [`Reader`] is dropped.
 fn read_all(
     file: &File,
     bytes: u64,
@@ -131,7 +133,7 @@ fn read_all(
             return;
         };
         let wanted = (bytes - offset).min(CHUNK_BYTES as u64);
-        // A LUN is a whole number of blocks long, so this does not reach past its end.
+        // A LUN is a whole number of blocks long, so this does not read past its end.
         let result = chunk.fill(file, offset, wanted.next_multiple_of(block) as usize);
         chunk.length = wanted as usize;
         let failed = result.is_err();

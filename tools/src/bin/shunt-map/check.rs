@@ -1,4 +1,4 @@
-//! The answer of `shunt-map check`.
+//! The output of `shunt-map check`.
 
 use migration_core::map::Chosen;
 use migration_proto::route::{Descriptor, Leg};
@@ -8,7 +8,7 @@ use crate::{
     survey::{Bitmap, Survey},
 };
 
-/// One line about a file that is whole.
+/// The line for a file that is whole.
 pub(crate) fn whole(survey: &Survey) -> String {
     let mut line = format!("ok: {}", survey.path.display());
     if let Some(descriptor) = survey.descriptor() {
@@ -31,7 +31,7 @@ pub(crate) fn whole(survey: &Survey) -> String {
     line
 }
 
-/// What is damaged, what that means and the way out.
+/// The text for a damaged file: the damage, its consequence and the way out.
 pub(crate) fn damaged(survey: &Survey) -> String {
     let path = survey.path.display();
     let mut text = String::new();
@@ -44,7 +44,7 @@ pub(crate) fn damaged(survey: &Survey) -> String {
 
 fn way_out(survey: &Survey) -> String {
     let leg = match authoritative(survey) {
-        Some(leg) => format!("This leg is authoritative, as the role record says: {leg}.\n"),
+        Some(leg) => format!("The role record names the authoritative leg: {leg}.\n"),
         None => "Which leg is authoritative cannot be read from the file: find the last switch or undo with\n\
                  `shunt history`, and compare the data on both legs read-only.\n"
             .to_owned(),

@@ -12,7 +12,7 @@ use tools::{JSON_SCHEMA, Run, Runs, size_text};
 
 use crate::survey::{Bitmap, DescriptorSlot, Slot, Survey};
 
-/// How many ranges of a bitmap are shown to people; JSON has all.
+/// The highest number of ranges of a bitmap in the text; JSON has all ranges.
 const RANGES_SHOWN_MAX: usize = 32;
 
 /// The route in words.
@@ -24,7 +24,7 @@ pub(crate) fn route_text(route: Route) -> String {
     }
 }
 
-/// The dump for people: a word that says what, then the rest of the line.
+/// The dump as text: each line begins with a word that names its subject.
 pub(crate) fn text(survey: &Survey) -> String {
     let mut out = String::new();
     line(

@@ -1,4 +1,4 @@
-//! `shunt-map`: looks at a map file. It never writes to one.
+//! `shunt-map`: checks or dumps a map file. It only reads.
 
 mod check;
 mod dump;
@@ -23,10 +23,11 @@ EXIT STATUS:
   2  the command line is wrong
   3  the file cannot be read";
 
-/// Look at the map file of a volume: its route, what it is made of, what still has to be copied
+/// Show the map file of a volume: its route, its legs, and what still has to be copied
 ///
 /// The map file says which leg of a volume is authoritative and in which regions the other leg may
-/// differ. shunt-map only reads it, also while the volume is being served: then it shows one moment.
+/// differ. shunt-map only reads it. It can do so while the volume is being served, and then shows
+/// one moment.
 #[derive(Debug, Parser)]
 #[command(name = "shunt-map", version, after_help = AFTER_HELP, max_term_width = 100)]
 struct Arguments {
@@ -36,13 +37,13 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Say whether a map file is whole; if not, what is damaged and the way out
+    /// Check whether a map file is whole; if not, show what is damaged and the way out
     #[command(after_help = AFTER_HELP)]
     Check {
         /// The map file
         file: PathBuf,
     },
-    /// Print what is in a map file; of a damaged one, as much as can be read
+    /// Print the contents of a map file; if it is damaged, as much as can be read
     #[command(after_help = AFTER_HELP)]
     Dump {
         /// The map file
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether the file is whole.
+/// Runs a command; returns whether the file is whole.
 fn run(command: &Command) -> anyhow::Result<bool> {
     match command {
         Command::Check { file } => {

@@ -1,7 +1,8 @@
 //! Reads everything of a map file that can be read, whatever is damaged.
 //!
-//! Whether a file is whole is decided by [`MapFile::open_read_only`], the code that `ublk-target` uses. The survey
-//! beside it names all the damage instead of the first, and looks at what is not in use now but would be later.
+//! A file is whole only if [`MapFile::open_read_only`], the code that `ublk-target` uses, accepts
+//! it. The survey also names all of the damage instead of the first, and reads the slots that are
+//! not in use now but would be later.
 
 use std::{
     fs::File,
@@ -21,53 +22,54 @@ use migration_core::{
 use migration_proto::route::Descriptor;
 use tools::Runs;
 
-/// How often a file that looks damaged is read again: its volume may be served, and a sector just being written.
+/// How many times a file that looks damaged is read: its volume may be served, and a sector may be
+/// half written at the time of the read.
 const LOOKS_MAX: u32 = 3;
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// One of the two role slots.
 #[derive(Debug)]
 pub(crate) enum Slot {
-    /// A role record.
+    /// The slot has a role record.
     Valid(RoleRecord),
-    /// No role record: never written, torn or damaged.
+    /// The slot has no role record: it was never written, or the record is torn or damaged.
     Invalid,
-    /// A whole record that cannot be used.
+    /// The slot has a whole record that cannot be used.
     Refused(MapError),
-    /// The bytes cannot be read.
+    /// The slot cannot be read; the text is the cause.
     Unread(String),
 }
 
 /// One of the two descriptor slots.
 #[derive(Debug)]
 pub(crate) struct DescriptorSlot {
-    /// The role slots that name it.
+    /// The role slots whose records name this descriptor slot.
     pub named_by: Vec<usize>,
-    /// What it says; `None` if that makes no sense.
+    /// The descriptor; `None` if the bytes are not one.
     pub descriptor: Option<Descriptor>,
-    /// Whether the checksum in a role record that names it is right.
+    /// Whether the bytes match the checksum in a role record that names this slot.
     pub verified: bool,
 }
 
-/// One bitmap.
+/// One of the two bitmaps.
 #[derive(Debug)]
 pub(crate) struct Bitmap {
-    /// Which.
+    /// Which of the two bitmaps.
     pub area: Area,
     /// The regions whose bits are set, as far as they can be read.
     pub regions: Runs,
-    /// Their length, in bytes.
+    /// The length of these regions, in bytes.
     pub bytes: u64,
-    /// The sectors that are damaged.
+    /// The damaged sectors of the bitmap.
     pub damaged: Runs,
 }
 
-/// What a map file holds.
+/// The contents and the damage of a map file.
 #[derive(Debug)]
 pub(crate) struct Survey {
-    /// The file.
+    /// The path of the file.
     pub path: PathBuf,
-    /// Its length, in bytes.
+    /// The length of the file, in bytes.
     pub size_bytes: u64,
     /// The role slots.
     pub slots: [Slot; 2],
@@ -77,14 +79,15 @@ pub(crate) struct Survey {
     pub descriptors: [DescriptorSlot; 2],
     /// The bitmaps; none if the route has no mirror or no role record holds.
     pub bitmaps: Vec<Bitmap>,
-    /// What is damaged.
+    /// The damage.
     pub problems: Vec<String>,
-    /// What is unusual and harmless.
+    /// Findings that are unusual but harmless.
     pub notes: Vec<String>,
 }
 
 impl Survey {
-    /// Surveys a file; one that looks damaged more than once, because it may be written at this moment.
+    /// Surveys a file; repeats that, up to [`LOOKS_MAX`] times in all, while the file looks
+    /// damaged, because its volume may be writing to it.
     ///
     /// # Errors
     /// The file cannot be read at all.
@@ -144,7 +147,7 @@ impl Survey {
         Ok(survey)
     }
 
-    /// What the role record that holds leads to.
+    /// Checks the file's length, the descriptor and the bitmaps for the role record that holds.
     fn look_below(&mut self, file: &File, chosen: &Chosen) {
         let expected = map::file_bytes(chosen.record.geometry);
         if self.size_bytes < expected {
@@ -155,7 +158,7 @@ impl Survey {
         }
         if let Some(slot) = chosen.stale_slot {
             self.notes.push(format!(
-                "role record {slot} is older or not valid; it is written anew when the volume is next served"
+                "role record {slot} is older or not valid; it is written again when the volume is next served"
             ));
         }
         let slot = chosen.record.descriptor_slot;
@@ -173,7 +176,7 @@ impl Survey {
         }
     }
 
-    /// The survey must not find whole what `ublk-target` would refuse.
+    /// Adds a problem if the survey finds none but `ublk-target` would refuse the file.
     fn agree_with_map_file(&mut self) {
         if let (true, Err(error)) = (self.is_whole(), MapFile::open_read_only(&self.path)) {
             self.problems.push(error.to_string());
@@ -203,7 +206,7 @@ impl Bitmap {
 }
 
 fn open(path: &Path) -> anyhow::Result<File> {
-    // Looked at before it is opened: opening a pipe would wait, opening a device can have consequences.
+    // Checked before the open: opening a pipe would block, opening a device can have side effects.
     let metadata =
         std::fs::metadata(path).with_context(|| format!("cannot open {}", path.display()))?;
     if !metadata.is_file() {
@@ -212,7 +215,7 @@ fn open(path: &Path) -> anyhow::Result<File> {
     File::open(path).with_context(|| format!("cannot open {}", path.display()))
 }
 
-/// The sector, or why it cannot be read.
+/// Reads the sector at `offset`. The error is the reason why it cannot be read.
 fn sector(file: &File, offset: u64) -> Result<[u8; SECTOR_BYTES], String> {
     let mut bytes = [0; SECTOR_BYTES];
     match file.read_exact_at(&mut bytes, offset) {
@@ -235,8 +238,8 @@ fn slot(sector: Result<[u8; SECTOR_BYTES], String>) -> Slot {
 }
 
 fn choose(sectors: &[Result<[u8; SECTOR_BYTES], String>; 2]) -> Result<Chosen, String> {
-    // A slot that cannot be read counts as invalid here: what is left is shown, and the file is too short or
-    // MapFile refuses it.
+    // A slot that cannot be read counts as invalid here, so that the rest of the file is shown. The
+    // file is reported as damaged anyway: it is too short, or MapFile refuses it.
     let zeroes = [0; SECTOR_BYTES];
     let [first, second] = sectors
         .each_ref()
@@ -257,7 +260,7 @@ fn descriptor_slot(file: &File, number: u8, records: &[Option<RoleRecord>; 2]) -
         record.check_descriptor(part).ok().map(|()| part)
     };
     let verified = naming.iter().find_map(|(_, record)| matching(record));
-    // Without a checksum that is right, the text up to the zeroes behind it is what can be shown.
+    // Without a matching checksum the length is not known: show the text up to the first zero.
     let text = verified.unwrap_or_else(|| {
         let end = bytes
             .iter()
@@ -272,7 +275,7 @@ fn descriptor_slot(file: &File, number: u8, records: &[Option<RoleRecord>; 2]) -
     }
 }
 
-/// The bytes of a descriptor slot, as many as can be read.
+/// Reads the bytes of a descriptor slot, as many as can be read.
 fn descriptor_bytes(file: &File, number: u8) -> Vec<u8> {
     let mut bytes = vec![0; map::DESCRIPTOR_BYTES_MAX];
     let mut filled = 0;
