@@ -9,6 +9,7 @@
 //! * [`region`], [`bits`]: which regions are dirty.
 //! * [`pair`], [`session`]: the states that an operator sees, and the verbs that are allowed in
 //!   them.
+//! * [`operation`]: what a verb does to the pairs of a session, step by step.
 //! * [`come_back`], [`cutover`], [`impact`]: when a target that stalled is written again, how a
 //!   session that tracks is switched, how fast a copy may go.
 //! * [`map`]: the format of the map file; [`custody`]: whether others can have written to the legs.
@@ -27,6 +28,7 @@ pub mod impact;
 pub mod latency;
 pub mod layout;
 pub mod map;
+pub mod operation;
 pub mod pair;
 pub mod region;
 pub mod route;

@@ -1,13 +1,11 @@
-//! Targets that become copies at an instant, in the order of events of `mgr/src/daemon/split.rs`.
+//! What the targets of a split must hold: copies of one instant.
 
 use migration_core::{
     pair::Phase,
     route::{Route, Side},
-    volume::Suspended,
 };
 
 use crate::{
-    daemon::{Daemon, Stage},
     disk::Value,
     settings::BLOCKS,
     site::{Site, lun_of},
@@ -22,91 +20,15 @@ pub(crate) struct Moment {
 }
 
 impl World {
-    /// Begins to resume the volumes: all have been split, or (`spoiled`) one has not.
-    pub(crate) fn begin_to_let_go(&mut self, spoiled: bool) {
-        // The copies must be of this moment.
+    /// Remembers what the volumes hold: the copies must be of this moment.
+    pub(crate) fn take_moments(&mut self) {
         self.moments = self.sites.iter_mut().map(moment).collect();
-        self.begin_with_the_first(Stage::LetGo { spoiled });
     }
 
-    fn begin_with_the_first(&mut self, stage: Stage) {
-        if let Some(operation) = &mut self.daemon.operation {
-            operation.at = 0;
-            operation.ask_anew();
-            operation.stage = stage;
-        }
-    }
-
-    pub(crate) fn let_go(&mut self, spoiled: bool) {
-        let Daemon {
-            store,
-            views,
-            operation: Some(operation),
-            ..
-        } = &mut self.daemon
-        else {
-            return;
-        };
-        let Some(pair) = operation.pairs.get(operation.at).copied() else {
-            let phase = if spoiled { Phase::Active } else { Phase::Split };
-            for pair in &operation.pairs {
-                store.pairs[*pair].phase = phase;
-                let moment = &self.moments[*pair];
-                assert!(spoiled || moment.held, "{moment:?} counts as a copy");
-            }
-            if spoiled {
-                self.note("copies that were spoiled");
-                return self.begin_with_the_first(Stage::Join);
-            }
-            self.note("copies at an instant");
-            return self.finish("verbs done");
-        };
-        operation.at += 1;
-        let ended = views[pair]
-            .connected
-            .then(|| self.sites[pair].end_suspension(self.now))
-            .flatten();
-        let spoiled = spoiled || ended != Some(Suspended::SinceSplit);
-        operation.stage = Stage::LetGo { spoiled };
-    }
-
-    /// Begins to mirror onto the split targets again; from now on they are no copies.
-    pub(crate) fn begin_to_join(&mut self) {
-        let Daemon {
-            store,
-            views,
-            operation: Some(operation),
-            ..
-        } = &mut self.daemon
-        else {
-            return;
-        };
-        let is_split = |pair: &usize| {
-            let status = views[*pair].status;
-            status.is_some_and(|status| status.route == Route::Split)
-        };
-        operation.pairs.retain(is_split);
-        for pair in &operation.pairs {
-            store.pairs[*pair].phase = Phase::Active;
-        }
-        self.begin_with_the_first(Stage::Join);
-    }
-
-    pub(crate) fn join(&mut self) {
-        let Some(operation) = &self.daemon.operation else {
-            return;
-        };
-        let Some(pair) = operation.pairs.get(operation.at).copied() else {
-            return self.finish("verbs done");
-        };
-        let authoritative = Side::Source;
-        let wanted = Some(Route::Mirrored { authoritative });
-        if self.ask_route(pair, wanted).is_some()
-            && let Some(operation) = &mut self.daemon.operation
-        {
-            operation.at += 1;
-            operation.ask_anew();
-        }
+    /// Checks that a volume held requests when the moment of the copies was taken.
+    pub(crate) fn require_held(&self, pair: usize) {
+        let moment = &self.moments[pair];
+        assert!(moment.held, "{moment:?} counts as a copy");
     }
 
     /// Checks that every target that counts as a copy holds the moment that all volumes share,

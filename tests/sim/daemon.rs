@@ -1,19 +1,18 @@
-//! shuntd: its store, its views of the volumes, and the operations of a session, in the order of
-//! events of `mgr/src/daemon` (`requests`, `verbs`, `route_change`, `reconcile`). The decisions are
-//! those of `pair` and `session`.
+//! shuntd: its store and its views of the volumes, in the order of events of `mgr/src/daemon`
+//! (`requests`, `reconcile`). The decisions are those of `pair` and `session`, the steps of a verb
+//! those of `operation`.
 
 use migration_core::{
-    pair::{Facts, Phase, Position, Seen, Settlement, Verb, settle},
+    operation::{Operation, Plan, PlannedPair},
+    pair::{Facts, PairState, Phase, Position, Seen, Settlement, Verb, settle},
     route::{Route, Side},
     session::{self, SessionDecision, Waiting},
-    volume::{Call, ChangeError, CopyMode, OnAuthoritativeFailure, Reply},
+    volume::{CopyMode, OnAuthoritativeFailure},
 };
 
+use crate::operation::Running;
 use crate::settings::Settings;
 use crate::site::Status;
-
-/// The maximum number of requests for one change of the route.
-pub(crate) const ATTEMPTS_MAX: u32 = 4;
 
 /// A row of the store.
 #[derive(Debug, Clone)]
@@ -67,6 +66,8 @@ pub(crate) struct Store {
     pub(crate) policy: OnAuthoritativeFailure,
     pub(crate) mode: CopyMode,
     pub(crate) pairs_max: usize,
+    /// Whether a commit makes the sources inaccessible.
+    pub(crate) retire: bool,
 }
 
 impl Store {
@@ -94,170 +95,6 @@ pub(crate) struct View {
     pub(crate) status: Option<Status>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stage {
-    StopCopiers,
-    Intend,
-    Work,
-    /// The result of the work on a pair must be recorded.
-    Record(Result<(), Unchanged>),
-    /// The role of the pair `failed` could not be moved: the pairs before it go back.
-    Back {
-        failed: usize,
-    },
-    BackRecord {
-        failed: usize,
-        result: Result<(), Unchanged>,
-    },
-    /// Volumes that were split are resumed.
-    LetGo {
-        spoiled: bool,
-    },
-    /// Split targets are mirrored onto again.
-    Join,
-}
-
-/// The reason why a route is not as requested.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unchanged {
-    /// The change was refused; the route stays as it is.
-    Refused,
-    /// The change may still happen.
-    Unknown,
-}
-
-impl From<ChangeError> for Unchanged {
-    fn from(error: ChangeError) -> Self {
-        match error {
-            ChangeError::Busy => Self::Unknown,
-            _ => Self::Refused,
-        }
-    }
-}
-
-/// A change of the route that was requested from ublk-target.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Asked {
-    pub(crate) call: Call,
-    pub(crate) incarnation: u64,
-}
-
-#[derive(Debug)]
-pub(crate) struct Operation {
-    pub(crate) verb: Verb,
-    pub(crate) pairs: Vec<usize>,
-    /// For a start: the pairs that must wait for a place.
-    pub(crate) later: Vec<usize>,
-    /// For a resume: the pairs whose mirror leg must be retried.
-    pub(crate) degraded: Vec<usize>,
-    /// The index in `pairs`.
-    pub(crate) at: usize,
-    pub(crate) stage: Stage,
-    pub(crate) asked: Option<Asked>,
-    pub(crate) attempts: u32,
-    /// Whether the outcome is unknown for the pair whose role did not move.
-    pub(crate) unknown: bool,
-}
-
-impl Operation {
-    pub(crate) fn new(verb: Verb, pairs: Vec<usize>, degraded: Vec<usize>) -> Self {
-        let stage = match verb {
-            Verb::Start | Verb::Resume => Stage::Intend,
-            Verb::Pause | Verb::Switch | Verb::Undo | Verb::Split | Verb::Commit | Verb::Cancel => {
-                Stage::StopCopiers
-            }
-        };
-        Self {
-            verb,
-            pairs,
-            later: Vec::new(),
-            degraded,
-            at: 0,
-            stage,
-            asked: None,
-            attempts: 0,
-            unknown: false,
-        }
-    }
-
-    /// The route that the verb requests. `None`: a mirror leg is added, or the route stays.
-    pub(crate) const fn wanted(&self) -> Option<Route> {
-        let authoritative = match self.verb {
-            Verb::Switch => Side::Target,
-            Verb::Undo => Side::Source,
-            Verb::Commit => return Some(Route::Single(Side::Target)),
-            Verb::Cancel => return Some(Route::Single(Side::Source)),
-            Verb::Split => return Some(Route::Split),
-            Verb::Start | Verb::Pause | Verb::Resume => return None,
-        };
-        Some(Route::Mirrored { authoritative })
-    }
-
-    /// Prepares the work on the next pair.
-    pub(crate) fn ask_anew(&mut self) {
-        self.asked = None;
-        self.attempts = 0;
-    }
-
-    /// Records the intention, which is durable before it is carried out.
-    pub(crate) fn intend(&self, store: &mut Store) {
-        let phase = match self.verb {
-            Verb::Start => Phase::Starting,
-            Verb::Pause => {
-                store.paused = true;
-                return;
-            }
-            Verb::Resume => {
-                store.paused = false;
-                return;
-            }
-            Verb::Switch => Phase::Switching,
-            Verb::Undo => Phase::Undoing,
-            Verb::Split => Phase::Splitting,
-            Verb::Commit => Phase::Committing,
-            Verb::Cancel => Phase::Cancelling,
-        };
-        for pair in &self.pairs {
-            store.pairs[*pair].phase = phase;
-        }
-        for pair in &self.later {
-            store.pairs[*pair].phase = Phase::Queued;
-        }
-    }
-
-    /// Records the result of the work on a pair. Returns whether the next pair follows.
-    pub(crate) fn record(
-        &self,
-        store: &mut Store,
-        pair: usize,
-        result: Result<(), Unchanged>,
-    ) -> bool {
-        let row = &mut store.pairs[pair];
-        match (self.verb, result) {
-            (Verb::Start, Ok(())) => active(row, Side::Source),
-            (Verb::Start, Err(Unchanged::Refused)) => row.phase = Phase::Setup,
-            // The next status of the volume settles the phase, also below.
-            (Verb::Start, Err(Unchanged::Unknown)) => {}
-            (Verb::Switch, Ok(())) => active(row, Side::Target),
-            (Verb::Undo, Ok(())) => active(row, Side::Source),
-            (Verb::Switch | Verb::Undo, Err(_)) => return false,
-            (Verb::Commit, Ok(())) => store.ended(pair, Side::Target),
-            (Verb::Cancel, Ok(())) => store.ended(pair, Side::Source),
-            (Verb::Commit | Verb::Cancel, Err(Unchanged::Refused)) => row.phase = Phase::Active,
-            (Verb::Commit | Verb::Cancel, Err(Unchanged::Unknown)) => {}
-            // A copy counts only when all volumes have been split.
-            (Verb::Split, result) => return result.is_ok(),
-            (Verb::Pause | Verb::Resume, _) => {}
-        }
-        true
-    }
-}
-
-pub(crate) fn active(row: &mut PairRow, side: Side) {
-    row.phase = Phase::Active;
-    row.authoritative = side;
-}
-
 /// The control plane of one host.
 #[derive(Debug)]
 pub(crate) struct Daemon {
@@ -265,7 +102,7 @@ pub(crate) struct Daemon {
     /// Whether shuntd lives. Its views and its operation are lost when it dies.
     pub(crate) alive: bool,
     pub(crate) views: Vec<View>,
-    pub(crate) operation: Option<Operation>,
+    pub(crate) operation: Option<Running>,
     /// Whether the operator has ended pairs on another side than the pairs that had ended before: a
     /// failure had moved their role meanwhile.
     pub(crate) apart: bool,
@@ -281,6 +118,7 @@ impl Daemon {
                 policy: settings.policy,
                 mode: settings.mode,
                 pairs_max: settings.pairs_max,
+                retire: settings.volumes > 1,
             },
             alive: true,
             views: vec![View::default(); volumes],
@@ -371,17 +209,24 @@ impl Daemon {
         let SessionDecision::Do(pairs) = session::decide_session(verb, &positions) else {
             return;
         };
-        let is_degraded =
-            |pair: &usize| positions[*pair].state == migration_core::pair::PairState::Degraded;
-        let degraded = (0..positions.len()).filter(is_degraded).collect();
         let (pairs, later) = match verb {
             Verb::Start => self.turns(pairs),
             _ => (pairs, Vec::new()),
         };
-        self.operation = Some(Operation {
+        let planned = |pair: usize| PlannedPair {
+            pair,
+            phase: self.store.pairs[pair].phase,
+            degraded: positions[pair].state == PairState::Degraded,
+            is_copy: self.store.pairs[pair].phase == Phase::Split,
+        };
+        let plan = Plan {
+            pairs: pairs.into_iter().map(planned).collect(),
             later,
-            ..Operation::new(verb, pairs, degraded)
-        });
+            copies_rest: self.store.mode == CopyMode::Track,
+            is_last: true,
+            retire: self.store.retire,
+        };
+        self.begin(verb, Operation::new(verb, plan));
     }
 
     /// As `queue::turns`: returns the pairs that get a place now, and the pairs that wait. There is
@@ -406,7 +251,7 @@ impl Daemon {
         if pairs.is_empty() {
             return false;
         }
-        self.operation = Some(Operation::new(Verb::Start, pairs, Vec::new()));
+        self.begin(Verb::Start, Operation::start_queued(pairs));
         true
     }
 
@@ -462,15 +307,5 @@ fn seen(row: &PairRow, status: &Status) -> Seen {
         tracks: status.tracks,
         degraded: status.degraded,
         changing: status.changing,
-    }
-}
-
-/// The result of a change of the route, from the answer to it; `None`: request it again.
-pub(crate) fn outcome(reply: &Reply) -> Option<Result<(), Unchanged>> {
-    match reply {
-        Reply::RouteChanged { .. } => Some(Ok(())),
-        Reply::ChangeFailed(ChangeError::StaleEpoch) => None,
-        Reply::ChangeFailed(error) => Some(Err(Unchanged::from(*error))),
-        other => panic!("a change of the route is answered with {other:?}"),
     }
 }

@@ -10,6 +10,7 @@ mod daemon;
 mod dice;
 mod disk;
 mod io;
+mod operation;
 mod settings;
 mod site;
 mod world;

@@ -157,11 +157,9 @@ pub(crate) fn stop_cleanly(
     last: &Snapshot,
 ) -> anyhow::Result<()> {
     let stopped = engine.join()?;
-    flush_legs(&stopped)?;
+    let mirror_is_flushed = flush_legs(&stopped)?;
     // A mirror leg that misses writes, or may still receive one, is not recorded as released.
-    if stopped.mirror_is_whole
-        && let Err(error) = custody::release(map, last)
-    {
+    if mirror_is_flushed && let Err(error) = custody::release(map, last) {
         tracing::warn!("the next process will copy or compare everything: {error:#}");
     }
     drop(stopped);
@@ -169,11 +167,13 @@ pub(crate) fn stop_cleanly(
     Ok(())
 }
 
-/// Flushes every leg of the route. A mirror leg that is not whole is skipped: what it misses is
-/// marked in the map file. A mirror leg that cannot be flushed is only logged.
-fn flush_legs(stopped: &Stopped) -> anyhow::Result<()> {
+/// Flushes every leg of the route. Returns whether the mirror leg holds what it was given: one that
+/// is not whole is not flushed (what it misses is marked in the map file), and one that cannot be
+/// flushed is logged. The kernel reports a failed flush only once, so a later one proves nothing.
+fn flush_legs(stopped: &Stopped) -> anyhow::Result<bool> {
     use migration_core::route::Side;
     let route = stopped.record.route;
+    let mut mirror_is_flushed = stopped.mirror_is_whole;
     for (side, leg) in [
         (Side::Source, &stopped.source),
         (Side::Target, &stopped.target),
@@ -188,10 +188,13 @@ fn flush_legs(stopped: &Stopped) -> anyhow::Result<()> {
             Err(error) if is_authoritative => {
                 return Err(error).with_context(|| format!("flush the {side} leg"));
             }
-            Err(error) => tracing::warn!("flush the {side} leg: {error}"),
+            Err(error) => {
+                mirror_is_flushed = false;
+                tracing::warn!("flush the {side} leg: {error}");
+            }
         }
     }
-    Ok(())
+    Ok(mirror_is_flushed)
 }
 
 fn flush(leg: &Arc<OpenLeg>) -> io::Result<()> {

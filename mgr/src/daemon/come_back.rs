@@ -15,8 +15,8 @@ use migration_core::units::Time;
 use migration_proto::target::{CopyMode, Status};
 
 use super::context::note;
+use super::operation::retry_mirror;
 use super::pace::answers_within;
-use super::verbs::retry_mirror;
 use super::{Event, Owner, records};
 use crate::moments;
 use crate::store::{PairKey, PairRow, SessionRow};

@@ -354,7 +354,8 @@ impl Owner {
             units::rate(write_rate),
             units::rate(decisions.copy_rate()),
         );
-        let Some(operation) = self.operation(name, running.pairs.clone(), Vec::new()) else {
+        let pairs = running.pairs.clone();
+        let Some(operation) = self.operation(name, Vec::new()) else {
             return;
         };
         self.record_aside(vec![note(Some(name), None, what)]);
@@ -362,7 +363,7 @@ impl Owner {
         let (context, session) = (self.context.clone(), name.to_owned());
         let busy = vec![Busy::Session(name.to_owned())];
         self.launch(busy, "switch", None, async move {
-            let answer = operation.cut_over(hold_ms).await;
+            let answer = operation.cut_over(&pairs, hold_ms).await;
             let cut_over = Event::CutOver {
                 session,
                 failed: answer.is_err(),

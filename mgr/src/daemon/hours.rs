@@ -9,8 +9,8 @@ use migration_proto::manager::{EVERY_SECONDS_MAX, Hours, SessionOptions};
 use super::clock::steady_ms;
 use super::context::{note, now_ms};
 use super::failure::{Answer, Done};
+use super::operation::Operation;
 use super::schedule::Matter;
-use super::verbs::Operation;
 use super::{Busy, Owner};
 use crate::copier::Copier;
 use crate::moments;
@@ -90,7 +90,7 @@ impl Owner {
             if copiers.is_empty() {
                 continue;
             }
-            if let Some(operation) = self.operation(&row.name, Vec::new(), copiers) {
+            if let Some(operation) = self.operation(&row.name, copiers) {
                 let busy = vec![Busy::Session(row.name)];
                 self.launch(busy, "the end of its hours", None, operation.rest());
             }
@@ -153,7 +153,7 @@ impl Owner {
         };
         for row in self.idle_sessions(is_late) {
             let copiers = self.take_copiers(&row);
-            if let Some(operation) = self.operation(&row.name, Vec::new(), copiers) {
+            if let Some(operation) = self.operation(&row.name, copiers) {
                 let busy = vec![Busy::Session(row.name)];
                 self.launch(busy, "the end of its time", None, operation.time_is_up());
             }

@@ -13,14 +13,14 @@
 //! | `mod` | start, the loop, the end |
 //! | `requests`, `deferred` | handles a request, or defers it |
 //! | `reconcile` | reacts to the report of a volume: settling, copiers, stable names |
-//! | `attach`, `create`, `verbs` | the operations |
+//! | `attach`, `create`, `operation` | the operations |
 //! | `plan`, `pace` | estimates a session before it is created; measures the speed of a LUN |
 //! | `verify` | comparing the legs, and the verbs that a comparison forbids |
 //! | `queue`, `set` | how many pairs are copied at once; limits that can be changed live |
 //! | `schedule`, `hours` | sessions that are switched, started, stopped and paused automatically |
 //! | `cutover` | the switch of sessions that track |
 //! | `come_back` | recovery of targets that stalled |
-//! | `split`, `sealed` | targets that are detached as copies of one instant |
+//! | `split`, `sealed` | sessions of copies; whether a split target is as it was |
 //! | `retire` | the legs that an ended session has left behind |
 //! | `feed` | the stream of events |
 //! | `truth` | compares the map files with the database |
@@ -69,6 +69,7 @@ mod held;
 mod hours;
 mod link;
 mod locks;
+mod operation;
 mod pace;
 mod partitions;
 mod paths;
@@ -92,7 +93,6 @@ mod supervisor;
 mod truth;
 mod twice;
 mod unreadable;
-mod verbs;
 mod verify;
 mod volume;
 mod weak;

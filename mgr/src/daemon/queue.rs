@@ -124,9 +124,9 @@ impl Owner {
         for (name, pairs) in begin {
             self.take_places(&name, &pairs);
             let used = self.used_luns(Some(&name));
-            if let Some(operation) = self.operation(&name, pairs, Vec::new()) {
+            if let Some(operation) = self.operation(&name, Vec::new()) {
                 let busy = vec![Busy::Session(name)];
-                self.launch(busy, "start", None, operation.start_queued(used));
+                self.launch(busy, "start", None, operation.start_queued(pairs, used));
             }
         }
     }

@@ -14,11 +14,11 @@ use migration_proto::target::{CopyMode, OpenLun, Status};
 
 use super::checks;
 use super::copies::Copied;
+use super::operation::leg_of;
 use super::paths::Config;
 use super::queue::Occupancy;
 use super::route_change::{is_ours, is_paired_with};
 use super::truth;
-use super::verbs::leg_of;
 use super::verify::Comparison;
 use super::volume::View;
 use crate::moments;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use migration_core::pair::{Facts, PairState, Phase, Position, Reason, Verb};
-use migration_core::route::Side;
 use migration_core::session::{self, SessionDecision};
 use migration_proto::luns::LunPaths;
 use migration_proto::manager::{
@@ -17,11 +16,11 @@ use super::attach;
 use super::create::{self, Wanted};
 use super::failure::{self, Done};
 use super::locks;
+use super::operation::{Operation, Terms};
 use super::partitions;
 use super::records;
 use super::recover::{Recovery, Wish};
 use super::split;
-use super::verbs::Operation;
 use super::volume::{View, VolumeHandle};
 use super::weak;
 use super::{Busy, Event, Owner};
@@ -467,50 +466,29 @@ impl Owner {
             Verb::Start => self.turns(session, pairs),
             _ => (pairs, Vec::new()),
         };
-        let Some(operation) = self.operation(name, pairs, copiers) else {
+        let Some(operation) = self.operation(name, copiers) else {
             return;
         };
-        let busy = vec![Busy::Session(name.to_owned())];
-        match verb {
-            Verb::Start => {
-                let used = self.used_luns(Some(name));
-                let pairs_max = self.model.pairs_max;
-                self.take_places(name, &operation.pairs);
-                self.launch(
-                    busy,
-                    "start",
-                    reply,
-                    operation.start(later, pairs_max, used),
-                );
-            }
-            Verb::Pause => self.launch(busy, "pause", reply, operation.pause()),
-            Verb::Resume => {
-                let states = positions.iter().map(|position| position.state).collect();
-                self.launch(busy, "resume", reply, operation.resume(states));
-            }
-            Verb::Switch => self.launch(
-                busy,
-                "switch",
-                reply,
-                operation.move_role(Side::Target, max_pause_ms),
-            ),
-            Verb::Undo => self.launch(
-                busy,
-                "undo",
-                reply,
-                operation.move_role(Side::Source, max_pause_ms),
-            ),
-            Verb::Split => self.launch(busy, "split", reply, operation.split(max_pause_ms)),
-            Verb::Commit => self.launch(busy, "commit", reply, operation.end(Side::Target)),
-            Verb::Cancel => self.launch(busy, "cancel", reply, operation.end(Side::Source)),
+        let mut terms = Terms {
+            max_pause_ms,
+            pairs_max: self.model.pairs_max,
+            ..Terms::default()
+        };
+        if verb == Verb::Start {
+            terms.used = self.used_luns(Some(name));
+            self.take_places(name, &pairs);
         }
+        let states: Vec<PairState> = positions.iter().map(|position| position.state).collect();
+        let busy = vec![Busy::Session(name.to_owned())];
+        self.launch(busy, verb.name(), reply, async move {
+            operation.verb(verb, &pairs, later, &states, terms).await
+        });
     }
 
     /// An operation on some pairs of a session, with the copiers that it stops.
     pub(super) fn operation(
         &self,
         name: &str,
-        pairs: Vec<usize>,
         copiers: Vec<(PairKey, Copier, u64)>,
     ) -> Option<Operation> {
         let session = self.model.sessions.get(name)?.clone();
@@ -527,7 +505,6 @@ impl Owner {
         Some(Operation {
             context: self.context.clone(),
             session,
-            pairs,
             volumes,
             handles,
             copiers,
@@ -826,6 +803,8 @@ fn first_step(
 
 #[cfg(test)]
 mod tests {
+    use migration_core::route::Side;
+
     use super::*;
 
     /// The first command that a refusal names is allowed in that state.

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use lun::{Lun, OpenOptions, Saved, bring_online};
 use migration_core::pair::Phase;
 use migration_core::route::Side;
-use migration_proto::manager::{Failure, Response, RetireHow};
+use migration_proto::manager::{Failure, FailureKind, Response, RetireHow};
 use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::checks::open_recorded;
 use super::context::{Context, blocking, note};
 use super::failure::{self, Answer, Done};
-use super::verbs::leg_of;
+use super::operation::leg_of;
 use super::{Busy, Event, Owner};
 use crate::store::{
     Change, LegRow, LunRow, PairField, PairKey, PairRow, Retired, SessionRow, lock_key,
@@ -367,8 +367,14 @@ pub(super) async fn retire_source(
         );
         match leg.retire(context, how).await {
             Ok(done) => return done,
-            // ublk-target closes the leg a moment after it has dropped it from the route.
-            Err(_) if begun.elapsed() < LET_GO_MAX => tokio::time::sleep(LET_GO_LOOK).await,
+            // ublk-target closes the leg a moment after it has dropped it from the route. Only what
+            // was refused is tried again: a wipe that failed has recorded the blocks that it wiped,
+            // and a second wipe would record only the remaining ones.
+            Err(failure)
+                if failure.kind == FailureKind::Refused && begun.elapsed() < LET_GO_MAX =>
+            {
+                tokio::time::sleep(LET_GO_LOOK).await;
+            }
             Err(Failure {
                 object,
                 cause,

@@ -150,11 +150,6 @@ fn another(pair: &PairRow, truth: &Truth) -> NotChanged {
     NotChanged::refused(Refusal::WrongRoute, cause)
 }
 
-/// The route in which both legs are used and the side `authoritative` is authoritative.
-pub(super) const fn mirrored(authoritative: Side) -> Route {
-    Route::Mirrored { authoritative }
-}
-
 async fn change(
     handle: &VolumeHandle,
     deadline_ms: u64,

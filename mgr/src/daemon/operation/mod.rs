@@ -1,0 +1,378 @@
+//! Performs the verbs of a session. Which steps a verb has, in which order, and what is recorded
+//! after each of them, is decided by [`migration_core::operation`]; this module carries the steps
+//! out on real volumes, LUNs and rows.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`steps`] | one step with one pair |
+//! | [`words`] | what is recorded, and what the operator reads |
+
+mod steps;
+mod words;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use migration_core::operation::{self as core, Effect, Entry, Event, Plan, PlannedPair, Step};
+use migration_core::pair::{PairState, Verb};
+use migration_core::route::Side;
+use migration_proto::manager::{Failure, SessionOptions};
+use tokio::task::JoinSet;
+
+use super::checks::Used;
+use super::context::{Context, blocking, note, now_ms};
+use super::create::{Accepted, check_target};
+use super::failure::{self, Answer};
+use super::standing::{self, Place};
+use super::volume::VolumeHandle;
+use crate::copier::Copier;
+use crate::store::{Change, PairField, PairKey, PairRow, SessionRow, VolumeRow};
+pub(super) use steps::retry_mirror;
+use steps::{Item, Outcome};
+use words::Report;
+pub(super) use words::{ended_changes, expected_text, leg_of};
+
+/// Delay before queued pairs are retried after a failure that no single pair caused.
+const QUEUE_RETRY: Duration = Duration::from_secs(1);
+
+/// An operation on a session, with the data that it needs.
+pub(super) struct Operation {
+    pub(super) context: Context,
+    pub(super) session: SessionRow,
+    /// The rows of the volumes of all pairs, as far as they exist.
+    pub(super) volumes: BTreeMap<String, VolumeRow>,
+    pub(super) handles: BTreeMap<String, VolumeHandle>,
+    /// The copiers to stop first, with what they have copied.
+    pub(super) copiers: Vec<(PairKey, Copier, u64)>,
+}
+
+/// What the operator asked for, beside the verb and the pairs.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Terms {
+    /// For a switch, an undo and a split: how long requests may be held.
+    pub(super) max_pause_ms: u64,
+    /// For a start: the LUNs in use, without the targets of this session.
+    pub(super) used: Vec<Used>,
+    /// For a start: how many pairs are copied at the same time.
+    pub(super) pairs_max: u32,
+}
+
+impl Operation {
+    pub(super) fn object(&self) -> String {
+        failure::session(&self.session.name)
+    }
+
+    fn key(&self, position: usize) -> PairKey {
+        PairKey {
+            session: self.session.name.clone(),
+            position,
+        }
+    }
+
+    fn row(&self, position: usize) -> &PairRow {
+        &self.session.pairs[position]
+    }
+
+    /// Performs a verb on the pairs at `positions`, of which `states` are the states of all pairs
+    /// of the session. `later`: the pairs that a start queues.
+    pub(super) async fn verb(
+        self,
+        verb: Verb,
+        positions: &[usize],
+        later: Vec<usize>,
+        states: &[PairState],
+        terms: Terms,
+    ) -> Answer {
+        let plan = self.plan(positions, later, states, false);
+        let machine = core::Operation::new(verb, plan);
+        self.run(verb, verb.name(), machine, terms).await
+    }
+
+    /// Switches pairs that track: what is dirty is copied while requests are held, and the copiers
+    /// continue.
+    pub(super) async fn cut_over(self, positions: &[usize], max_pause_ms: u64) -> Answer {
+        let plan = self.plan(positions, Vec::new(), &[], true);
+        let terms = Terms {
+            max_pause_ms,
+            ..Terms::default()
+        };
+        let machine = core::Operation::new(Verb::Switch, plan);
+        self.run(Verb::Switch, Verb::Switch.name(), machine, terms)
+            .await
+    }
+
+    /// Starts pairs that were queued. A pair that no longer fits does not hold up the others.
+    pub(super) async fn start_queued(self, positions: Vec<usize>, used: Vec<Used>) -> Answer {
+        let machine = core::Operation::start_queued(positions);
+        let terms = Terms {
+            used,
+            ..Terms::default()
+        };
+        let begun = self
+            .run(Verb::Start, "its turn has come", machine, terms)
+            .await;
+        if begun.is_err() {
+            // The pairs that are still queued are retried when this answer is evaluated.
+            tokio::time::sleep(QUEUE_RETRY).await;
+        }
+        begun
+    }
+
+    fn plan(
+        &self,
+        positions: &[usize],
+        later: Vec<usize>,
+        states: &[PairState],
+        copies_rest: bool,
+    ) -> Plan {
+        let planned = |position: &usize| PlannedPair {
+            pair: *position,
+            phase: self.row(*position).phase,
+            degraded: states.get(*position) == Some(&PairState::Degraded),
+            is_copy: self.row(*position).copy_of.is_some(),
+        };
+        let mut pairs = self.session.pairs.iter().enumerate();
+        let SessionOptions { retire, .. } = self.session.options;
+        Plan {
+            pairs: positions.iter().map(planned).collect(),
+            later,
+            copies_rest,
+            is_last: pairs.all(|(position, pair)| {
+                positions.contains(&position)
+                    || pair.phase.is_ended()
+                    || pair.course.switched_ms.is_some()
+                    || pair.authoritative == Side::Target
+            }),
+            retire: retire.is_some(),
+        }
+    }
+
+    /// Performs a verb; `intent` is its name in the history.
+    async fn run(
+        mut self,
+        verb: Verb,
+        intent: &'static str,
+        mut machine: core::Operation,
+        terms: Terms,
+    ) -> Answer {
+        let mut report = Report::new(verb, intent, terms.pairs_max);
+        let mut effects = machine.begin();
+        loop {
+            if let [Effect::End(end)] = effects[..] {
+                return report.answer(&self, end);
+            }
+            let mut next = Vec::new();
+            for event in self.perform(effects, &terms, &mut report).await? {
+                next.extend(machine.apply(&event));
+            }
+            effects = next;
+        }
+    }
+
+    /// Performs effects at the same time. Returns what they led to.
+    async fn perform(
+        &mut self,
+        effects: Vec<Effect>,
+        terms: &Terms,
+        report: &mut Report,
+    ) -> Result<Vec<Event>, Failure> {
+        let mut events = Vec::new();
+        let mut steps = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::StopCopiers => {
+                    report.copied = self.stop_copiers().await?;
+                    events.push(Event::CopiersStopped);
+                }
+                Effect::CheckTargets(pairs) => {
+                    let mut unfit = Vec::new();
+                    for pair in pairs {
+                        if let Err(cause) = self.check_target(pair, &terms.used).await? {
+                            report.refused(self.row(pair), pair, cause);
+                            unfit.push(pair);
+                        }
+                    }
+                    events.push(Event::Checked { unfit });
+                }
+                Effect::CheckStanding(pairs) => {
+                    let unfit = self.check_standing(&pairs, report).await;
+                    events.push(Event::Checked { unfit });
+                }
+                Effect::Record(entries) => {
+                    self.record_entries(&entries, report).await?;
+                    events.push(Event::Recorded);
+                }
+                Effect::Pair(pair, step) => steps.push((pair, step)),
+                // `run` ends before.
+                Effect::End(_) => {}
+            }
+        }
+        events.extend(self.perform_steps(steps, terms, report).await?);
+        Ok(events)
+    }
+
+    async fn perform_steps(
+        &self,
+        steps: Vec<(usize, Step)>,
+        terms: &Terms,
+        report: &mut Report,
+    ) -> Result<Vec<Event>, Failure> {
+        let mut asked = JoinSet::new();
+        if steps.iter().any(|(_, step)| *step == Step::Release) {
+            // All volumes hold requests at this moment.
+            report.copy_of_ms = now_ms();
+        }
+        for (index, (pair, step)) in steps.iter().copied().enumerate() {
+            let hold_ms = report.hold_ms(step, terms.max_pause_ms);
+            let item = match step {
+                Step::Look(_) => self.item(pair).ok(),
+                _ => Some(self.item(pair)?),
+            };
+            // A volume that does not exist uses nothing.
+            let Some(item) = item else {
+                asked.spawn(async move { (index, Outcome::apart()) });
+                continue;
+            };
+            asked.spawn(async move { (index, item.perform(step, hold_ms).await) });
+        }
+        let mut outcomes = asked.join_all().await;
+        outcomes.sort_by_key(|(index, _)| *index);
+        let events = outcomes.into_iter().map(|(index, outcome)| {
+            let (pair, step) = steps[index];
+            let answer = outcome.answer;
+            report.note(self, pair, step, outcome);
+            Event::Pair(pair, answer)
+        });
+        Ok(events.collect())
+    }
+
+    fn item(&self, position: usize) -> Result<Item, Failure> {
+        let row = self.row(position);
+        match self.handles.get(&row.volume) {
+            Some(handle) => Ok(Item {
+                context: self.context.clone(),
+                session: self.session.clone(),
+                position,
+                row: row.clone(),
+                handle: handle.clone(),
+            }),
+            None => Err(failure::no_volume(&row.volume)),
+        }
+    }
+
+    pub(super) async fn stop_copiers(&mut self) -> Result<Vec<Change>, Failure> {
+        let copiers = std::mem::take(&mut self.copiers);
+        let changes = copiers
+            .iter()
+            .map(|(key, _, copied_bytes)| {
+                Change::SetPair(key.clone(), PairField::CopiedBytes(*copied_bytes))
+            })
+            .collect();
+        let stopped = blocking(move || {
+            for (_, copier, _) in copiers {
+                // Whatever the outcome: no copier writes from here on.
+                let _ = copier.stop();
+            }
+        });
+        // Without a limit: a write in flight may still land, and nothing else would report that.
+        stopped
+            .await
+            .map_err(|cause| failure::failed(self.object(), cause, "give the command again"))?;
+        Ok(changes)
+    }
+
+    async fn record_entries(&self, entries: &[Entry], report: &mut Report) -> Result<(), Failure> {
+        let mut changes = std::mem::take(&mut report.copied);
+        for entry in entries {
+            changes.extend(report.changes(self, *entry));
+        }
+        let intends = |entry: &Entry| matches!(entry, Entry::Intended { .. } | Entry::Queued(_));
+        if !entries.iter().any(intends) {
+            return self.record(changes).await;
+        }
+        crash_point::here("intention-before");
+        self.context.record(&self.object(), changes).await?;
+        crash_point::here("intention-after");
+        Ok(())
+    }
+
+    /// Records what was done.
+    pub(super) async fn record(&self, changes: Vec<Change>) -> Result<(), Failure> {
+        crash_point::here("done-before-recorded");
+        self.context.record(&self.object(), changes).await?;
+        crash_point::here("done-recorded");
+        Ok(())
+    }
+
+    fn note(&self, pair: &PairRow, what: impl Into<String>) -> Change {
+        note(Some(&self.session.name), Some(&pair.volume), what)
+    }
+
+    /// Whether the target of a pair may be written; otherwise all reasons against it.
+    async fn check_target(
+        &self,
+        position: usize,
+        used: &[Used],
+    ) -> Result<Result<(), String>, Failure> {
+        let row = self.row(position);
+        let volume = self
+            .volumes
+            .get(&row.volume)
+            .ok_or_else(|| failure::no_volume(&row.volume))?;
+        let accepted = Some((&row.target, row.target_contents.as_str()));
+        let paths = row.target.paths();
+        let accepts = Accepted::by(&self.session.options);
+        let checked = check_target(&self.context, volume, paths, accepts, used, accepted).await;
+        let mut reasons = checked.err().unwrap_or_default();
+        // The check of the target finds it if the target is stacked on the volume itself.
+        let source = Place::new(
+            &row.volume,
+            self.device(&row.volume),
+            [("source", row.source.paths().paths())],
+        );
+        match standing::problems(&self.context.config, vec![source]).await {
+            Ok(found) => reasons.extend(found.into_values()),
+            Err(cause) => reasons.push(cause),
+        }
+        match reasons.is_empty() {
+            true => Ok(Ok(())),
+            false => Ok(Err(reasons.join("; "))),
+        }
+    }
+
+    /// The kernel's device of a volume, as it was reported last.
+    fn device(&self, volume: &str) -> Option<PathBuf> {
+        let status = self.handles.get(volume)?.view().status?;
+        Some(status.device.clone())
+    }
+
+    /// The pairs whose volume lies on itself; all of them if that is not known.
+    async fn check_standing(&self, pairs: &[usize], report: &mut Report) -> Vec<usize> {
+        let places = pairs.iter().map(|position| {
+            let row = self.row(*position);
+            let legs = [
+                ("source", row.source.paths().paths()),
+                ("target", row.target.paths().paths()),
+            ];
+            Place::new(&row.volume, self.device(&row.volume), legs)
+        });
+        match standing::problems(&self.context.config, places.collect()).await {
+            Ok(found) => {
+                let mut unfit = Vec::new();
+                for position in pairs {
+                    let row = self.row(*position);
+                    if let Some(problem) = found.get(&row.volume) {
+                        report.refused(row, *position, problem.clone());
+                        unfit.push(*position);
+                    }
+                }
+                unfit
+            }
+            Err(cause) => {
+                report.refusals.push(cause);
+                pairs.to_vec()
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! One step of an operation with one pair.
+
+use std::time::Duration;
+
+use lun::OpenOptions;
+use migration_core::operation::{Answer, Legs, Look, Seal, Step};
+use migration_proto::route::Route;
+use migration_proto::target::{Refusal, Request, Response, Status, Suspended};
+
+use super::super::checks::open_recorded;
+use super::super::context::{Context, blocking};
+use super::super::retire::retire_source;
+use super::super::route_change::{
+    COME_BACK_MAX, Changed, NotChanged, add_mirror, is_ours, set_route,
+};
+use super::super::sealed::{seal, set_read_only, untouched};
+use super::super::volume::VolumeHandle;
+use crate::store::{PairRow, Sealed, SessionRow};
+
+/// How long ublk-target may take to check a mirror leg again.
+const RETRY_MIRROR_MAX: Duration = Duration::from_secs(60);
+/// How long ublk-target may take to release held requests.
+const RELEASE_MAX: Duration = Duration::from_secs(20);
+
+/// One pair of an operation.
+pub(super) struct Item {
+    pub(super) context: Context,
+    pub(super) session: SessionRow,
+    pub(super) position: usize,
+    pub(super) row: PairRow,
+    pub(super) handle: VolumeHandle,
+}
+
+/// What a step led to.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub(super) answer: Answer,
+    /// How long requests were held, in microseconds.
+    pub(super) pause_us: Option<u64>,
+    /// Why it was not done.
+    pub(super) error: Option<NotChanged>,
+    /// What a seal looks like.
+    pub(super) sealed: Option<Sealed>,
+    /// What the operator reads: of a retired leg.
+    pub(super) text: Option<String>,
+}
+
+impl Outcome {
+    const fn of(answer: Answer) -> Self {
+        Self {
+            answer,
+            pause_us: None,
+            error: None,
+            sealed: None,
+            text: None,
+        }
+    }
+
+    /// Of a look at a volume that does not use the legs.
+    pub(super) const fn apart() -> Self {
+        Self::of(Answer::Legs(Legs::Apart))
+    }
+
+    fn refused(cause: impl Into<String>) -> Self {
+        NotChanged::refused(Refusal::BadLeg, cause).into()
+    }
+}
+
+impl From<NotChanged> for Outcome {
+    fn from(error: NotChanged) -> Self {
+        let answer = match error.is_unknown() {
+            true => Answer::Unknown,
+            false => Answer::Refused,
+        };
+        Self {
+            error: Some(error),
+            ..Self::of(answer)
+        }
+    }
+}
+
+impl From<Result<Changed, NotChanged>> for Outcome {
+    fn from(changed: Result<Changed, NotChanged>) -> Self {
+        match changed {
+            Ok(Changed { pause_us }) => Self {
+                pause_us,
+                ..Self::of(Answer::Done)
+            },
+            Err(error) => error.into(),
+        }
+    }
+}
+
+impl From<Result<(), String>> for Outcome {
+    fn from(done: Result<(), String>) -> Self {
+        match done {
+            Ok(()) => Self::of(Answer::Done),
+            Err(cause) => Self::refused(cause),
+        }
+    }
+}
+
+impl Item {
+    /// Performs a step. A change of the route may hold requests for `hold_ms`.
+    pub(super) async fn perform(self, step: Step, hold_ms: u64) -> Outcome {
+        let (handle, row) = (&self.handle, &self.row);
+        match step {
+            Step::Look(look) => self.look(look).await,
+            Step::AddMirror => {
+                let target = row.target.layout(row.size_bytes);
+                add_mirror(handle, row, &target).await.into()
+            }
+            Step::SetRoute { route, copies_rest } => {
+                set_route(handle, row, route.into(), hold_ms, copies_rest)
+                    .await
+                    .into()
+            }
+            Step::Release => self.release().await,
+            Step::MarkUnfinished => mark_unfinished(&self.session.name, row).await.into(),
+            Step::Seal => match seal(&row.target).await {
+                Ok(sealed) => Outcome {
+                    sealed: Some(sealed),
+                    ..Outcome::of(Answer::Done)
+                },
+                Err(cause) => Outcome::refused(cause),
+            },
+            Step::CheckSeal => match untouched(row).await {
+                Ok(None) => Outcome::of(Answer::Seal(Seal::Unbroken)),
+                Ok(Some(why)) => Outcome {
+                    text: Some(why),
+                    ..Outcome::of(Answer::Seal(Seal::Unknown))
+                },
+                Err(cause) => Outcome {
+                    answer: Answer::Seal(Seal::Broken),
+                    ..Outcome::refused(cause)
+                },
+            },
+            Step::SetReadOnly(read_only) => set_read_only(&row.target, read_only).await.into(),
+            Step::RetryMirror => retry_mirror(handle).await.into(),
+            Step::Retire => {
+                let how = self.session.options.retire;
+                let retired = match how {
+                    Some(how) => {
+                        let (context, session) = (&self.context, &self.session);
+                        Some(retire_source(context, session, self.position, how).await)
+                    }
+                    None => None,
+                };
+                Outcome {
+                    text: retired,
+                    ..Outcome::of(Answer::Done)
+                }
+            }
+        }
+    }
+
+    async fn look(&self, look: Look) -> Outcome {
+        let last = || self.handle.view().status;
+        let legs = match look {
+            Look::Last => last().map(|status| self.legs(&status)),
+            Look::Fresh => match self.handle.status(COME_BACK_MAX).await {
+                Ok(status) => Some(self.legs(&status)),
+                Err(error) => match last().map(|status| self.legs(&status)) {
+                    // What was equal may differ by now.
+                    Some(Legs::Mirrored { .. }) => Some(Legs::Mirrored { dirty: true }),
+                    Some(legs) => Some(legs),
+                    None => return NotChanged::from(error).into(),
+                },
+            },
+            Look::Settled => match self.handle.while_not_changing().await {
+                Ok(view) => view.status.map(|status| self.legs(&status)),
+                Err(error) => return NotChanged::from(error).into(),
+            },
+        };
+        Outcome::of(Answer::Legs(legs.unwrap_or(Legs::Apart)))
+    }
+
+    fn legs(&self, status: &Status) -> Legs {
+        match status.route {
+            Route::Mirrored { .. } if is_ours(status, &self.row) => Legs::Mirrored {
+                dirty: status.dirty_bytes > 0,
+            },
+            Route::Split if is_ours(status, &self.row) => Legs::Split,
+            Route::Mirrored { .. } | Route::Split | Route::Single { .. } => Legs::Apart,
+        }
+    }
+
+    async fn release(&self) -> Outcome {
+        let cause = match self.handle.ask(Request::Resume, RELEASE_MAX).await {
+            Ok(Response::Resumed {
+                ended: Some(Suspended::SinceSplit),
+            }) => {
+                let status = self.handle.status(RELEASE_MAX).await;
+                return Outcome {
+                    pause_us: status.ok().map(|status| status.counters.last_pause_us),
+                    ..Outcome::of(Answer::Done)
+                };
+            }
+            Ok(Response::Resumed { .. }) => {
+                "it did not hold requests until all volumes were split".to_owned()
+            }
+            Ok(other) => format!("ublk-target answers a resume with {other:?}"),
+            Err(error) => error.to_string(),
+        };
+        Outcome::refused(cause)
+    }
+}
+
+/// Lets the volume use its mirror leg again.
+pub(in super::super) async fn retry_mirror(handle: &VolumeHandle) -> Result<(), String> {
+    let status = handle
+        .status(RETRY_MIRROR_MAX)
+        .await
+        .map_err(|error| error.to_string())?;
+    match handle
+        .ask(
+            Request::RetryMirror {
+                epoch: status.epoch,
+            },
+            RETRY_MIRROR_MAX,
+        )
+        .await
+    {
+        Ok(Response::Done) => Ok(()),
+        Ok(Response::Refused { cause, .. }) => Err(cause),
+        Ok(other) => Err(format!("ublk-target answers with {other:?}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Writes to the target that it is no copy. Nobody may use the target.
+async fn mark_unfinished(session: &str, row: &PairRow) -> Result<(), String> {
+    let text = format!("volume {}, session {session}\n", row.volume);
+    let target = row.target.clone();
+    let marked = blocking(move || {
+        let options = OpenOptions {
+            write: true,
+            exclusive: true,
+            ..OpenOptions::default()
+        };
+        for row in target.luns() {
+            let lun = open_recorded(row, &options)?;
+            lun.mark_unfinished(&text)
+                .map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    });
+    marked.await.and_then(|marked| marked)
+}
