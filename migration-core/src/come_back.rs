@@ -22,7 +22,7 @@ const REST_BYTES: u64 = 16 << 20;
 
 /// The current state of a volume and its target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Look {
+pub struct StallObservation {
     /// The target was given up because it kept writes waiting, and may be used again.
     pub stalled: bool,
     /// The target was given up for another reason; the operator decides.
@@ -40,9 +40,9 @@ pub struct Look {
 /// What the caller has to do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// Read from the target, and report to [`ComeBack::answered`] whether it answered in time.
+    /// Read from the target, and report to [`StallRecovery::answered`] whether it answered in time.
     Probe,
-    /// Let the volume use its target again, and report to [`ComeBack::answered`] whether that
+    /// Let the volume use its target again, and report to [`StallRecovery::answered`] whether that
     /// succeeded.
     Retry,
     /// Nothing: writes are mirrored again.
@@ -68,12 +68,12 @@ enum Stage {
 
 /// How the target of one volume comes back after a stall.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct ComeBack {
+pub struct StallRecovery {
     stage: Stage,
     alone: u64,
 }
 
-impl Default for ComeBack {
+impl Default for StallRecovery {
     fn default() -> Self {
         Self {
             stage: Stage::Well { since: None },
@@ -82,7 +82,7 @@ impl Default for ComeBack {
     }
 }
 
-impl ComeBack {
+impl StallRecovery {
     /// Whether the volume has to track.
     #[must_use]
     pub const fn tracks(&self) -> bool {
@@ -99,9 +99,9 @@ impl ComeBack {
     }
 
     /// Takes the current state of the volume. Returns what the caller has to do, if anything.
-    pub fn look(&mut self, now: Time, look: Look) -> Option<Step> {
+    pub fn observe(&mut self, now: Time, observed: StallObservation) -> Option<Step> {
         match self.stage {
-            Stage::Well { since } if look.stalled => {
+            Stage::Well { since } if observed.stalled => {
                 let did_well = since.is_none_or(|since| now.since(since) >= FORGIVEN_AFTER);
                 if did_well {
                     self.alone = ALONE_FIRST;
@@ -111,30 +111,30 @@ impl ComeBack {
             }
             Stage::Well { .. } | Stage::Probing | Stage::Retrying => None,
             // The operator was faster, or ublk-target was restarted.
-            Stage::Alone { .. } | Stage::Turning if !look.stalled => {
+            Stage::Alone { .. } | Stage::Turning if !observed.stalled => {
                 self.stage = Stage::Well { since: Some(now) };
                 None
             }
-            Stage::Alone { until } if now >= until && look.under_way == 0 => {
+            Stage::Alone { until } if now >= until && observed.under_way == 0 => {
                 self.stage = Stage::Probing;
                 Some(Step::Probe)
             }
-            Stage::Turning if look.tracks => {
+            Stage::Turning if observed.tracks => {
                 self.stage = Stage::Retrying;
                 Some(Step::Retry)
             }
             Stage::Alone { .. } | Stage::Turning => None,
-            Stage::CatchingUp if look.stalled => {
+            Stage::CatchingUp if observed.stalled => {
                 self.leave_alone(now);
                 None
             }
-            Stage::CatchingUp if look.failed => {
+            Stage::CatchingUp if observed.failed => {
                 self.stage = Stage::Well { since: Some(now) };
                 None
             }
             Stage::CatchingUp => {
-                let rest = (look.size_bytes / REST_PART).max(REST_BYTES);
-                if look.dirty_bytes > rest {
+                let rest = (observed.size_bytes / REST_PART).max(REST_BYTES);
+                if observed.dirty_bytes > rest {
                     return None;
                 }
                 self.stage = Stage::Well { since: Some(now) };
@@ -174,7 +174,7 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
     const SIZE: u64 = 1 << 40;
 
-    const STALLED: Look = Look {
+    const STALLED: StallObservation = StallObservation {
         stalled: true,
         failed: false,
         under_way: 0,
@@ -182,15 +182,15 @@ mod tests {
         dirty_bytes: SIZE / 2,
         size_bytes: SIZE,
     };
-    const TRACKS: Look = Look {
+    const TRACKS: StallObservation = StallObservation {
         tracks: true,
         ..STALLED
     };
-    const COPIES: Look = Look {
+    const COPIES: StallObservation = StallObservation {
         stalled: false,
         ..TRACKS
     };
-    const LITTLE: Look = Look {
+    const LITTLE: StallObservation = StallObservation {
         dirty_bytes: SIZE / REST_PART,
         ..COPIES
     };
@@ -200,107 +200,107 @@ mod tests {
     }
 
     /// Drives `come_back` until the target has caught up.
-    fn back(come_back: &mut ComeBack, seconds: u64) {
-        assert_eq!(come_back.look(at(seconds), STALLED), Some(Step::Probe));
+    fn back(come_back: &mut StallRecovery, seconds: u64) {
+        assert_eq!(come_back.observe(at(seconds), STALLED), Some(Step::Probe));
         come_back.answered(at(seconds), true);
-        assert_eq!(come_back.look(at(seconds), STALLED), None);
+        assert_eq!(come_back.observe(at(seconds), STALLED), None);
         assert!(come_back.tracks());
-        assert_eq!(come_back.look(at(seconds), TRACKS), Some(Step::Retry));
+        assert_eq!(come_back.observe(at(seconds), TRACKS), Some(Step::Retry));
         assert_eq!(
-            come_back.look(at(seconds), COPIES),
+            come_back.observe(at(seconds), COPIES),
             None,
             "the success is not reported yet"
         );
         come_back.answered(at(seconds), true);
-        assert_eq!(come_back.look(at(seconds), COPIES), None);
+        assert_eq!(come_back.observe(at(seconds), COPIES), None);
         assert!(come_back.tracks());
-        assert_eq!(come_back.look(at(seconds), LITTLE), Some(Step::Mirrored));
+        assert_eq!(come_back.observe(at(seconds), LITTLE), Some(Step::Mirrored));
         assert!(!come_back.tracks());
     }
 
     #[test]
     fn what_it_misses_is_copied_before_writes_wait_for_it_again() {
-        let mut come_back = ComeBack::default();
-        assert_eq!(come_back.look(at(0), COPIES), None);
+        let mut come_back = StallRecovery::default();
+        assert_eq!(come_back.observe(at(0), COPIES), None);
         assert!(come_back.is_new());
-        assert_eq!(come_back.look(at(1), STALLED), None);
+        assert_eq!(come_back.observe(at(1), STALLED), None);
         assert!(!come_back.tracks() && !come_back.is_new());
-        assert_eq!(come_back.look(at(5), STALLED), None);
-        let busy = Look {
+        assert_eq!(come_back.observe(at(5), STALLED), None);
+        let busy = StallObservation {
             under_way: 1,
             ..STALLED
         };
         assert_eq!(
-            come_back.look(at(100), busy),
+            come_back.observe(at(100), busy),
             None,
             "a write to the target has not ended"
         );
         back(&mut come_back, 100);
-        assert_eq!(come_back.look(at(101), LITTLE), None);
+        assert_eq!(come_back.observe(at(101), LITTLE), None);
     }
 
     #[test]
     fn one_that_stalls_again_is_left_alone_for_longer() {
-        let mut come_back = ComeBack::default();
+        let mut come_back = StallRecovery::default();
         let mut now = 0;
         for alone in [5, 10, 20, 40, 80, 160, 300, 300] {
-            assert_eq!(come_back.look(at(now), STALLED), None);
-            assert_eq!(come_back.look(at(now + alone - 1), STALLED), None);
+            assert_eq!(come_back.observe(at(now), STALLED), None);
+            assert_eq!(come_back.observe(at(now + alone - 1), STALLED), None);
             now += alone;
             back(&mut come_back, now);
             now += 1;
         }
         now += 600;
-        assert_eq!(come_back.look(at(now), STALLED), None);
-        assert_eq!(come_back.look(at(now + 4), STALLED), None);
-        assert_eq!(come_back.look(at(now + 5), STALLED), Some(Step::Probe));
+        assert_eq!(come_back.observe(at(now), STALLED), None);
+        assert_eq!(come_back.observe(at(now + 4), STALLED), None);
+        assert_eq!(come_back.observe(at(now + 5), STALLED), Some(Step::Probe));
         // The target does not answer; then it does, but the volume does not accept it; then it
         // stalls while it catches up.
         come_back.answered(at(now + 6), false);
-        assert_eq!(come_back.look(at(now + 10), STALLED), None);
-        assert_eq!(come_back.look(at(now + 11), STALLED), Some(Step::Probe));
+        assert_eq!(come_back.observe(at(now + 10), STALLED), None);
+        assert_eq!(come_back.observe(at(now + 11), STALLED), Some(Step::Probe));
         come_back.answered(at(now + 11), true);
-        assert_eq!(come_back.look(at(now + 11), TRACKS), Some(Step::Retry));
+        assert_eq!(come_back.observe(at(now + 11), TRACKS), Some(Step::Retry));
         come_back.answered(at(now + 11), false);
         assert!(!come_back.tracks());
-        assert_eq!(come_back.look(at(now + 20), STALLED), None);
-        assert_eq!(come_back.look(at(now + 21), STALLED), Some(Step::Probe));
+        assert_eq!(come_back.observe(at(now + 20), STALLED), None);
+        assert_eq!(come_back.observe(at(now + 21), STALLED), Some(Step::Probe));
         come_back.answered(at(now + 21), true);
-        assert_eq!(come_back.look(at(now + 21), TRACKS), Some(Step::Retry));
+        assert_eq!(come_back.observe(at(now + 21), TRACKS), Some(Step::Retry));
         come_back.answered(at(now + 21), true);
-        assert_eq!(come_back.look(at(now + 22), TRACKS), None);
+        assert_eq!(come_back.observe(at(now + 22), TRACKS), None);
         assert!(!come_back.tracks());
-        assert_eq!(come_back.look(at(now + 41), TRACKS), None);
-        assert_eq!(come_back.look(at(now + 42), TRACKS), Some(Step::Probe));
+        assert_eq!(come_back.observe(at(now + 41), TRACKS), None);
+        assert_eq!(come_back.observe(at(now + 42), TRACKS), Some(Step::Probe));
     }
 
     #[test]
     fn one_that_fails_while_it_catches_up_is_for_the_operator() {
-        let mut come_back = ComeBack::default();
-        come_back.look(at(0), STALLED);
-        come_back.look(at(5), STALLED);
+        let mut come_back = StallRecovery::default();
+        come_back.observe(at(0), STALLED);
+        come_back.observe(at(5), STALLED);
         come_back.answered(at(5), true);
-        come_back.look(at(5), TRACKS);
+        come_back.observe(at(5), TRACKS);
         come_back.answered(at(5), true);
-        let failed = Look {
+        let failed = StallObservation {
             failed: true,
             ..LITTLE
         };
-        assert_eq!(come_back.look(at(6), failed), None);
+        assert_eq!(come_back.observe(at(6), failed), None);
         assert!(!come_back.tracks());
     }
 
     #[test]
     fn the_operator_may_be_faster() {
-        let mut come_back = ComeBack::default();
-        come_back.look(at(0), STALLED);
-        assert_eq!(come_back.look(at(1), COPIES), None);
+        let mut come_back = StallRecovery::default();
+        come_back.observe(at(0), STALLED);
+        assert_eq!(come_back.observe(at(1), COPIES), None);
         assert!(!come_back.tracks());
-        assert_eq!(come_back.look(at(2), STALLED), None);
-        assert_eq!(come_back.look(at(12), STALLED), Some(Step::Probe));
+        assert_eq!(come_back.observe(at(2), STALLED), None);
+        assert_eq!(come_back.observe(at(12), STALLED), Some(Step::Probe));
         come_back.answered(at(12), true);
         assert!(come_back.tracks());
-        assert_eq!(come_back.look(at(12), COPIES), None);
+        assert_eq!(come_back.observe(at(12), COPIES), None);
         assert!(!come_back.tracks());
     }
 }

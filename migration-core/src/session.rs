@@ -143,7 +143,7 @@ pub fn allowed(pairs: &[Position]) -> Vec<Verb> {
 /// Whether every pair is in sync with its source, or follows it in passes, and no pair has to be
 /// waited for or checked first.
 #[must_use]
-pub fn may_switch_by_itself(pairs: &[Position]) -> bool {
+pub fn may_switch_automatically(pairs: &[Position]) -> bool {
     let in_sync = |position: &Position| {
         matches!(
             position.state,
@@ -329,12 +329,12 @@ mod tests {
     #[test]
     fn only_a_session_that_is_in_sync_everywhere_is_switched_by_itself() {
         use PairState as P;
-        assert!(may_switch_by_itself(&[at(P::SourceSelected)]));
-        assert!(!may_switch_by_itself(&[]));
+        assert!(may_switch_automatically(&[at(P::SourceSelected)]));
+        assert!(!may_switch_automatically(&[]));
         for other in P::ALL {
             let pairs = [at(P::SourceSelected), at(other)];
             let expected = matches!(other, P::SourceSelected | P::Tracking);
-            assert_eq!(may_switch_by_itself(&pairs), expected, "{other}");
+            assert_eq!(may_switch_automatically(&pairs), expected, "{other}");
         }
     }
 

@@ -8,7 +8,7 @@ use seeded_core::{
 use crate::{
     check::{self, Checker, Violation},
     disk::RoleFate,
-    setup::{Ask, Setup},
+    setup::{OperatorRequest, Setup},
     world::{CHANGE, Copy, DEADLINE, HOLD, Io, NOW, Outcome, SUSPEND, Stage, World},
 };
 
@@ -127,9 +127,11 @@ fn completions(setup: &Setup, world: &World, events: &mut Vec<Event>) {
         if setup.resets && matches!(io, Io::Mirror { .. }) {
             events.push(Event::MirrorResets(index));
         }
-        let is_read = matches!(io, Io::Request { request, .. } if setup.requests[usize::from(*request)].ask == Ask::Read);
+        let is_read = matches!(io, Io::Request { request, .. } if setup.requests[usize::from(*request)].ask == OperatorRequest::Read);
         let is_flush = match io {
-            Io::Request { request, .. } => setup.requests[usize::from(*request)].ask == Ask::Flush,
+            Io::Request { request, .. } => {
+                setup.requests[usize::from(*request)].ask == OperatorRequest::Flush
+            }
             Io::Mirror { .. } => false,
             Io::Flush { .. } => true,
         };
@@ -336,7 +338,7 @@ fn killed(setup: &Setup, world: &World) -> Vec<Killed> {
     let is_write = |io: &Io| match io {
         Io::Request { request, .. } => !matches!(
             setup.requests[usize::from(*request)].ask,
-            Ask::Read | Ask::Flush
+            OperatorRequest::Read | OperatorRequest::Flush
         ),
         Io::Mirror { .. } => true,
         // A flush that completes can only help.
@@ -515,13 +517,13 @@ fn io_done(
         Io::Request { request, .. } => Some(setup.requests[usize::from(request)].ask),
         Io::Mirror { .. } | Io::Flush { .. } => None,
     };
-    let is_flush = matches!(io, Io::Flush { .. }) || ask == Some(Ask::Flush);
+    let is_flush = matches!(io, Io::Flush { .. }) || ask == Some(OperatorRequest::Flush);
     match outcome {
         Outcome::Done => world.land(setup, &io),
         Outcome::FailedDone if is_flush => {}
         Outcome::FailedDone => world.land(setup, &io),
         // A failed read says nothing about the cache.
-        Outcome::FailedLost if ask == Some(Ask::Read) => {}
+        Outcome::FailedLost if ask == Some(OperatorRequest::Read) => {}
         // The LUN has lost its power for a moment.
         Outcome::FailedLost => world.lose_cache(io.lun()),
     }

@@ -26,7 +26,7 @@ fn run(setup: &setup::Setup) {
         begun.elapsed().as_secs_f64()
     );
     if let Some((violation, events)) = found.violation {
-        panic!("{}", search::tell(setup, &violation, &events));
+        panic!("{}", search::describe(setup, &violation, &events));
     }
 }
 
@@ -75,7 +75,7 @@ fn every_broken_rule_is_noticed() {
             found.states
         );
         if violation.checker != *checker {
-            wrong.push(search::tell(&setup, &violation, &events));
+            wrong.push(search::describe(&setup, &violation, &events));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -198,7 +198,7 @@ fn checked(setup: &Setup, world: &mut World, event: Event) -> Result<(), Violati
 }
 
 /// Describes a violation: the events from the start, each with its effects, and the final state.
-pub(crate) fn tell(setup: &Setup, violation: &Violation, events: &[Event]) -> String {
+pub(crate) fn describe(setup: &Setup, violation: &Violation, events: &[Event]) -> String {
     use std::fmt::Write;
     let mut text = format!(
         "world {}, broken rule {:?}: {:?}: {}\n",

@@ -7,7 +7,7 @@ pub(crate) const BLOCKS_MAX: usize = 4;
 
 /// The operation of a request of the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ask {
+pub(crate) enum OperatorRequest {
     Read,
     Write,
     ForcedWrite,
@@ -17,13 +17,13 @@ pub(crate) enum Ask {
 /// A request of the application, which is issued once, at any moment.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Request {
-    pub(crate) ask: Ask,
+    pub(crate) ask: OperatorRequest,
     pub(crate) first: usize,
     pub(crate) blocks: usize,
 }
 
 /// A request for one block.
-pub(crate) const fn one(ask: Ask, first: usize) -> Request {
+pub(crate) const fn one(ask: OperatorRequest, first: usize) -> Request {
     Request {
         ask,
         first,
@@ -32,7 +32,7 @@ pub(crate) const fn one(ask: Ask, first: usize) -> Request {
 }
 
 /// A request for two blocks.
-pub(crate) const fn two(ask: Ask, first: usize) -> Request {
+pub(crate) const fn two(ask: OperatorRequest, first: usize) -> Request {
     Request {
         ask,
         first,
@@ -41,7 +41,7 @@ pub(crate) const fn two(ask: Ask, first: usize) -> Request {
 }
 
 pub(crate) const FLUSH: Request = Request {
-    ask: Ask::Flush,
+    ask: OperatorRequest::Flush,
     first: 0,
     blocks: 0,
 };

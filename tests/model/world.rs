@@ -12,7 +12,7 @@ use seeded_core::{
 use crate::{
     check::{Checker, Violation, require},
     disk::{Cell, ELSE, Lun, MapFile, MapWrite, Newer, Value, Values, only},
-    setup::{Ask, BLOCKS_MAX, Budget, Setup, Start},
+    setup::{BLOCKS_MAX, Budget, OperatorRequest, Setup, Start},
 };
 
 const REGION_BYTES: u64 = Geometry::REGION_BYTES_MIN;
@@ -290,8 +290,11 @@ impl World {
     }
 
     pub(crate) fn issue(&mut self, setup: &Setup, index: usize) {
-        let is_write = matches!(setup.requests[index].ask, Ask::Write | Ask::ForcedWrite);
-        let is_read = setup.requests[index].ask == Ask::Read;
+        let is_write = matches!(
+            setup.requests[index].ask,
+            OperatorRequest::Write | OperatorRequest::ForcedWrite
+        );
+        let is_read = setup.requests[index].ask == OperatorRequest::Read;
         // Kept only for reads and flushes, the only requests that use it, so that there are fewer
         // states.
         let allowed = core::array::from_fn(|block| {
@@ -360,8 +363,11 @@ impl World {
                 )
             },
         )?;
-        let is_write = matches!(request.ask, Ask::Write | Ask::ForcedWrite);
-        if result.is_err() && request.ask != Ask::Read {
+        let is_write = matches!(
+            request.ask,
+            OperatorRequest::Write | OperatorRequest::ForcedWrite
+        );
+        if result.is_err() && request.ask != OperatorRequest::Read {
             // After a failed write the leg promises nothing, also to open flushes. After a failed
             // flush, an open flush must fail too.
             self.accept_loss(is_write);
@@ -371,7 +377,7 @@ impl World {
             if result.is_ok() {
                 self.possible[block] = open.concurrent[block] | value;
                 self.lost[block] = 0;
-                if request.ask == Ask::ForcedWrite {
+                if request.ask == OperatorRequest::ForcedWrite {
                     self.survivors[block] = self.possible[block] | self.in_flight(setup, block);
                 }
             } else {
@@ -385,7 +391,7 @@ impl World {
                 }
             }
         }
-        if request.ask == Ask::Flush && result.is_ok() && !is_write {
+        if request.ask == OperatorRequest::Flush && result.is_ok() && !is_write {
             for block in 0..setup.blocks() {
                 self.survivors[block] &= open.allowed[block];
             }
@@ -601,15 +607,15 @@ impl World {
             } => {
                 let (index, lun) = (usize::from(request), usize::from(lun));
                 match setup.requests[index].ask {
-                    Ask::Read => self.read(setup, index, lun),
-                    Ask::Write => self.land_write(setup, index, lun),
-                    Ask::ForcedWrite => {
+                    OperatorRequest::Read => self.read(setup, index, lun),
+                    OperatorRequest::Write => self.land_write(setup, index, lun),
+                    OperatorRequest::ForcedWrite => {
                         self.land_write(setup, index, lun);
                         for block in blocks(setup, index) {
                             self.luns[lun].0[block] = Cell::new(self.luns[lun].0[block].newest());
                         }
                     }
-                    Ask::Flush => self.luns[lun].flushed(newer),
+                    OperatorRequest::Flush => self.luns[lun].flushed(newer),
                 }
             }
             Io::Mirror { request, lun, .. } => {
@@ -848,8 +854,10 @@ pub(crate) fn blocks(setup: &Setup, index: usize) -> core::ops::Range<usize> {
 
 /// Whether a request writes a block.
 pub(crate) fn writes_block(setup: &Setup, index: usize, block: usize) -> bool {
-    matches!(setup.requests[index].ask, Ask::Write | Ask::ForcedWrite)
-        && blocks(setup, index).contains(&block)
+    matches!(
+        setup.requests[index].ask,
+        OperatorRequest::Write | OperatorRequest::ForcedWrite
+    ) && blocks(setup, index).contains(&block)
 }
 
 const fn flush_id(io: &Io) -> Option<FlushId> {
@@ -859,16 +867,16 @@ const fn flush_id(io: &Io) -> Option<FlushId> {
     }
 }
 
-const fn operation(ask: Ask) -> Op {
+const fn operation(ask: OperatorRequest) -> Op {
     match ask {
-        Ask::Read => Op::Read,
-        Ask::Write => Op::Write {
+        OperatorRequest::Read => Op::Read,
+        OperatorRequest::Write => Op::Write {
             force_unit_access: false,
         },
-        Ask::ForcedWrite => Op::Write {
+        OperatorRequest::ForcedWrite => Op::Write {
             force_unit_access: true,
         },
-        Ask::Flush => Op::Flush,
+        OperatorRequest::Flush => Op::Flush,
     }
 }
 

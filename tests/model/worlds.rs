@@ -4,7 +4,7 @@ use seeded_core::volume::{CopyMode, OnAuthoritativeFailure, SeededBug};
 
 use crate::{
     check::Checker,
-    setup::{Ask, Budget, FLUSH, PLAIN, Setup, Start, one, two},
+    setup::{Budget, FLUSH, OperatorRequest, PLAIN, Setup, Start, one, two},
 };
 
 const NOTHING: Budget = PLAIN.budget;
@@ -58,7 +58,11 @@ pub(crate) const EXHAUSTIVE: &[&Setup] = &[
 pub(crate) const LARGE: &[&Setup] = &[
     &Setup {
         name: "switch-large",
-        requests: &[one(Ask::Write, 0), one(Ask::Write, 0), FLUSH],
+        requests: &[
+            one(OperatorRequest::Write, 0),
+            one(OperatorRequest::Write, 0),
+            FLUSH,
+        ],
         budget: Budget {
             exchanges: 2,
             kills: 1,
@@ -77,7 +81,10 @@ pub(crate) const LARGE: &[&Setup] = &[
     &Setup {
         name: "sweep-large",
         regions: 2,
-        requests: &[one(Ask::Write, 0), one(Ask::Write, 1)],
+        requests: &[
+            one(OperatorRequest::Write, 0),
+            one(OperatorRequest::Write, 1),
+        ],
         ..SWEEP
     },
     &Setup {
@@ -91,7 +98,11 @@ pub(crate) const LARGE: &[&Setup] = &[
     },
     &Setup {
         name: "track-modes-large",
-        requests: &[one(Ask::Write, 0), one(Ask::Write, 0), one(Ask::Write, 0)],
+        requests: &[
+            one(OperatorRequest::Write, 0),
+            one(OperatorRequest::Write, 0),
+            one(OperatorRequest::Write, 0),
+        ],
         ..TRACK_MODES
     },
 ];
@@ -272,7 +283,10 @@ pub(crate) const BROKEN: &[(SeededBug, &Setup, Checker)] = &[
 const COPY: Setup = Setup {
     name: "copy",
     start: Start::Mirrored { dirty: 0b01 },
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+    ],
     budget: Budget {
         copier_deaths: 1,
         ..KILL
@@ -283,7 +297,11 @@ const COPY: Setup = Setup {
 const COPY_POWER: Setup = Setup {
     name: "copy-power",
     start: Start::Mirrored { dirty: 0b11 },
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0), FLUSH],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+        FLUSH,
+    ],
     budget: POWER,
     ..COPY
 };
@@ -293,7 +311,10 @@ const COPY_THREE: Setup = Setup {
     name: "copy-three",
     regions: 3,
     start: Start::Mirrored { dirty: 0b110 },
-    requests: &[two(Ask::Write, 0), one(Ask::Write, 1)],
+    requests: &[
+        two(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 1),
+    ],
     budget: NOTHING,
     ..COPY
 };
@@ -304,7 +325,11 @@ const AGAIN: Setup = Setup {
     regions: 1,
     blocks_per_region: 2,
     start: Start::Mirrored { dirty: 1 },
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 1), one(Ask::Write, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 1),
+        one(OperatorRequest::Write, 0),
+    ],
     budget: NOTHING,
     patience: true,
     ..PLAIN
@@ -312,7 +337,10 @@ const AGAIN: Setup = Setup {
 
 const SWITCH: Setup = Setup {
     name: "switch",
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+    ],
     budget: Budget {
         exchanges: 1,
         ..KILL
@@ -322,7 +350,11 @@ const SWITCH: Setup = Setup {
 
 const SWITCH_POWER: Setup = Setup {
     name: "switch-power",
-    requests: &[one(Ask::Write, 0), one(Ask::ForcedWrite, 1), FLUSH],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::ForcedWrite, 1),
+        FLUSH,
+    ],
     budget: Budget {
         exchanges: 1,
         ..POWER
@@ -332,7 +364,7 @@ const SWITCH_POWER: Setup = Setup {
 
 const UNDO: Setup = Setup {
     name: "undo",
-    requests: &[one(Ask::Write, 0), FLUSH],
+    requests: &[one(OperatorRequest::Write, 0), FLUSH],
     budget: Budget {
         exchanges: 2,
         ..POWER
@@ -342,7 +374,10 @@ const UNDO: Setup = Setup {
 
 const SUSPEND: Setup = Setup {
     name: "suspend",
-    requests: &[one(Ask::Write, 0), one(Ask::Read, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Read, 0),
+    ],
     budget: Budget {
         suspensions: 1,
         exchanges: 1,
@@ -354,7 +389,10 @@ const SUSPEND: Setup = Setup {
 const SWEEP: Setup = Setup {
     name: "sweep",
     regions: 1,
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+    ],
     budget: KILL,
     sweeps: true,
     ..PLAIN
@@ -363,7 +401,10 @@ const SWEEP: Setup = Setup {
 const SWEEP_POWER: Setup = Setup {
     name: "sweep-power",
     regions: 2,
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 1)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 1),
+    ],
     budget: POWER,
     ..SWEEP
 };
@@ -372,7 +413,10 @@ const SWEEP_POWER: Setup = Setup {
 const START: Setup = Setup {
     name: "start",
     start: Start::Single,
-    requests: &[one(Ask::Write, 0), one(Ask::Read, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Read, 0),
+    ],
     budget: Budget {
         starts: 1,
         ends: 1,
@@ -383,7 +427,7 @@ const START: Setup = Setup {
 
 const START_POWER: Setup = Setup {
     name: "start-power",
-    requests: &[one(Ask::Write, 0), FLUSH],
+    requests: &[one(OperatorRequest::Write, 0), FLUSH],
     budget: Budget {
         starts: 1,
         exchanges: 1,
@@ -398,7 +442,7 @@ const CANCEL: Setup = Setup {
     name: "cancel",
     regions: 1,
     start: Start::Mirrored { dirty: 1 },
-    requests: &[one(Ask::Write, 0)],
+    requests: &[one(OperatorRequest::Write, 0)],
     budget: Budget {
         starts: 1,
         ends: 2,
@@ -413,7 +457,10 @@ const CANCEL: Setup = Setup {
 const RESTART: Setup = Setup {
     name: "restart",
     regions: 1,
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+    ],
     budget: Budget {
         starts: 2,
         ends: 1,
@@ -426,7 +473,7 @@ const RESTART: Setup = Setup {
 /// A flush of the mirror leg fails, and the leg loses what it had cached.
 const FLUSH_FAILS: Setup = Setup {
     name: "flush-fails",
-    requests: &[one(Ask::Write, 0)],
+    requests: &[one(OperatorRequest::Write, 0)],
     budget: Budget {
         mirror_faults: 1,
         exchanges: 1,
@@ -439,7 +486,10 @@ const FLUSH_FAILS: Setup = Setup {
 const MIRROR_FAILS: Setup = Setup {
     name: "mirror-fails",
     regions: 1,
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+    ],
     budget: Budget {
         mirror_faults: 1,
         ..KILL
@@ -450,7 +500,10 @@ const MIRROR_FAILS: Setup = Setup {
 /// The mirror leg fails, and has lost data that it had acknowledged.
 const MIRROR_LOSES: Setup = Setup {
     name: "mirror-loses",
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 1)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 1),
+    ],
     budget: Budget {
         mirror_faults: 1,
         exchanges: 1,
@@ -476,7 +529,7 @@ const MIRROR_RESETS: Setup = Setup {
 const FLUSH_LOSES: Setup = Setup {
     name: "flush-loses",
     regions: 1,
-    requests: &[one(Ask::Write, 0), FLUSH, FLUSH],
+    requests: &[one(OperatorRequest::Write, 0), FLUSH, FLUSH],
     budget: Budget {
         authoritative_faults: 1,
         exchanges: 1,
@@ -489,7 +542,7 @@ const FLUSH_LOSES: Setup = Setup {
 /// As [`FLUSH_LOSES`], but the other leg takes over if it can.
 const FLUSH_LOSES_OVER: Setup = Setup {
     name: "flush-loses-over",
-    requests: &[one(Ask::Write, 0), FLUSH],
+    requests: &[one(OperatorRequest::Write, 0), FLUSH],
     policy: OnAuthoritativeFailure::Switch,
     budget: Budget {
         authoritative_faults: 1,
@@ -503,7 +556,11 @@ const FLUSH_LOSES_OVER: Setup = Setup {
 const STALL: Setup = Setup {
     name: "stall",
     places: 1,
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0), one(Ask::Write, 1)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 1),
+    ],
     budget: NOTHING,
     patience: true,
     ..PLAIN
@@ -517,7 +574,10 @@ const HANG: Setup = Setup {
         exchanges: 1,
         ..NOTHING
     },
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+    ],
     mirror_hangs: true,
     ..STALL
 };
@@ -525,7 +585,10 @@ const HANG: Setup = Setup {
 const MAP_FAILS: Setup = Setup {
     name: "map-fails",
     regions: 1,
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+    ],
     budget: Budget {
         map_faults: 2,
         power_losses: 1,
@@ -538,7 +601,7 @@ const MAP_FAILS: Setup = Setup {
 /// A role record cannot be written: the process ends, and the next one reads the map file.
 const ROLE_FAILS: Setup = Setup {
     name: "role-fails",
-    requests: &[one(Ask::Write, 0)],
+    requests: &[one(OperatorRequest::Write, 0)],
     budget: Budget {
         map_faults: 2,
         exchanges: 2,
@@ -549,7 +612,11 @@ const ROLE_FAILS: Setup = Setup {
 
 const FAIL_OVER: Setup = Setup {
     name: "fail-over",
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0), FLUSH],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+        FLUSH,
+    ],
     budget: Budget {
         authoritative_faults: 1,
         ..KILL
@@ -562,7 +629,11 @@ const FAIL_OVER: Setup = Setup {
 const READS: Setup = Setup {
     name: "reads",
     start: Start::Mirrored { dirty: 0b10 },
-    requests: &[one(Ask::Write, 0), one(Ask::Read, 0), one(Ask::Read, 1)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Read, 0),
+        one(OperatorRequest::Read, 1),
+    ],
     budget: Budget {
         authoritative_faults: 2,
         mirror_faults: 1,
@@ -575,7 +646,10 @@ const READS: Setup = Setup {
 const TRACK: Setup = Setup {
     name: "track",
     regions: 1,
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+    ],
     budget: Budget {
         exchanges: 1,
         copier_deaths: 1,
@@ -587,7 +661,7 @@ const TRACK: Setup = Setup {
 
 const TRACK_KILL: Setup = Setup {
     name: "track-kill",
-    requests: &[one(Ask::Write, 0)],
+    requests: &[one(OperatorRequest::Write, 0)],
     budget: Budget {
         exchanges: 2,
         ..KILL
@@ -597,7 +671,7 @@ const TRACK_KILL: Setup = Setup {
 
 const TRACK_POWER: Setup = Setup {
     name: "track-power",
-    requests: &[one(Ask::Write, 0), FLUSH],
+    requests: &[one(OperatorRequest::Write, 0), FLUSH],
     budget: Budget {
         exchanges: 1,
         ..POWER
@@ -610,7 +684,10 @@ const TRACK_POWER: Setup = Setup {
 const TRACK_MODES: Setup = Setup {
     name: "track-modes",
     regions: 1,
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+    ],
     budget: Budget {
         exchanges: 1,
         modes: 2,
@@ -623,7 +700,10 @@ const TRACK_MODES: Setup = Setup {
 /// The target becomes a copy at an instant, and is mirrored onto again.
 const SPLIT: Setup = Setup {
     name: "split",
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+    ],
     budget: Budget {
         splits: 1,
         ..NOTHING
@@ -634,7 +714,10 @@ const SPLIT: Setup = Setup {
 const SPLIT_KILL: Setup = Setup {
     name: "split-kill",
     regions: 1,
-    requests: &[one(Ask::Write, 0), one(Ask::Write, 0)],
+    requests: &[
+        one(OperatorRequest::Write, 0),
+        one(OperatorRequest::Write, 0),
+    ],
     budget: Budget {
         splits: 1,
         ends: 1,
@@ -646,7 +729,7 @@ const SPLIT_KILL: Setup = Setup {
 const SPLIT_POWER: Setup = Setup {
     name: "split-power",
     regions: 1,
-    requests: &[one(Ask::Write, 0), FLUSH],
+    requests: &[one(OperatorRequest::Write, 0), FLUSH],
     budget: Budget {
         splits: 1,
         mirror_faults: 1,

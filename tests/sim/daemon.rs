@@ -203,7 +203,7 @@ impl Daemon {
         "verbs begun"
     }
 
-    /// As `requests::launch_verb`.
+    /// As `requests::begin_verb`.
     pub(crate) fn launch(&mut self, verb: Verb) {
         let positions = self.positions();
         let SessionDecision::Do(pairs) = session::decide_session(verb, &positions) else {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use migration_core::{
-    operation::{self, Answer, Effect, End, Entry, Event, Legs, Look, Seal, Step},
+    operation::{self, Answer, Effect, End, Entry, Event, Freshness, Legs, Seal, Step},
     pair::Verb,
     route::{Route, Side},
     volume::{Call, ChangeError, CopyMode, Reply, Suspended},
@@ -116,7 +116,7 @@ impl World {
 
     fn perform_step(&mut self, verb: Verb, pair: usize, step: Step) -> Option<Answer> {
         match step {
-            Step::Look(look) => self.look(pair, look),
+            Step::Inspect(freshness) => self.inspect(pair, freshness),
             Step::AddMirror => self.ask_route(verb, pair, None),
             Step::SetRoute { route, copies_rest } => {
                 // The sites take the mode of the volume instead.
@@ -163,14 +163,14 @@ impl World {
         }
     }
 
-    fn look(&mut self, pair: usize, look: Look) -> Option<Answer> {
+    fn inspect(&mut self, pair: usize, freshness: Freshness) -> Option<Answer> {
         let impatient = self.dice.one_in(100);
         let view = &self.daemon.views[pair];
-        match look {
-            Look::Last => {}
-            Look::Fresh if view.connected => self.refresh(pair),
-            Look::Settled if view.connected && view.status.is_some_and(|s| !s.changing) => {}
-            Look::Fresh | Look::Settled => return impatient.then_some(Answer::Unknown),
+        match freshness {
+            Freshness::Last => {}
+            Freshness::Fresh if view.connected => self.refresh(pair),
+            Freshness::Settled if view.connected && view.status.is_some_and(|s| !s.changing) => {}
+            Freshness::Fresh | Freshness::Settled => return impatient.then_some(Answer::Unknown),
         }
         let row = &self.daemon.store.pairs[pair];
         let status = self.daemon.views[pair].status;

@@ -35,7 +35,7 @@ pub struct Host {
 
 /// The result of a command.
 #[derive(Debug, Clone)]
-pub struct Said {
+pub struct CommandOutput {
     /// The exit status.
     pub code: i32,
     /// Standard output.
@@ -244,12 +244,12 @@ impl Host {
 
     /// Runs `shunt`.
     #[must_use]
-    pub fn shunt(&self, arguments: &[&str]) -> Said {
+    pub fn shunt(&self, arguments: &[&str]) -> CommandOutput {
         let socket = self.socket();
         let mut all = vec!["--socket", socket.to_str().expect("a plain path")];
         all.extend(arguments);
         let output = run("shunt", &all);
-        Said {
+        CommandOutput {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
             error: String::from_utf8_lossy(&output.stderr).into_owned(),
@@ -260,7 +260,7 @@ impl Host {
     ///
     /// # Panics
     /// If it does not.
-    pub fn ok(&self, arguments: &[&str]) -> Said {
+    pub fn ok(&self, arguments: &[&str]) -> CommandOutput {
         let said = self.shunt(arguments);
         assert_eq!(
             said.code,

@@ -12,7 +12,7 @@ use std::{
 };
 
 use tests::{
-    host::{Host, Said},
+    host::{CommandOutput, Host},
     load::Load,
     lun::{self, LoopDevice, Mapped, SlowDisk},
     wait_until,
@@ -106,7 +106,7 @@ fn track(host: &Host, source: &str, target: &Mapped, options: &[&str]) {
     wait_until("it tracks", || host.pair("move")["state"] == "tracking");
 }
 
-fn wait_for_target(host: &Host) -> Said {
+fn wait_for_target(host: &Host) -> CommandOutput {
     host.shunt(&[
         "wait",
         "move",

@@ -40,7 +40,7 @@ use nix::sys::{
 };
 
 use crate::{
-    engine::{Ask, Command, Inbox, NewDescriptor, Said, Snapshot, refused},
+    engine::{Command, CopierReport, EngineRequest, Inbox, NewDescriptor, Snapshot, refused},
     legs::{LegError, OpenLeg},
 };
 
@@ -295,14 +295,14 @@ impl Server {
                 Err(response) => return *response,
             },
             Request::OpenCopier => match self.may_copy() {
-                Ok(()) => Ask::OpenCopier(id),
+                Ok(()) => EngineRequest::OpenCopier(id),
                 Err(response) => return *response,
             },
             Request::Claim { regions_max } if !(1..=CLAIM_REGIONS_MAX).contains(&regions_max) => {
                 let cause = format!("a claim is for 1 to {CLAIM_REGIONS_MAX} regions");
                 return refused(Refusal::Malformed, cause);
             }
-            Request::Claim { regions_max } => Ask::Claim {
+            Request::Claim { regions_max } => EngineRequest::Claim {
                 copier: id,
                 regions_max: regions_max as usize,
             },
@@ -313,12 +313,12 @@ impl Server {
                 error,
             } => {
                 let mirror_error = error.filter(|error| self.is_mirror(error.side));
-                let said = Said::Done {
+                let said = CopierReport::Done {
                     copied,
                     failed,
                     mirror_error,
                 };
-                Ask::Regions {
+                EngineRequest::Regions {
                     copier: id,
                     epoch,
                     said,
@@ -332,20 +332,20 @@ impl Server {
                 epoch,
                 regions,
                 hold,
-            } => Ask::Regions {
+            } => EngineRequest::Regions {
                 copier: id,
                 epoch,
-                said: Said::ToCompare { regions, hold },
+                said: CopierReport::ToCompare { regions, hold },
             },
             Request::Compared {
                 epoch,
                 same,
                 differing,
                 unread,
-            } => Ask::Regions {
+            } => EngineRequest::Regions {
                 copier: id,
                 epoch,
-                said: Said::Compared {
+                said: CopierReport::Compared {
                     same,
                     differing,
                     unread,
@@ -365,28 +365,28 @@ impl Server {
                 route,
                 deadline_ms,
                 copies_rest,
-            } => Ask::SetRoute {
+            } => EngineRequest::SetRoute {
                 epoch,
                 route,
                 deadline_ms,
                 copies_rest,
             },
-            Request::Suspend { deadline_ms } => Ask::Suspend { deadline_ms },
-            Request::Resume => Ask::Resume,
+            Request::Suspend { deadline_ms } => EngineRequest::Suspend { deadline_ms },
+            Request::Resume => EngineRequest::Resume,
             Request::SetOnAuthoritativeFailure { policy } => {
-                Ask::OnAuthoritativeFailure(policy.into())
+                EngineRequest::OnAuthoritativeFailure(policy.into())
             }
-            Request::SetCopyMode { mode } => Ask::CopyMode(mode.into()),
+            Request::SetCopyMode { mode } => EngineRequest::CopyMode(mode.into()),
             Request::SetThrottle {
                 bytes_per_second,
                 for_ms,
-            } => Ask::Throttle {
+            } => EngineRequest::Throttle {
                 bytes_per_second,
                 for_ms,
             },
             Request::RetryMirror { epoch } => return self.retry_mirror(epoch),
         };
-        let waits_long = matches!(ask, Ask::Claim { .. });
+        let waits_long = matches!(ask, EngineRequest::Claim { .. });
         let answer = self.inbox.ask(ask);
         if waits_long {
             return wait_while_connected(&answer, stream).unwrap_or_else(gone);
@@ -495,7 +495,12 @@ impl Server {
     }
 
     /// Opens the new leg in the thread of the connection, so that the engine does not wait for it.
-    fn open_mirror(&self, epoch: u64, target: Leg, deadline_ms: u64) -> Result<Ask, Box<Response>> {
+    fn open_mirror(
+        &self,
+        epoch: u64,
+        target: Leg,
+        deadline_ms: u64,
+    ) -> Result<EngineRequest, Box<Response>> {
         let bad = |cause: String| Box::new(refused(Refusal::BadLeg, cause));
         let snapshot = self
             .inbox
@@ -519,7 +524,7 @@ impl Server {
             .ok_or_else(|| bad("no target leg".to_owned()))?;
         let leg = self.open_leg(leg).map_err(|error| bad(error.to_string()))?;
         check_mirror(&snapshot, &leg).map_err(bad)?;
-        Ok(Ask::AddMirror {
+        Ok(EngineRequest::AddMirror {
             epoch,
             leg,
             descriptor: Some(NewDescriptor {
@@ -536,7 +541,7 @@ impl Server {
     }
 
     /// Opens the leg that a split detached.
-    fn open_split_leg(&self, epoch: u64, deadline_ms: u64) -> Result<Ask, Box<Response>> {
+    fn open_split_leg(&self, epoch: u64, deadline_ms: u64) -> Result<EngineRequest, Box<Response>> {
         let bad = |cause: String| Box::new(refused(Refusal::BadLeg, cause));
         let snapshot = self
             .inbox
@@ -549,7 +554,7 @@ impl Server {
             .ok_or_else(|| bad("no target leg".to_owned()))?;
         let leg = self.open_leg(leg).map_err(|error| bad(error.to_string()))?;
         check_mirror(&snapshot, &leg).map_err(bad)?;
-        Ok(Ask::AddMirror {
+        Ok(EngineRequest::AddMirror {
             epoch,
             leg,
             descriptor: None,
@@ -571,9 +576,9 @@ impl Server {
             && open.is_at(recorded)
         {
             let leg = Err("it is open".to_owned());
-            return ask(Ask::RetryMirror { epoch, leg });
+            return ask(EngineRequest::RetryMirror { epoch, leg });
         }
-        let released = ask(Ask::ReleaseMirror { epoch });
+        let released = ask(EngineRequest::ReleaseMirror { epoch });
         if released != Response::Done {
             return released;
         }
@@ -587,7 +592,7 @@ impl Server {
             // The leg has not failed, or another client was faster.
             (None, _) | (_, Some(_)) => Err("it is open".to_owned()),
         };
-        ask(Ask::RetryMirror { epoch, leg })
+        ask(EngineRequest::RetryMirror { epoch, leg })
     }
 
     /// Checks that no I/O of an earlier copier to the mirror leg is in flight.

@@ -19,7 +19,7 @@ use super::state::Goal;
 use super::values::{
     absolute_path, accepted, floor, max_pause, pair, percent, rate, switch_policy, timeout,
 };
-use super::when::When;
+use super::when::ScheduleOptions;
 
 /// The environment variable with the path of shuntd's socket.
 pub const SOCKET_VARIABLE: &str = "SHUNT_SOCKET";
@@ -94,7 +94,7 @@ impl From<OnFailure> for OnAuthoritativeFailure {
     }
 }
 
-/// How writes of applications reach the target.
+/// RetireMethod writes of applications reach the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
     /// each write also goes to the target, where both LUNs are equal
@@ -124,7 +124,7 @@ pub enum OnMisfit {
 /// Options for the copy mode of a session, and for the cutover of a session that tracks.
 #[derive(Debug, Clone, Args)]
 pub struct CutoverChoice {
-    /// How writes of applications reach the target [default: mirror]
+    /// RetireMethod writes of applications reach the target [default: mirror]
     #[arg(long, requires = "session", value_enum, value_name = "HOW")]
     mode: Option<Mode>,
     /// With --mode track: what to do if the rest to copy does not fit the pause of a switch
@@ -182,9 +182,9 @@ impl CutoverChoice {
     }
 }
 
-/// How a leg is made inaccessible.
+/// RetireMethod a leg is made inaccessible.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum How {
+pub enum RetireMethod {
     /// the kernel refuses writes to it
     ReadOnly,
     /// the kernel refuses every request to it; SCSI disks only
@@ -198,21 +198,21 @@ pub enum How {
     Discard,
 }
 
-impl From<How> for RetireHow {
-    fn from(how: How) -> Self {
+impl From<RetireMethod> for RetireHow {
+    fn from(how: RetireMethod) -> Self {
         match how {
-            How::ReadOnly => Self::ReadOnly,
-            How::Offline => Self::Offline,
-            How::Hold => Self::Hold,
-            How::WipeSignatures => Self::WipeSignatures,
-            How::Discard => Self::Discard,
+            RetireMethod::ReadOnly => Self::ReadOnly,
+            RetireMethod::Offline => Self::Offline,
+            RetireMethod::Hold => Self::Hold,
+            RetireMethod::WipeSignatures => Self::WipeSignatures,
+            RetireMethod::Discard => Self::Discard,
         }
     }
 }
 
-/// How a copy is verified.
+/// RetireMethod a copy is verified.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum Proof {
+pub enum VerifyLevel {
     /// the target reported success; verify compares everything on demand
     #[default]
     None,
@@ -223,12 +223,12 @@ pub enum Proof {
     Full,
 }
 
-impl From<Proof> for VerifyPolicy {
-    fn from(proof: Proof) -> Self {
+impl From<VerifyLevel> for VerifyPolicy {
+    fn from(proof: VerifyLevel) -> Self {
         match proof {
-            Proof::None => Self::None,
-            Proof::ReadBack => Self::ReadBack,
-            Proof::Full => Self::Full,
+            VerifyLevel::None => Self::None,
+            VerifyLevel::ReadBack => Self::ReadBack,
+            VerifyLevel::Full => Self::Full,
         }
     }
 }
@@ -320,9 +320,9 @@ FILE:
         /// Look for zeroes while copying, and deallocate them on targets that can do so
         #[arg(long)]
         detect_zeroes: bool,
-        /// How a copy is verified
+        /// RetireMethod a copy is verified
         #[arg(long, value_enum, value_name = "PROOF", default_value_t)]
-        verify: Proof,
+        verify: VerifyLevel,
         /// What to do when the authoritative LUN fails to write while both are equal
         #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
         on_authoritative_failure: OnFailure,
@@ -333,15 +333,15 @@ FILE:
         /// The order in which queued pairs begin, 100 first [default: 50]
         #[arg(long, value_name = "0-100", value_parser = clap::value_parser!(u8).range(0..=100))]
         priority: Option<u8>,
-        /// When the session is switched, or with --mode copy split, but not before it is in sync:
+        /// ScheduleOptions the session is switched, or with --mode copy split, but not before it is in sync:
         /// manual, when-synced, at:TIME or event:NAME [default: manual]
         #[arg(long, value_name = "WHEN", value_parser = switch_policy)]
         switch: Option<SwitchPolicy>,
-        /// How the source is made inaccessible as soon as the session is committed [default: not at
+        /// RetireMethod the source is made inaccessible as soon as the session is committed [default: not at
         /// all]
         #[arg(long, value_enum, value_name = "HOW", requires = "session")]
-        retire: Option<How>,
-        /// How much the copy may increase the latency of applications (99th percentile), such as
+        retire: Option<RetireMethod>,
+        /// RetireMethod much the copy may increase the latency of applications (99th percentile), such as
         /// 20%, or none for no limit
         #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
         max_latency_impact: Option<u32>,
@@ -355,7 +355,7 @@ FILE:
         cutover: CutoverChoice,
         /// The times of the session
         #[command(flatten)]
-        when: When,
+        when: ScheduleOptions,
     },
     /// Check everything that create would check, and estimate the times of copy and switch
     ///
@@ -425,11 +425,11 @@ FILE:
         /// What to do when the authoritative LUN fails to write while both are equal
         #[arg(long, value_enum, value_name = "WHAT", requires = "session")]
         on_authoritative_failure: Option<OnFailure>,
-        /// When the session is switched, or with --mode copy split, but not before it is in sync:
+        /// ScheduleOptions the session is switched, or with --mode copy split, but not before it is in sync:
         /// manual, when-synced, at:TIME or event:NAME
         #[arg(long, value_name = "WHEN", requires = "session", value_parser = switch_policy)]
         switch: Option<SwitchPolicy>,
-        /// How much the copy may increase the latency of applications (99th percentile), such as
+        /// RetireMethod much the copy may increase the latency of applications (99th percentile), such as
         /// 20%, or none for no limit
         #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
         max_latency_impact: Option<u32>,
@@ -443,7 +443,7 @@ FILE:
         cutover: CutoverChoice,
         /// The times of the session
         #[command(flatten)]
-        when: When,
+        when: ScheduleOptions,
         /// The highest number of pairs that are copied at the same time, over all sessions; 4 until
         /// it is set
         #[arg(long, value_name = "NUMBER", conflicts_with = "session")]
@@ -509,7 +509,7 @@ FILE:
         /// The state
         #[arg(long = "for", value_name = "STATE")]
         goal: Goal,
-        /// How long to wait at most; 0 checks once [default: no limit]
+        /// RetireMethod long to wait at most; 0 checks once [default: no limit]
         #[arg(long, value_name = "SECONDS", value_parser = timeout)]
         timeout: Option<Duration>,
     },
@@ -652,9 +652,9 @@ FILE:
     Retire {
         /// The session
         session: String,
-        /// How the LUN is made inaccessible
+        /// RetireMethod the LUN is made inaccessible
         #[arg(long, value_enum, value_name = "HOW", default_value_t)]
-        how: How,
+        how: RetireMethod,
         /// Make the LUN accessible again
         #[arg(long, conflicts_with_all = ["how", "yes"])]
         take_back: bool,
@@ -784,10 +784,10 @@ impl Leg {
     }
 }
 
-/// How long a change of the role may hold requests.
+/// RetireMethod long a change of the role may hold requests.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct PauseLimit {
-    /// How long requests may be held at most; fractions are allowed
+    /// RetireMethod long requests may be held at most; fractions are allowed
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = max_pause)]
     pub max_pause: Duration,
 }

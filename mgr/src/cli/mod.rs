@@ -183,7 +183,7 @@ fn run(arguments: Arguments) -> Result<(), Stop> {
             goal,
             timeout,
         } => {
-            let wish = wait::Wish {
+            let wish = wait::WaitParams {
                 session,
                 goal,
                 timeout,
@@ -479,11 +479,16 @@ fn plan(
 }
 
 /// Retires what a session left behind; without `how`, takes the retiring back.
-fn retire(global: &Global, session: String, how: Option<args::How>, yes: bool) -> Result<(), Stop> {
+fn retire(
+    global: &Global,
+    session: String,
+    how: Option<args::RetireMethod>,
+    yes: bool,
+) -> Result<(), Stop> {
     let Some(how) = how else {
         return change(global, &Request::TakeBack { session });
     };
-    if how == args::How::Discard {
+    if how == args::RetireMethod::Discard {
         let loss = "What is on the LUN that it left behind is lost.";
         let asked = Asked {
             sure: format!("shunt retire {session} --how discard --yes"),
@@ -554,7 +559,7 @@ fn events(global: &Global, session: Option<String>) -> Result<(), Stop> {
     }
 }
 
-fn wait_for(global: &Global, wish: &wait::Wish) -> Result<(), Stop> {
+fn wait_for(global: &Global, wish: &wait::WaitParams) -> Result<(), Stop> {
     let mut poll = Poll::new(shuntd(global), Some(wish.session.clone()), ABSENCE_MAX);
     let records = wait::wait(&mut poll, wish, global.quiet)?;
     if global.json {

@@ -25,7 +25,7 @@ const LOOK_MIN: Duration = Duration::from_secs(1);
 
 /// A session and the state for which `wait` waits.
 #[derive(Debug, Clone)]
-pub struct Wish {
+pub struct WaitParams {
     /// The session.
     pub session: String,
     /// The state.
@@ -38,7 +38,7 @@ pub struct Wish {
 ///
 /// # Errors
 /// The goal cannot be reached any more, the time ran out, or shuntd does not answer.
-pub fn wait(poll: &mut Poll, wish: &Wish, quiet: bool) -> Result<Vec<Record>, Problem> {
+pub fn wait(poll: &mut Poll, wish: &WaitParams, quiet: bool) -> Result<Vec<Record>, Problem> {
     let started = Instant::now();
     let mut display = Display::new(quiet);
     let mut last = None;
@@ -117,7 +117,7 @@ pub fn watch(poll: &mut Poll, json: bool) -> Result<(), Stop> {
     }
 }
 
-fn never(wish: &Wish, progress: &Progress) -> Problem {
+fn never(wish: &WaitParams, progress: &Progress) -> Problem {
     let mut cause = format!(
         "is {}; {} cannot be reached any more",
         progress.state,
@@ -133,7 +133,7 @@ fn never(wish: &Wish, progress: &Progress) -> Problem {
     )
 }
 
-fn too_late(wish: &Wish, limit: Duration, last: Option<&Progress>) -> Problem {
+fn too_late(wish: &WaitParams, limit: Duration, last: Option<&Progress>) -> Problem {
     let now = last.map_or_else(
         || "shuntd did not answer meanwhile".to_owned(),
         Progress::line,

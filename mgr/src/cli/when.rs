@@ -8,7 +8,7 @@ use crate::moments;
 /// Options for the times of a session: start, hours of the copy, limit of its duration, the
 /// interval of splits, and which pairs are switched together.
 #[derive(Debug, Clone, Args)]
-pub struct When {
+pub struct ScheduleOptions {
     /// With --mode copy: interval between copies, such as 1h, or never [default: never]
     #[arg(long, requires = "session", value_name = "TIME", value_parser = every)]
     pub every: Option<u64>,
@@ -27,23 +27,23 @@ pub struct When {
     /// For an automatic switch: all pairs together, or each as soon as it is in sync
     /// [default: together]
     #[arg(long, requires = "session", value_name = "WHICH", value_enum)]
-    pub switch_pairs: Option<Which>,
+    pub switch_pairs: Option<SwitchScope>,
 }
 
-/// Which pairs an automatic switch switches together.
+/// SwitchScope pairs an automatic switch switches together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Which {
+pub enum SwitchScope {
     /// All pairs, or none
     Together,
     /// Each pair alone, as soon as it is in sync
     Each,
 }
 
-impl From<Which> for SwitchPairs {
-    fn from(which: Which) -> Self {
+impl From<SwitchScope> for SwitchPairs {
+    fn from(which: SwitchScope) -> Self {
         match which {
-            Which::Together => Self::Together,
-            Which::Each => Self::Each,
+            SwitchScope::Together => Self::Together,
+            SwitchScope::Each => Self::Each,
         }
     }
 }

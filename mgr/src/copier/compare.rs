@@ -68,7 +68,7 @@ struct Report {
 
 /// The next request that the plan wants to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Wish {
+enum NextRequest {
     Watch { regions: Vec<u64>, hold: bool },
     Later(Instant),
     Nothing,
@@ -140,14 +140,14 @@ impl Comparing {
         self.window.region_bytes().min(self.volume_bytes - start)
     }
 
-    fn wish(&mut self, now: Instant, bytes_per_second: u64) -> Wish {
+    fn wish(&mut self, now: Instant, bytes_per_second: u64) -> NextRequest {
         let room = self.watched_max.saturating_sub(self.window.held_regions());
         if self.ending.is_some() || room == 0 {
-            return Wish::Nothing;
+            return NextRequest::Nothing;
         }
         let due = self.again.front().map(|(_, at)| *at);
         if due.is_none() && self.next == self.regions() {
-            return Wish::Nothing;
+            return NextRequest::Nothing;
         }
         let room = match self.bucket.allowance(now, bytes_per_second) {
             Allowance::Unlimited => room,
@@ -155,7 +155,7 @@ impl Comparing {
                 let regions = bytes.div_ceil(self.window.region_bytes());
                 room.min(usize::try_from(regions).unwrap_or(room))
             }
-            Allowance::NotBefore(at) => return Wish::Later(at),
+            Allowance::NotBefore(at) => return NextRequest::Later(at),
         };
         match due {
             Some(at) if at <= now => self.wish_again(now, room),
@@ -163,19 +163,19 @@ impl Comparing {
                 let end = (self.next + room as u64).min(self.regions());
                 let regions = (self.next..end).collect();
                 self.next = end;
-                Wish::Watch {
+                NextRequest::Watch {
                     regions,
                     hold: false,
                 }
             }
-            Some(at) => Wish::Later(at),
-            None => Wish::Nothing,
+            Some(at) => NextRequest::Later(at),
+            None => NextRequest::Nothing,
         }
     }
 
     /// The next request for regions that are due again; writes are held for all of them, or for
     /// none.
-    fn wish_again(&mut self, now: Instant, room: usize) -> Wish {
+    fn wish_again(&mut self, now: Instant, room: usize) -> NextRequest {
         let is_stubborn = |tries: &BTreeMap<u64, u32>, region: &u64| {
             tries.get(region).copied().unwrap_or(0) >= TRIES_BEFORE_HOLD
         };
@@ -194,7 +194,7 @@ impl Comparing {
             regions.push(*region);
             self.again.pop_front();
         }
-        Wish::Watch { regions, hold }
+        NextRequest::Watch { regions, hold }
     }
 
     fn try_again(&mut self, region: u64, now: Instant) {
@@ -341,7 +341,7 @@ impl Conversation for Comparing {
         if self.ending.is_some() {
             return None;
         }
-        let Wish::Watch { regions, hold } = self.wish(now, bytes_per_second) else {
+        let NextRequest::Watch { regions, hold } = self.wish(now, bytes_per_second) else {
             return None;
         };
         let request = Request::Watch {

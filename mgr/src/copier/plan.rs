@@ -63,7 +63,7 @@ enum Awaiting {
 
 /// The next request that the plan wants to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wish {
+enum NextRequest {
     Claim { regions_max: u32 },
     Later(Instant),
     Nothing,
@@ -151,7 +151,7 @@ impl Plan {
         }
     }
 
-    fn wish(&mut self, now: Instant, bytes_per_second: u64) -> Wish {
+    fn wish(&mut self, now: Instant, bytes_per_second: u64) -> NextRequest {
         let answerable = self.window.held_bytes() == 0 || self.elsewhere_bytes > 0;
         let unbegun_bytes = self.window.unbegun_bytes();
         let held_regions = u32::try_from(self.window.held_regions()).unwrap_or(u32::MAX);
@@ -161,10 +161,10 @@ impl Plan {
             || room_regions == 0
             || unbegun_bytes >= self.ahead_bytes
         {
-            return Wish::Nothing;
+            return NextRequest::Nothing;
         }
         if now < self.claim_not_before {
-            return Wish::Later(self.claim_not_before);
+            return NextRequest::Later(self.claim_not_before);
         }
         let wanted_bytes = 2 * self.ahead_bytes - unbegun_bytes;
         let allowance = self.bucket.allowance(now, bytes_per_second);
@@ -175,11 +175,11 @@ impl Plan {
         };
         self.throttled = allowed_bytes < wanted_bytes;
         if let Allowance::NotBefore(at) = allowance {
-            return Wish::Later(at);
+            return NextRequest::Later(at);
         }
         let regions = allowed_bytes.div_ceil(self.window.region_bytes());
         let regions = u32::try_from(regions).unwrap_or(u32::MAX);
-        Wish::Claim {
+        NextRequest::Claim {
             regions_max: regions.clamp(1, room_regions.min(CLAIM_REGIONS_MAX)),
         }
     }
@@ -288,11 +288,11 @@ impl Conversation for Plan {
             return None;
         }
         let wish = self.wish(now, bytes_per_second);
-        let report_turn = !self.last_was_report || !matches!(wish, Wish::Claim { .. });
+        let report_turn = !self.last_was_report || !matches!(wish, NextRequest::Claim { .. });
         if self.window.has_finished() && report_turn {
             return Some(self.report());
         }
-        let Wish::Claim { regions_max } = wish else {
+        let NextRequest::Claim { regions_max } = wish else {
             return None;
         };
         self.last_was_report = false;
@@ -364,7 +364,7 @@ impl Conversation for Plan {
         }
         if self.connected
             && self.awaiting == Awaiting::Nothing
-            && let Wish::Later(at) = self.wish(now, bytes_per_second)
+            && let NextRequest::Later(at) = self.wish(now, bytes_per_second)
         {
             return Some(at);
         }

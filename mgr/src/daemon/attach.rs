@@ -148,7 +148,7 @@ async fn finish_attach(
 ) -> Answer {
     let object = failure::volume(&row.name);
     let link = context.config.device_link(&row.name);
-    context.tell(Event::Supervised(handle)).await;
+    context.notify(Event::Supervised(handle)).await;
     context
         .record(
             &object,
@@ -375,7 +375,7 @@ pub(super) async fn detach(
         }
     }
     crash_point::here("detached-before-recorded");
-    context.tell(Event::Unsupervised(row.name.clone())).await;
+    context.notify(Event::Unsupervised(row.name.clone())).await;
     forget(&context, &row).await?;
     Ok(Done::changed(vec![format!(
         "volume {} is gone; its data is on {}",

@@ -45,7 +45,7 @@ pub(super) struct Used {
 
 /// The requirements that a target must meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Fit<'a> {
+pub(super) struct TargetRequirements<'a> {
     pub(super) volume: &'a str,
     pub(super) size_bytes: u64,
     pub(super) logical_block_bytes: u32,
@@ -183,7 +183,11 @@ pub(super) fn source_refusals(
 /// Reasons to refuse these LUNs as a target; empty if there are none. If Shunt itself uses a LUN,
 /// that use is the only reason reported for the LUN: all other findings follow from it, and no
 /// message may suggest to overwrite the LUN.
-pub(super) fn target_refusals(leg: &[Candidate], fit: Fit<'_>, used: &[Used]) -> Vec<String> {
+pub(super) fn target_refusals(
+    leg: &[Candidate],
+    fit: TargetRequirements<'_>,
+    used: &[Used],
+) -> Vec<String> {
     let mut refusals = together_refusals(leg);
     let mut in_use = false;
     for candidate in leg {
@@ -231,7 +235,7 @@ fn together_refusals(leg: &[Candidate]) -> Vec<String> {
     refusals
 }
 
-fn size_refusal(leg: &[Candidate], fit: Fit<'_>) -> Option<String> {
+fn size_refusal(leg: &[Candidate], fit: TargetRequirements<'_>) -> Option<String> {
     let size = |part: &[Candidate]| -> u64 {
         let sizes = part
             .iter()
@@ -259,7 +263,7 @@ fn size_refusal(leg: &[Candidate], fit: Fit<'_>) -> Option<String> {
     })
 }
 
-fn lun_refusals(candidate: &Candidate, fit: Fit<'_>) -> Vec<String> {
+fn lun_refusals(candidate: &Candidate, fit: TargetRequirements<'_>) -> Vec<String> {
     let path = candidate.lun.path.display();
     let identity = &candidate.lun.identity;
     let mut refusals = common_refusals(candidate, fit.accept_weak_identity);
@@ -489,7 +493,7 @@ mod tests {
 
     fn refusals(candidate: &Candidate, overwrite: bool) -> Vec<String> {
         let source = LegRow::new(vec![row(1)]).unwrap();
-        let fit = Fit {
+        let fit = TargetRequirements {
             volume: "db",
             size_bytes: MIB,
             logical_block_bytes: 512,
@@ -721,7 +725,7 @@ mod tests {
             candidate
         };
         let source = LegRow::new(vec![row(1)]).unwrap();
-        let fit = Fit {
+        let fit = TargetRequirements {
             volume: "db",
             size_bytes: 3 * MIB,
             logical_block_bytes: 512,

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use migration_core::come_back::{ComeBack, Look, Step};
+use migration_core::come_back::{StallObservation, StallRecovery, Step};
 use migration_core::pair::Phase;
 use migration_core::route::Side;
 use migration_core::units::Time;
@@ -26,12 +26,12 @@ const ANSWER_MAX: Duration = Duration::from_millis(250);
 
 /// The state of the recovery of every pair's target.
 #[derive(Debug)]
-pub(super) struct ComeBacks {
+pub(super) struct StallRecoveries {
     begun: Instant,
-    pairs: BTreeMap<PairKey, ComeBack>,
+    pairs: BTreeMap<PairKey, StallRecovery>,
 }
 
-impl ComeBacks {
+impl StallRecoveries {
     pub(super) fn new() -> Self {
         Self {
             begun: Instant::now(),
@@ -46,7 +46,7 @@ impl ComeBacks {
     /// The copy mode of a pair: `Track` while its target recovers, otherwise the mode of the
     /// session.
     pub(super) fn copy_mode(&self, session: &SessionRow, key: &PairKey) -> CopyMode {
-        match self.pairs.get(key).is_some_and(ComeBack::tracks) {
+        match self.pairs.get(key).is_some_and(StallRecovery::tracks) {
             true => CopyMode::Track,
             false => session.options.mode.copy_mode(),
         }
@@ -56,10 +56,10 @@ impl ComeBacks {
         self.pairs.remove(key);
     }
 
-    fn look(&mut self, key: &PairKey, look: Look) -> Option<Step> {
+    fn observe(&mut self, key: &PairKey, observed: StallObservation) -> Option<Step> {
         let now = self.now();
         let come_back = self.pairs.entry(key.clone()).or_default();
-        let step = come_back.look(now, look);
+        let step = come_back.observe(now, observed);
         if come_back.is_new() {
             self.pairs.remove(key);
         }
@@ -67,14 +67,14 @@ impl ComeBacks {
     }
 }
 
-fn look(session: &SessionRow, pair: &PairRow, status: &Status) -> Look {
+fn observe(session: &SessionRow, pair: &PairRow, status: &Status) -> StallObservation {
     let seen = records::seen(status, pair);
     let may = matches!(pair.phase, Phase::Active)
         && seen.mirrored() == Some(Side::Source)
         && !session.paused
         && session.options.hours.contains(moments::minute_now());
     let under_way = status.stalled_writes;
-    Look {
+    StallObservation {
         stalled: may && under_way.is_some(),
         failed: seen.degraded && under_way.is_none(),
         under_way: under_way.unwrap_or(0),
@@ -90,18 +90,18 @@ impl Owner {
         let Some((session, pair)) = self.session_and_pair(key) else {
             return;
         };
-        let look = look(session, pair, status);
+        let observed = observe(session, pair, status);
         let (target, volume) = (pair.target.clone(), pair.volume.clone());
         let tracks_anyway = session.options.mode.copy_mode() == CopyMode::Track;
         let Some(handle) = self.handles.get(&volume).cloned() else {
             return;
         };
         let (context, of) = (self.context.clone(), key.clone());
-        match self.come_backs.look(key, look) {
+        match self.come_backs.observe(key, observed) {
             None => {}
             Some(Step::Probe) => drop(tokio::spawn(async move {
                 let well = answers_within(target, ANSWER_MAX).await;
-                context.tell(Event::CameBack { key: of, well }).await;
+                context.notify(Event::CameBack { key: of, well }).await;
             })),
             Some(Step::Retry) => drop(tokio::spawn(async move {
                 let well = retry_mirror(&handle).await.is_ok();
@@ -112,7 +112,7 @@ impl Owner {
                     // unless the session tracks anyway.
                     let _ = context.commit(vec![note]).await;
                 }
-                context.tell(Event::CameBack { key: of, well }).await;
+                context.notify(Event::CameBack { key: of, well }).await;
             })),
             Some(Step::Mirrored) if tracks_anyway => {}
             Some(Step::Mirrored) => {

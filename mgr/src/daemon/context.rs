@@ -56,7 +56,7 @@ impl Context {
                 info!(session, volume, who, "{what}");
             }
         }
-        self.tell(Event::Changed(changes)).await;
+        self.notify(Event::Changed(changes)).await;
     }
 
     /// Commits changes as [`Self::commit`] does; an error becomes the failure of an operation on
@@ -67,7 +67,7 @@ impl Context {
             .map_err(|error| failure::store(object, &error))
     }
 
-    pub(super) async fn tell(&self, event: Event) {
+    pub(super) async fn notify(&self, event: Event) {
         // The owner is gone only when shuntd ends.
         let _ = self.events.send(event).await;
     }

@@ -61,12 +61,12 @@ struct Running {
     /// The copier's share of the session's rate limit, in bytes a second; 0 = unlimited.
     share: u64,
     /// The impact of the copier on applications, while the impact is limited.
-    felt: Option<Felt>,
+    felt: Option<LatencyGuard>,
 }
 
 /// The impact of a copier on applications.
 #[derive(Debug)]
-struct Felt {
+struct LatencyGuard {
     impact: Impact,
     /// The start of the current window.
     since: Instant,
@@ -193,7 +193,13 @@ impl Copies {
 
     /// Updates the impact limit of a copier from the latencies in `status`: the copier may raise
     /// the latency of applications by `percent` at most (0 = no limit).
-    pub(super) fn feel(&mut self, key: &PairKey, percent: u32, status: &Status, now: Instant) {
+    pub(super) fn guard_latency(
+        &mut self,
+        key: &PairKey,
+        percent: u32,
+        status: &Status,
+        now: Instant,
+    ) {
         let Some(running) = self.running.get_mut(key) else {
             return;
         };
@@ -213,7 +219,7 @@ impl Copies {
             .take()
             .filter(|felt| felt.impact.allowed_percent() == percent && felt.pid == status.pid);
         let felt = match known {
-            None => Felt {
+            None => LatencyGuard {
                 impact: Impact::new(time, percent),
                 since: now,
                 pid: status.pid,
@@ -222,7 +228,7 @@ impl Copies {
             Some(felt) if now.duration_since(felt.since) < WINDOW => felt,
             Some(mut felt) => {
                 felt.impact.observe(time, &latency.since(&felt.latency));
-                Felt {
+                LatencyGuard {
                     since: now,
                     latency,
                     ..felt

@@ -8,15 +8,15 @@ use migration_core::route::Side;
 use migration_proto::luns::LunPaths;
 use migration_proto::manager::{Failure, PRIORITY_MAX, SessionOptions};
 
-use super::checks::{self, Candidate, Fit, Purpose, Used};
+use super::checks::{self, Candidate, Purpose, TargetRequirements, Used};
 use super::context::{Context, blocking, note, now_ms};
 use super::failure::{self, Answer, Done};
 use super::{cutover, hours, schedule, split, twice, weak};
-use crate::store::{Change, Course, LegRow, PairRow, SessionRow, VolumeRow};
+use crate::store::{Change, LegRow, PairRow, Progress, SessionRow, VolumeRow};
 
 /// The parameters of a new session.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
+pub(super) struct CreateParams {
     pub(super) session: String,
     /// Each volume with its target.
     pub(super) pairs: Vec<(VolumeRow, LunPaths)>,
@@ -26,7 +26,7 @@ pub(super) struct Wanted {
 }
 
 /// Checks and records a session.
-pub(super) async fn create(context: Context, wanted: Wanted) -> Answer {
+pub(super) async fn create(context: Context, wanted: CreateParams) -> Answer {
     let object = failure::session(&wanted.session);
     let mut refusals = Vec::new();
     let mut pairs: Vec<PairRow> = Vec::new();
@@ -123,7 +123,7 @@ pub(super) async fn check_target(
     let name = volume.name.clone();
     let (volume, used, judged) = (volume.clone(), used.to_vec(), leg.clone());
     let mut refusals = blocking(move || {
-        let fit = Fit {
+        let fit = TargetRequirements {
             volume: &volume.name,
             size_bytes: volume.size_bytes,
             logical_block_bytes: volume.logical_block_bytes,
@@ -242,9 +242,9 @@ async fn pair_of(
         retired: None,
         copy_of: None,
         unreadable: Vec::new(),
-        course: Course {
+        progress: Progress {
             estimate,
-            ..Course::default()
+            ..Progress::default()
         },
     }))
 }

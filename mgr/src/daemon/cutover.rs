@@ -335,7 +335,7 @@ impl Owner {
                 self.end_cutover(name, cause.unwrap_or_default(), &next);
             }
         }
-        self.tell_throttles(name);
+        self.renew_throttles(name);
     }
 
     fn cut_over(&mut self, name: &str, hold_ms: u64) {
@@ -362,13 +362,13 @@ impl Owner {
         self.copies.hurry(name);
         let (context, session) = (self.context.clone(), name.to_owned());
         let busy = vec![Busy::Session(name.to_owned())];
-        self.launch(busy, "switch", None, async move {
+        self.spawn_operation(busy, "switch", None, async move {
             let answer = operation.cut_over(&pairs, hold_ms).await;
             let cut_over = Event::CutOver {
                 session,
                 failed: answer.is_err(),
             };
-            context.tell(cut_over).await;
+            context.notify(cut_over).await;
             answer
         });
     }
@@ -384,7 +384,7 @@ impl Owner {
             // The session is still busy: the operation itself ends later.
             running.next = Some(running.decisions.not_cut_over(now));
         } else if let Some(mut running) = self.cutovers.running.remove(name) {
-            self.tell(name, &mut running, &[]);
+            self.send_throttles(name, &mut running, &[]);
         }
     }
 
@@ -395,25 +395,25 @@ impl Owner {
         let what =
             format!("the cutover is over, the source stays authoritative: {cause}; next: {next}");
         self.record_aside(vec![note(Some(name), None, what)]);
-        self.tell(name, &mut running, &[]);
+        self.send_throttles(name, &mut running, &[]);
         running.over = Some(cause);
         self.cutovers.running.insert(name.to_owned(), running);
     }
 
-    fn tell_throttles(&mut self, name: &str) {
+    fn renew_throttles(&mut self, name: &str) {
         let Some(mut running) = self.cutovers.running.remove(name) else {
             return;
         };
         if running.over.is_none() {
             let rates: Vec<u64> = running.decisions.throttles().collect();
-            self.tell(name, &mut running, &rates);
+            self.send_throttles(name, &mut running, &rates);
         }
         self.cutovers.running.insert(name.to_owned(), running);
     }
 
     /// Sends each volume its throttle from `rates`, in bytes a second, if it has changed or must be
     /// repeated. A volume without a rate is no longer slowed.
-    fn tell(&self, name: &str, running: &mut Running, rates: &[u64]) {
+    fn send_throttles(&self, name: &str, running: &mut Running, rates: &[u64]) {
         let Some(row) = self.model.sessions.get(name) else {
             return;
         };

@@ -131,7 +131,7 @@ impl Feed {
 impl Owner {
     pub(super) fn events(&self, session: Option<String>, after: Option<u64>, reply: Reply) {
         let Some(after) = after else {
-            return self.look(session, true, reply);
+            return self.refresh_then_reply(session, true, reply);
         };
         let (feed, events) = (self.feed.clone(), self.context.events.clone());
         tokio::spawn(async move {
@@ -161,7 +161,7 @@ impl Owner {
         }
     }
 
-    pub(super) fn noted(&self, note: &Note) {
+    pub(super) fn on_note(&self, note: &Note) {
         let event = records::event(note.clone());
         self.feed.push(event);
     }

@@ -10,11 +10,11 @@ use super::clock::steady_ms;
 use super::context::{note, now_ms};
 use super::failure::{Answer, Done};
 use super::operation::Operation;
-use super::schedule::Matter;
+use super::schedule::DueAction;
 use super::{Busy, Owner};
 use crate::copier::Copier;
 use crate::moments;
-use crate::store::{Change, Course, PairKey, SessionRow};
+use crate::store::{Change, PairKey, Progress, SessionRow};
 use crate::units;
 
 const MINUTES_OF_A_DAY: u16 = 24 * 60;
@@ -64,7 +64,7 @@ pub(super) fn text(hours: Hours) -> String {
 
 impl Owner {
     /// Starts the sessions whose scheduled start is due.
-    pub(super) fn start_what_is_due(&mut self) {
+    pub(super) fn start_due_sessions(&mut self) {
         let now = now_ms();
         let is_due = |row: &SessionRow| {
             let at_ms = row.options.start_at_ms;
@@ -75,7 +75,7 @@ impl Owner {
             if session::state(&positions) == Some(PairState::Setup)
                 && let SessionDecision::Do(pairs) = session::decide_session(Verb::Start, &positions)
             {
-                self.try_by_itself(&row, Matter::start(row.options.start_at_ms, pairs));
+                self.try_automatically(&row, DueAction::start(row.options.start_at_ms, pairs));
             }
         }
     }
@@ -92,7 +92,12 @@ impl Owner {
             }
             if let Some(operation) = self.operation(&row.name, copiers) {
                 let busy = vec![Busy::Session(row.name)];
-                self.launch(busy, "the end of its hours", None, operation.rest());
+                self.spawn_operation(
+                    busy,
+                    "the end of its hours",
+                    None,
+                    operation.stop_outside_hours(),
+                );
             }
         }
     }
@@ -100,10 +105,10 @@ impl Owner {
 
 /// Whether one of these running pairs has exceeded the session's maximum duration without reaching
 /// sync. `max_seconds` = 0: no maximum.
-fn takes_too_long(max_seconds: u64, pairs: impl Iterator<Item = Course>, now_ms: u64) -> bool {
+fn takes_too_long(max_seconds: u64, pairs: impl Iterator<Item = Progress>, now_ms: u64) -> bool {
     let max_ms = max_seconds.saturating_mul(1000);
-    let is_late = |course: Course| {
-        let begun_ms = course.begun_ms.filter(|_| course.in_sync_ms.is_none());
+    let is_late = |progress: Progress| {
+        let begun_ms = progress.begun_ms.filter(|_| progress.in_sync_ms.is_none());
         begun_ms.is_some_and(|begun_ms| now_ms.saturating_sub(begun_ms) >= max_ms)
     };
     let mut pairs = pairs;
@@ -144,18 +149,18 @@ impl Owner {
     }
 
     /// Pauses the sessions that have exceeded their maximum duration.
-    pub(super) fn pause_what_takes_too_long(&mut self) {
+    pub(super) fn pause_overdue_sessions(&mut self) {
         let now = steady_ms();
         let is_late = |row: &SessionRow| {
             let live = row.pairs.iter().filter(|pair| !pair.phase.is_ended());
             let max_seconds = row.options.max_duration_seconds;
-            !row.paused && takes_too_long(max_seconds, live.map(|pair| pair.course), now)
+            !row.paused && takes_too_long(max_seconds, live.map(|pair| pair.progress), now)
         };
         for row in self.idle_sessions(is_late) {
             let copiers = self.take_copiers(&row);
             if let Some(operation) = self.operation(&row.name, copiers) {
                 let busy = vec![Busy::Session(row.name)];
-                self.launch(busy, "the end of its time", None, operation.time_is_up());
+                self.spawn_operation(busy, "the end of its time", None, operation.time_is_up());
             }
         }
     }
@@ -183,7 +188,7 @@ impl Operation {
     }
 
     /// Stops the copiers until the copy window of the session opens again.
-    async fn rest(mut self) -> Answer {
+    async fn stop_outside_hours(mut self) -> Answer {
         let mut changes = self.stop_copiers().await?;
         let what = format!("its hours are over: {}", text(self.session.options.hours));
         changes.push(note(Some(&self.session.name), None, what));
@@ -220,19 +225,19 @@ mod tests {
 
     #[test]
     fn a_session_takes_too_long_until_it_is_in_sync_only() {
-        let begun = Course {
+        let begun = Progress {
             begun_ms: Some(1000),
-            ..Course::default()
+            ..Progress::default()
         };
-        let in_sync = Course {
+        let in_sync = Progress {
             in_sync_ms: Some(2000),
             ..begun
         };
-        let late = |max_seconds, courses: &[Course]| {
+        let late = |max_seconds, courses: &[Progress]| {
             [3999, 4000].map(|now| takes_too_long(max_seconds, courses.iter().copied(), now))
         };
         assert_eq!(late(3, &[in_sync, begun]), [false, true]);
         assert_eq!(late(0, &[begun]), [false, false]);
-        assert_eq!(late(3, &[in_sync, Course::default()]), [false, false]);
+        assert_eq!(late(3, &[in_sync, Progress::default()]), [false, false]);
     }
 }

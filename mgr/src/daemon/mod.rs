@@ -111,7 +111,7 @@ use tracing::{info, warn};
 
 use crate::copier::Outcome;
 use crate::store::{Change, Model, PairField, PairKey, StoreError, StoreHandle, VolumeState};
-use come_back::ComeBacks;
+use come_back::StallRecoveries;
 use context::{Context, blocking};
 use copies::Copies;
 use cutover::Cutovers;
@@ -335,7 +335,7 @@ struct Owner {
     /// The automatic starts, switches and splits that were attempted, with their back-off.
     attempts: Attempts,
     /// The recovery of targets that stalled.
-    come_backs: ComeBacks,
+    come_backs: StallRecoveries,
     /// The cutovers of sessions that track.
     cutovers: Cutovers,
     /// For each volume, the lines that the history has got since the start of shuntd about LUNs
@@ -344,7 +344,7 @@ struct Owner {
     /// For each volume, the connection in which its partitions were last searched.
     partitioned: BTreeMap<String, u64>,
     /// The legs that are kept open.
-    held: retire::Held,
+    held: retire::HeldLuns,
     /// The measurements of application I/O.
     gauges: Gauges,
     /// The stream of events.
@@ -373,11 +373,11 @@ impl Owner {
             to_compare: BTreeMap::new(),
             starting: BTreeSet::new(),
             attempts: Attempts::default(),
-            come_backs: ComeBacks::new(),
+            come_backs: StallRecoveries::new(),
             cutovers: Cutovers::new(),
             noted_luns: BTreeMap::new(),
             partitioned: BTreeMap::new(),
-            held: retire::Held::default(),
+            held: retire::HeldLuns::default(),
             gauges: Gauges::default(),
             feed: Feed::new(),
             states: BTreeMap::new(),
@@ -398,7 +398,7 @@ impl Owner {
                 self.silent.insert(row.name.clone());
             }
         }
-        self.forget_what_never_was();
+        self.forget_unfinished_volumes();
         self.retire_again();
         self.seal_again();
         self.check_standing();
@@ -457,7 +457,7 @@ impl Owner {
                 session,
                 events,
                 reply,
-            } => self.show(session.as_deref(), events, reply),
+            } => self.reply_with_status(session.as_deref(), events, reply),
             Event::Held { key, luns } => self.held(key, luns),
             Event::Folders(problems) => self.problems = problems,
             Event::CameBack { key, well } => self.came_back(&key, well),
@@ -470,10 +470,10 @@ impl Owner {
             } => self.finished(&busy, answer, reply),
         }
         self.fill_places();
-        self.start_what_is_due();
-        self.switch_what_is_due();
+        self.start_due_sessions();
+        self.run_due_actions();
         self.keep_hours();
-        self.pause_what_takes_too_long();
+        self.pause_overdue_sessions();
         self.pace_cutovers();
         self.answer_deferred();
         self.tell_states();
@@ -481,7 +481,7 @@ impl Owner {
 
     fn changed(&mut self, change: Change) {
         if let Change::Note(note) = &change {
-            self.noted(note);
+            self.on_note(note);
         }
         match &change {
             Change::SetPair(key, PairField::Phase(phase)) if phase.is_ended() => {
@@ -543,7 +543,7 @@ impl Owner {
 
     /// Starts an operation that works on `busy`. The caller has checked that these objects are
     /// free.
-    fn launch(
+    fn spawn_operation(
         &mut self,
         busy: Vec<Busy>,
         what: &'static str,
@@ -594,7 +594,7 @@ impl Owner {
             if let Err(error) = context.commit(changes).await {
                 warn!(%error, "the result of a comparison could not be recorded");
             }
-            context.tell(Event::ComparisonSettled(key)).await;
+            context.notify(Event::ComparisonSettled(key)).await;
         });
     }
 

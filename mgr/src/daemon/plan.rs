@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::checks::{self, Used};
 use super::context::{Context, blocking, now_ms};
-use super::create::{Accepted, Wanted, check_target};
+use super::create::{Accepted, CreateParams, check_target};
 use super::pace::{Pace, pace};
 use super::twice;
 use super::volume::VolumeHandle;
@@ -27,7 +27,7 @@ const STATE_BYTES_MIN: u64 = 16 << 20;
 /// Plans every pair. `handles` belong to the volumes, in the order of the pairs.
 pub(super) async fn plan(
     context: Context,
-    wanted: Wanted,
+    wanted: CreateParams,
     handles: Vec<Option<VolumeHandle>>,
 ) -> Response {
     let (mut records, mut kept) = (Vec::new(), Vec::new());

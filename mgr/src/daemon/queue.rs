@@ -126,7 +126,7 @@ impl Owner {
             let used = self.used_luns(Some(&name));
             if let Some(operation) = self.operation(&name, Vec::new()) {
                 let busy = vec![Busy::Session(name)];
-                self.launch(busy, "start", None, operation.start_queued(pairs, used));
+                self.spawn_operation(busy, "start", None, operation.start_queued(pairs, used));
             }
         }
     }

@@ -22,7 +22,7 @@ use super::volume::{POLL_COPYING, POLL_IDLE, View};
 use super::{Busy, Owner, attach, checks, partitions, paths, records, unreadable};
 use crate::copier::{Config, Outcome, Task};
 use crate::store::{
-    Change, Course, LegRow, PairField, PairKey, SessionRow, VolumeRow, VolumeState,
+    Change, LegRow, PairField, PairKey, Progress, SessionRow, VolumeRow, VolumeState,
 };
 use crate::units;
 
@@ -177,7 +177,7 @@ impl Owner {
             VolumeState::Attached => {}
             VolumeState::Attaching => {
                 let (name, object) = (row.name.clone(), failure::volume(&row.name));
-                self.launch(vec![busy], "attach", None, async move {
+                self.spawn_operation(vec![busy], "attach", None, async move {
                     let changes = vec![
                         Change::SetVolumeState(name.clone(), VolumeState::Attached),
                         note(
@@ -192,7 +192,7 @@ impl Owner {
             }
             VolumeState::Detaching => {
                 let handle = self.handles.get(&row.name).cloned();
-                self.launch(
+                self.spawn_operation(
                     vec![busy],
                     "detach",
                     None,
@@ -204,7 +204,7 @@ impl Owner {
 
     /// Removes the records of volumes whose attach was interrupted before there was a map file, or
     /// whose detach was interrupted after the map file was removed.
-    pub(super) fn forget_what_never_was(&mut self) {
+    pub(super) fn forget_unfinished_volumes(&mut self) {
         let rows: Vec<VolumeRow> = self
             .model
             .volumes
@@ -219,7 +219,7 @@ impl Owner {
                 "an interrupted {} left nothing but a record, which is removed",
                 row.state.name()
             );
-            self.launch(
+            self.spawn_operation(
                 vec![Busy::Volume(row.name.clone())],
                 "detach",
                 None,
@@ -259,10 +259,10 @@ impl Owner {
             return;
         };
         let percent = session.options.max_latency_impact_percent;
-        self.tell_policy(session, key, view);
+        self.send_policy(session, key, view);
         if let Some(status) = view.status.as_deref() {
             self.come_back(key, status);
-            self.copies.feel(key, percent, status, now);
+            self.copies.guard_latency(key, percent, status, now);
         }
         let Some((session, pair)) = self.session_and_pair(key) else {
             return;
@@ -274,7 +274,7 @@ impl Owner {
             facts.position().state,
             PairState::SourceSelected | PairState::TargetSelected | PairState::Verifying
         );
-        if in_sync && pair.course.in_sync_ms.is_none() && !self.copies.is_running(key) {
+        if in_sync && pair.progress.in_sync_ms.is_none() && !self.copies.is_running(key) {
             // A shuntd that died after the last report of its copier did not record that the pair
             // is in sync.
             let field = PairField::InSync(Some(steady_ms()));
@@ -332,7 +332,7 @@ impl Owner {
 
     /// Sends the policies of a session to a ublk-target that does not have them, such as a
     /// restarted one: what happens when the authoritative leg fails, and the copy mode.
-    fn tell_policy(&self, session: &SessionRow, key: &PairKey, view: &View) {
+    fn send_policy(&self, session: &SessionRow, key: &PairKey, view: &View) {
         let mode = self.come_backs.copy_mode(session, key);
         // A failure must not move a role that a command may not move either.
         let movable = session.pairs.get(key.position).is_some_and(|pair| {
@@ -473,7 +473,7 @@ impl Owner {
             }
         };
         let (context, object) = (self.context.clone(), failure::pair(&key.session, &volume));
-        self.launch(
+        self.spawn_operation(
             vec![Busy::Session(key.session.clone())],
             "settle",
             None,
@@ -506,7 +506,7 @@ impl Owner {
             return false;
         }
         info!(session, "the {verb} that was interrupted continues");
-        self.launch_verb(session, verb, 0, None);
+        self.begin_verb(session, verb, 0, None);
         true
     }
 
@@ -547,8 +547,8 @@ impl Owner {
         }
         if ended.in_sync {
             let now_ms = steady_ms();
-            let took = took(pair.course, now_ms);
-            if pair.course.in_sync_ms.is_none() {
+            let took = took(pair.progress, now_ms);
+            if pair.progress.in_sync_ms.is_none() {
                 let field = PairField::InSync(Some(now_ms));
                 changes.push(Change::SetPair(key.clone(), field));
             }
@@ -616,12 +616,12 @@ impl Owner {
 
 /// The text that says how long the first complete copy took, and how long was expected; empty if
 /// this was not the first one.
-fn took(course: Course, now_ms: u64) -> String {
-    let (Some(begun_ms), None) = (course.begun_ms, course.in_sync_ms) else {
+fn took(progress: Progress, now_ms: u64) -> String {
+    let (Some(begun_ms), None) = (progress.begun_ms, progress.in_sync_ms) else {
         return String::new();
     };
     let took = units::duration(Duration::from_millis(now_ms.saturating_sub(begun_ms)));
-    let expected = course.estimate.map_or_else(String::new, |estimate| {
+    let expected = progress.estimate.map_or_else(String::new, |estimate| {
         expected_text(units::duration(Duration::from_secs(estimate.copy_seconds)))
     });
     format!(", in {took}{expected}")

@@ -37,7 +37,7 @@ const START_MAX: Duration = Duration::from_secs(60);
 
 /// The parameters of a recovery, as the operator requests it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Wish {
+pub(super) struct RecoverParams {
     pub(super) side: Side,
     pub(super) against_record: bool,
     pub(super) dry_run: bool,
@@ -50,7 +50,7 @@ pub(super) struct Recovery {
     /// The live pair of the volume.
     pub(super) pair: Option<(PairKey, PairRow)>,
     pub(super) handle: Option<VolumeHandle>,
-    pub(super) wish: Wish,
+    pub(super) params: RecoverParams,
 }
 
 /// The next step for the operator: the command that recovers the volume.
@@ -72,7 +72,7 @@ impl Recovery {
         let record = self.record(summary.as_ref());
         self.check(record)?;
         let plan = self.plan(&damage, record);
-        if self.wish.dry_run {
+        if self.params.dry_run {
             return Ok(Done {
                 changed: false,
                 messages: plan,
@@ -88,7 +88,7 @@ impl Recovery {
             attach::setup(&self.context, &self.row),
             self.context.events.clone(),
         );
-        self.context.tell(Event::Supervised(handle.clone())).await;
+        self.context.notify(Event::Supervised(handle.clone())).await;
         replaced?;
         let up = handle
             .wait_for(START_MAX, |view| view.connected || view.failures > 0)
@@ -217,7 +217,7 @@ impl Recovery {
 
     fn check(&self, record: Option<Side>) -> Result<(), Failure> {
         let name = &self.row.name;
-        let side = self.wish.side;
+        let side = self.params.side;
         let only_source = match &self.pair {
             None => Some("it has one leg, which counts as its source"),
             Some((_, pair)) => matches!(pair.phase, Phase::Setup | Phase::Queued | Phase::Starting)
@@ -228,7 +228,7 @@ impl Recovery {
             return Err(failure::refused(self.object(), cause, next));
         }
         match record {
-            Some(record) if record != side && !self.wish.against_record => {
+            Some(record) if record != side && !self.params.against_record => {
                 let cause = format!(
                     "the {record} was authoritative when the volume was last seen: the {side} may be older, and what was \
                      written since would be lost"
@@ -243,7 +243,7 @@ impl Recovery {
     }
 
     fn plan(&self, damage: &str, record: Option<Side>) -> Vec<String> {
-        let (name, side) = (&self.row.name, self.wish.side);
+        let (name, side) = (&self.row.name, self.params.side);
         let known = match record {
             Some(record) if record == side => {
                 "it was authoritative when the volume was last seen".to_owned()
@@ -289,7 +289,7 @@ impl Recovery {
 
     /// Records the phase that the route of the new map file will settle.
     async fn intend(&self, damage: &str) -> Result<(), Failure> {
-        let (name, side) = (&self.row.name, self.wish.side);
+        let (name, side) = (&self.row.name, self.params.side);
         let what = format!("recover on the {side}: {damage}");
         let session = self.pair.as_ref().map(|(key, _)| key.session.as_str());
         let mut changes = vec![note(session, Some(name), what)];
@@ -327,7 +327,7 @@ impl Recovery {
             target: target.map(|target| target.layout(size_bytes)),
         };
         let program = &self.context.config.ublk_target;
-        process::format(program, &map, &descriptor, self.wish.side)
+        process::format(program, &map, &descriptor, self.params.side)
             .await
             .map_err(failed)
     }

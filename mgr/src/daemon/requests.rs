@@ -13,13 +13,13 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::attach;
-use super::create::{self, Wanted};
+use super::create::{self, CreateParams};
 use super::failure::{self, Done};
 use super::locks;
 use super::operation::{Operation, Terms};
 use super::partitions;
 use super::records;
-use super::recover::{Recovery, Wish};
+use super::recover::{RecoverParams, Recovery};
 use super::split;
 use super::volume::{View, VolumeHandle};
 use super::weak;
@@ -76,7 +76,7 @@ impl Owner {
             Request::SetSession { session, limits } => self.set_session(&session, &limits, reply),
             Request::Signal { event } => self.signal(&event, reply),
             Request::SetHost { pairs_max } => self.set_host(pairs_max, reply),
-            Request::Status { session } => self.look(session, false, reply),
+            Request::Status { session } => self.refresh_then_reply(session, false, reply),
             Request::Events { session, after } => self.events(session, after, reply),
             Request::History { session } => self.history(session, reply),
             Request::Samples { session } => self.samples(session, reply),
@@ -87,16 +87,16 @@ impl Owner {
                 against_record,
                 dry_run,
             } => {
-                let wish = Wish {
+                let params = RecoverParams {
                     side: authoritative.into(),
                     against_record,
                     dry_run,
                 };
-                self.recover(&volume, wish, reply);
+                self.recover(&volume, params, reply);
             }
             Request::FreeLocks { dry_run } => {
                 let freeing = locks::free(self.context.clone(), dry_run);
-                self.launch(Vec::new(), "recover", Some(reply), freeing);
+                self.spawn_operation(Vec::new(), "recover", Some(reply), freeing);
             }
         }
     }
@@ -139,10 +139,15 @@ impl Owner {
                 match named.collect::<Option<Vec<_>>>() {
                     Some(named) if accept_weak_identity => {
                         let accepting = weak::accept(self.context.clone(), name, named);
-                        self.launch(busy, "attach", Some(reply), accepting);
+                        self.spawn_operation(busy, "attach", Some(reply), accepting);
                     }
                     Some(_) | None => {
-                        self.launch(busy, "attach", Some(reply), attach::attach_again(row, luns));
+                        self.spawn_operation(
+                            busy,
+                            "attach",
+                            Some(reply),
+                            attach::attach_again(row, luns),
+                        );
                     }
                 }
             }
@@ -154,7 +159,7 @@ impl Owner {
                     accept_weak_identity,
                     self.used_luns(None),
                 );
-                self.launch(busy, "attach", Some(reply), operation);
+                self.spawn_operation(busy, "attach", Some(reply), operation);
             }
         }
     }
@@ -176,7 +181,7 @@ impl Owner {
             return Self::refuse(reply, failure);
         }
         let handle = self.handles.get(name).cloned();
-        self.launch(
+        self.spawn_operation(
             busy,
             "detach",
             Some(reply),
@@ -184,7 +189,7 @@ impl Owner {
         );
     }
 
-    fn recover(&mut self, name: &str, wish: Wish, reply: Reply) {
+    fn recover(&mut self, name: &str, params: RecoverParams, reply: Reply) {
         let Some(row) = self.model.volumes.get(name).cloned() else {
             return Self::refuse(reply, failure::no_volume(name));
         };
@@ -207,9 +212,9 @@ impl Owner {
             row,
             pair,
             handle: self.handles.get(name).cloned(),
-            wish,
+            params,
         };
-        self.launch(busy, "recover", Some(reply), recovery.run());
+        self.spawn_operation(busy, "recover", Some(reply), recovery.run());
     }
 
     fn create(
@@ -222,7 +227,7 @@ impl Owner {
         match self.wanted(session, specs, options) {
             Ok((busy, wanted)) => {
                 let operation = create::create(self.context.clone(), wanted);
-                self.launch(busy, "create", Some(reply), operation);
+                self.spawn_operation(busy, "create", Some(reply), operation);
             }
             Err(failure) => Self::refuse(reply, failure),
         }
@@ -250,7 +255,7 @@ impl Owner {
         session: String,
         specs: Vec<PairSpec>,
         options: SessionOptions,
-    ) -> Result<(Vec<Busy>, Wanted), Failure> {
+    ) -> Result<(Vec<Busy>, CreateParams), Failure> {
         let volumes: Vec<&str> = specs.iter().map(|spec| spec.volume.as_str()).collect();
         create::check_request(&session, &volumes, &options)?;
         self.require_nothing_retired(&session)?;
@@ -282,7 +287,7 @@ impl Owner {
         self.require_free(&busy)?;
         Ok((
             busy,
-            Wanted {
+            CreateParams {
                 session,
                 pairs,
                 options,
@@ -360,7 +365,7 @@ impl Owner {
                     let row = row.clone();
                     self.begin_cutover(&row, pairs, max_pause_ms, Some(reply));
                 }
-                Ok(()) => self.launch_verb(session, verb, max_pause_ms, Some(reply)),
+                Ok(()) => self.begin_verb(session, verb, max_pause_ms, Some(reply)),
                 Err(failure) => Self::refuse(reply, failure),
             },
             SessionDecision::Already => {
@@ -418,7 +423,7 @@ impl Owner {
     }
 
     /// Performs a verb on the pairs that it concerns. The session must not be busy.
-    pub(super) fn launch_verb(
+    pub(super) fn begin_verb(
         &mut self,
         name: &str,
         verb: Verb,
@@ -430,12 +435,12 @@ impl Owner {
         };
         let positions = self.positions(&session);
         if let SessionDecision::Do(pairs) = session::decide_session(verb, &positions) {
-            self.launch_on(&session, verb, pairs, max_pause_ms, reply);
+            self.begin_verb_on(&session, verb, pairs, max_pause_ms, reply);
         }
     }
 
     /// Performs a verb on some pairs of a session. The caller has decided that this is allowed.
-    pub(super) fn launch_on(
+    pub(super) fn begin_verb_on(
         &mut self,
         session: &SessionRow,
         verb: Verb,
@@ -480,7 +485,7 @@ impl Owner {
         }
         let states: Vec<PairState> = positions.iter().map(|position| position.state).collect();
         let busy = vec![Busy::Session(name.to_owned())];
-        self.launch(busy, verb.name(), reply, async move {
+        self.spawn_operation(busy, verb.name(), reply, async move {
             operation.verb(verb, &pairs, later, &states, terms).await
         });
     }
@@ -597,7 +602,12 @@ impl Owner {
     }
 
     /// Answers with the current state: asks the volumes for their status first.
-    pub(super) fn look(&self, session: Option<String>, as_events: bool, reply: Reply) {
+    pub(super) fn refresh_then_reply(
+        &self,
+        session: Option<String>,
+        as_events: bool,
+        reply: Reply,
+    ) {
         let shown = |name: &String| match &session {
             None => true,
             Some(session) => {
@@ -623,7 +633,7 @@ impl Owner {
         });
     }
 
-    pub(super) fn show(&self, session: Option<&str>, as_events: bool, reply: Reply) {
+    pub(super) fn reply_with_status(&self, session: Option<&str>, as_events: bool, reply: Reply) {
         let response = match self.status(session) {
             Ok(records) if as_events => self.events_begin(records),
             Ok(records) => Response::Records { records },

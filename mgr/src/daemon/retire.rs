@@ -37,7 +37,7 @@ const WIPE_ROUNDS_MAX: usize = 16;
 
 /// The legs that shuntd keeps open so that no other program can open them.
 #[derive(Debug, Default)]
-pub(super) struct Held(BTreeMap<PairKey, Vec<Lun>>);
+pub(super) struct HeldLuns(BTreeMap<PairKey, Vec<Lun>>);
 
 /// The side that an ended pair no longer uses.
 const fn left_behind(phase: Phase) -> Option<Side> {
@@ -182,7 +182,7 @@ impl Leg {
             match done.await.map_err(|cause| self.failed(cause))? {
                 Ok(luns) if how == RetireHow::Hold => {
                     let key = self.key.clone();
-                    context.tell(Event::Held { key, luns }).await;
+                    context.notify(Event::Held { key, luns }).await;
                 }
                 Ok(luns) => close(luns).await,
                 // A discard that fails may have been done in part.
@@ -288,7 +288,7 @@ impl Leg {
         if retired.how == RetireHow::Hold {
             let key = self.key.clone();
             let luns = Vec::new();
-            context.tell(Event::Held { key, luns }).await;
+            context.notify(Event::Held { key, luns }).await;
         } else if retired.how == RetireHow::Offline {
             let row = self.row.clone();
             let done = blocking(move || {
@@ -332,7 +332,7 @@ impl Leg {
             None | Some(RetireHow::WipeSignatures | RetireHow::Discard) => Ok(()),
             Some(RetireHow::Hold) => {
                 let (key, luns) = (self.key.clone(), self.open(false).await?);
-                context.tell(Event::Held { key, luns }).await;
+                context.notify(Event::Held { key, luns }).await;
                 Ok(())
             }
             Some(how @ (RetireHow::ReadOnly | RetireHow::Offline)) => {
@@ -413,7 +413,7 @@ impl Owner {
         };
         let context = self.context.clone();
         let name = session.to_owned();
-        self.launch(busy, "retire", Some(reply), async move {
+        self.spawn_operation(busy, "retire", Some(reply), async move {
             let mut messages = Vec::new();
             for leg in legs {
                 match how {

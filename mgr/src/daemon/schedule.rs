@@ -32,13 +32,13 @@ const AGAIN_MAX: Duration = Duration::from_secs(300);
 /// An automatic action that was attempted. If the verb, the pairs or the time differ, it is a
 /// different action, with its own retries.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Matter {
+pub(super) struct DueAction {
     verb: Verb,
     pairs: Vec<usize>,
     policy: SwitchPolicy,
 }
 
-impl Matter {
+impl DueAction {
     /// The action that starts pairs at the time `at_ms`.
     pub(super) const fn start(at_ms: u64, pairs: Vec<usize>) -> Self {
         Self {
@@ -52,29 +52,29 @@ impl Matter {
 /// For each session the last automatic action, the earliest time of its retry, and the delay until
 /// then.
 #[derive(Debug, Default)]
-pub(super) struct Attempts(BTreeMap<String, (Matter, Instant, Duration)>);
+pub(super) struct Attempts(BTreeMap<String, (DueAction, Instant, Duration)>);
 
 impl Attempts {
-    fn last(&self, session: &str, matter: &Matter) -> Option<(Instant, Duration)> {
+    fn last(&self, session: &str, action: &DueAction) -> Option<(Instant, Duration)> {
         let (last, not_before, delay) = self.0.get(session)?;
-        (last == matter).then_some((*not_before, *delay))
+        (last == action).then_some((*not_before, *delay))
     }
 
-    fn may_begin(&self, session: &str, matter: &Matter, now: Instant) -> bool {
-        let last = self.last(session, matter);
+    fn may_begin(&self, session: &str, action: &DueAction, now: Instant) -> bool {
+        let last = self.last(session, action);
         last.is_none_or(|(not_before, _)| not_before <= now)
     }
 
-    fn begin(&mut self, session: &str, matter: Matter, now: Instant) {
-        let last = self.last(session, &matter);
+    fn begin(&mut self, session: &str, action: DueAction, now: Instant) {
+        let last = self.last(session, &action);
         let delay = last.map_or(AGAIN_FIRST, |(_, delay)| (delay * 2).min(AGAIN_MAX));
-        let attempt = (matter, now + delay, delay);
+        let attempt = (action, now + delay, delay);
         self.0.insert(session.to_owned(), attempt);
     }
 }
 
 /// The next automatic action for a session whose switch is due: the verb and its pairs.
-fn what_is_due(row: &SessionRow, positions: &[Position]) -> Option<(Verb, Vec<usize>)> {
+fn due_verb(row: &SessionRow, positions: &[Position]) -> Option<(Verb, Vec<usize>)> {
     let verb = match row.options.switch_pairs {
         SwitchPairs::Each if row.options.mode != SessionMode::Copy => {
             let pairs = pairs_to_switch(row, positions);
@@ -93,7 +93,7 @@ fn what_is_due(row: &SessionRow, positions: &[Position]) -> Option<(Verb, Vec<us
 fn pairs_to_switch(row: &SessionRow, positions: &[Position]) -> Vec<usize> {
     let is_ready = |pair: &usize| {
         let position = std::slice::from_ref(&positions[*pair]);
-        may_switch(row.options.mode, position) && row.pairs[*pair].course.switched_ms.is_none()
+        may_switch(row.options.mode, position) && row.pairs[*pair].progress.switched_ms.is_none()
     };
     (0..positions.len()).filter(is_ready).collect()
 }
@@ -103,7 +103,7 @@ fn pairs_to_switch(row: &SessionRow, positions: &[Position]) -> Vec<usize> {
 fn may_switch(mode: SessionMode, positions: &[Position]) -> bool {
     let tracks = |position: &Position| position.state == PairState::Tracking;
     let may_track = mode == SessionMode::Track;
-    session::may_switch_by_itself(positions) && (may_track || !positions.iter().any(tracks))
+    session::may_switch_automatically(positions) && (may_track || !positions.iter().any(tracks))
 }
 
 fn verb_that_is_due(row: &SessionRow, positions: &[Position]) -> Option<Verb> {
@@ -204,43 +204,43 @@ fn with_policy(session: &SessionRow, policy: SwitchPolicy, why: &str) -> Vec<Cha
 
 impl Owner {
     /// Starts the automatic switches that are due.
-    pub(super) fn switch_what_is_due(&mut self) {
+    pub(super) fn run_due_actions(&mut self) {
         let now_ms = now_ms();
         for row in self.idle_sessions(|row| is_due(&row.options.switch, now_ms)) {
-            let Some((verb, pairs)) = what_is_due(&row, &self.positions(&row)) else {
+            let Some((verb, pairs)) = due_verb(&row, &self.positions(&row)) else {
                 continue;
             };
-            let matter = Matter {
+            let action = DueAction {
                 verb,
                 pairs,
                 policy: row.options.switch.clone(),
             };
-            self.try_by_itself(&row, matter);
+            self.try_automatically(&row, action);
         }
     }
 
     /// Performs an automatic action that is due, unless it was attempted a moment ago.
-    pub(super) fn try_by_itself(&mut self, row: &SessionRow, matter: Matter) {
+    pub(super) fn try_automatically(&mut self, row: &SessionRow, action: DueAction) {
         let now = Instant::now();
-        if !self.attempts.may_begin(&row.name, &matter, now) {
+        if !self.attempts.may_begin(&row.name, &action, now) {
             return;
         }
-        self.attempts.begin(&row.name, matter.clone(), now);
-        let verb = matter.verb;
-        if let Err(failure) = self.do_by_itself(row, matter) {
+        self.attempts.begin(&row.name, action.clone(), now);
+        let verb = action.verb;
+        if let Err(failure) = self.do_by_itself(row, action) {
             let what = format!("the {verb} that is due is refused: {}", failure.cause);
             self.record_aside(vec![note(Some(&row.name), None, what)]);
         }
     }
 
-    fn do_by_itself(&mut self, row: &SessionRow, matter: Matter) -> Result<(), Failure> {
-        let Matter { verb, pairs, .. } = matter;
+    fn do_by_itself(&mut self, row: &SessionRow, action: DueAction) -> Result<(), Failure> {
+        let DueAction { verb, pairs, .. } = action;
         self.require_answering(row, verb, &pairs)?;
         self.require_compared(row, verb, &pairs)?;
         if verb == Verb::Switch && self.needs_cutover(row, &pairs) {
             self.begin_cutover(row, pairs, MAX_PAUSE_MS, None);
         } else {
-            self.launch_on(row, verb, pairs, MAX_PAUSE_MS, None);
+            self.begin_verb_on(row, verb, pairs, MAX_PAUSE_MS, None);
         }
         Ok(())
     }
@@ -272,7 +272,7 @@ impl Owner {
             return Self::refuse(reply, failure);
         }
         let (context, why) = (self.context.clone(), format!("signal {event}"));
-        self.launch(busy, "signal", Some(reply), async move {
+        self.spawn_operation(busy, "signal", Some(reply), async move {
             let mut changes = Vec::new();
             let mut messages = Vec::new();
             for row in &rows {
@@ -303,7 +303,7 @@ mod tests {
         assert!(!is_due(&SwitchPolicy::OnEvent("e".into()), 9));
         assert!(!is_due(&SwitchPolicy::At(10), 9));
         assert!(is_due(&SwitchPolicy::At(10), 10));
-        let matter = |verb| Matter {
+        let action = |verb| DueAction {
             verb,
             pairs: vec![0],
             policy: SwitchPolicy::WhenSynced,
@@ -312,10 +312,10 @@ mod tests {
         let mut now = Instant::now();
         let mut delays = Vec::new();
         for _ in 0..8 {
-            let may = |session, verb| attempts.may_begin(session, &matter(verb), now);
+            let may = |session, verb| attempts.may_begin(session, &action(verb), now);
             assert!(may("s1", Verb::Switch) && may("s2", Verb::Switch));
-            attempts.begin("s1", matter(Verb::Switch), now);
-            let may = |session, verb| attempts.may_begin(session, &matter(verb), now);
+            attempts.begin("s1", action(Verb::Switch), now);
+            let may = |session, verb| attempts.may_begin(session, &action(verb), now);
             assert!(!may("s1", Verb::Switch) && may("s1", Verb::Resume));
             let (_, next, delay) = attempts.0["s1"];
             delays.push(delay.as_secs());

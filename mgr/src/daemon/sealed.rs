@@ -22,7 +22,7 @@ use crate::store::{Change, CopyOf, LegRow, PairField, PairKey, PairRow, Sealed};
 /// Makes a target read-only, and returns the kernel's count of its writes. A file stays writable.
 pub(super) async fn seal(leg: &LegRow) -> Result<Sealed, String> {
     set_read_only(leg, true).await?;
-    Ok(look(leg).await?.0)
+    Ok(inspect(leg).await?.0)
 }
 
 /// Makes a target read-only or writable in the kernel. Does nothing to a file.
@@ -39,7 +39,7 @@ pub(super) async fn set_read_only(leg: &LegRow, read_only: bool) -> Result<(), S
 /// Whether the target of a pair is unchanged since the split. `None`: it is. `Some`: why that is
 /// not known. An error: why it has, or may have, changed.
 pub(super) async fn untouched(pair: &PairRow) -> Result<Option<String>, String> {
-    let (now, read_only) = look(&pair.target).await?;
+    let (now, read_only) = inspect(&pair.target).await?;
     let copy_of = pair.copy_of.as_ref();
     let sealed = copy_of.and_then(|copy_of| copy_of.sealed.as_ref());
     judge(sealed, &now, read_only)
@@ -80,7 +80,7 @@ fn state(sealed: &Sealed) -> LegState {
 
 /// The current counts and fingerprint of a leg, and whether the kernel refuses writes to all its
 /// LUNs.
-async fn look(leg: &LegRow) -> Result<(Sealed, bool), String> {
+async fn inspect(leg: &LegRow) -> Result<(Sealed, bool), String> {
     let found = each(leg, |lun| {
         let is_file = lun.identity.kind == Kind::RegularFile;
         let fingerprint = lun

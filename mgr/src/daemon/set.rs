@@ -63,7 +63,7 @@ impl Owner {
             return;
         }
         let (context, name) = (self.context.clone(), name.to_owned());
-        self.launch(busy, "set", Some(reply), async move {
+        self.spawn_operation(busy, "set", Some(reply), async move {
             let said = said.join(", ");
             let changes = vec![
                 Change::SetOptions(name.clone(), options),
@@ -88,7 +88,7 @@ impl Owner {
             return;
         }
         let context = self.context.clone();
-        self.launch(Vec::new(), "set", Some(reply), async move {
+        self.spawn_operation(Vec::new(), "set", Some(reply), async move {
             let changes = vec![
                 Change::SetPairsMax(pairs_max),
                 note(None, None, format!("set: {said}")),

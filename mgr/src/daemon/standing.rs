@@ -140,7 +140,7 @@ impl Owner {
         let (places, context) = (places.collect(), self.context.clone());
         tokio::spawn(async move {
             let found = problems(&context.config, places).await;
-            context.tell(Event::Standing(found)).await;
+            context.notify(Event::Standing(found)).await;
         });
     }
 

@@ -16,7 +16,7 @@ use super::failure;
 use super::volume::{View, VolumeHandle};
 use super::{process, recover};
 use crate::names;
-use crate::store::{Change, Course, LegRow, Model, PairRow, SessionRow, VolumeRow, VolumeState};
+use crate::store::{Change, LegRow, Model, PairRow, Progress, SessionRow, VolumeRow, VolumeState};
 
 /// The next step when the database does not fit the map file and shuntd does not correct it.
 pub(super) const REBUILD: &str = "end shuntd, move shunt.db in the state directory away, and start shuntd: it makes the database again \
@@ -225,7 +225,7 @@ pub(super) fn found_session(
             retired: None,
             copy_of: None,
             unreadable: Vec::new(),
-            course: Course::default(),
+            progress: Progress::default(),
         }],
     }));
     changes

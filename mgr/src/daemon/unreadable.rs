@@ -27,7 +27,7 @@ pub(super) fn accept(
     let (context, key, volume) = (context.clone(), key.clone(), row.volume.clone());
     let mut known = row.unreadable.clone();
     let runtime = Handle::current();
-    let was_in_sync = row.course.in_sync_ms.is_some();
+    let was_in_sync = row.progress.in_sync_ms.is_some();
     Some(Box::new(move |ranges, is_first| {
         let found = ranges.into_iter().map(|range| UnreadablePart {
             offset_bytes: range.start,

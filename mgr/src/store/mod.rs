@@ -24,8 +24,8 @@ use serde::Serialize;
 
 pub use handle::StoreHandle;
 pub use model::{
-    Change, CopyOf, Course, Estimate, LegRow, Lock, LunRow, Model, Note, OpenMapRow, PairField,
-    PairKey, PairRow, Retired, Sealed, SessionRow, VolumeRow, VolumeState,
+    Change, CopyOf, Estimate, LegRow, Lock, LunRow, Model, Note, OpenMapRow, PairField, PairKey,
+    PairRow, Progress, Retired, Sealed, SessionRow, VolumeRow, VolumeState,
 };
 pub use samples::Sample;
 
@@ -404,10 +404,10 @@ fn add_pair(
             pair.verification.as_ref().map(json_text),
             pair.retired.as_ref().map(json_text),
             pair.copy_of.as_ref().map(json_text),
-            pair.course.estimate.as_ref().map(json_text),
-            pair.course.begun_ms.map(integer),
-            pair.course.in_sync_ms.map(integer),
-            pair.course.switched_ms.map(integer),
+            pair.progress.estimate.as_ref().map(json_text),
+            pair.progress.begun_ms.map(integer),
+            pair.progress.in_sync_ms.map(integer),
+            pair.progress.switched_ms.map(integer),
             json_text(&pair.unreadable),
         ],
     )?;

@@ -300,7 +300,7 @@ pub struct PairRow {
     /// The parts that the source could not read, ascending; they are zeroes on the target.
     pub unreadable: Vec<UnreadablePart>,
     /// The progress of the first copy, with the estimate of it.
-    pub course: Course,
+    pub progress: Progress,
 }
 
 /// The copy on the target of a split pair.
@@ -328,7 +328,7 @@ pub struct Sealed {
 
 /// The progress of the first copy of a pair, with the estimate of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Course {
+pub struct Progress {
     /// The estimate that was made before the session was created.
     pub estimate: Option<Estimate>,
     /// When the copy began, in milliseconds since 1970.
@@ -566,9 +566,9 @@ impl Model {
                         PairField::Retired(retired) => row.retired = retired,
                         PairField::Unreadable(parts) => row.unreadable = parts,
                         PairField::CopyOf(copy_of) => row.copy_of = copy_of,
-                        PairField::Begun(at_ms) => row.course.begun_ms = Some(at_ms),
-                        PairField::InSync(at_ms) => row.course.in_sync_ms = at_ms,
-                        PairField::Switched(at_ms) => row.course.switched_ms = at_ms,
+                        PairField::Begun(at_ms) => row.progress.begun_ms = Some(at_ms),
+                        PairField::InSync(at_ms) => row.progress.in_sync_ms = at_ms,
+                        PairField::Switched(at_ms) => row.progress.switched_ms = at_ms,
                     }
                 }
             }

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::de::DeserializeOwned;
 
 use super::{
-    Course, Estimate, Lock, Model, Note, OpenMapRow, PairRow, SessionRow, StoreError, VolumeRow,
+    Estimate, Lock, Model, Note, OpenMapRow, PairRow, Progress, SessionRow, StoreError, VolumeRow,
     VolumeState,
 };
 
@@ -188,7 +188,7 @@ fn pair(row: &Row<'_>) -> Result<PairRow, StoreError> {
         retired: json_or_none(row.get(11)?, "pairs.retired")?,
         copy_of: json_or_none(row.get(12)?, "pairs.copy_of")?,
         unreadable: json(row.get(17)?, "pairs.unreadable")?,
-        course: Course {
+        progress: Progress {
             estimate: json_or_none(row.get(13)?, "pairs.estimate")?,
             begun_ms: time(row.get(14)?, "pairs.begun_ms")?,
             in_sync_ms: time(row.get(15)?, "pairs.in_sync_ms")?,

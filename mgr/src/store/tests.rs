@@ -76,7 +76,7 @@ fn pair(volume: &str, target: u64) -> PairRow {
                 fingerprint: 8,
             }),
         }),
-        course: Course {
+        progress: Progress {
             estimate: Some(Estimate {
                 at_ms: 1,
                 copy_seconds: 2,

@@ -4,8 +4,8 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::{
-    Answer, Effect, End, Entry, Event, Legs, Look, PlannedPair, Stage, Step, end, ended, enter,
-    record, set_route, step, unexpected,
+    Answer, Effect, End, Entry, Event, Freshness, Legs, PlannedPair, Stage, Step, end, ended,
+    enter, record, set_route, step, unexpected,
 };
 use crate::pair::Phase;
 use crate::route::{Route, Side};
@@ -13,7 +13,7 @@ use crate::route::{Route, Side};
 /// A commit or a cancel.
 ///
 /// ```text
-/// Looking <--> RecordingUnmirrored
+/// Inspecting <--> RecordingUnmirrored
 ///    |
 ///    v
 /// Stopping --> Intending --> Examining --> Dropping --+--> Marking ----+--> Recording --> end
@@ -40,7 +40,7 @@ pub struct Finish {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum FinishStage {
     /// Whether a pair was ever mirrored.
-    Looking,
+    Inspecting,
     /// A pair that was never mirrored is being recorded as ended.
     RecordingUnmirrored,
     /// The copiers are being stopped.
@@ -64,13 +64,13 @@ enum FinishStage {
 impl Stage for FinishStage {
     fn leads_to(self, next: Self) -> bool {
         match self {
-            Self::Looking => {
+            Self::Inspecting => {
                 matches!(
                     next,
-                    Self::Looking | Self::RecordingUnmirrored | Self::Stopping
+                    Self::Inspecting | Self::RecordingUnmirrored | Self::Stopping
                 )
             }
-            Self::RecordingUnmirrored => matches!(next, Self::Looking | Self::Stopping),
+            Self::RecordingUnmirrored => matches!(next, Self::Inspecting | Self::Stopping),
             Self::Stopping => matches!(next, Self::Intending),
             Self::Intending => matches!(next, Self::Examining),
             Self::Examining => matches!(next, Self::Dropping),
@@ -92,19 +92,19 @@ impl Finish {
             mirrored: Vec::new(),
             retire,
             at: 0,
-            stage: FinishStage::Looking,
+            stage: FinishStage::Inspecting,
             legs: Legs::Apart,
             failed: false,
         }
     }
 
     pub(super) fn begin(&mut self) -> Vec<Effect> {
-        self.look()
+        self.inspect()
     }
 
     pub(super) fn apply(&mut self, event: &Event) -> Vec<Effect> {
         match (self.stage, event) {
-            (FinishStage::Looking, Event::Pair(pair, answer)) => match answer {
+            (FinishStage::Inspecting, Event::Pair(pair, answer)) => match answer {
                 Answer::Legs(Legs::Apart) => {
                     enter(&mut self.stage, FinishStage::RecordingUnmirrored);
                     let (pair, side) = (*pair, self.side);
@@ -113,14 +113,14 @@ impl Finish {
                 Answer::Legs(Legs::Mirrored { .. } | Legs::Split) => {
                     self.mirrored.push(self.pairs[self.at]);
                     self.at += 1;
-                    self.look()
+                    self.inspect()
                 }
                 Answer::Done | Answer::Refused | Answer::Unknown => end(End::Refused),
                 Answer::Seal(_) => unexpected(self.stage, event),
             },
             (FinishStage::RecordingUnmirrored, Event::Recorded) => {
                 self.at += 1;
-                self.look()
+                self.inspect()
             }
             (FinishStage::Stopping, Event::CopiersStopped) => {
                 enter(&mut self.stage, FinishStage::Intending);
@@ -166,11 +166,11 @@ impl Finish {
     }
 
     /// Only the volume knows whether a start that was interrupted has happened, or still happens.
-    fn look(&mut self) -> Vec<Effect> {
+    fn inspect(&mut self) -> Vec<Effect> {
         while let Some(ending) = self.pairs.get(self.at).copied() {
-            let look = match ending.phase {
-                Phase::Setup | Phase::Queued => Look::Last,
-                Phase::Starting => Look::Settled,
+            let freshness = match ending.phase {
+                Phase::Setup | Phase::Queued => Freshness::Last,
+                Phase::Starting => Freshness::Settled,
                 Phase::Active
                 | Phase::Splitting
                 | Phase::Split
@@ -185,8 +185,8 @@ impl Finish {
                     continue;
                 }
             };
-            enter(&mut self.stage, FinishStage::Looking);
-            return step(ending.pair, Step::Look(look));
+            enter(&mut self.stage, FinishStage::Inspecting);
+            return step(ending.pair, Step::Inspect(freshness));
         }
         self.at = 0;
         if self.mirrored.is_empty() {
@@ -201,11 +201,11 @@ impl Finish {
             Some(ending) => {
                 enter(&mut self.stage, FinishStage::Examining);
                 // Only a target that is dropped must be known to be equal.
-                let look = match self.side {
-                    Side::Source => Look::Fresh,
-                    Side::Target => Look::Last,
+                let freshness = match self.side {
+                    Side::Source => Freshness::Fresh,
+                    Side::Target => Freshness::Last,
                 };
-                step(ending.pair, Step::Look(look))
+                step(ending.pair, Step::Inspect(freshness))
             }
             None if self.retire && !self.failed => {
                 self.at = 0;

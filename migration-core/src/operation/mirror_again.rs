@@ -3,18 +3,19 @@
 use alloc::vec::Vec;
 
 use super::{
-    Answer, Effect, Event, Legs, Look, Stage, Step, enter, mirrored, set_route, step, unexpected,
+    Answer, Effect, Event, Freshness, Legs, Stage, Step, enter, mirrored, set_route, step,
+    unexpected,
 };
 use crate::route::{Route, Side};
 
 /// One pair whose target is mirrored onto again.
 ///
 /// ```text
-/// Looking --> Unsealing --> Joining --> end            what was written since the split is copied
+/// Inspecting --> Unsealing --> Joining --> end            what was written since the split is copied
 ///                              |
 /// Dropping --> Unsealing --> Marking --> Joining       everything is copied
 ///                              |
-///         (a failure) --> LookingAgain --> Sealing --> end
+///         (a failure) --> InspectingAgain --> Sealing --> end
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct MirrorAgain {
@@ -27,7 +28,7 @@ pub(super) struct MirrorAgain {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum AgainStage {
     /// Whether the target is still split off: an unanswered split may be in progress.
-    Looking,
+    Inspecting,
     /// The target is being dropped, because nothing of what it holds counts.
     Dropping,
     /// The target is being made writable.
@@ -37,7 +38,7 @@ enum AgainStage {
     /// The target is becoming the mirror leg.
     Joining,
     /// Whether the target is still split off after a failure.
-    LookingAgain,
+    InspectingAgain,
     /// The target is being made read-only again.
     Sealing,
 }
@@ -45,12 +46,14 @@ enum AgainStage {
 impl Stage for AgainStage {
     fn leads_to(self, next: Self) -> bool {
         match self {
-            Self::Looking => matches!(next, Self::Unsealing | Self::LookingAgain),
-            Self::Dropping => matches!(next, Self::Unsealing | Self::LookingAgain),
-            Self::Unsealing => matches!(next, Self::Joining | Self::Marking | Self::LookingAgain),
-            Self::Marking => matches!(next, Self::Joining | Self::LookingAgain),
-            Self::Joining => matches!(next, Self::LookingAgain),
-            Self::LookingAgain => matches!(next, Self::Sealing),
+            Self::Inspecting => matches!(next, Self::Unsealing | Self::InspectingAgain),
+            Self::Dropping => matches!(next, Self::Unsealing | Self::InspectingAgain),
+            Self::Unsealing => {
+                matches!(next, Self::Joining | Self::Marking | Self::InspectingAgain)
+            }
+            Self::Marking => matches!(next, Self::Joining | Self::InspectingAgain),
+            Self::Joining => matches!(next, Self::InspectingAgain),
+            Self::InspectingAgain => matches!(next, Self::Sealing),
             Self::Sealing => false,
         }
     }
@@ -71,7 +74,7 @@ impl MirrorAgain {
     pub(super) fn begin(pair: usize, from_scratch: bool) -> (Self, Vec<Effect>) {
         let (stage, first) = match from_scratch {
             true => (AgainStage::Dropping, set_route(Route::Single(Side::Source))),
-            false => (AgainStage::Looking, Step::Look(Look::Settled)),
+            false => (AgainStage::Inspecting, Step::Inspect(Freshness::Settled)),
         };
         let again = Self {
             pair,
@@ -88,12 +91,12 @@ impl MirrorAgain {
         };
         debug_assert_eq!(*pair, self.pair);
         match (self.stage, answer) {
-            (AgainStage::Looking, Answer::Legs(Legs::Split))
+            (AgainStage::Inspecting, Answer::Legs(Legs::Split))
             | (AgainStage::Dropping, Answer::Done) => {
                 self.go(AgainStage::Unsealing, Step::SetReadOnly(false))
             }
             // The split has not happened.
-            (AgainStage::Looking, Answer::Legs(Legs::Apart | Legs::Mirrored { .. }))
+            (AgainStage::Inspecting, Answer::Legs(Legs::Apart | Legs::Mirrored { .. }))
             | (AgainStage::Joining, Answer::Done) => self.ended(false),
             (AgainStage::Unsealing, Answer::Done) if self.from_scratch => {
                 self.go(AgainStage::Marking, Step::MarkUnfinished)
@@ -106,7 +109,10 @@ impl MirrorAgain {
                 self.go(AgainStage::Joining, join)
             }
             // It has happened after all, or may still happen.
-            (AgainStage::Looking | AgainStage::Dropping | AgainStage::Joining, Answer::Unknown) => {
+            (
+                AgainStage::Inspecting | AgainStage::Dropping | AgainStage::Joining,
+                Answer::Unknown,
+            ) => {
                 self.outcome = Answer::Unknown;
                 self.ended(false)
             }
@@ -118,12 +124,12 @@ impl MirrorAgain {
                 Answer::Refused | Answer::Unknown,
             ) => {
                 self.outcome = Answer::Refused;
-                self.go(AgainStage::LookingAgain, Step::Look(Look::Last))
+                self.go(AgainStage::InspectingAgain, Step::Inspect(Freshness::Last))
             }
-            (AgainStage::LookingAgain, Answer::Legs(Legs::Split)) => {
+            (AgainStage::InspectingAgain, Answer::Legs(Legs::Split)) => {
                 self.go(AgainStage::Sealing, Step::SetReadOnly(true))
             }
-            (AgainStage::LookingAgain, _) => self.ended(false),
+            (AgainStage::InspectingAgain, _) => self.ended(false),
             // It is reported if that fails: the seal is checked before the target is used.
             (AgainStage::Sealing, _) => self.ended(true),
             (stage, _) => Next::Effects(unexpected(stage, event)),

@@ -61,7 +61,7 @@ pub enum Effect {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
     /// How the volume uses the legs of the pair. Answered by [`Answer::Legs`].
-    Look(Look),
+    Inspect(Freshness),
     /// Add the target as the mirror leg.
     AddMirror,
     /// Change the route. `copies_rest`: what is dirty is copied while requests are held.
@@ -90,7 +90,7 @@ pub enum Step {
 
 /// Where the answer to a look comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Look {
+pub enum Freshness {
     /// The last report of the volume.
     Last,
     /// A fresh report, or the last one if no fresh one comes in time.
@@ -150,7 +150,7 @@ pub enum Answer {
     Refused,
     /// It may be done, or may still be done.
     Unknown,
-    /// Of [`Step::Look`].
+    /// Of [`Step::Inspect`].
     Legs(Legs),
     /// Of [`Step::CheckSeal`].
     Seal(Seal),

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::mirror_again::{MirrorAgain, Next};
 use super::{
-    Answer, Effect, End, Entry, Event, Legs, Look, PlannedPair, Seal, Stage, Step, end, ended,
+    Answer, Effect, End, Entry, Event, Freshness, Legs, PlannedPair, Seal, Stage, Step, end, ended,
     enter, record, step, unexpected,
 };
 use crate::pair::Phase;
@@ -22,7 +22,7 @@ struct SplitPair {
 /// A resume.
 ///
 /// ```text
-/// Checking --> Recording --> Looking --> Judging --> GivingUpCopies --> MirroringAgain
+/// Checking --> Recording --> Inspecting --> Judging --> GivingUpCopies --> MirroringAgain
 ///                               |                                         ^      |
 ///                               v                                         |      v
 ///             end <--------- Retrying <-----------------------------+--- RecordingAgain
@@ -47,7 +47,7 @@ enum ResumeStage {
     /// That the session is not paused is being recorded.
     Recording,
     /// Which targets are split off.
-    Looking,
+    Inspecting,
     /// Whether anybody wrote to a target that is split off.
     Judging,
     /// That targets are copies no longer is being recorded.
@@ -66,8 +66,8 @@ impl Stage for ResumeStage {
     fn leads_to(self, next: Self) -> bool {
         match self {
             Self::Checking => matches!(next, Self::Recording),
-            Self::Recording => matches!(next, Self::Looking),
-            Self::Looking => matches!(next, Self::Looking | Self::Judging | Self::Retrying),
+            Self::Recording => matches!(next, Self::Inspecting),
+            Self::Inspecting => matches!(next, Self::Inspecting | Self::Judging | Self::Retrying),
             Self::Judging => matches!(next, Self::Judging | Self::GivingUpCopies),
             Self::GivingUpCopies => matches!(next, Self::MirroringAgain),
             Self::MirroringAgain => matches!(next, Self::RecordingAgain),
@@ -106,8 +106,8 @@ impl Resume {
                 enter(&mut self.stage, ResumeStage::Recording);
                 record([Entry::Paused(false)])
             }
-            (ResumeStage::Recording, Event::Recorded) => self.look(),
-            (ResumeStage::Looking, Event::Pair(_, answer)) => {
+            (ResumeStage::Recording, Event::Recorded) => self.inspect(),
+            (ResumeStage::Inspecting, Event::Pair(_, answer)) => {
                 if *answer == Answer::Legs(Legs::Split) {
                     let PlannedPair { pair, phase, .. } = self.pairs[self.at];
                     self.split.push(SplitPair {
@@ -117,7 +117,7 @@ impl Resume {
                     });
                 }
                 self.at += 1;
-                self.look()
+                self.inspect()
             }
             (ResumeStage::Judging, Event::Pair(_, answer)) => match answer {
                 Answer::Seal(Seal::Broken) => end(End::Refused),
@@ -163,10 +163,10 @@ impl Resume {
         }
     }
 
-    fn look(&mut self) -> Vec<Effect> {
+    fn inspect(&mut self) -> Vec<Effect> {
         if let Some(resumed) = self.pairs.get(self.at) {
-            enter(&mut self.stage, ResumeStage::Looking);
-            return step(resumed.pair, Step::Look(Look::Last));
+            enter(&mut self.stage, ResumeStage::Inspecting);
+            return step(resumed.pair, Step::Inspect(Freshness::Last));
         }
         self.at = 0;
         match self.split.is_empty() {

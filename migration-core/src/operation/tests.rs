@@ -157,16 +157,16 @@ impl World {
         let refused = || self.answered(pair, Answer::Refused);
         let unknown = || self.answered(pair, Answer::Unknown);
         match step {
-            Step::Look(look) => {
+            Step::Inspect(freshness) => {
                 let truth = &self.pairs[pair];
                 let settled = truth.pending.is_none();
                 let mut worlds = Vec::new();
-                if settled || look != Look::Settled {
+                if settled || freshness != Freshness::Settled {
                     let mut world = self.clone();
                     world.pairs[pair].unknown &= !settled;
                     worlds.push(world.answered(pair, Answer::Legs(truth.legs())));
                 }
-                if look == Look::Settled {
+                if freshness == Freshness::Settled {
                     worlds.push(unknown());
                 }
                 worlds

@@ -82,7 +82,7 @@ pub enum Command {
     /// Returns a snapshot of the volume. Never refused.
     Snapshot(SyncSender<Snapshot>),
     /// A request that is answered with a [`Response`].
-    Ask(Ask, SyncSender<Response>),
+    EngineRequest(EngineRequest, SyncSender<Response>),
     /// A connection is closed; everything that it held is released.
     ConnectionClosed(CopierId),
 }
@@ -98,7 +98,7 @@ pub struct NewDescriptor {
 
 /// A request that is answered with a [`Response`].
 #[derive(Debug)]
-pub enum Ask {
+pub enum EngineRequest {
     /// Start mirroring to a leg.
     AddMirror {
         /// The epoch that the client knows.
@@ -167,13 +167,13 @@ pub enum Ask {
         /// The epoch of the copier's claim.
         epoch: u64,
         /// The report.
-        said: Said,
+        said: CopierReport,
     },
 }
 
 /// A report of the copier on regions.
 #[derive(Debug)]
-pub enum Said {
+pub enum CopierReport {
     /// Claimed regions are done.
     Done {
         /// The regions that were copied.
@@ -245,9 +245,9 @@ impl Inbox {
     }
 
     /// Sends a request. The receiver gets the answer, or is disconnected when the engine ends.
-    pub fn ask(&self, ask: Ask) -> Receiver<Response> {
+    pub fn ask(&self, ask: EngineRequest) -> Receiver<Response> {
         let (sender, receiver) = sync_channel(1);
-        self.send(Command::Ask(ask, sender));
+        self.send(Command::EngineRequest(ask, sender));
         receiver
     }
 

@@ -37,7 +37,9 @@ use migration_core::{
 };
 use migration_proto::{route::Descriptor, target::MAP_PARTS};
 
-pub use self::command::{Ask, Command, Inbox, NewDescriptor, Said, Snapshot, refused};
+pub use self::command::{
+    Command, CopierReport, EngineRequest, Inbox, NewDescriptor, Snapshot, refused,
+};
 use self::{
     memory::Buffers,
     mirror::Mirror,

@@ -15,7 +15,10 @@ use migration_core::{
 };
 use migration_proto::target::{CopyError, Refusal, Response, ServedLeg};
 
-use super::{Ask, Command, Engine, NewMirrorLeg, Said, command::refused, register_leg, side_index};
+use super::{
+    Command, CopierReport, Engine, EngineRequest, NewMirrorLeg, command::refused, register_leg,
+    side_index,
+};
 use crate::legs::OpenLeg;
 
 /// The calls that the volume has not answered yet.
@@ -67,7 +70,7 @@ impl Engine {
                 let now = self.now();
                 self.volume.close_copier(copier, now, &mut self.effects);
             }
-            Command::Ask(ask, reply) => {
+            Command::EngineRequest(ask, reply) => {
                 let call = self.calls.open(reply);
                 if let Some(response) = self.ask(call, ask) {
                     self.calls.answer(call, response);
@@ -77,11 +80,11 @@ impl Engine {
     }
 
     /// Passes a request to the volume. `None`: a reply of the volume will answer it later.
-    fn ask(&mut self, call: Call, ask: Ask) -> Option<Response> {
+    fn ask(&mut self, call: Call, ask: EngineRequest) -> Option<Response> {
         let now = self.now();
         match ask {
-            Ask::AddMirror { .. } => self.add_mirror(call, ask),
-            Ask::SetRoute {
+            EngineRequest::AddMirror { .. } => self.add_mirror(call, ask),
+            EngineRequest::SetRoute {
                 epoch,
                 route,
                 deadline_ms,
@@ -95,24 +98,24 @@ impl Engine {
                 };
                 self.change_route(call, epoch, target, deadline_ms)
             }
-            Ask::Suspend { deadline_ms } => {
+            EngineRequest::Suspend { deadline_ms } => {
                 let deadline = now.plus(deadline_ms.saturating_mul(NANOSECONDS_PER_MILLISECOND));
                 let result = self.volume.suspend(now, call, deadline, &mut self.effects);
                 result.err().map(change_refused)
             }
-            Ask::Resume => {
+            EngineRequest::Resume => {
                 let ended = self.volume.resume(now, &mut self.effects).map(Into::into);
                 Some(Response::Resumed { ended })
             }
-            Ask::OnAuthoritativeFailure(policy) => {
+            EngineRequest::OnAuthoritativeFailure(policy) => {
                 self.volume.set_on_authoritative_failure(policy);
                 Some(Response::Done)
             }
-            Ask::CopyMode(mode) => {
+            EngineRequest::CopyMode(mode) => {
                 self.volume.set_copy_mode(mode, &mut self.effects);
                 Some(Response::Done)
             }
-            Ask::Throttle {
+            EngineRequest::Throttle {
                 bytes_per_second,
                 for_ms,
             } => {
@@ -122,15 +125,15 @@ impl Engine {
                     .set_throttle(now, bytes_per_second, until, effects);
                 Some(Response::Done)
             }
-            Ask::ReleaseMirror { epoch } | Ask::RetryMirror { epoch, .. }
+            EngineRequest::ReleaseMirror { epoch } | EngineRequest::RetryMirror { epoch, .. }
                 if epoch != self.volume.record().epoch.0 =>
             {
                 Some(change_refused(ChangeError::StaleEpoch))
             }
-            Ask::ReleaseMirror { .. } => self.release_mirror(call),
-            Ask::RetryMirror { leg, .. } => Some(self.retry_mirror(leg)),
-            Ask::OpenCopier(copier) => Some(self.open_copier(copier)),
-            Ask::Claim {
+            EngineRequest::ReleaseMirror { .. } => self.release_mirror(call),
+            EngineRequest::RetryMirror { leg, .. } => Some(self.retry_mirror(leg)),
+            EngineRequest::OpenCopier(copier) => Some(self.open_copier(copier)),
+            EngineRequest::Claim {
                 copier,
                 regions_max,
             } => {
@@ -138,7 +141,7 @@ impl Engine {
                     .claim(copier, call, regions_max, &mut self.effects);
                 None
             }
-            Ask::Regions {
+            EngineRequest::Regions {
                 copier,
                 epoch,
                 said,
@@ -153,14 +156,14 @@ impl Engine {
         &mut self,
         copier: CopierId,
         epoch: Epoch,
-        said: Said,
+        said: CopierReport,
     ) -> Result<Response, Response> {
         let geometry = self.volume.geometry();
         let indexes = |list: Vec<u64>| indexes(geometry, &list);
         let now = self.now();
         let effects = &mut self.effects;
         let response = match said {
-            Said::Done {
+            CopierReport::Done {
                 copied,
                 failed,
                 mirror_error,
@@ -179,14 +182,14 @@ impl Engine {
                 }
                 reported.map(|()| Response::Done)
             }
-            Said::ToCompare { regions, hold } => self
+            CopierReport::ToCompare { regions, hold } => self
                 .volume
                 .watch(copier, epoch, &indexes(regions)?, hold)
                 .map(|watched| Response::Watched {
                     regions: numbers(&watched.watched),
                     dirty: numbers(&watched.dirty),
                 }),
-            Said::Compared {
+            CopierReport::Compared {
                 same,
                 differing,
                 unread,
@@ -222,8 +225,8 @@ impl Engine {
         result.err().map(change_refused)
     }
 
-    fn add_mirror(&mut self, call: Call, ask: Ask) -> Option<Response> {
-        let Ask::AddMirror {
+    fn add_mirror(&mut self, call: Call, ask: EngineRequest) -> Option<Response> {
+        let EngineRequest::AddMirror {
             epoch,
             leg,
             descriptor,

@@ -29,7 +29,7 @@ use super::volume::VolumeHandle;
 use crate::copier::Copier;
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow, VolumeRow};
 pub(super) use steps::retry_mirror;
-use steps::{Item, Outcome};
+use steps::{OperationPair, Outcome};
 use words::Report;
 pub(super) use words::{ended_changes, expected_text, leg_of};
 
@@ -141,7 +141,7 @@ impl Operation {
             is_last: pairs.all(|(position, pair)| {
                 positions.contains(&position)
                     || pair.phase.is_ended()
-                    || pair.course.switched_ms.is_some()
+                    || pair.progress.switched_ms.is_some()
                     || pair.authoritative == Side::Target
             }),
             retire: retire.is_some(),
@@ -226,7 +226,7 @@ impl Operation {
         for (index, (pair, step)) in steps.iter().copied().enumerate() {
             let hold_ms = report.hold_ms(step, terms.max_pause_ms);
             let item = match step {
-                Step::Look(_) => self.item(pair).ok(),
+                Step::Inspect(_) => self.item(pair).ok(),
                 _ => Some(self.item(pair)?),
             };
             // A volume that does not exist uses nothing.
@@ -247,10 +247,10 @@ impl Operation {
         Ok(events.collect())
     }
 
-    fn item(&self, position: usize) -> Result<Item, Failure> {
+    fn item(&self, position: usize) -> Result<OperationPair, Failure> {
         let row = self.row(position);
         match self.handles.get(&row.volume) {
-            Some(handle) => Ok(Item {
+            Some(handle) => Ok(OperationPair {
                 context: self.context.clone(),
                 session: self.session.clone(),
                 position,

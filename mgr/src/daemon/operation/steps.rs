@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lun::OpenOptions;
-use migration_core::operation::{Answer, Legs, Look, Seal, Step};
+use migration_core::operation::{Answer, Freshness, Legs, Seal, Step};
 use migration_proto::route::Route;
 use migration_proto::target::{Refusal, Request, Response, Status, Suspended};
 
@@ -23,7 +23,7 @@ const RETRY_MIRROR_MAX: Duration = Duration::from_secs(60);
 const RELEASE_MAX: Duration = Duration::from_secs(20);
 
 /// One pair of an operation.
-pub(super) struct Item {
+pub(super) struct OperationPair {
     pub(super) context: Context,
     pub(super) session: SessionRow,
     pub(super) position: usize,
@@ -100,12 +100,12 @@ impl From<Result<(), String>> for Outcome {
     }
 }
 
-impl Item {
+impl OperationPair {
     /// Performs a step. A change of the route may hold requests for `hold_ms`.
     pub(super) async fn perform(self, step: Step, hold_ms: u64) -> Outcome {
         let (handle, row) = (&self.handle, &self.row);
         match step {
-            Step::Look(look) => self.look(look).await,
+            Step::Inspect(freshness) => self.inspect(freshness).await,
             Step::AddMirror => {
                 let target = row.target.layout(row.size_bytes);
                 add_mirror(handle, row, &target).await.into()
@@ -154,11 +154,11 @@ impl Item {
         }
     }
 
-    async fn look(&self, look: Look) -> Outcome {
+    async fn inspect(&self, freshness: Freshness) -> Outcome {
         let last = || self.handle.view().status;
-        let legs = match look {
-            Look::Last => last().map(|status| self.legs(&status)),
-            Look::Fresh => match self.handle.status(COME_BACK_MAX).await {
+        let legs = match freshness {
+            Freshness::Last => last().map(|status| self.legs(&status)),
+            Freshness::Fresh => match self.handle.status(COME_BACK_MAX).await {
                 Ok(status) => Some(self.legs(&status)),
                 Err(error) => match last().map(|status| self.legs(&status)) {
                     // What was equal may differ by now.
@@ -167,7 +167,7 @@ impl Item {
                     None => return NotChanged::from(error).into(),
                 },
             },
-            Look::Settled => match self.handle.while_not_changing().await {
+            Freshness::Settled => match self.handle.while_not_changing().await {
                 Ok(view) => view.status.map(|status| self.legs(&status)),
                 Err(error) => return NotChanged::from(error).into(),
             },

@@ -139,7 +139,7 @@ impl Report {
                 );
                 self.failure = Some(failure::refused(object, cause.clone(), next));
             }
-            (Step::Look(_), Verb::Commit | Verb::Cancel, StepAnswer::Unknown) => {
+            (Step::Inspect(_), Verb::Commit | Verb::Cancel, StepAnswer::Unknown) => {
                 let name = &operation.session.name;
                 let next = format!("`shunt {} {name}` again", self.verb);
                 let cause = format!("whether it was started is not known: {cause}");
@@ -452,7 +452,7 @@ impl Report {
 
     fn moved(&mut self, operation: &Operation, pair: usize, row: &PairRow, to: Side) -> Change {
         let pause_us = self.pause_us(pair);
-        let expected = row.course.estimate.filter(|_| pause_us.is_some());
+        let expected = row.progress.estimate.filter(|_| pause_us.is_some());
         let expected = expected.map_or_else(String::new, |estimate| {
             expected_text(units::pause(estimate.pause_us))
         });
