@@ -56,11 +56,14 @@ fn judge(
         None => Ok(Some(
             "what was written to the target since the split is not known",
         )),
-        // Nothing refused writes between the boot and the moment when it was sealed again.
+        // Somebody may need what it holds now.
+        Some(before) if !read_only && before.boot_id != now.boot_id => {
+            Err("is writable since this host was booted, and may hold what Shunt has not written")
+        }
+        Some(_) if !read_only => Err("was made writable, and may hold what Shunt has not written"),
         Some(before) if before.boot_id != now.boot_id => Ok(Some(
             "this host was booted, and the target may have been written to before it was read-only again",
         )),
-        Some(_) if !read_only => Err("was made writable, and may hold what Shunt has not written"),
         Some(before) => match custody::compare(state(before), state(now), true) {
             Ok(()) => Ok(None),
             Err(Difference::Written) => Err("was written to by somebody else since the split"),
@@ -191,11 +194,10 @@ mod tests {
         assert!(uncounted(&sealed("a", Some(7))).is_some());
         let before = sealed("a", Some(7));
         let judge = |now: &Sealed, read_only| super::judge(Some(&before), now, read_only);
-        // After a boot it is writable until it is sealed again: that alone proves nothing.
-        for read_only in [true, false] {
-            let why = judge(&sealed("b", Some(7)), read_only).unwrap();
-            assert!(why.unwrap().contains("booted"));
-        }
+        let why = judge(&sealed("b", Some(7)), true).unwrap();
+        assert!(why.unwrap().contains("booted"));
+        let why = judge(&sealed("b", Some(7)), false).unwrap_err();
+        assert!(why.contains("booted"));
         let why = super::judge(None, &before, true).unwrap();
         assert!(why.is_some());
     }

@@ -13,8 +13,10 @@ use crate::route::{Route, Side};
 /// A commit or a cancel.
 ///
 /// ```text
-/// Inspecting <--> RecordingUnmirrored
-///    |
+/// Inspecting --+--> RecordingUnmirrored --+
+///              +--------------------------+
+///                                         |
+///    +------------------------------------+
 ///    v
 /// Stopping --> Intending --> Examining --> Dropping --+--> Marking ----+--> Recording --> end
 ///                                ^                    +--> Unsealing --+        |
@@ -26,7 +28,9 @@ use crate::route::{Route, Side};
 pub struct Finish {
     side: Side,
     pairs: Vec<PlannedPair>,
-    /// The pairs that were mirrored: those that the volume is asked about.
+    /// The pairs that were never mirrored: they need no ublk-target.
+    unmirrored: Vec<usize>,
+    /// The pairs that are or may be mirrored.
     mirrored: Vec<PlannedPair>,
     /// Whether the legs that are no longer used are made inaccessible.
     retire: bool,
@@ -41,7 +45,7 @@ pub struct Finish {
 enum FinishStage {
     /// Whether a pair was ever mirrored.
     Inspecting,
-    /// A pair that was never mirrored is being recorded as ended.
+    /// The pairs that were never mirrored are being recorded as ended.
     RecordingUnmirrored,
     /// The copiers are being stopped.
     Stopping,
@@ -70,7 +74,7 @@ impl Stage for FinishStage {
                     Self::Inspecting | Self::RecordingUnmirrored | Self::Stopping
                 )
             }
-            Self::RecordingUnmirrored => matches!(next, Self::Inspecting | Self::Stopping),
+            Self::RecordingUnmirrored => matches!(next, Self::Stopping),
             Self::Stopping => matches!(next, Self::Intending),
             Self::Intending => matches!(next, Self::Examining),
             Self::Examining => matches!(next, Self::Dropping),
@@ -89,6 +93,7 @@ impl Finish {
         Self {
             side,
             pairs,
+            unmirrored: Vec::new(),
             mirrored: Vec::new(),
             retire,
             at: 0,
@@ -106,9 +111,9 @@ impl Finish {
         match (self.stage, event) {
             (FinishStage::Inspecting, Event::Pair(pair, answer)) => match answer {
                 Answer::Legs(Legs::Apart) => {
-                    enter(&mut self.stage, FinishStage::RecordingUnmirrored);
-                    let (pair, side) = (*pair, self.side);
-                    record([Entry::Ended { pair, side }])
+                    self.unmirrored.push(*pair);
+                    self.at += 1;
+                    self.inspect()
                 }
                 Answer::Legs(Legs::Mirrored { .. } | Legs::Split) => {
                     self.mirrored.push(self.pairs[self.at]);
@@ -118,10 +123,7 @@ impl Finish {
                 Answer::Done | Answer::Refused | Answer::Unknown => end(End::Refused),
                 Answer::Seal(_) => unexpected(self.stage, event),
             },
-            (FinishStage::RecordingUnmirrored, Event::Recorded) => {
-                self.at += 1;
-                self.inspect()
-            }
+            (FinishStage::RecordingUnmirrored, Event::Recorded) => self.stop_copiers(),
             (FinishStage::Stopping, Event::CopiersStopped) => {
                 enter(&mut self.stage, FinishStage::Intending);
                 let phase = match self.side {
@@ -189,6 +191,17 @@ impl Finish {
             return step(ending.pair, Step::Inspect(freshness));
         }
         self.at = 0;
+        if self.unmirrored.is_empty() {
+            return self.stop_copiers();
+        }
+        // Not before every pair is known: a refusal leaves the whole session as it is.
+        enter(&mut self.stage, FinishStage::RecordingUnmirrored);
+        let side = self.side;
+        let ended = |pair: &usize| Entry::Ended { pair: *pair, side };
+        record(self.unmirrored.iter().map(ended))
+    }
+
+    fn stop_copiers(&mut self) -> Vec<Effect> {
         if self.mirrored.is_empty() {
             return end(End::Done);
         }
@@ -232,8 +245,9 @@ impl Finish {
             },
             Answer::Unknown => Entry::Unknown(pair),
             Answer::Refused => {
-                let was_copy = self.mirrored[self.at].is_copy;
-                let is_copy = was_copy && self.legs == Legs::Split;
+                let ending = self.mirrored[self.at];
+                let split = self.legs == Legs::Split || ending.phase == Phase::Split;
+                let is_copy = ending.is_copy && split;
                 Entry::NotEnded { pair, is_copy }
             }
             Answer::Legs(_) | Answer::Seal(_) => return unexpected(self.stage, event),

@@ -46,7 +46,7 @@ enum AgainStage {
 impl Stage for AgainStage {
     fn leads_to(self, next: Self) -> bool {
         match self {
-            Self::Inspecting => matches!(next, Self::Unsealing | Self::InspectingAgain),
+            Self::Inspecting => matches!(next, Self::Unsealing),
             Self::Dropping => matches!(next, Self::Unsealing | Self::InspectingAgain),
             Self::Unsealing => {
                 matches!(next, Self::Joining | Self::Marking | Self::InspectingAgain)
@@ -130,7 +130,7 @@ impl MirrorAgain {
                 self.go(AgainStage::Sealing, Step::SetReadOnly(true))
             }
             (AgainStage::InspectingAgain, _) => self.ended(false),
-            // It is reported if that fails: the seal is checked before the target is used.
+            // A failure is logged. The seal is checked before the target is used again.
             (AgainStage::Sealing, _) => self.ended(true),
             (stage, _) => Next::Effects(unexpected(stage, event)),
         }

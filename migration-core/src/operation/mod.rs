@@ -60,7 +60,7 @@ pub enum Effect {
 /// Something that is done with one pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// How the volume uses the legs of the pair. Answered by [`Answer::Legs`].
+    /// How the volume uses the legs of the pair. Answered by [`Answer::Legs`], or [`Answer::Unknown`].
     Inspect(Freshness),
     /// Add the target as the mirror leg.
     AddMirror,
@@ -93,7 +93,8 @@ pub enum Step {
 pub enum Freshness {
     /// The last report of the volume.
     Last,
-    /// A fresh report, or the last one if no fresh one comes in time.
+    /// A fresh report, or the last one if no fresh one comes in time. [`Answer::Unknown`] if there
+    /// never was one.
     Fresh,
     /// A report of a volume that is not changing its route. [`Answer::Unknown`] if none comes in
     /// time.
@@ -146,7 +147,7 @@ pub enum Event {
 pub enum Answer {
     /// It is done.
     Done,
-    /// It is not done, and will not be.
+    /// It is not done. No route has changed.
     Refused,
     /// It may be done, or may still be done.
     Unknown,
@@ -161,7 +162,7 @@ pub enum Answer {
 pub enum End {
     /// All of it was done.
     Done,
-    /// Nothing was begun.
+    /// No route was changed, and no pair was recorded as changed.
     Refused,
     /// Something was not done, or is not known to be done.
     Failed,

@@ -102,6 +102,9 @@ impl Split {
                 record(intended)
             }
             (SplitStage::Intending, Event::Recorded) => {
+                if self.pairs.is_empty() {
+                    return end(End::Done);
+                }
                 enter(&mut self.stage, SplitStage::Splitting);
                 self.all(set_route(Route::Split), |_| true)
             }

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use migration_core::operation::{self as core, Effect, Entry, Event, Plan, PlannedPair, Step};
-use migration_core::pair::{PairState, Verb};
+use migration_core::pair::{PairState, Phase, Verb};
 use migration_core::route::Side;
 use migration_proto::manager::{Failure, SessionOptions};
 use tokio::task::JoinSet;
@@ -84,6 +84,7 @@ impl Operation {
         states: &[PairState],
         terms: Terms,
     ) -> Answer {
+        self.require_handles(verb, positions)?;
         let plan = self.plan(positions, later, states, false);
         let machine = core::Operation::new(verb, plan);
         self.run(verb, verb.name(), machine, terms).await
@@ -117,6 +118,20 @@ impl Operation {
             tokio::time::sleep(QUEUE_RETRY).await;
         }
         begun
+    }
+
+    /// Fails if a volume is not supervised, before anything is done. A pair that was never mirrored
+    /// can end without.
+    fn require_handles(&self, verb: Verb, positions: &[usize]) -> Result<(), Failure> {
+        let missing = positions
+            .iter()
+            .map(|position| self.row(*position))
+            .find(|row| {
+                let needed = !matches!(row.phase, Phase::Setup | Phase::Queued | Phase::Starting)
+                    || verb != Verb::Cancel;
+                needed && verb != Verb::Pause && !self.handles.contains_key(&row.volume)
+            });
+        missing.map_or(Ok(()), |row| Err(failure::no_volume(&row.volume)))
     }
 
     fn plan(
@@ -159,7 +174,12 @@ impl Operation {
         let mut report = Report::new(verb, intent, terms.pairs_max);
         let mut effects = machine.begin();
         loop {
-            if let [Effect::End(end)] = effects[..] {
+            let end = effects.iter().find_map(|effect| match effect {
+                Effect::End(end) => Some(*end),
+                _ => None,
+            });
+            // No effect and no end would be an error of the machine.
+            if let Some(end) = end.or_else(|| effects.is_empty().then_some(core::End::Failed)) {
                 return report.answer(&self, end);
             }
             let mut next = Vec::new();
@@ -220,7 +240,7 @@ impl Operation {
     ) -> Result<Vec<Event>, Failure> {
         let mut asked = JoinSet::new();
         if steps.iter().any(|(_, step)| *step == Step::Release) {
-            // All volumes hold requests at this moment.
+            // If the split succeeds, all volumes hold requests at this moment.
             report.copy_of_ms = now_ms();
         }
         for (index, (pair, step)) in steps.iter().copied().enumerate() {

@@ -9,10 +9,9 @@ use migration_proto::target::{Refusal, Request, Response, Status, Suspended};
 
 use super::super::checks::open_recorded;
 use super::super::context::{Context, blocking};
+use super::super::records;
 use super::super::retire::retire_source;
-use super::super::route_change::{
-    COME_BACK_MAX, Changed, NotChanged, add_mirror, is_ours, set_route,
-};
+use super::super::route_change::{COME_BACK_MAX, Changed, NotChanged, add_mirror, set_route};
 use super::super::sealed::{seal, set_read_only, untouched};
 use super::super::volume::VolumeHandle;
 use crate::store::{PairRow, Sealed, SessionRow};
@@ -158,14 +157,21 @@ impl OperationPair {
         let last = || self.handle.view().status;
         let legs = match freshness {
             Freshness::Last => last().map(|status| self.legs(&status)),
-            Freshness::Fresh => match self.handle.status(COME_BACK_MAX).await {
-                Ok(status) => Some(self.legs(&status)),
-                Err(error) => match last().map(|status| self.legs(&status)) {
-                    // What was equal may differ by now.
-                    Some(Legs::Mirrored { .. }) => Some(Legs::Mirrored { dirty: true }),
-                    Some(legs) => Some(legs),
-                    None => return NotChanged::from(error).into(),
-                },
+            Freshness::Fresh => match last().map(|status| self.legs(&status)) {
+                // It stays so until shuntd changes it.
+                Some(Legs::Split) => Some(Legs::Split),
+                before => {
+                    self.handle.refresh().await;
+                    match (self.handle.status(COME_BACK_MAX).await, before) {
+                        (Ok(status), _) => Some(self.legs(&status)),
+                        // What was equal may differ by now.
+                        (Err(_), Some(Legs::Mirrored { .. })) => {
+                            Some(Legs::Mirrored { dirty: true })
+                        }
+                        (Err(_), Some(legs)) => Some(legs),
+                        (Err(error), None) => return NotChanged::from(error).into(),
+                    }
+                }
             },
             Freshness::Settled => match self.handle.while_not_changing().await {
                 Ok(view) => view.status.map(|status| self.legs(&status)),
@@ -176,11 +182,13 @@ impl OperationPair {
     }
 
     fn legs(&self, status: &Status) -> Legs {
+        let seen = records::seen(status, &self.row);
         match status.route {
-            Route::Mirrored { .. } if is_ours(status, &self.row) => Legs::Mirrored {
-                dirty: status.dirty_bytes > 0,
+            // A volume that tracks writes to the source first: the legs may differ at any moment.
+            Route::Mirrored { .. } if seen.ours => Legs::Mirrored {
+                dirty: seen.dirty || seen.tracks,
             },
-            Route::Split if is_ours(status, &self.row) => Legs::Split,
+            Route::Split if seen.ours => Legs::Split,
             Route::Mirrored { .. } | Route::Split | Route::Single { .. } => Legs::Apart,
         }
     }

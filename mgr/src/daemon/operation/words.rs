@@ -475,7 +475,10 @@ impl Report {
         side: Side,
     ) -> Vec<Change> {
         let mut changes = ended_changes(&key.session, key.position, row, side);
-        changes.extend(open_map(operation, row, side));
+        if self.pauses.contains_key(&key.position) {
+            // The route has changed.
+            changes.extend(open_map(operation, row, side));
+        }
         if let Some(pause_us) = self.pause_us(key.position) {
             changes.push(Change::SetPair(key, PairField::LastPause(pause_us)));
         }
