@@ -94,7 +94,7 @@ impl From<OnFailure> for OnAuthoritativeFailure {
     }
 }
 
-/// RetireMethod writes of applications reach the target.
+/// How writes of applications reach the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
     /// each write also goes to the target, where both LUNs are equal
@@ -124,7 +124,7 @@ pub enum OnMisfit {
 /// Options for the copy mode of a session, and for the cutover of a session that tracks.
 #[derive(Debug, Clone, Args)]
 pub struct CutoverChoice {
-    /// RetireMethod writes of applications reach the target [default: mirror]
+    /// How writes of applications reach the target [default: mirror]
     #[arg(long, requires = "session", value_enum, value_name = "HOW")]
     mode: Option<Mode>,
     /// With --mode track: what to do if the rest to copy does not fit the pause of a switch
@@ -182,7 +182,7 @@ impl CutoverChoice {
     }
 }
 
-/// RetireMethod a leg is made inaccessible.
+/// How a leg is made inaccessible.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum RetireMethod {
     /// the kernel refuses writes to it
@@ -210,7 +210,7 @@ impl From<RetireMethod> for RetireHow {
     }
 }
 
-/// RetireMethod a copy is verified.
+/// How a copy is verified.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum VerifyLevel {
     /// the target reported success; verify compares everything on demand
@@ -320,7 +320,7 @@ FILE:
         /// Look for zeroes while copying, and deallocate them on targets that can do so
         #[arg(long)]
         detect_zeroes: bool,
-        /// RetireMethod a copy is verified
+        /// How a copy is verified
         #[arg(long, value_enum, value_name = "PROOF", default_value_t)]
         verify: VerifyLevel,
         /// What to do when the authoritative LUN fails to write while both are equal
@@ -333,15 +333,15 @@ FILE:
         /// The order in which queued pairs begin, 100 first [default: 50]
         #[arg(long, value_name = "0-100", value_parser = clap::value_parser!(u8).range(0..=100))]
         priority: Option<u8>,
-        /// ScheduleOptions the session is switched, or with --mode copy split, but not before it is in sync:
+        /// When the session is switched, or with --mode copy split, but not before it is in sync:
         /// manual, when-synced, at:TIME or event:NAME [default: manual]
         #[arg(long, value_name = "WHEN", value_parser = switch_policy)]
         switch: Option<SwitchPolicy>,
-        /// RetireMethod the source is made inaccessible as soon as the session is committed [default: not at
+        /// How the source is made inaccessible as soon as the session is committed [default: not at
         /// all]
         #[arg(long, value_enum, value_name = "HOW", requires = "session")]
         retire: Option<RetireMethod>,
-        /// RetireMethod much the copy may increase the latency of applications (99th percentile), such as
+        /// How much the copy may increase the latency of applications (99th percentile), such as
         /// 20%, or none for no limit
         #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
         max_latency_impact: Option<u32>,
@@ -425,11 +425,11 @@ FILE:
         /// What to do when the authoritative LUN fails to write while both are equal
         #[arg(long, value_enum, value_name = "WHAT", requires = "session")]
         on_authoritative_failure: Option<OnFailure>,
-        /// ScheduleOptions the session is switched, or with --mode copy split, but not before it is in sync:
+        /// When the session is switched, or with --mode copy split, but not before it is in sync:
         /// manual, when-synced, at:TIME or event:NAME
         #[arg(long, value_name = "WHEN", requires = "session", value_parser = switch_policy)]
         switch: Option<SwitchPolicy>,
-        /// RetireMethod much the copy may increase the latency of applications (99th percentile), such as
+        /// How much the copy may increase the latency of applications (99th percentile), such as
         /// 20%, or none for no limit
         #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
         max_latency_impact: Option<u32>,
@@ -509,7 +509,7 @@ FILE:
         /// The state
         #[arg(long = "for", value_name = "STATE")]
         goal: Goal,
-        /// RetireMethod long to wait at most; 0 checks once [default: no limit]
+        /// How long to wait at most; 0 checks once [default: no limit]
         #[arg(long, value_name = "SECONDS", value_parser = timeout)]
         timeout: Option<Duration>,
     },
@@ -652,7 +652,7 @@ FILE:
     Retire {
         /// The session
         session: String,
-        /// RetireMethod the LUN is made inaccessible
+        /// How the LUN is made inaccessible
         #[arg(long, value_enum, value_name = "HOW", default_value_t)]
         how: RetireMethod,
         /// Make the LUN accessible again
@@ -784,10 +784,10 @@ impl Leg {
     }
 }
 
-/// RetireMethod long a change of the role may hold requests.
+/// How long a change of the role may hold requests.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct PauseLimit {
-    /// RetireMethod long requests may be held at most; fractions are allowed
+    /// How long requests may be held at most; fractions are allowed
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = max_pause)]
     pub max_pause: Duration,
 }

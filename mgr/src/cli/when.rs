@@ -30,7 +30,7 @@ pub struct ScheduleOptions {
     pub switch_pairs: Option<SwitchScope>,
 }
 
-/// SwitchScope pairs an automatic switch switches together.
+/// Which pairs an automatic switch switches together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum SwitchScope {
     /// All pairs, or none

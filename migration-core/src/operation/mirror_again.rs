@@ -11,7 +11,7 @@ use crate::route::{Route, Side};
 /// One pair whose target is mirrored onto again.
 ///
 /// ```text
-/// Inspecting --> Unsealing --> Joining --> end            what was written since the split is copied
+/// Inspecting --> Unsealing --> Joining --> end         what was written since the split is copied
 ///                              |
 /// Dropping --> Unsealing --> Marking --> Joining       everything is copied
 ///                              |

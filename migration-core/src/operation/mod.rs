@@ -60,7 +60,8 @@ pub enum Effect {
 /// Something that is done with one pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// How the volume uses the legs of the pair. Answered by [`Answer::Legs`], or [`Answer::Unknown`].
+    /// How the volume uses the legs of the pair. Answered by [`Answer::Legs`] or
+    /// [`Answer::Unknown`].
     Inspect(Freshness),
     /// Add the target as the mirror leg.
     AddMirror,
