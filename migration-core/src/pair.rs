@@ -516,7 +516,8 @@ pub enum Settlement {
     Nothing,
     /// The phase becomes this one; the route says that the change has happened, or that it has not.
     Becomes(Phase),
-    /// The change can only be finished: the verb is to be performed again.
+    /// The change can only be finished: the verb is to be performed again, if the session allows it
+    /// ([`session::can_finish`](crate::session::can_finish)).
     Finish(Verb),
     /// The route contradicts the phase; the operator decides.
     Contradiction,

@@ -131,6 +131,15 @@ fn follows(verb: Verb, pairs: &[Position], ended: usize, to_do: &[usize]) -> boo
         }
 }
 
+/// Whether a commit or a cancel that a crash of shuntd interrupted can be finished
+/// ([`Settlement::Finish`](crate::pair::Settlement::Finish)); the positions of all pairs are known.
+/// If not (the role of another pair has moved meanwhile), the pair becomes active again: otherwise
+/// neither this pair nor the others would allow any verb.
+#[must_use]
+pub fn can_finish(verb: Verb, pairs: &[Position]) -> bool {
+    matches!(decide_session(verb, pairs), SessionDecision::Do(_))
+}
+
 /// The verbs that would change something, in the order in which a migration uses them.
 #[must_use]
 pub fn allowed(pairs: &[Position]) -> Vec<Verb> {
@@ -188,6 +197,24 @@ mod tests {
             state,
             authoritative,
         }
+    }
+
+    #[test]
+    fn an_interrupted_commit_is_finished_unless_another_pair_is_elsewhere() {
+        use PairState as P;
+        let positions = |states: [PairState; 2]| states.map(at);
+        for other in [P::Committing, P::Committed, P::TargetSelected] {
+            assert!(can_finish(Verb::Commit, &positions([P::Committing, other])));
+        }
+        let elsewhere = positions([P::Committing, P::SourceSelected]);
+        assert!(!can_finish(Verb::Commit, &elsewhere));
+        // It would have no next command otherwise.
+        assert_eq!(allowed(&elsewhere), []);
+        let taken_back = positions([P::TargetSelected, P::SourceSelected]);
+        assert_eq!(
+            allowed(&taken_back),
+            [Verb::Pause, Verb::Switch, Verb::Undo]
+        );
     }
 
     #[test]

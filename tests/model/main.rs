@@ -6,6 +6,7 @@ mod disk;
 mod event;
 mod hash;
 mod search;
+mod session;
 mod setup;
 mod world;
 mod worlds;
@@ -79,4 +80,32 @@ fn every_broken_rule_is_noticed() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_session_of_two_volumes_can_always_be_ended_in_one_place() {
+    let begun = Instant::now();
+    let found = session::explore(None);
+    let _ = writeln!(
+        std::io::stderr(),
+        "model: session of two volumes: {} states, {} transitions, {:.1} s",
+        found.states,
+        found.transitions,
+        begun.elapsed().as_secs_f64()
+    );
+    assert_eq!(found.violation, None);
+}
+
+#[test]
+fn every_broken_rule_of_operations_is_noticed() {
+    for broken in session::BROKEN {
+        let found = session::explore(Some(broken));
+        let violation = found
+            .violation
+            .unwrap_or_else(|| panic!("{broken:?} is not noticed"));
+        println!(
+            "{broken:?} is broken: {violation:.100} ({} states)",
+            found.states
+        );
+    }
 }

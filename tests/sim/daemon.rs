@@ -185,7 +185,9 @@ impl Daemon {
                 | Verb::Split
                 | Verb::Commit => true,
             };
-            if needs_volume && self.views[*pair].failures > 0 {
+            let view = &self.views[*pair];
+            let ends = matches!(verb, Verb::Commit | Verb::Cancel);
+            if needs_volume && (view.failures > 0 || (ends && view.status.is_none())) {
                 return "verbs refused";
             }
         }
@@ -289,6 +291,12 @@ impl Daemon {
                     .all(|(pair, row)| row.phase.is_ended() || answers(pair))
                 {
                     return None;
+                }
+                if !session::can_finish(verb, &self.positions()) {
+                    let row = &mut self.store.pairs[pair];
+                    row.phase = Phase::Active;
+                    row.authoritative = seen.mirrored().unwrap_or(Side::Source);
+                    return Some("ends taken back after a death");
                 }
                 self.launch(verb);
                 Some("verbs finished after a death")

@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use migration_core::pair::{PairState, Phase, Settlement, Verb, settle};
+use migration_core::pair::{PairState, Phase, Seen, Settlement, Verb, settle};
 use migration_core::route::Side;
+use migration_core::session;
 use migration_proto::manager::VerifyPolicy;
 use migration_proto::target::{OnAuthoritativeFailure, Request, Status};
 use tokio::task::spawn_blocking;
@@ -22,12 +23,40 @@ use super::volume::{POLL_COPYING, POLL_IDLE, View};
 use super::{Busy, Owner, attach, checks, partitions, paths, records, unreadable};
 use crate::copier::{Config, Outcome, Task};
 use crate::store::{
-    Change, LegRow, PairField, PairKey, Progress, SessionRow, VolumeRow, VolumeState,
+    Change, LegRow, PairField, PairKey, PairRow, Progress, SessionRow, VolumeRow, VolumeState,
 };
 use crate::units;
 
 /// How long a ublk-target may take to answer a request that sets a policy.
 const SET_POLICY_MAX: Duration = Duration::from_secs(10);
+
+/// What becomes of a commit or a cancel that a crash interrupted.
+enum Finish {
+    /// Not all volumes of the session answer.
+    Waits,
+    /// It continues.
+    Begun,
+    /// The session does not allow it any more.
+    TakenBack,
+}
+
+/// What is recorded when the route of a pair shows what became of an interrupted verb.
+fn interrupted(key: &PairKey, pair: &PairRow, seen: &Seen, phase: Phase) -> Vec<Change> {
+    let side = seen.mirrored().unwrap_or(Side::Source);
+    let what = format!(
+        "{} was interrupted; found: {}, the {side} is authoritative",
+        pair.phase.name(),
+        phase.name()
+    );
+    let set = |field| Change::SetPair(key.clone(), field);
+    vec![
+        set(PairField::Phase(phase)),
+        set(PairField::Authoritative(side)),
+        // A problem such as an unknown outcome is solved now.
+        set(PairField::Problem(None)),
+        note(Some(&key.session), Some(&pair.volume), what),
+    ]
+}
 
 impl Owner {
     pub(super) fn volume_reported(&mut self, name: &str) {
@@ -379,6 +408,7 @@ impl Owner {
         let Some((_, pair)) = self.session_and_pair(key) else {
             return false;
         };
+        let pair = &pair.clone();
         let Some(status) = &view.status else {
             return false;
         };
@@ -430,22 +460,12 @@ impl Owner {
                 }
                 changes
             }
-            Settlement::Becomes(phase) => {
-                let side = seen.mirrored().unwrap_or(Side::Source);
-                let what = format!(
-                    "{} was interrupted; found: {}, the {side} is authoritative",
-                    pair.phase.name(),
-                    phase.name()
-                );
-                vec![
-                    set(PairField::Phase(phase)),
-                    set(PairField::Authoritative(side)),
-                    // A problem such as an unknown outcome is solved now.
-                    set(PairField::Problem(None)),
-                    tell(what),
-                ]
-            }
-            Settlement::Finish(verb) => return self.finish_verb(&key.session.clone(), verb),
+            Settlement::Becomes(phase) => interrupted(key, pair, &seen, phase),
+            Settlement::Finish(verb) => match self.finish_verb(&key.session.clone(), verb) {
+                Finish::Waits => return false,
+                Finish::Begun => return true,
+                Finish::TakenBack => interrupted(key, pair, &seen, Phase::Active),
+            },
             Settlement::Contradiction => {
                 let next = match (seen.ours, seen.route.authoritative()) {
                     (true, Side::Source) => format!("`shunt cancel {}` ends it", key.session),
@@ -489,9 +509,9 @@ impl Owner {
 
     /// Continues a commit or a cancel that a crash interrupted, as soon as all volumes of the
     /// session answer.
-    fn finish_verb(&mut self, session: &str, verb: Verb) -> bool {
+    fn finish_verb(&mut self, session: &str, verb: Verb) -> Finish {
         let Some(row) = self.model.sessions.get(session) else {
-            return false;
+            return Finish::Waits;
         };
         let answers = |volume: &String| {
             self.handles
@@ -503,11 +523,14 @@ impl Owner {
             .iter()
             .all(|pair| pair.phase.is_ended() || answers(&pair.volume))
         {
-            return false;
+            return Finish::Waits;
+        }
+        if !session::can_finish(verb, &self.positions(row)) {
+            return Finish::TakenBack;
         }
         info!(session, "the {verb} that was interrupted continues");
         self.begin_verb(session, verb, 0, None);
-        true
+        Finish::Begun
     }
 
     pub(super) fn copier_ended(&mut self, key: &PairKey, run: u64, outcome: &Outcome) {

@@ -402,6 +402,17 @@ impl Owner {
                 | Verb::Commit => true,
             };
             let view = self.view(&pair.volume).unwrap_or_default();
+            let ends = matches!(verb, Verb::Commit | Verb::Cancel);
+            if needs_volume && ends && view.failures == 0 && view.status.is_none() {
+                // Its role may have moved: the other pairs must not end where it is not.
+                let cause = "the volume has not reported its route since shuntd began";
+                let object = failure::pair(&session.name, &pair.volume);
+                let next = format!(
+                    "`shunt status {0}` shows when it has, then `shunt {verb} {0}`",
+                    session.name
+                );
+                return Err(failure::refused(object, cause, next));
+            }
             if needs_volume && view.failures > 0 {
                 let problem = view.problem.unwrap_or_default();
                 let cause = format!(

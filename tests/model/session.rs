@@ -1,0 +1,493 @@
+//! A session of two volumes, an operator, and deaths of shuntd at every effect, over the production
+//! operations (`operation`), states (`pair`) and decisions (`session`).
+//!
+//! A volume here is its route, a change that may still happen, and whether its legs may differ. A
+//! change is done, refused, or not answered; one without an answer happens later, or never.
+
+use std::collections::HashMap;
+
+use seeded_core::{
+    operation::{
+        Answer, Effect, Entry, Event, Freshness, Legs, Operation, Plan, PlannedPair, Seal, Step,
+    },
+    pair::{Facts, PairState, Phase, Position, Seen, Settlement, Verb, settle},
+    route::{Route, Side},
+    session::{self, SessionDecision},
+};
+
+/// A rule of operations that is broken on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// A change without an answer counts as refused.
+    UnknownIsRefused,
+    /// The intention never becomes durable.
+    NoIntention,
+    /// A volume that is changing its route is settled by its old route.
+    SettledWhileChanging,
+    /// A session can be ended before all volumes have reported.
+    EndedUnseen,
+    /// What cannot be finished any more stays as it is.
+    NothingIsTakenBack,
+    /// A pair is recorded as ended before its leg is dropped.
+    EndedTooEarly,
+}
+
+pub(crate) const BROKEN: [Broken; 6] = [
+    Broken::UnknownIsRefused,
+    Broken::NoIntention,
+    Broken::SettledWhileChanging,
+    Broken::EndedUnseen,
+    Broken::NothingIsTakenBack,
+    Broken::EndedTooEarly,
+];
+
+/// What an exploration found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) states: usize,
+    pub(crate) transitions: usize,
+    /// The rule that does not hold, and the state.
+    pub(crate) violation: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Pair {
+    phase: Phase,
+    authoritative: Side,
+    is_copy: bool,
+    route: Route,
+    pending: Option<Route>,
+    dirty: bool,
+    /// It holds requests since it was split.
+    held: bool,
+    /// shuntd has had a report since it began.
+    known: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct World {
+    pairs: [Pair; 2],
+    paused: bool,
+    operation: Option<(Operation, Vec<Effect>)>,
+}
+
+/// Visits every state of the session, until a rule does not hold.
+pub(crate) fn explore(broken: Option<Broken>) -> Found {
+    let first = Pair {
+        phase: Phase::Setup,
+        authoritative: Side::Source,
+        is_copy: false,
+        route: Route::Single(Side::Source),
+        pending: None,
+        dirty: false,
+        held: false,
+        known: true,
+    };
+    let first = World {
+        pairs: [first; 2],
+        paused: false,
+        operation: None,
+    };
+    let mut numbers = HashMap::from([(first.clone(), 0_usize)]);
+    let mut before: Vec<Vec<usize>> = vec![Vec::new()];
+    let mut ends = Vec::new();
+    let mut waiting = vec![first];
+    let (mut transitions, mut violation) = (0, None);
+    while let Some(world) = waiting.pop() {
+        let number = numbers[&world];
+        violation = violation.or_else(|| world.violation());
+        if violation.is_some() {
+            break;
+        }
+        if world.operation.is_none() && world.pairs.iter().all(|pair| pair.phase.is_ended()) {
+            ends.push(number);
+        }
+        for next in world.next(broken) {
+            transitions += 1;
+            let count = numbers.len();
+            let to = *numbers.entry(next.clone()).or_insert(count);
+            if to == count {
+                before.push(Vec::new());
+                waiting.push(next);
+            }
+            before[to].push(number);
+        }
+    }
+    if violation.is_none() {
+        violation = stuck(&numbers, &before, ends);
+    }
+    Found {
+        states: numbers.len(),
+        transitions,
+        violation,
+    }
+}
+
+/// A state from which the session cannot be brought to its end any more.
+fn stuck(
+    numbers: &HashMap<World, usize>,
+    before: &[Vec<usize>],
+    ends: Vec<usize>,
+) -> Option<String> {
+    let mut reaches = vec![false; before.len()];
+    let mut waiting = ends;
+    while let Some(number) = waiting.pop() {
+        if !std::mem::replace(&mut reaches[number], true) {
+            waiting.extend(&before[number]);
+        }
+    }
+    let (world, _) = numbers.iter().find(|(_, number)| !reaches[**number])?;
+    Some(format!("the session cannot be ended any more: {world:?}"))
+}
+
+impl Pair {
+    const fn seen(&self) -> Seen {
+        Seen {
+            route: self.route,
+            ours: true,
+            dirty: self.dirty,
+            tracks: false,
+            degraded: false,
+            changing: self.pending.is_some(),
+        }
+    }
+
+    const fn legs(&self) -> Legs {
+        match self.route {
+            Route::Single(_) => Legs::Apart,
+            Route::Mirrored { .. } => Legs::Mirrored { dirty: self.dirty },
+            Route::Split => Legs::Split,
+        }
+    }
+
+    /// The route changes.
+    fn becomes(&mut self, route: Route) {
+        self.dirty |= !matches!(
+            (self.route, route),
+            (Route::Mirrored { .. }, Route::Mirrored { .. })
+        );
+        self.dirty &= !matches!(route, Route::Single(_));
+        self.held = route == Route::Split;
+        self.route = route;
+    }
+}
+
+impl World {
+    fn positions(&self) -> [Position; 2] {
+        self.pairs.map(|pair| {
+            Facts {
+                phase: pair.phase,
+                paused: self.paused,
+                last_authoritative: pair.authoritative,
+                seen: pair.known.then(|| pair.seen()),
+                comparing: false,
+                retired: false,
+                outside_hours: false,
+            }
+            .position()
+        })
+    }
+
+    fn settlement(&self, pair: usize, broken: Option<Broken>) -> Settlement {
+        let mut seen = self.pairs[pair].seen();
+        seen.changing &= broken != Some(Broken::SettledWhileChanging);
+        settle(self.pairs[pair].phase, &seen)
+    }
+
+    /// The rule that does not hold in this state.
+    fn violation(&self) -> Option<String> {
+        for (index, pair) in self.pairs.iter().enumerate() {
+            let ended = match pair.phase {
+                Phase::Committed => Some(Side::Target),
+                Phase::Cancelled => Some(Side::Source),
+                _ => None,
+            };
+            let is_there = |side| pair.route == Route::Single(side) && pair.pending.is_none();
+            if ended.is_some_and(|side| !is_there(side)) {
+                return Some(format!(
+                    "pair {index} has not ended where it is recorded: {self:?}"
+                ));
+            }
+            if self.settlement(index, None) == Settlement::Contradiction {
+                return Some(format!(
+                    "the route of pair {index} contradicts its phase: {self:?}"
+                ));
+            }
+        }
+        let phases = self.pairs.map(|pair| pair.phase);
+        if phases == [Phase::Committed, Phase::Cancelled]
+            || phases == [Phase::Cancelled, Phase::Committed]
+        {
+            return Some(format!("the session has ended in two places: {self:?}"));
+        }
+        let at_rest = |pair: usize| {
+            let is_quiet = self.pairs[pair].known && self.pairs[pair].pending.is_none();
+            is_quiet && self.settlement(pair, None) == Settlement::Nothing
+        };
+        let rests = self.operation.is_none() && at_rest(0) && at_rest(1);
+        let is_live = phases.iter().any(|phase| !phase.is_ended());
+        if rests && is_live && session::allowed(&self.positions()).is_empty() {
+            return Some(format!("there is no next command: {self:?}"));
+        }
+        None
+    }
+
+    /// Every state that can follow.
+    fn next(&self, broken: Option<Broken>) -> Vec<Self> {
+        let mut worlds = Vec::new();
+        for index in 0..2 {
+            worlds.extend(self.of_volume(index, broken));
+        }
+        match &self.operation {
+            Some((_, effects)) => {
+                for index in 0..effects.len() {
+                    worlds.extend(self.perform(index, broken));
+                }
+                let mut dead = self.clone();
+                dead.operation = None;
+                for pair in &mut dead.pairs {
+                    pair.known = false;
+                }
+                worlds.push(dead);
+            }
+            None => {
+                let verbs = session::allowed(&self.positions());
+                for verb in verbs
+                    .into_iter()
+                    .filter(|verb| self.answers(*verb) || broken == Some(Broken::EndedUnseen))
+                {
+                    let mut world = self.clone();
+                    world.begin(verb);
+                    worlds.push(world);
+                }
+            }
+        }
+        worlds
+    }
+
+    /// As `require_answering` in `mgr/src/daemon/requests.rs`: a session ends only where all pairs
+    /// that were mirrored are known to be.
+    fn answers(&self, verb: Verb) -> bool {
+        let ends = matches!(verb, Verb::Commit | Verb::Cancel);
+        let is_known = |pair: &Pair| {
+            let never_mirrored = matches!(pair.phase, Phase::Setup | Phase::Queued);
+            pair.known || never_mirrored || pair.phase.is_ended()
+        };
+        !ends || self.pairs.iter().all(is_known)
+    }
+
+    fn of_volume(&self, index: usize, broken: Option<Broken>) -> Vec<Self> {
+        let mut worlds = Vec::new();
+        let pair = &self.pairs[index];
+        let mut with = |change: &dyn Fn(&mut Pair)| {
+            let mut world = self.clone();
+            change(&mut world.pairs[index]);
+            worlds.push(world);
+        };
+        if let Some(route) = pair.pending {
+            with(&|pair| {
+                pair.pending = None;
+                pair.becomes(route);
+            });
+            with(&|pair| pair.pending = None);
+        }
+        if pair.held {
+            // The deadline.
+            with(&|pair| pair.held = false);
+        }
+        if pair.dirty && matches!(pair.route, Route::Mirrored { .. }) {
+            with(&|pair| pair.dirty = false);
+        }
+        if self.operation.is_none() {
+            worlds.extend(self.report(index, broken));
+        }
+        worlds
+    }
+
+    /// The volume reports, and what a death interrupted is settled.
+    fn report(&self, index: usize, broken: Option<Broken>) -> Option<Self> {
+        let mut world = self.clone();
+        world.pairs[index].known = true;
+        let pair = &mut world.pairs[index];
+        match self.settlement(index, broken) {
+            Settlement::Nothing | Settlement::Contradiction => {
+                if let Some(side) = pair.seen().mirrored() {
+                    pair.authoritative = side;
+                }
+            }
+            Settlement::Becomes(phase) => {
+                pair.phase = phase;
+                pair.authoritative = match phase {
+                    Phase::Committed => Side::Target,
+                    _ => pair.seen().mirrored().unwrap_or(Side::Source),
+                };
+            }
+            Settlement::Finish(verb) => {
+                let answers = |pair: &Pair| pair.phase.is_ended() || pair.known;
+                let all_answer = world.pairs.iter().all(answers);
+                match session::can_finish(verb, &world.positions()) {
+                    _ if !all_answer => {}
+                    true => world.begin(verb),
+                    false if broken == Some(Broken::NothingIsTakenBack) => {}
+                    false => {
+                        let pair = &mut world.pairs[index];
+                        pair.phase = Phase::Active;
+                        pair.authoritative = pair.seen().mirrored().unwrap_or(Side::Source);
+                    }
+                }
+            }
+        }
+        (world != *self).then_some(world)
+    }
+
+    fn begin(&mut self, verb: Verb) {
+        let positions = self.positions();
+        let SessionDecision::Do(pairs) = session::decide_session(verb, &positions) else {
+            return;
+        };
+        let planned = |pair: usize| PlannedPair {
+            pair,
+            phase: self.pairs[pair].phase,
+            degraded: positions[pair].state == PairState::Degraded,
+            is_copy: self.pairs[pair].is_copy,
+        };
+        let plan = Plan {
+            pairs: pairs.into_iter().map(planned).collect(),
+            later: Vec::new(),
+            copies_rest: false,
+            is_last: true,
+            retire: false,
+        };
+        let mut operation = Operation::new(verb, plan);
+        let effects = operation.begin();
+        self.operation = Some((operation, effects));
+    }
+
+    fn perform(&self, index: usize, broken: Option<Broken>) -> Vec<Self> {
+        let mut world = self.clone();
+        let Some((_, effects)) = &mut world.operation else {
+            return Vec::new();
+        };
+        match effects.remove(index) {
+            Effect::StopCopiers => vec![world.after(&Event::CopiersStopped)],
+            Effect::CheckTargets(_) | Effect::CheckStanding(_) => {
+                vec![world.after(&Event::Checked { unfit: Vec::new() })]
+            }
+            Effect::Record(entries) => {
+                for entry in entries {
+                    let is_intention = matches!(entry, Entry::Intended { .. });
+                    if !(is_intention && broken == Some(Broken::NoIntention)) {
+                        world.record(entry, broken);
+                    }
+                }
+                vec![world.after(&Event::Recorded)]
+            }
+            Effect::Pair(pair, step) => {
+                let answers = world.step(pair, step);
+                let after = |(mut world, mut answer): (Self, Answer)| {
+                    if answer == Answer::Unknown && broken == Some(Broken::UnknownIsRefused) {
+                        answer = Answer::Refused;
+                    }
+                    world = world.after(&Event::Pair(pair, answer));
+                    world
+                };
+                answers.into_iter().map(after).collect()
+            }
+            Effect::End(_) => {
+                world.operation = None;
+                vec![world]
+            }
+        }
+    }
+
+    fn after(mut self, event: &Event) -> Self {
+        if let Some((operation, effects)) = &mut self.operation {
+            effects.extend(operation.apply(event));
+        }
+        self
+    }
+
+    fn record(&mut self, entry: Entry, broken: Option<Broken>) {
+        match entry {
+            Entry::Paused(paused) => self.paused = paused,
+            entry => {
+                let Some(pair) = entry.pair() else { return };
+                let pair = &mut self.pairs[pair];
+                pair.phase = entry.phase().unwrap_or(pair.phase);
+                pair.authoritative = entry.authoritative().unwrap_or(pair.authoritative);
+                match entry {
+                    Entry::Copy(_) => pair.is_copy = true,
+                    Entry::CopyGivenUp { .. } => pair.is_copy = false,
+                    Entry::NotMirroredAgain { is_copy, .. } => pair.is_copy |= is_copy,
+                    Entry::Intended {
+                        phase: Phase::Committing,
+                        ..
+                    } if broken == Some(Broken::EndedTooEarly) => pair.phase = Phase::Committed,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// What a step can lead to, each with the state of the world then.
+    fn step(self, index: usize, step: Step) -> Vec<(Self, Answer)> {
+        let pair = self.pairs[index];
+        match step {
+            Step::Inspect(freshness) => {
+                let legs = Answer::Legs(pair.legs());
+                match freshness {
+                    Freshness::Last => vec![(self, legs)],
+                    Freshness::Fresh => vec![(self.clone(), legs), (self, Answer::Unknown)],
+                    Freshness::Settled if pair.pending.is_some() => vec![(self, Answer::Unknown)],
+                    Freshness::Settled => vec![(self, legs)],
+                }
+            }
+            Step::AddMirror => self.change(
+                index,
+                Route::Mirrored {
+                    authoritative: Side::Source,
+                },
+            ),
+            Step::SetRoute { route, .. } => self.change(index, route),
+            Step::Release => {
+                let mut world = self;
+                let held = std::mem::take(&mut world.pairs[index].held);
+                let answer = if held { Answer::Done } else { Answer::Refused };
+                vec![(world, answer)]
+            }
+            Step::CheckSeal => [Seal::Unbroken, Seal::Unknown]
+                .map(|seal| (self.clone(), Answer::Seal(seal)))
+                .into(),
+            Step::MarkUnfinished | Step::SetReadOnly(_) => {
+                vec![(self.clone(), Answer::Done), (self, Answer::Refused)]
+            }
+            Step::Seal | Step::RetryMirror | Step::Retire => vec![(self, Answer::Done)],
+        }
+    }
+
+    fn change(self, index: usize, route: Route) -> Vec<(Self, Answer)> {
+        let pair = self.pairs[index];
+        if pair.route == route && pair.pending.is_none() {
+            return vec![(self, Answer::Done)];
+        }
+        if pair.pending.is_some() {
+            return vec![(self, Answer::Unknown)];
+        }
+        let (mut done, mut unanswered) = (self.clone(), self.clone());
+        done.pairs[index].becomes(route);
+        unanswered.pairs[index].pending = Some(route);
+        let mut worlds = vec![(self, Answer::Refused), (unanswered, Answer::Unknown)];
+        // A volume whose legs may differ refuses to move its role, and to be split.
+        let needs_sync = match route {
+            Route::Mirrored { authoritative } => pair.route.authoritative() != authoritative,
+            Route::Split => true,
+            Route::Single(_) => false,
+        };
+        if needs_sync && pair.dirty {
+            worlds.pop();
+        } else {
+            worlds.push((done, Answer::Done));
+        }
+        worlds
+    }
+}
