@@ -240,6 +240,20 @@ fn comments_and_texts_are_plain_english_and_comments_are_not_wide() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
+/// A number is never used for two invariants: code and tests refer to them.
+#[test]
+fn invariants_have_numbers_of_their_own() {
+    let page = std::fs::read_to_string(root().join("docs/invariants.md")).expect("the invariants");
+    let number = |line: &str| {
+        let (number, _) = line.strip_prefix("**")?.split_once('.')?;
+        number.parse::<u32>().ok()
+    };
+    let numbers: Vec<u32> = page.lines().filter_map(number).collect();
+    assert!(numbers.len() > 20, "the invariants were not found");
+    let unique: BTreeSet<u32> = numbers.iter().copied().collect();
+    assert_eq!(unique.len(), numbers.len(), "{numbers:?}");
+}
+
 #[test]
 fn the_core_is_pure() {
     let core = std::fs::read_to_string(root().join("migration-core/src/lib.rs")).expect("the core");
