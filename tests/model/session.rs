@@ -323,7 +323,8 @@ impl World {
                 };
             }
             Settlement::Finish(verb) => {
-                let answers = |pair: &Pair| pair.phase.is_ended() || pair.known;
+                let answers =
+                    |pair: &Pair| pair.phase.is_ended() || (pair.known && pair.pending.is_none());
                 let all_answer = world.pairs.iter().all(answers);
                 match session::can_finish(verb, &world.positions()) {
                     _ if !all_answer => {}

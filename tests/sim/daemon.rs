@@ -284,7 +284,10 @@ impl Daemon {
                 Some("phases settled")
             }
             Settlement::Finish(verb) => {
-                let answers = |pair: usize| self.views[pair].connected;
+                let answers = |pair: usize| {
+                    let view = &self.views[pair];
+                    view.connected && view.status.is_some_and(|status| !status.changing)
+                };
                 let rows = self.store.pairs.iter().enumerate();
                 if !rows
                     .into_iter()

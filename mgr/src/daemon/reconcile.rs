@@ -32,7 +32,7 @@ const SET_POLICY_MAX: Duration = Duration::from_secs(10);
 
 /// What becomes of a commit or a cancel that a crash interrupted.
 enum Finish {
-    /// Not all volumes of the session answer.
+    /// Not all volumes of the session answer, or one is changing its route.
     Waits,
     /// It continues.
     Begun,
@@ -508,15 +508,17 @@ impl Owner {
     }
 
     /// Continues a commit or a cancel that a crash interrupted, as soon as all volumes of the
-    /// session answer.
+    /// session answer and none of them is changing its route.
     fn finish_verb(&mut self, session: &str, verb: Verb) -> Finish {
         let Some(row) = self.model.sessions.get(session) else {
             return Finish::Waits;
         };
+        // What a volume in the middle of a change leads to is not known yet.
         let answers = |volume: &String| {
-            self.handles
-                .get(volume)
-                .is_some_and(|handle| handle.view().connected)
+            self.handles.get(volume).is_some_and(|handle| {
+                let view = handle.view();
+                view.connected && view.status.is_some_and(|status| !status.changing)
+            })
         };
         if !row
             .pairs

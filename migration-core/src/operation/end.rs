@@ -248,7 +248,12 @@ impl Finish {
                 let ending = self.mirrored[self.at];
                 let split = self.legs == Legs::Split || ending.phase == Phase::Split;
                 let is_copy = ending.is_copy && split;
-                Entry::NotEnded { pair, is_copy }
+                let side = self.side;
+                Entry::NotEnded {
+                    pair,
+                    side,
+                    is_copy,
+                }
             }
             Answer::Legs(_) | Answer::Seal(_) => return unexpected(self.stage, event),
         };

@@ -220,6 +220,8 @@ pub enum Entry {
     NotEnded {
         /// The pair.
         pair: usize,
+        /// The leg that was to be used alone.
+        side: Side,
         /// Whether the target is a copy, as before.
         is_copy: bool,
     },

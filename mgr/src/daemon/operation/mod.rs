@@ -77,22 +77,29 @@ impl Operation {
     /// Performs a verb on the pairs at `positions`, of which `states` are the states of all pairs
     /// of the session. `later`: the pairs that a start queues.
     pub(super) async fn verb(
-        self,
+        mut self,
         verb: Verb,
         positions: &[usize],
         later: Vec<usize>,
         states: &[PairState],
         terms: Terms,
     ) -> Answer {
-        self.require_handles(verb, positions)?;
-        let plan = self.plan(positions, later, states, false);
-        let machine = core::Operation::new(verb, plan);
-        self.run(verb, verb.name(), machine, terms).await
+        let answer = match self.require_handles(verb, positions) {
+            Ok(()) => {
+                let plan = self.plan(positions, later, states, false);
+                let machine = core::Operation::new(verb, plan);
+                self.run(verb, verb.name(), machine, terms).await
+            }
+            Err(failure) => Err(failure),
+        };
+        // Those that a refusal left: to drop a copier would block all of shuntd until its I/O ends.
+        self.stop_copiers().await?;
+        answer
     }
 
     /// Switches pairs that track: what is dirty is copied while requests are held, and the copiers
     /// continue.
-    pub(super) async fn cut_over(self, positions: &[usize], max_pause_ms: u64) -> Answer {
+    pub(super) async fn cut_over(mut self, positions: &[usize], max_pause_ms: u64) -> Answer {
         let plan = self.plan(positions, Vec::new(), &[], true);
         let terms = Terms {
             max_pause_ms,
@@ -104,7 +111,7 @@ impl Operation {
     }
 
     /// Starts pairs that were queued. A pair that no longer fits does not hold up the others.
-    pub(super) async fn start_queued(self, positions: Vec<usize>, used: Vec<Used>) -> Answer {
+    pub(super) async fn start_queued(mut self, positions: Vec<usize>, used: Vec<Used>) -> Answer {
         let machine = core::Operation::start_queued(positions);
         let terms = Terms {
             used,
@@ -165,7 +172,7 @@ impl Operation {
 
     /// Performs a verb; `intent` is its name in the history.
     async fn run(
-        mut self,
+        &mut self,
         verb: Verb,
         intent: &'static str,
         mut machine: core::Operation,
@@ -180,7 +187,7 @@ impl Operation {
             });
             // No effect and no end would be an error of the machine.
             if let Some(end) = end.or_else(|| effects.is_empty().then_some(core::End::Failed)) {
-                return report.answer(&self, end);
+                return report.answer(self, end);
             }
             let mut next = Vec::new();
             for event in self.perform(effects, &terms, &mut report).await? {

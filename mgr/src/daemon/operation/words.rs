@@ -163,10 +163,14 @@ impl Report {
                 row.volume
             )),
             (
-                Step::SetRoute { .. } | Step::Release,
-                Verb::Split,
+                Step::Release
+                | Step::SetRoute {
+                    route: Route::Split,
+                    ..
+                },
+                _,
                 StepAnswer::Refused | StepAnswer::Unknown,
-            ) if self.is_splitting(step) => {
+            ) => {
                 self.problems.push(format!("pair {}: {cause}", row.volume));
             }
             (Step::RetryMirror, _, StepAnswer::Refused | StepAnswer::Unknown) => {
@@ -182,17 +186,6 @@ impl Report {
         if let Some(error) = error {
             self.errors.insert(pair, error);
         }
-    }
-
-    fn is_splitting(&self, step: Step) -> bool {
-        matches!(
-            step,
-            Step::Release
-                | Step::SetRoute {
-                    route: Route::Split,
-                    ..
-                }
-        )
     }
 
     /// A pair did not follow, or did not go back.
@@ -336,14 +329,11 @@ impl Report {
                 let what = format!("the role did not move to the {to}: {cause}");
                 changes.push(operation.note(row, what));
             }
-            Entry::NotEnded { is_copy, .. } => {
+            Entry::NotEnded { side, is_copy, .. } => {
                 let (verb, cause) = (self.verb.name(), self.error(pair));
                 let stays = match is_copy {
                     true => format!("{} is a copy as before", row.target),
-                    false => {
-                        let side = ending_on(self.verb);
-                        format!("the {side} is authoritative and mirrored as before")
-                    }
+                    false => format!("the {side} is authoritative and mirrored as before"),
                 };
                 changes.push(set(PairField::Problem(None)));
                 changes.push(operation.note(row, format!("the {verb} failed: {cause}")));
@@ -400,6 +390,7 @@ impl Report {
                 changes.push(set(PairField::Problem(Some(cause))));
             }
             Entry::Retried(_) => changes.push(set(PairField::Problem(None))),
+            // Recorded above.
             Entry::Paused(_) | Entry::SwitchByHand | Entry::NextSplit | Entry::Ended { .. } => {}
         }
         changes
@@ -576,20 +567,6 @@ impl Report {
             true => failure::refused(operation.object(), cause, next),
             false => failure::failed(operation.object(), cause, next),
         })
-    }
-}
-
-/// The side on which a pair ends.
-const fn ending_on(verb: Verb) -> Side {
-    match verb {
-        Verb::Commit => Side::Target,
-        Verb::Start
-        | Verb::Pause
-        | Verb::Resume
-        | Verb::Switch
-        | Verb::Undo
-        | Verb::Split
-        | Verb::Cancel => Side::Source,
     }
 }
 
