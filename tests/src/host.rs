@@ -9,7 +9,7 @@ use std::{
 use migration_proto::target::{Request, Response};
 use serde_json::Value;
 
-use crate::{run, sh, volume::Connection, wait_until};
+use crate::{load_module, run, volume::Connection, wait_until};
 
 /// The fields of a status that change without a command.
 const CHANGES_BY_ITSELF: [&str; 8] = [
@@ -48,7 +48,7 @@ impl Host {
     /// Starts a shuntd.
     #[must_use]
     pub fn new() -> Self {
-        sh("modprobe", &["ublk_drv"]);
+        load_module("ublk_drv");
         Self::without_driver()
     }
 
@@ -59,7 +59,7 @@ impl Host {
     /// If the programs are missing.
     #[must_use]
     pub fn with_crash_points() -> Self {
-        sh("modprobe", &["ublk_drv"]);
+        load_module("ublk_drv");
         Self::begin_with(None, crash_point_programs())
     }
 
@@ -108,7 +108,7 @@ impl Host {
     /// Starts a shuntd that keeps its state in the folder `state`.
     #[must_use]
     pub fn with_state(state: &Path) -> Self {
-        sh("modprobe", &["ublk_drv"]);
+        load_module("ublk_drv");
         Self::begin_with(Some(state), PathBuf::new())
     }
 

@@ -18,6 +18,9 @@ pub mod volatile;
 pub mod volume;
 
 use std::{
+    fs::File,
+    io::{Read, Write},
+    path::Path,
     process::{Command, Output},
     time::{Duration, Instant},
 };
@@ -52,14 +55,49 @@ pub fn sh(program: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// Loads a module of the kernel, if that is not done yet.
+///
+/// # Panics
+/// If it cannot be loaded.
+pub fn load_module(name: &str) {
+    if !Path::new("/sys/module")
+        .join(name.replace('-', "_"))
+        .exists()
+    {
+        sh("modprobe", &[name]);
+    }
+}
+
 /// Waits until a condition holds; `what` describes it.
 ///
 /// # Panics
 /// If the condition does not hold after [`SOON`].
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    const PAUSE_MIN: Duration = Duration::from_millis(20);
+    const PAUSE_MAX: Duration = Duration::from_millis(250);
     let started = Instant::now();
     while !is_so() {
-        assert!(started.elapsed() < SOON, "it never came: {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        let elapsed = started.elapsed();
+        assert!(elapsed < SOON, "it never came: {what}");
+        // To ask often would take the processor from those who are waited for.
+        std::thread::sleep((elapsed / 8).clamp(PAUSE_MIN, PAUSE_MAX));
     }
+}
+
+/// Writes a file with random contents, and flushes it. Returns the contents.
+///
+/// # Panics
+/// If it cannot be written.
+#[must_use]
+pub fn write_random(path: &Path, size: u64) -> Vec<u8> {
+    let mut contents = Vec::new();
+    let random = File::open("/dev/urandom").expect("random data");
+    random
+        .take(size)
+        .read_to_end(&mut contents)
+        .expect("random data");
+    let mut file = File::create(path).expect("a file");
+    file.write_all(&contents).expect("a write");
+    file.sync_all().expect("a flush");
+    contents
 }

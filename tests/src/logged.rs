@@ -9,7 +9,7 @@
 
 use std::{fs::File, os::unix::fs::FileExt};
 
-use crate::{run, sh};
+use crate::{load_module, run, sh};
 
 const MAGIC: u64 = 0x006a_7366_7773_6872;
 const VERSION: u64 = 1;
@@ -32,7 +32,7 @@ impl Logged {
     /// If it cannot be made.
     #[must_use]
     pub fn new(name: &str, disk: &str, size_bytes: u64) -> Self {
-        sh("modprobe", &["dm-log-writes"]);
+        load_module("dm-log-writes");
         let mut base = vec![0; size_bytes as usize];
         let file = File::open(disk).expect("the disk");
         file.read_exact_at(&mut base, 0).expect("its contents");

@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use crate::{run, sh};
+use crate::{load_module, run, sh};
 
 /// Prepares a disk of the machine, without signatures. Disks 0 and 1 have the same size, disk 2 is
 /// smaller. No megabyte is the same as on another disk or as before, so that a region that is not
@@ -182,7 +182,7 @@ impl LoopDevice {
     /// A loop device with sectors of a size.
     #[must_use]
     pub fn new(size_bytes: u64, sector_bytes: u32) -> Self {
-        let _ = run("modprobe", &["loop"]);
+        load_module("loop");
         let file = tempfile::NamedTempFile::new_in("/var/tmp").expect("a file");
         file.as_file().set_len(size_bytes).expect("its size");
         let sector = sector_bytes.to_string();
@@ -226,7 +226,7 @@ impl Mapped {
     /// Creates a device whose writes take `milliseconds`, and whose reads are not delayed.
     #[must_use]
     pub fn slow_writes(name: &str, below: &str, milliseconds: u32) -> Self {
-        sh("modprobe", &["dm-delay"]);
+        load_module("dm-delay");
         let new = Self::named(name, below);
         let table = new.table("delay", &format!("0 0 {} 0 {milliseconds}", below));
         new.create(&table);
@@ -237,7 +237,7 @@ impl Mapped {
     /// delayed.
     #[must_use]
     pub fn slow_flushes(name: &str, below: &str, milliseconds: u32) -> Self {
-        sh("modprobe", &["dm-delay"]);
+        load_module("dm-delay");
         let new = Self::named(name, below);
         let table = new.table(
             "delay",
@@ -338,13 +338,13 @@ impl Mapped {
     /// Makes each read and write take `milliseconds` from now on. Replaces the table while the
     /// device is in use.
     pub fn slow_down(&self, milliseconds: u32) {
-        sh("modprobe", &["dm-delay"]);
+        load_module("dm-delay");
         self.reload(&self.table("delay", &format!("0 {milliseconds}")));
     }
 
     /// Corrupts one byte of each write from now on. Replaces the table while the device is in use.
     pub fn spoil_writes(&self) {
-        sh("modprobe", &["dm-flakey"]);
+        load_module("dm-flakey");
         let always = "0 0 3600 5 corrupt_bio_byte 32 w 170 0";
         self.reload(&self.table("flakey", always));
     }
