@@ -64,6 +64,7 @@ fn dependencies_point_in_one_direction() {
                 "map-file",
             ],
         ),
+        ("copier", &["crash-point", "migration-proto", "lun"]),
         (
             "mgr",
             &[
@@ -72,6 +73,7 @@ fn dependencies_point_in_one_direction() {
                 "migration-proto",
                 "lun",
                 "map-file",
+                "copier",
             ],
         ),
         (
@@ -86,6 +88,7 @@ fn dependencies_point_in_one_direction() {
                 "lun",
                 "map-file",
                 "seeded-core",
+                "copier",
                 "mgr",
             ],
         ),

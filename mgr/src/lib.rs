@@ -1,9 +1,8 @@
 //! The control plane of Shunt.
 //!
 //! * [`daemon`]: `shuntd`: owns what the operator asked for, supervises one ublk-target for each
-//!   volume, runs the copiers.
+//!   volume, runs the copiers (crate `copier`).
 //! * [`store`]: the database of shuntd, in SQLite.
-//! * [`copier`]: copies dirty regions, or compares both legs.
 //! * [`cli`]: `shunt`, the command line.
 //! * [`names`]: the rules for names of volumes and sessions.
 //! * [`moments`], [`units`]: times and numbers as people read and write them.
@@ -11,7 +10,6 @@
 //! Not here: the decision which leg is authoritative. ublk-target alone takes it.
 
 pub mod cli;
-pub mod copier;
 pub mod daemon;
 pub mod moments;
 pub mod names;

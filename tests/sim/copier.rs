@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mgr::copier::{
+use copier::{
     Outcome,
     conversation::Conversation,
     legs::{FileIndex, LegMap},

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use copier::compare::Found;
+use copier::{AcceptUnreadable, Config, Copier, Limits, Outcome, Task};
 use migration_core::impact::{Impact, WINDOW_NANOSECONDS};
 use migration_core::latency::Histogram;
 use migration_core::units::Time;
@@ -13,8 +15,6 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::Event;
-use crate::copier::compare::Found;
-use crate::copier::{AcceptUnreadable, Config, Copier, Limits, Outcome, Task};
 use crate::store::PairKey;
 
 /// The window over which the latency of applications is measured.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use copier::Copier;
 use migration_core::pair::{PairState, Verb};
 use migration_core::session::{self, SessionDecision};
 use migration_proto::manager::{EVERY_SECONDS_MAX, Hours, SessionOptions};
@@ -12,7 +13,6 @@ use super::failure::{Answer, Done};
 use super::operation::Operation;
 use super::schedule::DueAction;
 use super::{Busy, Owner};
-use crate::copier::Copier;
 use crate::moments;
 use crate::store::{Change, PairKey, Progress, SessionRow};
 use crate::units;

@@ -103,13 +103,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use copier::Outcome;
 use migration_core::route::Side;
 use migration_proto::manager::{Failure, FailureKind, Response};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep_until, timeout};
 use tracing::{info, warn};
 
-use crate::copier::Outcome;
 use crate::store::{Change, Model, PairField, PairKey, StoreError, StoreHandle, VolumeState};
 use come_back::StallRecoveries;
 use context::{Context, blocking};

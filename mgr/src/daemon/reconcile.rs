@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use copier::{Config, Outcome, Task};
 use migration_core::pair::{PairState, Phase, Seen, Settlement, Verb, settle};
 use migration_core::route::Side;
 use migration_core::session;
@@ -21,7 +22,6 @@ use super::truth::{self, Truth};
 use super::verify::{self, Comparison};
 use super::volume::{POLL_COPYING, POLL_IDLE, View};
 use super::{Busy, Owner, attach, checks, partitions, paths, records, unreadable};
-use crate::copier::{Config, Outcome, Task};
 use crate::store::{
     Change, LegRow, PairField, PairKey, PairRow, Progress, SessionRow, VolumeRow, VolumeState,
 };

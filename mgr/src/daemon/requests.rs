@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use copier::Copier;
 use migration_core::pair::{Facts, PairState, Phase, Position, Reason, Verb};
 use migration_core::session::{self, SessionDecision};
 use migration_proto::luns::LunPaths;
@@ -24,7 +25,6 @@ use super::split;
 use super::volume::{View, VolumeHandle};
 use super::weak;
 use super::{Busy, Event, Owner};
-use crate::copier::Copier;
 use crate::names;
 use crate::store::{PairKey, SessionRow, VolumeRow, VolumeState};
 

@@ -1,12 +1,12 @@
 //! Records what a source cannot read, if the operator has accepted that; it becomes zeroes on the
 //! target.
 
+use copier::{AcceptUnreadable, OnTarget};
 use migration_core::route::Side;
 use migration_proto::manager::UnreadablePart;
 use tokio::runtime::Handle;
 
 use super::context::{Context, note};
-use crate::copier::{AcceptUnreadable, OnTarget};
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow};
 
 /// The callback by which a copier of the pair decides about parts that it cannot read; `None` if

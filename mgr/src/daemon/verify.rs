@@ -1,5 +1,6 @@
 //! Compares the legs: when that is allowed, what is recorded, and which verbs the result forbids.
 
+use copier::compare::Found;
 use migration_core::pair::{PairState, Position, Verb};
 use migration_proto::manager::{Failure, Verification, VerifyPolicy};
 use tokio::sync::oneshot;
@@ -7,7 +8,6 @@ use tokio::sync::oneshot;
 use super::Owner;
 use super::context::{note, now_ms};
 use super::failure::{self, Done};
-use crate::copier::compare::Found;
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow};
 
 /// A comparison of the legs of a pair.

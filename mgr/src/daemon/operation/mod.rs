@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use copier::Copier;
 use migration_core::operation::{self as core, Effect, Entry, Event, Plan, PlannedPair, Step};
 use migration_core::pair::{PairState, Phase, Verb};
 use migration_core::route::Side;
@@ -26,7 +27,6 @@ use super::create::{Accepted, check_target};
 use super::failure::{self, Answer};
 use super::standing::{self, Place};
 use super::volume::VolumeHandle;
-use crate::copier::Copier;
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow, VolumeRow};
 pub(super) use steps::retry_mirror;
 use steps::{OperationPair, Outcome};

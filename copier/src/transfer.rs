@@ -12,8 +12,8 @@
 //! If the legs may be equal in most places, a piece is compared first, and read again only if it
 //! differs.
 
-use super::legs::Span;
-use super::window::{End, Piece};
+use crate::legs::Span;
+use crate::window::{End, Piece};
 
 /// The number of retries of a piece after `EAGAIN` or `EINTR` before that counts as an error.
 const RETRIES_MAX: u32 = 64;
@@ -186,9 +186,9 @@ pub(super) fn is_zero(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::legs::{FileIndex, Place};
-    use super::super::window::RegionSlot;
     use super::*;
+    use crate::legs::{FileIndex, Place};
+    use crate::window::RegionSlot;
 
     const LENGTH: u32 = 8192;
 

@@ -8,8 +8,8 @@ use lun::{Lun, OpenOptions, Recorded};
 use migration_proto::route::Extent;
 use migration_proto::target::{OpenLun, Refusal, ServedLeg};
 
-use super::Outcome;
-use super::legs::{FileIndex, LegMap};
+use crate::Outcome;
+use crate::legs::{FileIndex, LegMap};
 
 /// The open LUNs of both legs. The index of a LUN is its [`FileIndex`].
 #[derive(Debug)]

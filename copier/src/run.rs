@@ -11,16 +11,16 @@ use migration_proto::route::Side;
 use migration_proto::target::{CopyError, Refusal, Request, Response, ServedLeg};
 use migration_proto::{Hello, Welcome, frame};
 
-use super::compare::Comparing;
-use super::conversation::Conversation;
-use super::line::{Abort, Line};
-use super::open::{Luns, OpenLegs, open_legs};
-use super::plan::Plan;
-use super::ring::{self, Completion, Ring, Slot};
-use super::salvage::{self, Source, is_of_a_block, read_around};
-use super::transfer::{Fault, Phase, Step, Transfer, checksum, is_zero};
-use super::window::{End, Piece, Sizes, Window};
-use super::{AcceptUnreadable, Config, OnTarget, Outcome, Shared, Task};
+use crate::compare::Comparing;
+use crate::conversation::Conversation;
+use crate::line::{Abort, Line};
+use crate::open::{Luns, OpenLegs, open_legs};
+use crate::plan::Plan;
+use crate::ring::{self, Completion, Ring, Slot};
+use crate::salvage::{self, Source, is_of_a_block, read_around};
+use crate::transfer::{Fault, Phase, Step, Transfer, checksum, is_zero};
+use crate::window::{End, Piece, Sizes, Window};
+use crate::{AcceptUnreadable, Config, OnTarget, Outcome, Shared, Task};
 
 /// The answer of `ublk-target` that accepts the copier.
 struct Opened {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `ublk-target` decides what may be copied and when a region is clean; the copier only moves
-//! bytes. Invariants:
+//! bytes. `shuntd` (crate `mgr`) owns the threads. Invariants:
 //!
 //! 1. A LUN of `to` is written only after it is known to be the recorded one and its exclusive
 //!    `flock` is held.

@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 
 use migration_proto::target::{CopyError, Request, Response, WATCH_REGIONS_MAX};
 
-use super::Outcome;
-use super::conversation::Conversation;
-use super::plan::{ANSWER_PATIENCE, ENDING_PATIENCE, ERRORS_MAX};
-use super::rate::{Allowance, Bucket};
-use super::window::{End, Piece, RegionSlot, Window};
+use crate::Outcome;
+use crate::conversation::Conversation;
+use crate::plan::{ANSWER_PATIENCE, ENDING_PATIENCE, ERRORS_MAX};
+use crate::rate::{Allowance, Bucket};
+use crate::window::{End, Piece, RegionSlot, Window};
 
 /// After this many tries without success, writes to a region are held for its comparison.
 const TRIES_BEFORE_HOLD: u32 = 4;
@@ -418,9 +418,9 @@ impl Conversation for Comparing {
 mod tests {
     use migration_proto::route::Side;
 
-    use super::super::legs::{FileIndex, LegMap};
-    use super::super::window::Sizes;
     use super::*;
+    use crate::legs::{FileIndex, LegMap};
+    use crate::window::Sizes;
 
     const REGION: u64 = 1 << 20;
     const EPOCH: u64 = 5;

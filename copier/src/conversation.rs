@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use migration_proto::target::{CopyError, Request, Response};
 
-use super::Outcome;
-use super::window::{End, Piece, RegionSlot};
+use crate::Outcome;
+use crate::window::{End, Piece, RegionSlot};
 
 /// A plan of a copier. It does no I/O, and the clock is an argument.
 pub trait Conversation: Send {

@@ -15,8 +15,8 @@ use nix::unistd::geteuid;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::ring::{Completion, Ring};
-use super::{Config, Outcome, Shared};
+use crate::ring::{Completion, Ring};
+use crate::{Config, Outcome, Shared};
 
 /// How long `ublk-target` may take for each answer before the first claim.
 const GREETING_PATIENCE: Duration = Duration::from_secs(10);

@@ -28,10 +28,10 @@ use std::time::{Duration, Instant};
 
 use migration_proto::target::{CLAIM_REGIONS_MAX, CopyError, Refusal, Request, Response};
 
-use super::Outcome;
-use super::conversation::Conversation;
-use super::rate::{Allowance, Bucket};
-use super::window::{End, Finished, Piece, RegionEnd, RegionSlot, Window};
+use crate::Outcome;
+use crate::conversation::Conversation;
+use crate::rate::{Allowance, Bucket};
+use crate::window::{End, Finished, Piece, RegionEnd, RegionSlot, Window};
 
 /// After this many failed regions the copier gives up.
 pub const ERRORS_MAX: u32 = 16;
@@ -389,9 +389,9 @@ mod tests {
 
     use migration_proto::route::Side;
 
-    use super::super::legs::{FileIndex, LegMap};
-    use super::super::window::Sizes;
     use super::*;
+    use crate::legs::{FileIndex, LegMap};
+    use crate::window::Sizes;
 
     const REGION: u64 = 1 << 20;
     const EPOCH: u64 = 5;

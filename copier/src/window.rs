@@ -13,7 +13,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::legs::{LegMap, Place};
+use crate::legs::{LegMap, Place};
 
 /// One end of the copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -342,8 +342,8 @@ impl Window {
 mod tests {
     use migration_proto::route::{Extent, Leg};
 
-    use super::super::legs::FileIndex;
     use super::*;
+    use crate::legs::FileIndex;
 
     const SIZES: Sizes = Sizes {
         region_bytes: 1024,
