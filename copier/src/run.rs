@@ -1,26 +1,22 @@
 //! The copier's thread: greets `ublk-target`, opens the legs, and performs what the plan decides.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use lun::Lun;
 use migration_proto::route::Side;
-use migration_proto::target::{CopyError, Refusal, Request, Response, ServedLeg};
+use migration_proto::target::{Refusal, Request, Response, ServedLeg};
 use migration_proto::{Hello, Welcome, frame};
 
 use crate::compare::Comparing;
 use crate::conversation::Conversation;
 use crate::line::{Abort, Line};
-use crate::open::{Luns, OpenLegs, open_legs};
+use crate::mover::{Ending, Host, Legs, Mover, Orders, Report};
+use crate::open::{OpenLegs, open_legs};
 use crate::plan::Plan;
-use crate::ring::{self, Completion, Ring, Slot};
-use crate::salvage::{self, Source, is_of_a_block, read_around};
-use crate::transfer::{Fault, Phase, Step, Transfer, checksum, is_zero};
-use crate::window::{End, Piece, Sizes, Window};
-use crate::{AcceptUnreadable, Config, OnTarget, Outcome, Shared, Task};
+use crate::ring::{self, Completion, Ring};
+use crate::window::{Sizes, Window};
+use crate::{AcceptUnreadable, Config, Outcome, Shared, Task};
 
 /// The answer of `ublk-target` that accepts the copier.
 struct Opened {
@@ -35,20 +31,13 @@ struct Opened {
 }
 
 /// The state of the thread after the greeting.
-struct Copying<'a> {
-    config: &'a Config,
+struct Copying<'a, Way> {
+    task: Task,
     shared: &'a Shared,
-    accept_unreadable: Option<AcceptUnreadable>,
     line: Line<'a>,
-    luns: Luns,
-    /// For each LUN: whether it refused to deallocate, and is not asked again.
-    zero_refused: Vec<bool>,
-    from_side: Side,
-    compare_first: bool,
+    legs: Legs,
     plan: Box<dyn Conversation>,
-    /// For each slot: the piece in flight.
-    transfers: Vec<Option<Transfer>>,
-    free: Vec<Slot>,
+    mover: Way,
 }
 
 /// Runs one copier from the connection to the end. Everything is closed and unlocked when this
@@ -76,7 +65,7 @@ fn prepare<'a>(
     ring: Ring,
     shared: &'a Shared,
     accept_unreadable: Option<AcceptUnreadable>,
-) -> Result<Copying<'a>, Abort> {
+) -> Result<Copying<'a, Host<'a>>, Abort> {
     let mut line = Line::connect(config, ring, shared)?;
     let opened = greet(&mut line)?;
     let sizes = Sizes {
@@ -101,18 +90,22 @@ fn prepare<'a>(
             Box::new(Comparing::new(epoch, window, size_bytes, queue_bytes, now))
         }
     };
-    Ok(Copying {
-        config,
-        shared,
-        accept_unreadable,
-        line,
-        zero_refused: vec![false; luns.count()],
-        luns,
-        from_side: opened.from_side,
+    let orders = Orders {
+        task: config.task,
         compare_first: opened.compare_first,
+        detect_zeroes: config.detect_zeroes,
+    };
+    let slots = config.queue_depth;
+    Ok(Copying {
+        task: config.task,
+        shared,
+        line,
+        mover: Host::new(orders, slots, luns.count(), shared, accept_unreadable),
+        legs: Legs {
+            luns,
+            from_side: opened.from_side,
+        },
         plan,
-        transfers: vec![None; config.queue_depth as usize],
-        free: (0..config.queue_depth).rev().map(Slot).collect(),
     })
 }
 
@@ -168,13 +161,13 @@ fn unexpected(response: Response) -> Abort {
     }
 }
 
-impl Copying<'_> {
+impl<Way: Mover> Copying<'_, Way> {
     fn run(mut self) -> Result<Outcome, Abort> {
         let outcome = self.copy()?;
         // The LUNs are unlocked first: a new copier may be opened as soon as the connection is
         // closed.
         self.line.ring.unregister_files()?;
-        self.luns.close();
+        self.legs.luns.close();
         drop(self.line);
         Ok(outcome)
     }
@@ -217,22 +210,17 @@ impl Copying<'_> {
             let nanoseconds = &self.shared.progress.copying_nanoseconds;
             nanoseconds.fetch_add(u64::try_from(passed).unwrap_or(0), Ordering::Relaxed);
         }
-        let is_busy = self.free.len() < self.transfers.len();
-        *since = is_busy.then_some(now);
+        *since = (self.mover.in_flight() > 0).then_some(now);
     }
 
     fn begin_pieces(&mut self) -> io::Result<()> {
         let depth = self.shared.limits.depth.load(Ordering::Relaxed) as usize;
-        while let Some(&slot) = self.free.last() {
-            let in_flight = self.transfers.len() - self.free.len();
-            if depth > 0 && in_flight >= depth {
-                break;
-            }
+        while self.mover.has_room() && (depth == 0 || self.mover.in_flight() < depth) {
             let Some(piece) = self.plan.next_piece() else {
                 break;
             };
-            self.free.pop();
-            self.submit(slot, Transfer::new(piece))?;
+            let is_first = self.plan.is_never_copied(piece.region);
+            self.mover.begin(&mut self.line.ring, piece, is_first)?;
         }
         Ok(())
     }
@@ -244,178 +232,36 @@ impl Copying<'_> {
             }
             return Ok(());
         };
-        let Some(mut transfer) = self.transfers[slot.0 as usize].take() else {
-            return Ok(());
-        };
-        let piece = transfer.piece;
-        let step = transfer.completed(result);
-        match step {
-            Step::Submit => return self.submit(slot, transfer),
-            Step::Filled => {
-                crash_point::here("copier-read");
-                let next = self.after_reading(slot, &mut transfer);
-                transfer.begin(next);
-                return self.submit(slot, transfer);
-            }
-            Step::ZeroRefused => {
-                self.zero_refused[piece.to.file.0 as usize] = true;
-                return self.submit(slot, transfer);
-            }
-            Step::Written | Step::Zeroed => {
-                crash_point::here("copier-written");
-                if step == Step::Zeroed {
-                    let zero_bytes = &self.shared.progress.zero_bytes;
-                    zero_bytes.fetch_add(u64::from(piece.length_bytes), Ordering::Relaxed);
-                }
-                if transfer.checksum.is_some() {
-                    transfer.begin(Phase::Checking);
-                    return self.submit(slot, transfer);
-                }
-                self.copied(&piece);
-            }
-            Step::Checked => {
-                let found = checksum(self.line.ring.bytes(slot, piece.length_bytes));
-                let same = transfer.checksum == Some(found);
-                if !same && self.compares_first(&transfer) {
-                    let differing_bytes = &self.shared.progress.differing_bytes;
-                    differing_bytes.fetch_add(u64::from(piece.length_bytes), Ordering::Relaxed);
-                    // The buffer holds the data of the other leg now, so the piece is read again.
-                    transfer.differs = true;
-                    transfer.begin(Phase::Reading);
-                    return self.submit(slot, transfer);
-                }
-                self.checked(&transfer, same);
-            }
-            Step::Failed(fault) => {
-                let error = self.describe(&transfer, fault);
-                match self.read_around(slot, &transfer, fault) {
-                    None => self.failed(&piece, fault.end, error),
-                    Some(Err(cause)) => {
-                        let cause = format!("{}; {cause}", error.cause);
-                        self.failed(&piece, fault.end, CopyError { cause, ..error });
-                    }
-                    Some(Ok(())) => {
-                        let next = self.after_reading(slot, &mut transfer);
-                        transfer.begin(next);
-                        return self.submit(slot, transfer);
-                    }
-                }
-            }
+        let ring = &mut self.line.ring;
+        if let Some(report) = self.mover.completed(ring, &self.legs, slot, result)? {
+            self.piece_ended(report);
         }
-        self.free.push(slot);
         Ok(())
     }
 
-    /// Reads a piece around the blocks that the source cannot read, if the operator has accepted
-    /// that they are lost: fills the buffer with all readable blocks. The lost blocks are recorded;
-    /// in their place the buffer has zeroes, or the data of the target. Blocks for as long as the
-    /// LUN retries them.
-    ///
-    /// `None`: the error is not of unreadable blocks of the source. `Some(Err(_))`: the blocks are
-    /// not accepted as lost, or reading around them failed.
-    fn read_around(
-        &mut self,
-        slot: Slot,
-        transfer: &Transfer,
-        fault: Fault,
-    ) -> Option<Result<(), String>> {
-        let piece = &transfer.piece;
-        let error = io::Error::from_raw_os_error(fault.errno?);
-        if fault.end != End::From || self.from_side != Side::Source || !is_of_a_block(&error) {
-            return None;
-        }
-        let Some(accept) = self.accept_unreadable.as_mut() else {
-            let how = "`shunt set SESSION --accept-unreadable BYTES` continues past blocks that the source cannot read";
-            return Some(Err(how.to_owned()));
+    fn piece_ended(&mut self, Report { piece, ending }: Report) {
+        let progress = &self.shared.progress;
+        let done_bytes = match self.task {
+            Task::Copy { .. } => &progress.copied_bytes,
+            Task::Compare => &progress.compared_bytes,
         };
-        let (from, to) = (
-            self.luns.get(piece.from.file)?,
-            self.luns.get(piece.to.file)?,
-        );
-        let buffer = self.line.ring.bytes_mut(slot, piece.length_bytes);
-        let is_first = self.plan.is_never_copied(piece.region);
-        let accept = |lost| accept(lost, is_first);
-        Some(fill(buffer, piece, [from, to], &self.shared.stop, accept))
-    }
-
-    /// The next phase of a piece that was read into the buffer.
-    fn after_reading(&self, slot: Slot, transfer: &mut Transfer) -> Phase {
-        let bytes = self.line.ring.bytes(slot, transfer.piece.length_bytes);
-        let compares_first = self.compares_first(transfer);
-        let compares = match self.config.task {
-            Task::Copy { read_back } => read_back || compares_first,
-            Task::Compare => true,
-        };
-        transfer.checksum = compares.then(|| checksum(bytes));
-        let refused = self.zero_refused[transfer.piece.to.file.0 as usize];
-        match self.config.task {
-            Task::Compare => Phase::Checking,
-            Task::Copy { .. } if compares_first => Phase::Checking,
-            Task::Copy { .. } if self.config.detect_zeroes && !refused && is_zero(bytes) => {
-                Phase::Zeroing
+        let length_bytes = u64::from(piece.length_bytes);
+        match ending {
+            Ending::Same => {
+                done_bytes.fetch_add(length_bytes, Ordering::Relaxed);
+                self.plan.piece_done(piece.region);
             }
-            Task::Copy { .. } => Phase::Writing,
-        }
-    }
-
-    /// Whether the piece is compared before it is written.
-    const fn compares_first(&self, transfer: &Transfer) -> bool {
-        match self.config.task {
-            Task::Copy { .. } => self.compare_first && !transfer.differs,
-            Task::Compare => false,
-        }
-    }
-
-    fn copied(&mut self, piece: &Piece) {
-        let copied_bytes = &self.shared.progress.copied_bytes;
-        copied_bytes.fetch_add(u64::from(piece.length_bytes), Ordering::Relaxed);
-        self.plan.piece_done(piece.region);
-    }
-
-    /// Handles a piece that was read from both legs, or read back.
-    fn checked(&mut self, transfer: &Transfer, same: bool) {
-        let piece = &transfer.piece;
-        match self.config.task {
-            Task::Compare => {
-                let compared_bytes = &self.shared.progress.compared_bytes;
-                compared_bytes.fetch_add(u64::from(piece.length_bytes), Ordering::Relaxed);
-                if same {
-                    self.plan.piece_done(piece.region);
-                } else {
-                    self.plan.piece_differs(piece.region);
-                }
+            Ending::Differs => {
+                done_bytes.fetch_add(length_bytes, Ordering::Relaxed);
+                self.plan.piece_differs(piece.region);
             }
-            Task::Copy { .. } if same => self.copied(piece),
-            Task::Copy { .. } => {
-                let error = CopyError {
-                    side: self.side(End::To),
-                    errno: None,
-                    cause: format!(
-                        "{} bytes at {} of {} do not read back as they were written",
-                        piece.length_bytes,
-                        piece.to.offset_bytes,
-                        self.luns.path(piece.to.file).display()
-                    ),
-                };
-                self.failed(piece, End::To, error);
+            Ending::Failed { end, error } => {
+                self.plan.piece_failed(piece.region, end, error);
+                let failed_regions = u64::from(self.plan.failed_regions());
+                progress
+                    .failed_regions
+                    .store(failed_regions, Ordering::Relaxed);
             }
-        }
-    }
-
-    fn failed(&mut self, piece: &Piece, end: End, error: CopyError) {
-        self.plan.piece_failed(piece.region, end, error);
-        self.shared
-            .progress
-            .failed_regions
-            .store(u64::from(self.plan.failed_regions()), Ordering::Relaxed);
-    }
-
-    /// The side at an end of the copy.
-    fn side(&self, end: End) -> Side {
-        match (end, self.from_side) {
-            (End::From, side) => side,
-            (End::To, Side::Source) => Side::Target,
-            (End::To, Side::Target) => Side::Source,
         }
     }
 
@@ -430,104 +276,5 @@ impl Copying<'_> {
                 }
             }
         }
-    }
-
-    fn submit(&mut self, slot: Slot, transfer: Transfer) -> io::Result<()> {
-        let (at_bytes, rest) = (transfer.done_bytes(), transfer.rest());
-        match transfer.phase() {
-            Phase::Reading | Phase::Checking => self.line.ring.read(slot, at_bytes, rest)?,
-            Phase::Writing => self.line.ring.write(slot, at_bytes, rest)?,
-            Phase::Zeroing => self.line.ring.deallocate(slot, rest)?,
-        }
-        self.transfers[slot.0 as usize] = Some(transfer);
-        Ok(())
-    }
-
-    fn describe(&self, transfer: &Transfer, fault: Fault) -> CopyError {
-        let piece = &transfer.piece;
-        let place = match fault.end {
-            End::From => piece.from,
-            End::To => piece.to,
-        };
-        let verb = match transfer.phase() {
-            Phase::Reading | Phase::Checking => "read",
-            Phase::Writing | Phase::Zeroing => "write",
-        };
-        let side = self.side(fault.end);
-        let what = match fault.errno {
-            Some(errno) => io::Error::from_raw_os_error(errno).to_string(),
-            None => "the LUN ends before that".to_owned(),
-        };
-        CopyError {
-            side,
-            errno: fault.errno,
-            cause: format!(
-                "cannot {verb} {} bytes at {} of {}: {what}",
-                piece.length_bytes,
-                place.offset_bytes,
-                self.luns.path(place.file).display()
-            ),
-        }
-    }
-}
-
-/// Fills the buffer of a piece with all blocks that `from` can read.
-fn fill(
-    buffer: &mut [u8],
-    piece: &Piece,
-    [from, to]: [&Lun; 2],
-    stop: &AtomicBool,
-    accept: impl FnOnce(Vec<std::ops::Range<u64>>) -> Result<OnTarget, String>,
-) -> Result<(), String> {
-    let block_bytes = from.identity.logical_block_bytes as usize;
-    let file = |lun: &Lun| lun.fd.try_clone().map(File::from);
-    let mut source = Descriptor {
-        file: file(from).map_err(|error| error.to_string())?,
-        size_bytes: from.identity.size_bytes,
-        block_bytes,
-        stop,
-    };
-    let lost = read_around(&mut source, buffer, piece.from.offset_bytes, block_bytes)
-        .map_err(|error| format!("read again in parts: {error}"))?;
-    let in_volume = |at: usize| piece.volume_offset_bytes + at as u64;
-    let parts = lost.iter();
-    let parts = parts.map(|part| in_volume(part.start)..in_volume(part.end));
-    if accept(parts.collect())? == OnTarget::Zeroes {
-        return Ok(());
-    }
-    let target = file(to).map_err(|error| error.to_string())?;
-    for part in lost {
-        let place = piece.to.offset_bytes + part.start as u64;
-        target
-            .read_exact_at(&mut buffer[part], place)
-            .map_err(|error| format!("nor can the target be read there: {error}"))?;
-    }
-    Ok(())
-}
-
-/// A LUN that is read without the ring.
-struct Descriptor<'a> {
-    file: File,
-    size_bytes: u64,
-    block_bytes: usize,
-    stop: &'a AtomicBool,
-}
-
-impl Source for Descriptor<'_> {
-    fn must_stop(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
-    }
-
-    fn read(&mut self, buffer: &mut [u8], offset_bytes: u64) -> io::Result<()> {
-        self.file.read_exact_at(buffer, offset_bytes)
-    }
-
-    fn answers(&mut self) -> bool {
-        let mut block = salvage::Block::zeroed();
-        let block = &mut block.0[..self.block_bytes.min(salvage::BLOCK_BYTES_MAX)];
-        let last = self.size_bytes.saturating_sub(block.len() as u64);
-        [0, last]
-            .into_iter()
-            .any(|offset| self.file.read_exact_at(block, offset).is_ok())
     }
 }

@@ -74,11 +74,13 @@ pub(super) struct Transfer {
     pub(super) checksum: Option<u128>,
     /// Whether the piece was compared, and the other leg has different data.
     pub(super) differs: bool,
+    /// Whether its region is known to be copied for the first time.
+    pub(super) is_first: bool,
 }
 
 impl Transfer {
     /// A piece whose read is to be submitted.
-    pub(super) fn new(piece: Piece) -> Self {
+    pub(super) fn new(piece: Piece, is_first: bool) -> Self {
         Self {
             piece,
             phase: Phase::Reading,
@@ -86,6 +88,7 @@ impl Transfer {
             retries: 0,
             checksum: None,
             differs: false,
+            is_first,
         }
     }
 
@@ -198,13 +201,14 @@ mod tests {
             offset_bytes,
             contiguous_bytes: 1 << 20,
         };
-        Transfer::new(Piece {
+        let piece = Piece {
             region: RegionSlot(0),
             volume_offset_bytes: 0,
             from: place(1, 10_000),
             to: place(2, 20_000),
             length_bytes: LENGTH,
-        })
+        };
+        Transfer::new(piece, false)
     }
 
     fn span(file: u32, offset_bytes: u64, length_bytes: u32) -> Span {
