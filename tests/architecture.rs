@@ -61,10 +61,21 @@ fn dependencies_point_in_one_direction() {
                 "migration-core",
                 "migration-proto",
                 "lun",
+                "leg",
                 "map-file",
             ],
         ),
-        ("copier", &["crash-point", "migration-proto", "lun"]),
+        ("leg", &["migration-core", "migration-proto", "lun"]),
+        (
+            "copier",
+            &[
+                "crash-point",
+                "migration-core",
+                "migration-proto",
+                "lun",
+                "leg",
+            ],
+        ),
         (
             "mgr",
             &[

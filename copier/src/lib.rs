@@ -25,26 +25,24 @@
 //! | `plan` | the plan of a copy: what to ask, when to end | none |
 //! | `compare` | the plan of a comparison | none |
 //! | `window` | claimed regions, cut into pieces | none |
-//! | `legs` | addresses of the volume on the extents of a leg | none |
 //! | `rate` | the limit of the rate | none |
 //! | `ring` | io_uring and its memory: the only unsafe code | yes |
 //! | `line` | the connection, over the ring | yes |
-//! | `open` | opening and locking the LUNs | yes |
+//! | `open` | opening and locking the LUNs (crate `leg`) | yes |
 //! | `mover` | the interface of the ways to move a piece | none |
 //! | `mover::host` | the way through this host: reads and writes | yes |
 //! | `mover::host::transfer` | one piece: read, then written or deallocated, then read back | none |
 //! | `mover::host::salvage` | reading around bad blocks of the source | none |
 //! | `run` | the thread: greeting, and performing what the plan decides | yes |
 //!
-//! `plan`, `window` and `legs` are public for the simulation (`tests/sim`), which has other disks
-//! and another clock.
+//! `plan` and `window` are public for the simulation (`tests/sim`), which has other disks and
+//! another clock.
 //!
 //! Not done here: deciding what is dirty, restarting a copier that ended, and flushing the mirror
 //! leg (`ublk-target` does that before a region is durably clean).
 
 pub mod compare;
 pub mod conversation;
-pub mod legs;
 mod line;
 mod mover;
 mod open;

@@ -4,14 +4,15 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use lun::{Lun, OpenOptions, Recorded};
-use migration_proto::route::Extent;
+use leg::OpenLeg;
+use lun::{Lun, OpenOptions};
+use migration_core::layout::Layout;
 use migration_proto::target::{OpenLun, Refusal, ServedLeg};
 
 use crate::Outcome;
-use crate::legs::{FileIndex, LegMap};
 
-/// The open LUNs of both legs. The index of a LUN is its [`FileIndex`].
+/// The open LUNs of both legs: first those of `from`, then those of `to`. The index of a LUN is its
+/// number in both layouts, and in the ring's table of registered files.
 #[derive(Debug)]
 pub(super) struct Luns {
     luns: Vec<Lun>,
@@ -21,8 +22,8 @@ pub(super) struct Luns {
 #[derive(Debug)]
 pub(super) struct OpenLegs {
     pub(super) luns: Luns,
-    pub(super) from: LegMap,
-    pub(super) to: LegMap,
+    pub(super) from: Layout,
+    pub(super) to: Layout,
 }
 
 /// The purpose for which a leg is opened.
@@ -44,15 +45,15 @@ impl Luns {
     }
 
     /// The path of a LUN, for messages.
-    pub(super) fn path(&self, file: FileIndex) -> &Path {
+    pub(super) fn path(&self, lun: usize) -> &Path {
         self.luns
-            .get(file.0 as usize)
+            .get(lun)
             .map_or(Path::new("an unknown LUN"), |lun| &lun.path)
     }
 
     /// The LUN with an index.
-    pub(super) fn get(&self, file: FileIndex) -> Option<&Lun> {
-        self.luns.get(file.0 as usize)
+    pub(super) fn get(&self, lun: usize) -> Option<&Lun> {
+        self.luns.get(lun)
     }
 
     /// Unlocks and closes all LUNs. Called only when no I/O is in flight.
@@ -65,86 +66,53 @@ impl Luns {
 
 /// Opens every LUN of both legs, and locks those of `to`.
 pub(super) fn open_legs(from: &ServedLeg, to: &ServedLeg) -> Result<OpenLegs, Outcome> {
-    let mut luns = Vec::new();
-    let from = open_leg(from, Purpose::Read, &mut luns)?;
-    let to = open_leg(to, Purpose::Write, &mut luns)?;
+    let from = open_leg(from, Purpose::Read)?;
+    let to = open_leg(to, Purpose::Write)?;
+    for lun in &to.luns {
+        lock(lun)?;
+    }
+    let mut luns = from.luns;
+    let to_layout = to.layout.numbered_from(luns.len());
+    luns.extend(to.luns);
     Ok(OpenLegs {
         luns: Luns { luns },
-        from,
-        to,
+        from: from.layout,
+        to: to_layout,
     })
 }
 
-fn open_leg(served: &ServedLeg, purpose: Purpose, luns: &mut Vec<Lun>) -> Result<LegMap, Outcome> {
+fn open_leg(served: &ServedLeg, purpose: Purpose) -> Result<OpenLeg, Outcome> {
     let ServedLeg { leg, open } = served;
+    let bad = |cause: String| refused(Refusal::BadLeg, cause);
     if open.len() != leg.extents.len() {
-        let cause = "ublk-target does not say which devices it has open";
-        return Err(refused(Refusal::BadLeg, cause.to_owned()));
+        return Err(bad(
+            "ublk-target does not say which devices it has open".to_owned()
+        ));
     }
-    // Extents share a LUN only within a leg: the LUNs of the other leg are open for another
-    // purpose.
-    let first = luns.len();
-    let mut files = Vec::with_capacity(leg.extents.len());
-    for (extent, open) in leg.extents.iter().zip(open) {
-        let lun = open_lun(extent, open, purpose)?;
-        let known = luns[first..]
-            .iter()
-            .position(|known| known.path == lun.path);
-        let index = match known {
-            Some(at) => first + at,
-            None => {
-                if purpose == Purpose::Write {
-                    lock(&lun)?;
-                }
-                luns.push(lun);
-                luns.len() - 1
-            }
-        };
-        files.push(FileIndex(u32::try_from(index).map_err(|_| {
-            refused(Refusal::BadLeg, "a leg has too many extents".to_owned())
-        })?));
-    }
-    LegMap::new(leg, &files).ok_or_else(|| {
-        refused(
-            Refusal::BadLeg,
-            "the extents of a leg are larger than any LUN".to_owned(),
-        )
-    })
-}
-
-fn open_lun(extent: &Extent, served: &OpenLun, purpose: Purpose) -> Result<Lun, Outcome> {
     let options = OpenOptions {
         write: purpose == Purpose::Write,
         // ublk-target has the LUN open exclusively.
         exclusive: false,
         direct: true,
     };
-    let bad = |cause: String| refused(Refusal::BadLeg, cause);
-    let recorded = Recorded {
-        path: &extent.path,
-        identity: &extent.identity,
-        disk_sequence: served.disk_sequence,
-    };
-    let lun = Lun::open_recorded(recorded, &options).map_err(|error| bad(error.to_string()))?;
-    if !OpenLun::of(&lun).is_same_device(served) {
-        return Err(bad(format!(
-            "{} leads to another device than the one that ublk-target has open ({}): give it its name back; the copy is \
-             tried again automatically",
-            extent.path.display(),
-            served.path.display()
-        )));
+    let opened = OpenLeg::open(
+        leg,
+        |number, _| Ok(open[number].disk_sequence),
+        |path| Lun::open(path, &options),
+    )
+    .map_err(|error| bad(error.to_string()))?;
+    let found = opened.lun_of_each_extent();
+    for ((extent, served), lun) in leg.extents.iter().zip(open).zip(found) {
+        if !OpenLun::of(lun).is_same_device(served) {
+            return Err(bad(format!(
+                "{} leads to another device than the one that ublk-target has open ({}): give it its name back; the copy \
+                 is tried again automatically",
+                extent.path.display(),
+                served.path.display()
+            )));
+        }
     }
-    let end_bytes = extent.start_bytes.checked_add(extent.length_bytes);
-    if end_bytes.is_none_or(|end_bytes| end_bytes > lun.identity.size_bytes) {
-        return Err(bad(format!(
-            "the extent of {} bytes at {} does not fit on {}, which has {} bytes",
-            extent.length_bytes,
-            extent.start_bytes,
-            extent.path.display(),
-            lun.identity.size_bytes
-        )));
-    }
-    Ok(lun)
+    Ok(opened)
 }
 
 fn lock(lun: &Lun) -> Result<(), Outcome> {

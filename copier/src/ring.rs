@@ -17,8 +17,6 @@ use std::time::Instant;
 use io_uring::types::{Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 
-use super::legs::Span;
-
 /// The alignment of the buffers, enough for every logical block size.
 const BUFFER_ALIGNMENT_BYTES: usize = 4096;
 /// The most bytes that one receive takes from the socket.
@@ -47,6 +45,24 @@ pub(super) enum Completion {
     Received(i32),
     /// The watched descriptor is readable.
     Woken,
+}
+
+/// A part of a LUN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span {
+    /// The index of the LUN in the table of registered files.
+    pub(super) lun: usize,
+    /// The offset on the LUN, in bytes.
+    pub(super) offset_bytes: u64,
+    /// The length, in bytes.
+    pub(super) length_bytes: u32,
+}
+
+impl Span {
+    fn file(&self) -> Fixed {
+        // No table of registered files is that long: the kernel refuses such an index.
+        Fixed(u32::try_from(self.lun).unwrap_or(u32::MAX))
+    }
 }
 
 /// The number of a buffer, which at most one I/O uses at a time.
@@ -199,7 +215,7 @@ impl Ring {
     /// Starts to read `span` into the slot's buffer, from `at_bytes` of the buffer on.
     pub(super) fn read(&mut self, slot: Slot, at_bytes: u32, span: Span) -> io::Result<()> {
         let pointer = self.claim(slot, at_bytes, span.length_bytes);
-        let file = Fixed(span.file.0);
+        let file = span.file();
         let entry = match self.buffer_index(slot) {
             Some(index) => opcode::ReadFixed::new(file, pointer, span.length_bytes, index)
                 .offset(span.offset_bytes)
@@ -216,7 +232,7 @@ impl Ring {
     /// Starts to write the slot's buffer, from `at_bytes` of the buffer on, to `span`.
     pub(super) fn write(&mut self, slot: Slot, at_bytes: u32, span: Span) -> io::Result<()> {
         let pointer = self.claim(slot, at_bytes, span.length_bytes);
-        let file = Fixed(span.file.0);
+        let file = span.file();
         let entry = match self.buffer_index(slot) {
             Some(index) => opcode::WriteFixed::new(file, pointer, span.length_bytes, index)
                 .offset(span.offset_bytes)
@@ -232,7 +248,7 @@ impl Ring {
     /// Starts to deallocate `span`, so that it reads as zeroes.
     pub(super) fn deallocate(&mut self, slot: Slot, span: Span) -> io::Result<()> {
         self.claim(slot, 0, span.length_bytes);
-        let entry = opcode::Fallocate::new(Fixed(span.file.0), u64::from(span.length_bytes))
+        let entry = opcode::Fallocate::new(span.file(), u64::from(span.length_bytes))
             .offset(span.offset_bytes)
             .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
             .build()

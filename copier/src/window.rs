@@ -13,7 +13,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use crate::legs::{LegMap, Place};
+use migration_core::layout::{Layout, Place};
 
 /// One end of the copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,9 +46,9 @@ pub struct Piece {
     pub region: RegionSlot,
     /// The piece's address in the volume, in bytes.
     pub volume_offset_bytes: u64,
-    /// The place where the piece is read.
+    /// The place where the piece is read, with the piece's length.
     pub from: Place,
-    /// The place where the piece is written.
+    /// The place where the piece is written, with the piece's length.
     pub to: Place,
     /// Its length, in bytes.
     pub length_bytes: u32,
@@ -112,8 +112,8 @@ impl Finished {
 #[derive(Debug, Clone)]
 pub struct Window {
     sizes: Sizes,
-    from: LegMap,
-    to: LegMap,
+    from: Layout,
+    to: Layout,
     waiting: VecDeque<u64>,
     active: Vec<Option<Active>>,
     /// The active region that the next piece is taken from.
@@ -140,11 +140,11 @@ impl Window {
     ///
     /// # Errors
     /// [`BadSizes`]: an address of the volume would have no place, or no piece would ever begin.
-    pub fn new(sizes: Sizes, from: LegMap, to: LegMap) -> Result<Self, BadSizes> {
+    pub fn new(sizes: Sizes, from: Layout, to: Layout) -> Result<Self, BadSizes> {
         if sizes.region_bytes == 0 || sizes.io_bytes == 0 {
             return Err(BadSizes::Zero);
         }
-        let leg_bytes = from.length_bytes().min(to.length_bytes());
+        let leg_bytes = from.length().min(to.length());
         if leg_bytes < sizes.volume_bytes {
             return Err(BadSizes::LegTooShort {
                 leg_bytes,
@@ -193,14 +193,12 @@ impl Window {
             None => self.activate()?,
         };
         let active = self.active.get_mut(slot.0)?.as_mut()?;
-        let from = self.from.place(active.next_bytes)?;
-        let to = self.to.place(active.next_bytes)?;
-        let length = (active.end_bytes - active.next_bytes)
-            .min(from.contiguous_bytes)
-            .min(to.contiguous_bytes);
-        let length_bytes = u32::try_from(length)
-            .unwrap_or(u32::MAX)
-            .min(self.sizes.io_bytes);
+        let wanted = active.end_bytes - active.next_bytes;
+        let wanted = wanted.min(u64::from(self.sizes.io_bytes));
+        let mut from = self.from.locate(active.next_bytes, wanted)?;
+        let to = self.to.locate(active.next_bytes, from.length)?;
+        from.length = to.length;
+        let length_bytes = u32::try_from(to.length).ok()?;
         let volume_offset_bytes = active.next_bytes;
         active.next_bytes += u64::from(length_bytes);
         active.pieces_in_flight += 1;
@@ -340,10 +338,9 @@ impl Window {
 
 #[cfg(test)]
 mod tests {
-    use migration_proto::route::{Extent, Leg};
+    use migration_core::layout::Extent;
 
     use super::*;
-    use crate::legs::FileIndex;
 
     const SIZES: Sizes = Sizes {
         region_bytes: 1024,
@@ -351,30 +348,13 @@ mod tests {
         io_bytes: 512,
     };
 
-    fn leg(lengths: &[u64], first_file: u32) -> LegMap {
-        let extents = lengths
-            .iter()
-            .map(|&length_bytes| Extent {
-                path: "/lun".into(),
-                identity: lun::Identity {
-                    kind: lun::Kind::RegularFile,
-                    size_bytes: 1 << 20,
-                    logical_block_bytes: 512,
-                    wwn: None,
-                    serial: None,
-                    partition_uuid: None,
-                    partition_number: None,
-                    partition_start_bytes: None,
-                    file: None,
-                    file_offset_bytes: None,
-                    dm_uuid: None,
-                },
-                start_bytes: 10_000,
-                length_bytes,
-            })
-            .collect();
-        let files: Vec<_> = (first_file..).take(lengths.len()).map(FileIndex).collect();
-        LegMap::new(&Leg { extents }, &files).unwrap()
+    fn leg(lengths: &[u64], first_lun: usize) -> Layout {
+        let extent = |(number, length): (usize, &u64)| Extent {
+            lun: first_lun + number,
+            start: 10_000,
+            length: *length,
+        };
+        Layout::new(lengths.iter().enumerate().map(extent)).unwrap()
     }
 
     fn window() -> Window {
@@ -388,12 +368,14 @@ mod tests {
         let mut at = 2048;
         let mut lengths = Vec::new();
         while let Some(piece) = window.next_piece() {
-            let (from_file, from_at) = if at < 700 { (0, at) } else { (2, at - 700) };
-            let (to_file, to_at) = if at < 1500 { (10, at) } else { (11, at - 1500) };
-            assert_eq!(piece.from.file, FileIndex(from_file));
-            assert_eq!(piece.from.offset_bytes, 10_000 + from_at);
-            assert_eq!(piece.to.file, FileIndex(to_file));
-            assert_eq!(piece.to.offset_bytes, 10_000 + to_at);
+            let (from_lun, from_at) = if at < 700 { (0, at) } else { (2, at - 700) };
+            let (to_lun, to_at) = if at < 1500 { (10, at) } else { (11, at - 1500) };
+            assert_eq!(piece.from.lun, from_lun);
+            assert_eq!(piece.from.offset, 10_000 + from_at);
+            assert_eq!(piece.to.lun, to_lun);
+            assert_eq!(piece.to.offset, 10_000 + to_at);
+            assert_eq!(piece.from.length, u64::from(piece.length_bytes));
+            assert_eq!(piece.to.length, piece.from.length);
             lengths.push(piece.length_bytes);
             at = (at + u64::from(piece.length_bytes)) % 3000;
         }
@@ -440,7 +422,7 @@ mod tests {
         );
         assert!(!window.has_finished());
         let next = window.next_piece().unwrap();
-        assert_eq!(next.to.offset_bytes, 10_000 + 1024, "region 1 comes next");
+        assert_eq!(next.to.offset, 10_000 + 1024, "region 1 comes next");
         assert_eq!(window.piece_ended(second.region, true), RegionEnd::Failed);
         let finished = window.take_finished();
         assert_eq!((finished.copied, finished.failed), (vec![], vec![0]));

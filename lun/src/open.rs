@@ -61,6 +61,8 @@ pub struct Lun {
     pub discard_granularity_bytes: u32,
     /// Most bytes of one write-zeroes; 0: the device has no such command.
     pub write_zeroes_max_bytes: u64,
+    /// Whether another process opened it ([`Lun::adopt`]), so that its claim never lapsed.
+    pub adopted: bool,
     /// The kernel refuses writes (`BLKROGET`, or the file system of the file is mounted read-only).
     pub read_only: bool,
     /// Whether the disk is rotational, as far as the device reports. False for a regular file.
@@ -435,6 +437,7 @@ fn lun(
         discard_max_bytes: limits.discard_max_bytes,
         discard_granularity_bytes: limits.discard_granularity_bytes,
         write_zeroes_max_bytes: limits.write_zeroes_max_bytes,
+        adopted: false,
         read_only,
         rotational: limits.rotational,
         volatile_cache: limits.volatile_cache,

@@ -123,6 +123,20 @@ impl Recorded<'_> {
         }
     }
 
+    /// Opens the LUN with `open`, at [the name that leads to it now](Recorded::locate), and checks
+    /// that it is the recorded one.
+    ///
+    /// # Errors
+    /// [`RecordedError`].
+    pub fn open_with(
+        &self,
+        open: impl FnOnce(&Path) -> Result<Lun, OpenError>,
+    ) -> Result<Lun, RecordedError> {
+        let lun = open(&self.locate()?)?;
+        self.check(&lun)?;
+        Ok(lun)
+    }
+
     /// Checks that an open LUN is the recorded one.
     ///
     /// # Errors
@@ -178,9 +192,7 @@ impl Lun {
         recorded: Recorded<'_>,
         options: &OpenOptions,
     ) -> Result<Lun, RecordedError> {
-        let lun = Lun::open(&recorded.locate()?, options)?;
-        recorded.check(&lun)?;
-        Ok(lun)
+        recorded.open_with(|path| Lun::open(path, options))
     }
 
     /// Collects the evidence that identifies this LUN if its identity does not. Reads the LUN.

@@ -39,7 +39,10 @@ impl Lun {
         if !found.is_at(path)? {
             return Err(OpenError::Replaced { path: found.path });
         }
-        Self::from_open_file(file, path, opts)
+        Ok(Self {
+            adopted: true,
+            ..Self::from_open_file(file, path, opts)?
+        })
     }
 
     /// Whether `path` leads to the open LUN. A device that came back under the same number is a
@@ -150,7 +153,9 @@ mod tests {
         let (lun, _) = file(directory.path(), "lun");
         let path = directory.path().join("lun");
         let adopt = || Lun::adopt(lun.fd.try_clone().unwrap(), &path, &OpenOptions::default());
-        assert_eq!(adopt().unwrap().identity, lun.identity);
+        let adopted = adopt().unwrap();
+        assert_eq!(adopted.identity, lun.identity);
+        assert!(adopted.adopted && !lun.adopted);
         std::fs::rename(&path, directory.path().join("elsewhere")).unwrap();
         assert!(matches!(adopt(), Err(OpenError::NotFound { .. })));
         file(directory.path(), "lun");

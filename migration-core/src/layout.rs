@@ -33,19 +33,28 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The layout of a leg. Empty extents are dropped.
+    /// The layout of a leg. Empty extents are dropped. `None` if an address does not fit into 64
+    /// bits.
     #[must_use]
-    pub fn new(extents: impl IntoIterator<Item = Extent>) -> Self {
+    pub fn new(extents: impl IntoIterator<Item = Extent>) -> Option<Self> {
         let extents: Vec<Extent> = extents.into_iter().filter(|e| e.length > 0).collect();
-        let mut end = 0;
-        let ends = extents
-            .iter()
-            .map(|extent| {
-                end += extent.length;
-                end
-            })
-            .collect();
-        Self { extents, ends }
+        let mut ends = Vec::with_capacity(extents.len());
+        let mut end = 0_u64;
+        for extent in &extents {
+            extent.start.checked_add(extent.length)?;
+            end = end.checked_add(extent.length)?;
+            ends.push(end);
+        }
+        Some(Self { extents, ends })
+    }
+
+    /// The same layout for a list of LUNs that has `first` others before those of this leg.
+    #[must_use]
+    pub fn numbered_from(mut self, first: usize) -> Self {
+        for extent in &mut self.extents {
+            extent.lun += first;
+        }
+        self
     }
 
     /// The sum of the lengths, in bytes.
@@ -82,7 +91,7 @@ mod tests {
     #[test]
     fn an_address_is_found_in_its_extent_and_cut_at_the_extents_end() {
         let extent = |lun, start, length| Extent { lun, start, length };
-        let layout = Layout::new([extent(0, 100, 10), extent(1, 0, 0), extent(2, 7, 5)]);
+        let layout = Layout::new([extent(0, 100, 10), extent(1, 0, 0), extent(2, 7, 5)]).unwrap();
         assert_eq!(layout.length(), 15);
         let place = |lun, offset, length| {
             Some(Place {
@@ -96,5 +105,18 @@ mod tests {
         assert_eq!(layout.locate(10, 4), place(2, 7, 4));
         assert_eq!(layout.locate(14, 4), place(2, 11, 1));
         assert_eq!(layout.locate(15, 1), None);
+        let later = layout.numbered_from(4);
+        assert_eq!(later.locate(10, 4), place(6, 7, 4));
+    }
+
+    #[test]
+    fn addresses_beyond_64_bits_are_refused() {
+        let extent = |start, length| Extent {
+            lun: 0,
+            start,
+            length,
+        };
+        assert_eq!(Layout::new([extent(1, u64::MAX)]), None);
+        assert_eq!(Layout::new([extent(0, u64::MAX), extent(0, 1)]), None);
     }
 }

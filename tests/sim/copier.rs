@@ -8,11 +8,11 @@ use std::{
 use copier::{
     Outcome,
     conversation::Conversation,
-    legs::{FileIndex, LegMap},
     plan::Plan,
     window::{End, Piece, Sizes, Window},
 };
 use migration_core::{
+    layout::{Extent, Layout},
     route::Side,
     units::{Epoch, RegionIndex, Time},
     volume::{Call, CopierId, Errno, Reply, Report},
@@ -61,7 +61,7 @@ fn clock(origin: Instant, now: Time) -> Instant {
 }
 
 fn block(piece: &Piece) -> usize {
-    (piece.from.offset_bytes / BLOCK) as usize
+    (piece.from.offset / BLOCK) as usize
 }
 
 fn refused(cause: impl std::fmt::Debug) -> Response {
@@ -188,7 +188,10 @@ impl Site {
             volume_bytes: bytes,
             io_bytes: BLOCK as u32,
         };
-        let leg = |lun: usize| LegMap::contiguous(bytes, FileIndex(lun as u32));
+        let leg = |lun| {
+            let (start, length) = (0, bytes);
+            Layout::new([Extent { lun, start, length }]).expect("a short leg")
+        };
         let window = Window::new(sizes, leg(from), leg(1 - from)).expect("the sizes fit");
         let queue_bytes = QUEUE_DEPTH as u64 * BLOCK;
         self.copying.copier = Some(Copier {

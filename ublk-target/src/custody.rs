@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::Context;
+use leg::OpenLeg;
 use lun::{Lun, OpenError, OpenOptions};
 use map_file::MapFile;
 use migration_core::{
@@ -20,7 +21,7 @@ use migration_core::{
     route::Side,
 };
 
-use crate::{engine::Snapshot, legs::OpenLeg};
+use crate::engine::Snapshot;
 
 /// Time limit for reading the state of a leg ([`leg_state`]): a leg that hangs must not keep the
 /// volume from being served.
@@ -116,7 +117,7 @@ pub fn take(
     };
     let used = [Some(route.authoritative()), route.mirror()];
     let mut used = used.into_iter().flatten();
-    let all_inherited = used.all(|side| leg(side).is_some_and(|leg| leg.inherited));
+    let all_inherited = used.all(|side| leg(side).is_some_and(is_adopted));
     let released = route.has_map() && matches!(map.custody, Some(Custody::Released(_)));
     let state = |leg: Option<&OpenLeg>| leg.filter(|_| released).and_then(leg_state);
     let boot = boot_id();
@@ -171,6 +172,11 @@ pub fn release(map: &mut MapFile, last: &Snapshot) -> anyhow::Result<()> {
     let boot = boot_id().context("read the boot's id")?;
     map.write_custody(Custody::Released(Released { boot, legs }))?;
     Ok(())
+}
+
+/// Whether the claim of no LUN of the leg has lapsed since the last process.
+fn is_adopted(leg: &OpenLeg) -> bool {
+    leg.luns.iter().all(|lun| lun.adopted)
 }
 
 /// Reads the state of a leg; `None` if the leg cannot be read, or does not answer in time.

@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
+use leg::OpenLeg;
 use map_file::MapFile;
 use nix::{
     errno::Errno,
@@ -25,7 +26,6 @@ use nix::{
 use crate::{
     custody,
     engine::{Snapshot, Stopped},
-    legs::OpenLeg,
     serve::{CONTROL_LIMIT, EngineThread},
     socket::Wake,
     ublk::{Control, DeviceId, Features},

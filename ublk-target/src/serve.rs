@@ -25,6 +25,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
+use leg::OpenLeg;
 use map_file::MapFile;
 use migration_core::route::Side;
 use migration_proto::{
@@ -38,7 +39,7 @@ use crate::{
     custody::{self, Inherited},
     ending,
     engine::{Engine, EngineError, Inbox, Parts, Shape, Stopped},
-    legs::OpenLeg,
+    legs,
     socket::{Facts, Server, THREADS_MAX, Wake},
     ublk::{
         self, Control, DevInfo, DeviceId, DeviceParams, DeviceState, DiscardParams, Features,
@@ -429,7 +430,7 @@ fn open_legs(
             .descriptor
             .leg(side.into())
             .with_context(|| format!("the map file names no {side} leg"))?;
-        OpenLeg::open(leg, socket, PREDECESSOR_LIMIT, inherited)
+        legs::open(leg, socket, PREDECESSOR_LIMIT, inherited)
             .with_context(|| format!("open the {side} leg"))
     };
     let authoritative = open(route.authoritative())?;

@@ -23,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use leg::OpenLeg;
 use migration_core::{custody::Claim, volume::CopierId};
 use migration_proto::{
     Hello, Welcome,
@@ -41,7 +42,7 @@ use nix::sys::{
 
 use crate::{
     engine::{Command, CopierReport, EngineRequest, Inbox, NewDescriptor, Snapshot, refused},
-    legs::{LegError, OpenLeg},
+    legs::{self, LegError},
 };
 
 /// The most connections at the same time; [`Places`] decides which connection makes room for a new
@@ -491,7 +492,7 @@ impl Server {
     }
 
     fn open_leg(&self, leg: &Leg) -> Result<OpenLeg, LegError> {
-        OpenLeg::open(leg, &self.facts.socket, LEG_BUSY_LIMIT, None)
+        legs::open(leg, &self.facts.socket, LEG_BUSY_LIMIT, None)
     }
 
     /// Opens the new leg in the thread of the connection, so that the engine does not wait for it.

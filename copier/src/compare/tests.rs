@@ -1,7 +1,7 @@
+use migration_core::layout::{Extent, Layout};
 use migration_proto::route::Side;
 
 use super::*;
-use crate::legs::{FileIndex, LegMap};
 use crate::window::Sizes;
 
 const REGION: u64 = 1 << 20;
@@ -25,7 +25,12 @@ impl World {
             volume_bytes,
             io_bytes: 512 << 10,
         };
-        let leg = LegMap::contiguous(regions * REGION, FileIndex(0));
+        let extent = Extent {
+            lun: 0,
+            start: 0,
+            length: regions * REGION,
+        };
+        let leg = Layout::new([extent]).unwrap();
         let window = Window::new(sizes, leg.clone(), leg).unwrap();
         let plan = Comparing::new(EPOCH, window, volume_bytes, 2 * REGION, now);
         Self {

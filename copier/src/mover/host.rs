@@ -94,7 +94,7 @@ impl<'a> Host<'a> {
                 None
             }
             Step::ZeroRefused => {
-                self.zero_refused[piece.to.file.0 as usize] = true;
+                self.zero_refused[piece.to.lun] = true;
                 None
             }
             Step::Written | Step::Zeroed => {
@@ -126,7 +126,7 @@ impl<'a> Host<'a> {
             Task::Compare => true,
         };
         transfer.checksum = compares.then(|| checksum(bytes));
-        let refused = self.zero_refused[transfer.piece.to.file.0 as usize];
+        let refused = self.zero_refused[transfer.piece.to.lun];
         transfer.begin(match self.orders.task {
             Task::Compare => Phase::Checking,
             Task::Copy { .. } if compares_first => Phase::Checking,
@@ -168,8 +168,8 @@ impl<'a> Host<'a> {
                     cause: format!(
                         "{} bytes at {} of {} do not read back as they were written",
                         piece.length_bytes,
-                        piece.to.offset_bytes,
-                        legs.luns.path(piece.to.file).display()
+                        piece.to.offset,
+                        legs.luns.path(piece.to.lun).display()
                     ),
                 };
                 Some(Ending::Failed {
@@ -230,10 +230,7 @@ impl<'a> Host<'a> {
             let how = "`shunt set SESSION --accept-unreadable BYTES` continues past blocks that the source cannot read";
             return Some(Err(how.to_owned()));
         };
-        let (from, to) = (
-            legs.luns.get(piece.from.file)?,
-            legs.luns.get(piece.to.file)?,
-        );
+        let (from, to) = (legs.luns.get(piece.from.lun)?, legs.luns.get(piece.to.lun)?);
         let buffer = ring.bytes_mut(slot, piece.length_bytes);
         let accept = |lost| accept(lost, transfer.is_first);
         Some(fill(buffer, piece, [from, to], &self.shared.stop, accept))
@@ -298,8 +295,8 @@ fn describe(legs: &Legs, transfer: &Transfer, fault: Fault) -> CopyError {
         cause: format!(
             "cannot {verb} {} bytes at {} of {}: {what}",
             piece.length_bytes,
-            place.offset_bytes,
-            legs.luns.path(place.file).display()
+            place.offset,
+            legs.luns.path(place.lun).display()
         ),
     }
 }
@@ -320,7 +317,7 @@ fn fill(
         block_bytes,
         stop,
     };
-    let lost = read_around(&mut source, buffer, piece.from.offset_bytes, block_bytes)
+    let lost = read_around(&mut source, buffer, piece.from.offset, block_bytes)
         .map_err(|error| format!("read again in parts: {error}"))?;
     let in_volume = |at: usize| piece.volume_offset_bytes + at as u64;
     let parts = lost.iter();
@@ -330,7 +327,7 @@ fn fill(
     }
     let target = file(to).map_err(|error| error.to_string())?;
     for part in lost {
-        let place = piece.to.offset_bytes + part.start as u64;
+        let place = piece.to.offset + part.start as u64;
         target
             .read_exact_at(&mut buffer[part], place)
             .map_err(|error| format!("nor can the target be read there: {error}"))?;

@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
 
+use migration_core::layout::{Extent, Layout};
 use migration_proto::route::Side;
 
 use super::*;
-use crate::legs::{FileIndex, LegMap};
 use crate::window::Sizes;
 
 const REGION: u64 = 1 << 20;
@@ -15,7 +15,12 @@ fn plan(regions: u64, queue_bytes: u64, now: Instant) -> Plan {
         volume_bytes: regions * REGION - 512,
         io_bytes: 512 << 10,
     };
-    let leg = LegMap::contiguous(regions * REGION, FileIndex(0));
+    let extent = Extent {
+        lun: 0,
+        start: 0,
+        length: regions * REGION,
+    };
+    let leg = Layout::new([extent]).unwrap();
     let window = Window::new(sizes, leg.clone(), leg).unwrap();
     Plan::new(EPOCH, window, queue_bytes, now)
 }

@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use leg::OpenLeg;
 use migration_core::{
     custody::Doubt,
     latency::Latencies,
@@ -21,8 +22,6 @@ use migration_proto::{
     target::{CopyError, Refusal, Response},
 };
 use nix::sys::eventfd::{EfdFlags, EventFd};
-
-use crate::legs::OpenLeg;
 
 /// The state of the volume, as the engine knows it.
 #[derive(Debug, Clone)]

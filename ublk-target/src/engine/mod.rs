@@ -27,6 +27,7 @@ use std::{
 };
 
 use io_uring::{opcode, types};
+use leg::OpenLeg;
 use migration_core::{
     custody::Doubt,
     latency::Latencies,
@@ -47,10 +48,7 @@ use self::{
     ring::{DEVICE_FILE, MAP_FILE, Ring, Timer, Token},
     transfer::{LegFiles, Transfer},
 };
-use crate::{
-    legs::OpenLeg,
-    ublk::{self, FetchOutcome, IoDescriptors, IoOperation, IoSlot},
-};
+use crate::ublk::{self, FetchOutcome, IoDescriptors, IoOperation, IoSlot};
 
 /// The most sectors of one batch.
 const MAP_BATCH_SECTORS_MAX: usize = volume::MAP_BATCH_SECTORS_MAX;

@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::SyncSender;
 
+use leg::OpenLeg;
 use migration_core::{
     custody::Doubt,
     map::RoleRecord,
@@ -19,7 +20,6 @@ use super::{
     Command, CopierReport, Engine, EngineRequest, NewMirrorLeg, command::refused, register_leg,
     side_index,
 };
-use crate::legs::OpenLeg;
 
 /// The calls that the volume has not answered yet.
 #[derive(Debug, Default)]

@@ -13,7 +13,7 @@ use super::ring::LunFile;
 /// An open leg with its files in the ring.
 #[derive(Debug)]
 pub(super) struct LegFiles {
-    pub(super) leg: std::sync::Arc<crate::legs::OpenLeg>,
+    pub(super) leg: std::sync::Arc<leg::OpenLeg>,
     /// For each LUN of the leg, its file in the ring.
     pub(super) files: Vec<LunFile>,
 }

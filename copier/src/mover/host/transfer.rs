@@ -12,7 +12,7 @@
 //! If the legs may be equal in most places, a piece is compared first, and read again only if it
 //! differs.
 
-use crate::legs::Span;
+use crate::ring::Span;
 use crate::window::{End, Piece};
 
 /// The number of retries of a piece after `EAGAIN` or `EINTR` before that counts as an error.
@@ -109,8 +109,8 @@ impl Transfer {
             Phase::Writing | Phase::Zeroing | Phase::Checking => self.piece.to,
         };
         Span {
-            file: place.file,
-            offset_bytes: place.offset_bytes + u64::from(self.done_bytes),
+            lun: place.lun,
+            offset_bytes: place.offset + u64::from(self.done_bytes),
             length_bytes: self.piece.length_bytes - self.done_bytes,
         }
     }
@@ -190,16 +190,17 @@ pub(super) fn is_zero(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::legs::{FileIndex, Place};
+    use migration_core::layout::Place;
+
     use crate::window::RegionSlot;
 
     const LENGTH: u32 = 8192;
 
     fn transfer() -> Transfer {
-        let place = |file, offset_bytes| Place {
-            file: FileIndex(file),
-            offset_bytes,
-            contiguous_bytes: 1 << 20,
+        let place = |lun, offset| Place {
+            lun,
+            offset,
+            length: u64::from(LENGTH),
         };
         let piece = Piece {
             region: RegionSlot(0),
@@ -211,9 +212,9 @@ mod tests {
         Transfer::new(piece, false)
     }
 
-    fn span(file: u32, offset_bytes: u64, length_bytes: u32) -> Span {
+    fn span(lun: usize, offset_bytes: u64, length_bytes: u32) -> Span {
         Span {
-            file: FileIndex(file),
+            lun,
             offset_bytes,
             length_bytes,
         }
