@@ -4,336 +4,28 @@
 //! effect later. The handle then refuses every further command: open a new one, and check the state
 //! of the device.
 
+mod command;
+mod error;
+
+pub use command::{Attempt, Command};
+pub use error::ControlError;
+
 use std::fmt;
 use std::fs::File;
-use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use thiserror::Error;
 
-use super::abi::{self, CtrlCmd, CtrlDevInfo, Features, Params};
-use super::device::{DevInfo, DevInfoError, DeviceId, NewDevice};
-use super::helper::{CallError, ControlRing, Helper, Job, Payload};
-use super::node;
-use super::params::{DeviceParams, ParamsError};
+use crate::ublk::abi::{CtrlCmd, CtrlDevInfo, Features, Params};
+use crate::ublk::device::{DevInfo, DeviceId, NewDevice};
+use crate::ublk::helper::{CallError, ControlRing, Helper, Job, Payload};
+use crate::ublk::node;
+use crate::ublk::params::DeviceParams;
 
 /// The driver's control file.
 const CONTROL_PATH: &str = "/dev/ublk-control";
 /// Size of the helper's ring in commands: it runs one at a time.
 const RING_ENTRIES: u32 = 1;
-/// The kernel-internal ENOTSUPP, which the driver returns for commands that a device's features
-/// exclude.
-const ENOTSUPP: i32 = 524;
-
-/// A control command.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Command {
-    /// Read the features of the driver.
-    GetFeatures,
-    /// Create a device.
-    AddDev,
-    /// Describe a device.
-    GetDevInfo,
-    /// Set the block device's parameters.
-    SetParams,
-    /// Read the block device's parameters.
-    GetParams,
-    /// Make the block device appear.
-    StartDev,
-    /// Remove the block device.
-    StopDev,
-    /// Remove the block device unless it is open.
-    TryStopDev,
-    /// Delete a device.
-    DelDev,
-    /// Begin to take over a device.
-    StartUserRecovery,
-    /// End the takeover.
-    EndUserRecovery,
-}
-
-impl Command {
-    /// The header's name, without `UBLK_U_CMD_`.
-    pub const fn name(self) -> &'static str {
-        self.entry().1
-    }
-
-    const fn opcode(self) -> u32 {
-        self.entry().0
-    }
-
-    /// The first Linux version that has the command with the encoding of this module.
-    const fn since(self) -> &'static str {
-        self.entry().2
-    }
-
-    const fn entry(self) -> (u32, &'static str, &'static str) {
-        match self {
-            Self::GetFeatures => (abi::UBLK_U_CMD_GET_FEATURES, "GET_FEATURES", "6.5"),
-            Self::AddDev => (abi::UBLK_U_CMD_ADD_DEV, "ADD_DEV", "6.4"),
-            Self::GetDevInfo => (abi::UBLK_U_CMD_GET_DEV_INFO, "GET_DEV_INFO", "6.4"),
-            Self::SetParams => (abi::UBLK_U_CMD_SET_PARAMS, "SET_PARAMS", "6.4"),
-            Self::GetParams => (abi::UBLK_U_CMD_GET_PARAMS, "GET_PARAMS", "6.4"),
-            Self::StartDev => (abi::UBLK_U_CMD_START_DEV, "START_DEV", "6.4"),
-            Self::StopDev => (abi::UBLK_U_CMD_STOP_DEV, "STOP_DEV", "6.4"),
-            Self::TryStopDev => (abi::UBLK_U_CMD_TRY_STOP_DEV, "TRY_STOP_DEV", "7.0"),
-            Self::DelDev => (abi::UBLK_U_CMD_DEL_DEV, "DEL_DEV", "6.4"),
-            Self::StartUserRecovery => (
-                abi::UBLK_U_CMD_START_USER_RECOVERY,
-                "START_USER_RECOVERY",
-                "6.4",
-            ),
-            Self::EndUserRecovery => (
-                abi::UBLK_U_CMD_END_USER_RECOVERY,
-                "END_USER_RECOVERY",
-                "6.4",
-            ),
-        }
-    }
-
-    /// The meaning of an error number after this command, where the error number's own text does
-    /// not say it.
-    const fn hint(self, errno: Errno) -> &'static str {
-        match (self, errno) {
-            (_, Errno::ENODEV) => "there is no such ublk device",
-            (_, Errno::EINTR) => "the kernel's wait was interrupted",
-            (Self::AddDev, Errno::EEXIST) => "the number is taken",
-            (Self::AddDev, Errno::EINVAL) => {
-                "the driver refuses the number, the queues or the mix of features"
-            }
-            (Self::SetParams, Errno::EACCES) => {
-                "the device was started already, its parameters are fixed"
-            }
-            (Self::SetParams, Errno::EINVAL) => "the driver refuses the parameters",
-            (Self::StartDev, Errno::EEXIST) => "the device was started already",
-            (Self::StartDev, Errno::EINVAL) => {
-                "no parameters were set, or the pid is not the server's"
-            }
-            (Self::TryStopDev, Errno::EBUSY) => "the block device is open",
-            (Self::StartUserRecovery, Errno::EBUSY) => {
-                "the previous server still has a reference to the device"
-            }
-            (Self::StartUserRecovery, Errno::EINVAL) => {
-                "the device can not be recovered, or an earlier recovery of it has begun and not ended"
-            }
-            (Self::EndUserRecovery, Errno::EBUSY) => "the device does not wait for recovery",
-            (Self::EndUserRecovery, Errno::EINVAL) => {
-                "the device can not be recovered, or the pid is not the server's"
-            }
-            _ => "",
-        }
-    }
-}
-
-/// A command and its device, as an error names them.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Attempt {
-    /// The command.
-    pub command: Command,
-    /// The device; `None` for GET_FEATURES, and for ADD_DEV when the driver chooses the number.
-    pub device: Option<DeviceId>,
-}
-
-impl fmt::Display for Attempt {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.command.name();
-        match (self.command, self.device) {
-            (_, Some(id)) => write!(formatter, "{name} of ublk device {id}"),
-            (Command::AddDev, None) => write!(formatter, "{name} of a new ublk device"),
-            (_, None) => formatter.write_str(name),
-        }
-    }
-}
-
-/// Why an operation on a ublk device failed.
-#[derive(Debug, Error)]
-pub enum ControlError {
-    /// There is no `/dev/ublk-control`.
-    #[error(
-        "open {CONTROL_PATH}: {errno}: the ublk_drv module is not loaded or the kernel has none: run `modprobe \
-         ublk_drv` (it needs CONFIG_BLK_DEV_UBLK and kernel >= 6.1, this program 6.5)"
-    )]
-    NoDriver {
-        /// ENOENT, ENXIO or ENODEV.
-        errno: Errno,
-    },
-    /// The process has no permission to open the control file.
-    #[error("open {CONTROL_PATH}: {errno}: it takes root or CAP_SYS_ADMIN and access to the file")]
-    OpenPermission {
-        /// EACCES or EPERM.
-        errno: Errno,
-    },
-    /// The control file can not be opened for another reason.
-    #[error("open {CONTROL_PATH}: {errno}")]
-    Open {
-        /// The cause.
-        errno: Errno,
-    },
-    /// The ring or the thread for control commands cannot be created.
-    #[error(
-        "set up io_uring for ublk control commands: {source} (see sysctl kernel.io_uring_disabled)"
-    )]
-    Setup {
-        /// The cause.
-        source: io::Error,
-    },
-    /// The process has no permission to run the command.
-    #[error("{attempt}: not permitted: it takes CAP_SYS_ADMIN")]
-    Permission {
-        /// The command.
-        attempt: Attempt,
-    },
-    /// No answer in time. The command's effect, now or later, is unknown.
-    #[error("{attempt}: no answer from the kernel in {limit:?}; it may still take effect")]
-    Timeout {
-        /// The command.
-        attempt: Attempt,
-        /// The time limit.
-        limit: Duration,
-    },
-    /// The ring failed during the command. The command's effect is unknown.
-    #[error("{attempt}: lost its io_uring: {source}")]
-    Broken {
-        /// The command.
-        attempt: Attempt,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The command was not sent, because an earlier one of this handle got no answer.
-    #[error("{attempt}: not sent, because {earlier} got no answer before on this control handle")]
-    Poisoned {
-        /// The command that was not sent.
-        attempt: Attempt,
-        /// The command that got no answer.
-        earlier: Attempt,
-    },
-    /// The driver does not have the command.
-    #[error("{attempt}: this kernel's ublk driver does not have the command (Linux {} has)", attempt.command.since())]
-    Unsupported {
-        /// The command.
-        attempt: Attempt,
-    },
-    /// The driver lacks features.
-    #[error("this kernel's ublk driver lacks {missing}; it has {offered}")]
-    MissingFeatures {
-        /// The features that are required and not offered.
-        missing: Features,
-        /// The features that are offered.
-        offered: Features,
-    },
-    /// The driver refused the command.
-    #[error("{attempt}: {errno}{}{}", if hint.is_empty() { "" } else { ": " }, hint)]
-    Kernel {
-        /// The command.
-        attempt: Attempt,
-        /// The driver's answer.
-        errno: Errno,
-        /// The meaning of `errno` after this command; may be empty.
-        hint: &'static str,
-    },
-    /// Parameters that cannot be encoded, or that the driver reported and that are not valid.
-    #[error("{attempt}: {source}")]
-    Params {
-        /// The command.
-        attempt: Attempt,
-        /// What is wrong.
-        source: ParamsError,
-    },
-    /// A device description of the driver that is not valid.
-    #[error("{attempt}: the driver's answer makes no sense: {source}")]
-    DevInfo {
-        /// The command.
-        attempt: Attempt,
-        /// What is wrong.
-        source: DevInfoError,
-    },
-    /// Two devices carry the same mark.
-    #[error(
-        "ublk devices {first} and {second} both carry the mark {tag:#x}: delete the one that is not in use"
-    )]
-    DuplicateTag {
-        /// The mark.
-        tag: u64,
-        /// One device.
-        first: DeviceId,
-        /// The other.
-        second: DeviceId,
-    },
-    /// The devices can not be listed.
-    #[error("list ublk devices in {}: {source}", path.display())]
-    List {
-        /// The directory.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// The character device can not be opened.
-    #[error("open {} of ublk device {device}, tried for {limit:?}: {source}", path.display())]
-    Cdev {
-        /// The device.
-        device: DeviceId,
-        /// The device's file.
-        path: PathBuf,
-        /// The time limit.
-        limit: Duration,
-        /// The error of the last try.
-        source: io::Error,
-    },
-    /// The block layer's time limit can not be set.
-    #[error("write {milliseconds} to {} of ublk device {device}: {source}", path.display())]
-    IoTimeout {
-        /// The device.
-        device: DeviceId,
-        /// The file.
-        path: PathBuf,
-        /// The value, in milliseconds.
-        milliseconds: u32,
-        /// The cause.
-        source: io::Error,
-    },
-}
-
-impl ControlError {
-    /// The driver's error number, if the driver refused the command. A caller decides by it whether
-    /// to retry.
-    pub fn errno(&self) -> Option<Errno> {
-        match self {
-            Self::Kernel { errno, .. } => Some(*errno),
-            _ => None,
-        }
-    }
-
-    fn open(error: &io::Error) -> Self {
-        let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-        match errno {
-            Errno::ENOENT | Errno::ENXIO | Errno::ENODEV => Self::NoDriver { errno },
-            Errno::EACCES | Errno::EPERM => Self::OpenPermission { errno },
-            errno => Self::Open { errno },
-        }
-    }
-
-    /// The error of a command that the driver answered with `-number`.
-    fn answer(attempt: Attempt, number: i32) -> Self {
-        let errno = Errno::from_raw(number);
-        // Before 6.5 the driver treats GET_FEATURES as an unknown command, or as a command to a
-        // missing device.
-        let unknown_get_features = attempt.command == Command::GetFeatures
-            && matches!(errno, Errno::EINVAL | Errno::ENODEV);
-        if number == ENOTSUPP || errno == Errno::EOPNOTSUPP || unknown_get_features {
-            return Self::Unsupported { attempt };
-        }
-        match errno {
-            Errno::EPERM => Self::Permission { attempt },
-            errno => Self::Kernel {
-                attempt,
-                errno,
-                hint: attempt.command.hint(errno),
-            },
-        }
-    }
-}
 
 /// A handle on the ublk driver. It can be moved to any thread. A thread that wants to send a
 /// command while another command is running opens its own handle.
@@ -367,7 +59,7 @@ impl Control {
     }
 
     /// Reads the driver's features. A driver older than Linux 6.5 cannot report them:
-    /// [`ControlError::Unsupported`].
+    /// [`ControlError::Unsupported`](error::ControlError::Unsupported).
     pub fn get_features(&mut self, limit: Duration) -> Result<Features, ControlError> {
         let attempt = Attempt {
             command: Command::GetFeatures,
@@ -486,8 +178,9 @@ impl Control {
     }
 
     /// Deletes a device. Waits until the last reference to the device is gone, so drop descriptors,
-    /// rings and `/dev/ublkcN` first. After a [`ControlError::Timeout`] the kernel completes the
-    /// deletion when the last reference is gone.
+    /// rings and `/dev/ublkcN` first. After a
+    /// [`ControlError::Timeout`](error::ControlError::Timeout) the kernel completes the deletion
+    /// when the last reference is gone.
     pub fn del_dev(&mut self, id: DeviceId, limit: Duration) -> Result<(), ControlError> {
         self.call_plain(Command::DelDev, id, 0, limit)
     }
@@ -522,7 +215,8 @@ impl Control {
     ///
     /// The mark 0 is the mark of other servers' devices, and is never found. A device that does not
     /// answer is skipped. If no other device carries the mark, the skipped device's
-    /// [`ControlError::Timeout`] is returned, because it could be the wanted device.
+    /// [`ControlError::Timeout`](error::ControlError::Timeout) is returned, because it could be the
+    /// wanted device.
     pub fn find_device(
         &mut self,
         tag: u64,
@@ -629,7 +323,11 @@ impl Control {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
     use std::sync::mpsc;
+
+    use super::error::ENOTSUPP;
+    use crate::ublk::abi;
 
     const LIMIT: Duration = Duration::from_secs(60);
 
