@@ -104,6 +104,7 @@ fn state(phase: Phase, seen: Option<Seen>) -> PairState {
     .state
 }
 
+// A table: a row for each phase, with the state for each route.
 #[test]
 fn the_state_follows_from_phase_and_route() {
     use PairState as P;
