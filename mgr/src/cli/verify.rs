@@ -7,8 +7,10 @@ use migration_proto::manager::{PairRecord, Record, Request, Verification};
 use super::args::Global;
 use super::ask::ABSENCE_MAX;
 use super::ask::Poll;
+use super::commands::{change, shuntd};
+use super::output::{print, say};
 use super::problem::{Problem, Stop};
-use super::{print, render, say, shuntd, wait};
+use super::{render, wait};
 
 /// Starts a comparison of the session's pairs; with `waits`, reports the result.
 ///
@@ -25,7 +27,7 @@ pub(super) fn verify(
         repair,
     };
     if !waits {
-        return super::change(global, &request);
+        return change(global, &request);
     }
     let status = Request::Status {
         session: Some(session.clone()),
