@@ -12,6 +12,7 @@
 mod handle;
 mod model;
 mod read;
+mod rows;
 mod samples;
 mod schema;
 
@@ -23,9 +24,10 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 use serde::Serialize;
 
 pub use handle::StoreHandle;
-pub use model::{
-    Change, CopyOf, Estimate, LegRow, Lock, LunRow, Model, Note, OpenMapRow, PairField, PairKey,
-    PairRow, Progress, Retired, Sealed, SessionRow, VolumeRow, VolumeState,
+pub use model::{Change, Model, PairField};
+pub use rows::{
+    CopyOf, Estimate, LegRow, Lock, LunRow, Note, OpenMapRow, PairKey, PairRow, Progress, Retired,
+    Sealed, SessionRow, VolumeRow, VolumeState,
 };
 pub use samples::Sample;
 
