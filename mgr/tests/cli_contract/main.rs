@@ -5,6 +5,8 @@
 )]
 
 mod documents;
+mod output;
+mod requests;
 mod unreachable;
 mod waiting;
 
