@@ -1,6 +1,7 @@
 //! The model: every order of events in small worlds, over the production core. See CONTRIBUTING.md.
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+mod broken;
 mod check;
 mod disk;
 mod event;
@@ -55,7 +56,7 @@ fn every_order_of_events_in_larger_worlds() {
 #[test]
 fn every_broken_rule_is_noticed() {
     let mut wrong = Vec::new();
-    for (rule, world, checker) in worlds::BROKEN {
+    for (rule, world, checker) in broken::BROKEN {
         let setup = setup::Setup {
             broken: Some(*rule),
             ..(*world).clone()

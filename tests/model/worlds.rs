@@ -1,11 +1,8 @@
 //! The worlds. Each is small enough for a complete exploration, and has its own kinds of failures.
 
-use seeded_core::volume::{CopyMode, OnAuthoritativeFailure, SeededBug};
+use seeded_core::volume::{CopyMode, OnAuthoritativeFailure};
 
-use crate::{
-    check::Checker,
-    setup::{Budget, FLUSH, OperatorRequest, PLAIN, Setup, Start, one, two},
-};
+use crate::setup::{Budget, FLUSH, OperatorRequest, PLAIN, Setup, Start, one, two};
 
 const NOTHING: Budget = PLAIN.budget;
 const KILL: Budget = Budget {
@@ -107,180 +104,8 @@ pub(crate) const LARGE: &[&Setup] = &[
     },
 ];
 
-/// For each rule that can be broken: a world in which the breach is noticed, and the checker that
-/// notices it.
-pub(crate) const BROKEN: &[(SeededBug, &Setup, Checker)] = &[
-    (
-        SeededBug::IntentBeforeWrite,
-        &COPY,
-        Checker::DurablyCleanIsEqual,
-    ),
-    (SeededBug::NoClaimWhileWritten, &COPY, Checker::CleanIsEqual),
-    (
-        SeededBug::NoClaimWhileTrailing,
-        &COPY_THREE,
-        Checker::CleanIsEqual,
-    ),
-    (SeededBug::WriteSpoilsCopy, &COPY, Checker::CleanIsEqual),
-    (SeededBug::WriteSpoilsCopy, &TRACK, Checker::CleanIsEqual),
-    (
-        SeededBug::TrackedWriteIsDirty,
-        &TRACK,
-        Checker::CleanIsEqual,
-    ),
-    (SeededBug::SplitIsLeftAlone, &SPLIT, Checker::CopyStays),
-    (SeededBug::SplitHolds, &SPLIT, Checker::Drained),
-    (
-        SeededBug::FlushBeforeRoles,
-        &SPLIT_POWER,
-        Checker::CopyStays,
-    ),
-    (SeededBug::ClaimsDieWithCopier, &COPY, Checker::CleanIsEqual),
-    (SeededBug::CopiedIsMarked, &FAIL_OVER, Checker::CleanIsEqual),
-    (SeededBug::ReportsFromCopierOnly, &COPY, Checker::StaleActor),
-    (
-        SeededBug::ExclusiveClaimHoldsWrites,
-        &AGAIN,
-        Checker::CleanIsEqual,
-    ),
-    (
-        SeededBug::SweepFlushes,
-        &SWEEP_POWER,
-        Checker::DurablyCleanIsEqual,
-    ),
-    (
-        SeededBug::SweepFlushesBothLegs,
-        &SWEEP_POWER,
-        Checker::DurablyCleanIsEqual,
-    ),
-    (
-        SeededBug::SweepAwaitsBothLegs,
-        &SWEEP_POWER,
-        Checker::DurablyCleanIsEqual,
-    ),
-    (
-        SeededBug::SweepAwaitsWrites,
-        &MIRROR_RESETS,
-        Checker::DurablyCleanIsEqual,
-    ),
-    (
-        SeededBug::WriteDuringSweepKeepsMark,
-        &SWEEP,
-        Checker::DurablyCleanIsEqual,
-    ),
-    (
-        SeededBug::WriteBeforeSweepKeepsMark,
-        &SWEEP,
-        Checker::DurablyCleanIsEqual,
-    ),
-    (
-        SeededBug::OverlappingWritesWait,
-        &COPY,
-        Checker::CleanIsEqual,
-    ),
-    (
-        SeededBug::TrailingWritesAreWaitedFor,
-        &COPY,
-        Checker::CleanIsEqual,
-    ),
-    (
-        SeededBug::MirrorFailureIsDirty,
-        &MIRROR_FAILS,
-        Checker::CleanIsEqual,
-    ),
-    (
-        SeededBug::LostMirrorCacheIsDirty,
-        &MIRROR_LOSES,
-        Checker::CleanIsEqual,
-    ),
-    (
-        SeededBug::LostMirrorCacheIsDirty,
-        &STALL,
-        Checker::CleanIsEqual,
-    ),
-    (
-        SeededBug::LostFormerCacheIsDirty,
-        &FAIL_OVER,
-        Checker::CleanIsEqual,
-    ),
-    (
-        SeededBug::LostCacheIsDirty,
-        &FLUSH_LOSES,
-        Checker::CleanIsEqual,
-    ),
-    (
-        SeededBug::FailedFlushIsReported,
-        &FLUSH_LOSES,
-        Checker::FlushedWrite,
-    ),
-    (
-        SeededBug::FailedFlushIsOfAll,
-        &FLUSH_LOSES,
-        Checker::FlushedWrite,
-    ),
-    (
-        SeededBug::ReportsOfThisEpochOnly,
-        &COPY,
-        Checker::StaleActor,
-    ),
-    (
-        SeededBug::NewMirrorAwaitsOldWrites,
-        &RESTART,
-        Checker::Drained,
-    ),
-    (
-        SeededBug::OneDescriptorWrite,
-        &RESTART,
-        Checker::OneAuthoritative,
-    ),
-    (SeededBug::LostCacheIsDirty, &READS, Checker::CleanIsEqual),
-    (
-        SeededBug::FailedLegIsNotBelieved,
-        &FAIL_OVER,
-        Checker::FlushedWrite,
-    ),
-    (
-        SeededBug::FailedFlushIsDirty,
-        &FLUSH_FAILS,
-        Checker::CleanIsEqual,
-    ),
-    (SeededBug::InSyncBeforeRoles, &CANCEL, Checker::FlushedWrite),
-    (
-        SeededBug::DrainBeforeRoles,
-        &SWITCH,
-        Checker::AcknowledgedWrite,
-    ),
-    (
-        SeededBug::MirrorDrainBeforeRoles,
-        &SWITCH,
-        Checker::AcknowledgedWrite,
-    ),
-    (
-        SeededBug::FlushBeforeRoles,
-        &SWITCH_POWER,
-        Checker::FlushedWrite,
-    ),
-    (
-        SeededBug::DurableBeforeAnswer,
-        &SWITCH,
-        Checker::OneAuthoritative,
-    ),
-    (
-        SeededBug::DirtyBeforeMirror,
-        &START,
-        Checker::DurablyCleanIsEqual,
-    ),
-    (SeededBug::HeldGoesOn, &SUSPEND, Checker::Settles),
-    (SeededBug::WaitingGoesOn, &SWITCH, Checker::Settles),
-    (SeededBug::FlushIsDone, &UNDO, Checker::FlushedWrite),
-    (SeededBug::MirrorReadsAreClean, &READS, Checker::Read),
-    (SeededBug::MirrorReadsStayClean, &READS, Checker::Read),
-    (SeededBug::MirrorReadsWait, &READS, Checker::Read),
-    (SeededBug::StalledMirrorIsGivenUp, &HANG, Checker::Settles),
-];
-
 /// Two writes to one block while its region is copied.
-const COPY: Setup = Setup {
+pub(crate) const COPY: Setup = Setup {
     name: "copy",
     start: Start::Mirrored { dirty: 0b01 },
     requests: &[
@@ -307,7 +132,7 @@ const COPY_POWER: Setup = Setup {
 };
 
 /// Three regions. One write covers two of them, of which one is dirty.
-const COPY_THREE: Setup = Setup {
+pub(crate) const COPY_THREE: Setup = Setup {
     name: "copy-three",
     regions: 3,
     start: Start::Mirrored { dirty: 0b110 },
@@ -320,7 +145,7 @@ const COPY_THREE: Setup = Setup {
 };
 
 /// Both halves of one region are written: the region is finally copied with an exclusive claim.
-const AGAIN: Setup = Setup {
+pub(crate) const AGAIN: Setup = Setup {
     name: "again",
     regions: 1,
     blocks_per_region: 2,
@@ -335,7 +160,7 @@ const AGAIN: Setup = Setup {
     ..PLAIN
 };
 
-const SWITCH: Setup = Setup {
+pub(crate) const SWITCH: Setup = Setup {
     name: "switch",
     requests: &[
         one(OperatorRequest::Write, 0),
@@ -348,7 +173,7 @@ const SWITCH: Setup = Setup {
     ..PLAIN
 };
 
-const SWITCH_POWER: Setup = Setup {
+pub(crate) const SWITCH_POWER: Setup = Setup {
     name: "switch-power",
     requests: &[
         one(OperatorRequest::Write, 0),
@@ -362,7 +187,7 @@ const SWITCH_POWER: Setup = Setup {
     ..PLAIN
 };
 
-const UNDO: Setup = Setup {
+pub(crate) const UNDO: Setup = Setup {
     name: "undo",
     requests: &[one(OperatorRequest::Write, 0), FLUSH],
     budget: Budget {
@@ -372,7 +197,7 @@ const UNDO: Setup = Setup {
     ..PLAIN
 };
 
-const SUSPEND: Setup = Setup {
+pub(crate) const SUSPEND: Setup = Setup {
     name: "suspend",
     requests: &[
         one(OperatorRequest::Write, 0),
@@ -386,7 +211,7 @@ const SUSPEND: Setup = Setup {
     ..PLAIN
 };
 
-const SWEEP: Setup = Setup {
+pub(crate) const SWEEP: Setup = Setup {
     name: "sweep",
     regions: 1,
     requests: &[
@@ -398,7 +223,7 @@ const SWEEP: Setup = Setup {
     ..PLAIN
 };
 
-const SWEEP_POWER: Setup = Setup {
+pub(crate) const SWEEP_POWER: Setup = Setup {
     name: "sweep-power",
     regions: 2,
     requests: &[
@@ -410,7 +235,7 @@ const SWEEP_POWER: Setup = Setup {
 };
 
 /// The start of a migration, and its end.
-const START: Setup = Setup {
+pub(crate) const START: Setup = Setup {
     name: "start",
     start: Start::Single,
     requests: &[
@@ -438,7 +263,7 @@ const START_POWER: Setup = Setup {
 };
 
 /// A migration is cancelled and started again, with a dead copier.
-const CANCEL: Setup = Setup {
+pub(crate) const CANCEL: Setup = Setup {
     name: "cancel",
     regions: 1,
     start: Start::Mirrored { dirty: 1 },
@@ -454,7 +279,7 @@ const CANCEL: Setup = Setup {
 };
 
 /// A mirror leg hangs and is given up; a new mirror leg is added, twice.
-const RESTART: Setup = Setup {
+pub(crate) const RESTART: Setup = Setup {
     name: "restart",
     regions: 1,
     requests: &[
@@ -471,7 +296,7 @@ const RESTART: Setup = Setup {
 };
 
 /// A flush of the mirror leg fails, and the leg loses what it had cached.
-const FLUSH_FAILS: Setup = Setup {
+pub(crate) const FLUSH_FAILS: Setup = Setup {
     name: "flush-fails",
     requests: &[one(OperatorRequest::Write, 0)],
     budget: Budget {
@@ -483,7 +308,7 @@ const FLUSH_FAILS: Setup = Setup {
     ..PLAIN
 };
 
-const MIRROR_FAILS: Setup = Setup {
+pub(crate) const MIRROR_FAILS: Setup = Setup {
     name: "mirror-fails",
     regions: 1,
     requests: &[
@@ -498,7 +323,7 @@ const MIRROR_FAILS: Setup = Setup {
 };
 
 /// The mirror leg fails, and has lost data that it had acknowledged.
-const MIRROR_LOSES: Setup = Setup {
+pub(crate) const MIRROR_LOSES: Setup = Setup {
     name: "mirror-loses",
     requests: &[
         one(OperatorRequest::Write, 0),
@@ -514,7 +339,7 @@ const MIRROR_LOSES: Setup = Setup {
 };
 
 /// The mirror leg has lost data that it had acknowledged, and a flush ends before that is known.
-const MIRROR_RESETS: Setup = Setup {
+pub(crate) const MIRROR_RESETS: Setup = Setup {
     name: "mirror-resets",
     budget: Budget {
         mirror_faults: 1,
@@ -526,7 +351,7 @@ const MIRROR_RESETS: Setup = Setup {
 
 /// A sweep, a switch or the application flushes the authoritative leg. The flush fails, and the leg
 /// has lost data that it had acknowledged.
-const FLUSH_LOSES: Setup = Setup {
+pub(crate) const FLUSH_LOSES: Setup = Setup {
     name: "flush-loses",
     regions: 1,
     requests: &[one(OperatorRequest::Write, 0), FLUSH, FLUSH],
@@ -553,7 +378,7 @@ const FLUSH_LOSES_OVER: Setup = Setup {
 };
 
 /// A world with one place. The mirror leg is given up while it still writes, and retried.
-const STALL: Setup = Setup {
+pub(crate) const STALL: Setup = Setup {
     name: "stall",
     places: 1,
     requests: &[
@@ -567,7 +392,7 @@ const STALL: Setup = Setup {
 };
 
 /// The mirror leg never answers again.
-const HANG: Setup = Setup {
+pub(crate) const HANG: Setup = Setup {
     name: "hang",
     budget: Budget {
         suspensions: 1,
@@ -610,7 +435,7 @@ const ROLE_FAILS: Setup = Setup {
     ..PLAIN
 };
 
-const FAIL_OVER: Setup = Setup {
+pub(crate) const FAIL_OVER: Setup = Setup {
     name: "fail-over",
     requests: &[
         one(OperatorRequest::Write, 0),
@@ -626,7 +451,7 @@ const FAIL_OVER: Setup = Setup {
 };
 
 /// Reads from the mirror leg, and writes that fail.
-const READS: Setup = Setup {
+pub(crate) const READS: Setup = Setup {
     name: "reads",
     start: Start::Mirrored { dirty: 0b10 },
     requests: &[
@@ -643,7 +468,7 @@ const READS: Setup = Setup {
 };
 
 /// Writes go to the source alone; the rest is copied while requests are held.
-const TRACK: Setup = Setup {
+pub(crate) const TRACK: Setup = Setup {
     name: "track",
     regions: 1,
     requests: &[
@@ -698,7 +523,7 @@ const TRACK_MODES: Setup = Setup {
 };
 
 /// The target becomes a copy at an instant, and is mirrored onto again.
-const SPLIT: Setup = Setup {
+pub(crate) const SPLIT: Setup = Setup {
     name: "split",
     requests: &[
         one(OperatorRequest::Write, 0),
@@ -726,7 +551,7 @@ const SPLIT_KILL: Setup = Setup {
     ..PLAIN
 };
 
-const SPLIT_POWER: Setup = Setup {
+pub(crate) const SPLIT_POWER: Setup = Setup {
     name: "split-power",
     regions: 1,
     requests: &[one(OperatorRequest::Write, 0), FLUSH],

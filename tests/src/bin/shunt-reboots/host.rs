@@ -1,85 +1,16 @@
-//! Resets a machine repeatedly, changes one of its LUNs before it boots, and compares every byte
-//! with a log that the host keeps.
-//!
-//! The host boots a virtual machine with both LUNs and a disk with Shunt's state. The guest waits
-//! until the pair is in sync, runs an application that verifies what it reads, and changes sides at
-//! least twice. After the boot and after each change it hands the contents of the volume to the
-//! host. Then it writes until the host ends it.
-#![allow(clippy::expect_used)]
+//! The host: boots machines, ends them, changes their LUNs, and checks what they hold.
 
 use std::{
     fs::File,
-    io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
-use clap::{Parser, Subcommand};
-use tests::{
-    host::Host,
-    log::Log,
-    lun,
-    machine::Machine,
-    power::{self, Writer},
-    random::Random,
-    run, sh,
-};
+use tests::{log::Log, machine::Machine, power, random::Random};
 
-/// Resets a machine and changes its LUNs before it boots
-#[derive(Debug, Parser)]
-struct Arguments {
-    #[command(subcommand)]
-    role: Role,
-}
-
-#[derive(Debug, Subcommand)]
-enum Role {
-    /// Boot machines and end them
-    Host(Plan),
-    /// Run inside the machine
-    Guest {
-        /// Folder that the host sees too
-        #[arg(long)]
-        folder: PathBuf,
-        /// Number of this life of the machine with these LUNs
-        #[arg(long)]
-        life: u64,
-        /// How long the application runs between the boot and the first change of sides
-        #[arg(long)]
-        load_seconds: u64,
-        /// How long each writer waits after a flush, in milliseconds
-        #[arg(long)]
-        think_ms: u64,
-        /// Number of changes of sides
-        #[arg(long)]
-        changes: u64,
-    },
-}
-
-#[derive(Debug, Parser)]
-struct Plan {
-    /// The kernel
-    #[arg(long)]
-    kernel: String,
-    /// Path of scripts/vm
-    #[arg(long)]
-    vm: PathBuf,
-    /// Number of reboots; the mishaps between them are used in turn
-    #[arg(long)]
-    reboots: u64,
-    /// How long the application runs after each boot
-    #[arg(long, default_value_t = 300)]
-    load_seconds: u64,
-    /// How long each writer waits after a flush during that time, in milliseconds
-    #[arg(long, default_value_t = 0)]
-    think_ms: u64,
-    /// Seed of the random numbers
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-}
+use super::{IN_SYNC_WITHIN, Plan, READY, SERVED_WITHIN};
 
 /// What happens to a LUN between two boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,41 +34,14 @@ const MISHAPS: [Mishap; 5] = [
     Mishap::Renamed,
     Mishap::Nothing,
 ];
-const VOLUME: &str = "db";
-const SESSION: &str = "move";
-/// The line that reports that the guest has changed sides and writes until the host ends it.
-const READY: &str = "now";
+
 /// The growth of a leg, in bytes.
 const GROWTH_BYTES: u64 = 16 << 20;
+
 /// The maximum number of blocks of a leg that are overwritten.
 const FOREIGN_BLOCKS: u64 = 64;
-/// The time limit until the volume is served after a boot. The machine is emulated and shared.
-const SERVED_WITHIN: Duration = Duration::from_secs(600);
-/// The time limit until both legs are known to be equal.
-const IN_SYNC_WITHIN: Duration = Duration::from_secs(900);
 
-fn main() -> ExitCode {
-    match Arguments::parse().role {
-        Role::Host(plan) => host(&plan),
-        Role::Guest {
-            folder,
-            life,
-            load_seconds,
-            think_ms,
-            changes,
-        } => {
-            let load = Load {
-                length: Duration::from_secs(load_seconds),
-                think: Duration::from_millis(think_ms),
-            };
-            guest(&folder, life, load, changes)
-        }
-    }
-}
-
-// ---- the host -----------------------------------------------------------------------------------
-
-fn host(plan: &Plan) -> ExitCode {
+pub(super) fn host(plan: &Plan) -> ExitCode {
     // The folder is below target/, where the guest can write.
     let folder = tempfile::tempdir_in("target").expect("a folder");
     let folder = std::fs::canonicalize(folder.path()).expect("its path");
@@ -413,226 +317,4 @@ fn noise(random: &mut Random, length: u64) -> Vec<u8> {
     (0..length / 8)
         .flat_map(|_| random.below(u64::MAX).to_le_bytes())
         .collect()
-}
-
-// ---- the guest ----------------------------------------------------------------------------------
-
-/// The machine, seen from inside.
-struct Guest {
-    host: Host,
-    said: String,
-}
-
-/// The application between the boot and the first change of sides.
-#[derive(Debug, Clone, Copy)]
-struct Load {
-    length: Duration,
-    /// The wait after each flush.
-    think: Duration,
-}
-
-fn guest(folder: &Path, life: u64, load: Load, changes: u64) -> ExitCode {
-    let disk = "/dev/disk/by-id/virtio-lun2";
-    if life == 1 {
-        sh("mkfs.ext4", &["-q", disk]);
-    } else {
-        // Checks the file system, as every boot does: a power loss may tear the superblock, which
-        // is two sectors. Status 1: something was repaired.
-        let checked = run("e2fsck", &["-y", disk]);
-        let text = String::from_utf8_lossy(&checked.stdout).replace('\n', "; ");
-        assert!(matches!(checked.status.code(), Some(0 | 1)), "{text}");
-        if checked.status.code() == Some(1) {
-            println!("e2fsck: {text}");
-        }
-    }
-    let state = lun::Mounted::new(disk);
-    let mut guest = Guest {
-        host: Host::with_state(&state.path().join("shunt")),
-        said: String::new(),
-    };
-    match guest.run(folder, life, load, changes) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(text) => {
-            eprintln!("{}{}", guest.host.shunt(&["status"]).out, guest.host.log());
-            println!("violation {}", text.replace('\n', " "));
-            // The host ends the machine. An orderly end could be delayed by what hangs.
-            std::thread::sleep(Duration::from_secs(600));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-impl Guest {
-    fn run(&mut self, folder: &Path, life: u64, load: Load, changes: u64) -> Result<(), String> {
-        if life == 1 {
-            let pair = format!("{VOLUME}:/dev/disk/by-id/virtio-lun1");
-            self.host
-                .ok(&["attach", VOLUME, "/dev/disk/by-id/virtio-lun0"]);
-            self.host.ok(&["create", SESSION, &pair, "--overwrite"]);
-            self.host.ok(&["start", SESSION]);
-        }
-        self.wait_until_served()?;
-        hand_over(folder, "after-the-boot");
-        let started = Instant::now();
-        self.wait_until_in_sync()?;
-        let copied = self.host.connect(VOLUME).status().copied_bytes;
-        let seconds = started.elapsed().as_secs_f64();
-        println!("in-sync after {seconds:.1} s, {copied} bytes copied");
-
-        let mut writers: Vec<Writer> = (0..power::WRITERS)
-            .map(|writer| Writer::new(life, writer))
-            .collect();
-        let stop = &AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = writers
-                .iter_mut()
-                .zip(0..)
-                .map(|(writer, number)| {
-                    scope.spawn(move || apply(writer, number, load.think, stop))
-                })
-                .collect();
-            let end = Instant::now() + load.length;
-            while Instant::now() < end && !threads.iter().any(|thread| thread.is_finished()) {
-                std::thread::sleep(Duration::from_millis(100).min(load.length));
-            }
-            stop.store(true, Ordering::Relaxed);
-            let join = |thread: std::thread::ScopedJoinHandle<'_, io::Result<()>>| {
-                thread.join().expect("no panic")
-            };
-            threads.into_iter().try_for_each(join)
-        })
-        .map_err(|error| format!("the application: {error}"))?;
-
-        for change in 1..=changes {
-            self.change_sides()?;
-            hand_over(folder, &format!("after-change-{change}"));
-            self.compare_legs()?;
-        }
-        let pair = self.host.pair(SESSION);
-        let side = pair["authoritative"].as_str().unwrap_or_default();
-        println!("authoritative {side}");
-
-        let never = &AtomicBool::new(false);
-        println!("{READY}");
-        std::thread::scope(|scope| {
-            for (writer, number) in writers.iter_mut().zip(0..) {
-                scope.spawn(move || {
-                    if let Err(error) = apply(writer, number, Duration::ZERO, never) {
-                        println!("violation the application: {error}");
-                    }
-                });
-            }
-        });
-        Ok(())
-    }
-
-    /// Reports the states of the volume and the pair to the host if they have changed. Returns both
-    /// states.
-    fn tell(&mut self) -> (String, String) {
-        let volume = self.host.volume(VOLUME);
-        let pair = self.host.live_pair(VOLUME).unwrap_or_default();
-        let text = |value: &serde_json::Value| value.as_str().unwrap_or("-").to_owned();
-        let mut said = format!("{}/{}", text(&volume["state"]), text(&pair["state"]));
-        for record in [&volume, &pair] {
-            if let Some(problem) = record["problem"].as_str() {
-                said += &format!(" ({})", problem.replace('\n', " "));
-            }
-        }
-        if said != self.said {
-            println!("said {said}");
-            self.said = said;
-        }
-        (text(&volume["state"]), text(&pair["state"]))
-    }
-
-    fn wait_until_served(&mut self) -> Result<(), String> {
-        let end = Instant::now() + SERVED_WITHIN;
-        while self.tell().0 != "attached" {
-            if Instant::now() > end {
-                return Err(format!("the volume is not served: {}", self.said));
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        Ok(())
-    }
-
-    fn wait_until_in_sync(&mut self) -> Result<(), String> {
-        let started = Instant::now();
-        let mut asked = 0;
-        loop {
-            let state = self.tell().1;
-            if state == "source-selected" || state == "target-selected" {
-                return Ok(());
-            }
-            if started.elapsed() > IN_SYNC_WITHIN {
-                return Err(format!("the pair does not come into sync: {}", self.said));
-            }
-            // These states wait for a command.
-            let waits = state == "degraded" || state == "paused";
-            if waits && started.elapsed().as_secs() / 10 > asked {
-                asked = started.elapsed().as_secs() / 10;
-                let said = self.host.shunt(&["resume", SESSION]);
-                println!(
-                    "said resume: {} {}",
-                    said.code,
-                    said.error.replace('\n', " ")
-                );
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    fn change_sides(&mut self) -> Result<(), String> {
-        let end = Instant::now() + IN_SYNC_WITHIN;
-        loop {
-            self.wait_until_in_sync()?;
-            let verb = match self.host.pair(SESSION)["authoritative"] == "source" {
-                true => "switch",
-                false => "undo",
-            };
-            let said = self.host.shunt(&[verb, SESSION, "--max-pause", "60"]);
-            if said.code == 0 {
-                return Ok(());
-            }
-            println!("said {verb}: {}", said.error.trim().replace('\n', " "));
-            if Instant::now() > end {
-                return Err(format!("no {verb}: {}", said.error));
-            }
-        }
-    }
-
-    fn compare_legs(&mut self) -> Result<(), String> {
-        self.wait_until_in_sync()?;
-        let pair = self.host.pair(SESSION);
-        let leg = |key: &str| pair[key].as_str().unwrap_or_default().to_owned();
-        let (source, target) = (leg("source"), leg("target"));
-        // A leg may be larger than the volume.
-        let equal = self
-            .host
-            .connect(VOLUME)
-            .while_suspended(|| lun::are_equal_up_to(&source, &target, power::LUN_BYTES));
-        match equal {
-            true => Ok(()),
-            false => Err("the legs differ although they are in sync".to_owned()),
-        }
-    }
-}
-
-/// The application: writes, flushes, and sometimes reads back what it has written. It waits for
-/// `think` after each flush.
-fn apply(writer: &mut Writer, number: u64, think: Duration, stop: &AtomicBool) -> io::Result<()> {
-    let volume = power::open(&Host::device(VOLUME));
-    writer.write(&volume, stop, |writer, count| {
-        power::say_flushed(number, count);
-        std::thread::sleep(think);
-        writer.read_one(&volume)
-    })
-}
-
-/// Hands the contents of the volume to the host.
-fn hand_over(folder: &Path, name: &str) {
-    let to = format!("of={}", folder.join(name).display());
-    let from = format!("if={}", Host::device(VOLUME));
-    sh("dd", &[&from, &to, "bs=1M", "iflag=direct", "status=none"]);
-    println!("holds {name}");
 }
