@@ -52,49 +52,88 @@
 //!    that run.
 //! 5. The loop never waits for a disk, a process or a device.
 
+#[path = "volumes/attach.rs"]
 mod attach;
+#[path = "luns/checks.rs"]
 mod checks;
 mod clock;
+#[path = "copies/come_back.rs"]
 mod come_back;
 mod context;
+#[path = "copies/copiers.rs"]
 mod copies;
+#[path = "sessions/create.rs"]
 mod create;
+#[path = "sessions/cutover.rs"]
 mod cutover;
+#[path = "api/deferred.rs"]
 mod deferred;
 mod failure;
+#[path = "api/feed.rs"]
 mod feed;
 mod folders;
+#[path = "copies/gauge.rs"]
 mod gauge;
+#[path = "volumes/held.rs"]
 mod held;
+#[path = "sessions/hours.rs"]
 mod hours;
+#[path = "volumes/link.rs"]
 mod link;
+#[path = "repair/locks.rs"]
 mod locks;
+#[path = "sessions/operation/mod.rs"]
 mod operation;
+#[path = "luns/pace.rs"]
 mod pace;
+#[path = "volumes/partitions.rs"]
 mod partitions;
 mod paths;
+#[path = "sessions/plan.rs"]
 mod plan;
+#[path = "volumes/process.rs"]
 mod process;
+#[path = "sessions/queue.rs"]
 mod queue;
+#[path = "repair/rebuild.rs"]
 mod rebuild;
+#[path = "owner/reconcile.rs"]
 mod reconcile;
+#[path = "api/records.rs"]
 mod records;
+#[path = "repair/recover.rs"]
 mod recover;
+#[path = "owner/requests.rs"]
 mod requests;
+#[path = "sessions/retire.rs"]
 mod retire;
+#[path = "volumes/route_change.rs"]
 mod route_change;
+#[path = "sessions/schedule.rs"]
 mod schedule;
+#[path = "luns/sealed.rs"]
 mod sealed;
+#[path = "sessions/set.rs"]
 mod set;
+#[path = "api/socket.rs"]
 mod socket;
+#[path = "sessions/split.rs"]
 mod split;
+#[path = "luns/standing.rs"]
 mod standing;
+#[path = "volumes/supervisor.rs"]
 mod supervisor;
+#[path = "volumes/truth.rs"]
 mod truth;
+#[path = "luns/twice.rs"]
 mod twice;
+#[path = "luns/unreadable.rs"]
 mod unreadable;
+#[path = "sessions/verify.rs"]
 mod verify;
+#[path = "handle.rs"]
 mod volume;
+#[path = "luns/weak.rs"]
 mod weak;
 
 use std::collections::{BTreeMap, BTreeSet};
