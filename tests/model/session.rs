@@ -265,7 +265,7 @@ impl World {
         worlds
     }
 
-    /// As `require_answering` in `mgr/src/daemon/requests.rs`: a session ends only where all pairs
+    /// As `require_answering` in `mgr/src/daemon/sessions/sight.rs`: a session ends only where all pairs
     /// that were mirrored are known to be.
     fn answers(&self, verb: Verb) -> bool {
         let ends = matches!(verb, Verb::Commit | Verb::Cancel);

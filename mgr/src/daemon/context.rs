@@ -3,16 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use migration_proto::luns::LunPaths;
 use migration_proto::manager::Failure;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{info, warn};
 
-use super::checks::{self, Candidate, Purpose};
+use super::event::Event;
+use super::failure;
 use super::paths::Config;
-use super::{Event, failure};
 use crate::store::{Change, Note, StoreError, StoreHandle};
 
 /// How long reading LUNs may take.
@@ -67,28 +66,19 @@ impl Context {
             .map_err(|error| failure::store(object, &error))
     }
 
+    /// Makes changes durable in the background.
+    pub(super) fn record_aside(&self, changes: Vec<Change>) {
+        let context = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = context.commit(changes).await {
+                warn!(%error, "a change could not be recorded");
+            }
+        });
+    }
+
     pub(super) async fn notify(&self, event: Event) {
         // The owner is gone only when shuntd ends.
         let _ = self.events.send(event).await;
-    }
-
-    /// Examines the LUNs of a leg on a separate thread.
-    pub(super) async fn examine(
-        &self,
-        paths: LunPaths,
-        purpose: Purpose,
-    ) -> Result<Vec<Candidate>, String> {
-        let protected = vec![
-            self.config.state_directory.clone(),
-            self.config.runtime_directory.clone(),
-        ];
-        blocking(move || {
-            let paths = paths.paths().iter();
-            paths
-                .map(|path| checks::examine(path, purpose, &protected))
-                .collect()
-        })
-        .await?
     }
 }
 

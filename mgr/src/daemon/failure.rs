@@ -1,9 +1,65 @@
 //! Results of operations, in the words that the operator reads.
 
+use std::io;
+use std::path::PathBuf;
+
 use migration_proto::manager::{Failure, FailureKind, Response};
 
-use super::locks;
 use crate::store::StoreError;
+
+/// The next step when the database does not fit the map file and shuntd does not correct it.
+pub(super) const REBUILD: &str = "end shuntd, move shunt.db in the state directory away, and start shuntd: it makes the database again \
+                                  from the map files";
+/// The command by which the operator frees such locks.
+pub(super) const FREE_LOCKS: &str = "shunt recover --locks";
+
+/// Why `shuntd` does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The process does not run as root.
+    #[error("shuntd must be run by root: it opens disks and makes devices")]
+    NotRoot,
+    /// Another shuntd uses the same folder.
+    #[error(
+        "another shuntd{} works in {}; next: stop that one, or name another {argument}",
+        pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(),
+        folder.display()
+    )]
+    AlreadyRunning {
+        /// The folder.
+        folder: PathBuf,
+        /// The argument that names it.
+        argument: &'static str,
+        /// The process, if it is known.
+        pid: Option<u32>,
+    },
+    /// A directory or a file cannot be made or opened.
+    #[error(
+        "cannot {what} {}: {source}; running volumes continue without shuntd; next: correct that, or name another \
+         --state-dir or --runtime-dir, and start shuntd again",
+        path.display()
+    )]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// The error of the kernel.
+        source: io::Error,
+    },
+    /// The database cannot be used.
+    #[error(
+        "cannot use the database {}: {source}; running volumes continue without shuntd; next: {}",
+        path.display(),
+        store_remedy(source)
+    )]
+    Store {
+        /// The database.
+        path: PathBuf,
+        /// The cause.
+        source: StoreError,
+    },
+}
 
 /// The result of a request that changes something.
 pub(super) type Answer = Result<Done, Failure>;
@@ -96,7 +152,7 @@ pub(super) fn store(object: impl Into<String>, error: &StoreError) -> Failure {
             error.to_string(),
             format!(
                 "name another lun, or see `shunt status`; if nothing there has it: `{}`",
-                locks::COMMAND
+                FREE_LOCKS
             ),
         ),
         StoreError::NotUtf8(_) => {
@@ -154,4 +210,16 @@ pub(super) fn pair(session: &str, volume: &str) -> String {
 /// The holder of the lock on a target, in words.
 pub(super) fn target_of(volume: &str, session: &str) -> String {
     format!("the target of volume {volume} in session {session}")
+}
+
+/// The next step for the operator: the command that recovers the volume.
+pub(super) fn recover_command(volume: &str) -> String {
+    format!("say which leg is right: `shunt recover {volume} --authoritative source|target`")
+}
+
+/// The next step when the map file, or the process, belongs to another volume.
+pub(super) fn other_volume_next(volume: &str) -> String {
+    format!(
+        "put the map file of {volume} back; or, if {volume} was attached again since the database was saved, {REBUILD}"
+    )
 }

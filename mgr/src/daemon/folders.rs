@@ -10,20 +10,12 @@ use std::fs::{DirBuilder, File, Permissions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
-use tokio::sync::mpsc;
-use tokio::time::sleep;
-use tracing::warn;
 
-use super::context::blocking;
+use super::failure::StartError;
 use super::paths::Config;
-use super::socket::{self, Admission, Call};
-use super::{Event, StartError};
 
-/// Interval between checks of the folders.
-const CHECK_EVERY: Duration = Duration::from_secs(2);
 /// The file in each folder that is locked; it holds the process id of the lock's holder.
 const LOCK_FILE: &str = "shuntd.lock";
 
@@ -32,7 +24,7 @@ const LOCK_FILE: &str = "shuntd.lock";
 pub(super) struct Folder {
     path: PathBuf,
     /// The device and the inode.
-    identity: (u64, u64),
+    pub(super) identity: (u64, u64),
     /// `None` if the folder is the same as the other folder.
     _lock: Option<Flock<File>>,
 }
@@ -40,8 +32,8 @@ pub(super) struct Folder {
 /// The state folder and the socket folder.
 #[derive(Debug)]
 pub(super) struct Folders {
-    state: Folder,
-    runtime: Folder,
+    pub(super) state: Folder,
+    pub(super) runtime: Folder,
 }
 
 impl Folders {
@@ -54,7 +46,7 @@ impl Folders {
     }
 
     /// Describes what is wrong with the state folder; `None` if nothing is.
-    fn state_problem(&self) -> Option<String> {
+    pub(super) fn state_problem(&self) -> Option<String> {
         let path = self.state.path.display();
         let cause = match identity(&self.state.path) {
             Ok(found) if found == self.state.identity => return None,
@@ -69,7 +61,7 @@ impl Folders {
         ))
     }
 
-    fn runtime_is_lost(&self, config: &Config) -> bool {
+    pub(super) fn runtime_is_lost(&self, config: &Config) -> bool {
         let found = identity(&self.runtime.path);
         found.is_err()
             || found.is_ok_and(|found| found != self.runtime.identity)
@@ -78,30 +70,10 @@ impl Folders {
     }
 }
 
-fn open_runtime(config: &Config, state: &Folder) -> Result<Folder, StartError> {
+pub(super) fn open_runtime(config: &Config, state: &Folder) -> Result<Folder, StartError> {
     let runtime = Folder::open(&config.runtime_directory, "--runtime-dir", Some(state))?;
     make(&config.volume_sockets())?;
     Ok(runtime)
-}
-
-/// Creates the missing parts of the socket folder, and listens on the control socket. A folder that
-/// is still the one that was opened stays locked: a second lock would be refused.
-fn make_runtime_again(
-    config: &Config,
-    folders: &mut Folders,
-) -> Result<std::os::unix::net::UnixListener, StartError> {
-    let found = identity(&config.runtime_directory);
-    if found.is_ok_and(|found| found == folders.runtime.identity) {
-        make(&config.volume_sockets())?;
-    } else {
-        folders.runtime = open_runtime(config, &folders.state)?;
-    }
-    let control = config.control_socket();
-    socket::listen(&control).map_err(|source| StartError::Io {
-        what: "listen on",
-        path: control,
-        source,
-    })
 }
 
 impl Folder {
@@ -175,7 +147,7 @@ fn note_holder(file: &mut File) -> io::Result<()> {
     writeln!(file, "{}", std::process::id())
 }
 
-fn make(path: &Path) -> Result<(), StartError> {
+pub(super) fn make(path: &Path) -> Result<(), StartError> {
     make_directory(path).map_err(|source| StartError::Io {
         what: "make the directory",
         path: path.to_owned(),
@@ -206,76 +178,6 @@ pub(super) fn sync_parent(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
         Some(_) | None => File::open(".")?.sync_all(),
-    }
-}
-
-/// Accepts connections to the control socket, checks the folders, and creates the socket folder
-/// again when it is gone. Reports problems of the folders to the owner. Runs until it is aborted.
-pub(super) async fn keep(
-    mut folders: Folders,
-    config: Config,
-    listener: tokio::net::UnixListener,
-    (calls, admission): (mpsc::Sender<Call>, Admission),
-    events: mpsc::Sender<Event>,
-) {
-    let mut _listening = Listening::begin(listener, &calls, admission);
-    let mut reported = Vec::new();
-    loop {
-        sleep(CHECK_EVERY).await;
-        let checked = config.clone();
-        // A folder on a LUN that hangs must not block anything else.
-        let found = blocking(move || {
-            let problem = folders.state_problem();
-            let again = folders
-                .runtime_is_lost(&checked)
-                .then(|| make_runtime_again(&checked, &mut folders));
-            (folders, problem, again)
-        });
-        let Ok((kept, problem, again)) = found.await else {
-            return;
-        };
-        folders = kept;
-        let mut problems: Vec<String> = problem.into_iter().collect();
-        match again.map(|again| again.map(socket::to_tokio)) {
-            None => {}
-            Some(Ok(Ok(listener))) => {
-                warn!(folder = %config.runtime_directory.display(), "the socket folder or a part of it was gone, and is created again");
-                _listening = Listening::begin(listener, &calls, admission);
-            }
-            Some(Ok(Err(error))) => problems.push(format!("no control socket: {error}")),
-            Some(Err(error)) => problems.push(error.to_string()),
-        }
-        if problems != reported {
-            for problem in &problems {
-                warn!("{problem}");
-            }
-            reported.clone_from(&problems);
-            // The owner is gone only when shuntd ends.
-            let _ = events.send(Event::Folders(problems)).await;
-        }
-    }
-}
-
-/// The task that accepts connections. It ends when this value is dropped.
-struct Listening(tokio::task::JoinHandle<()>);
-
-impl Listening {
-    fn begin(
-        listener: tokio::net::UnixListener,
-        calls: &mpsc::Sender<Call>,
-        admission: Admission,
-    ) -> Self {
-        Self(tokio::spawn(socket::serve(
-            listener,
-            calls.clone(),
-            admission,
-        )))
-    }
-}
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 

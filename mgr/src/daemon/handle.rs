@@ -1,15 +1,11 @@
-//! Holds the current view of one volume, and sends requests to its task in `supervisor`.
+//! Holds the current view of one volume, and sends requests to its task in `volumes::supervisor`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use migration_proto::target::{Request, Response, Status};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
-
-use super::Event;
-use super::supervisor::Supervisor;
 
 /// The interval of status polls.
 pub(super) const POLL_IDLE: Duration = Duration::from_secs(1);
@@ -74,21 +70,6 @@ pub(super) enum Command {
     },
 }
 
-/// The parameters of a volume's task.
-#[derive(Debug, Clone)]
-pub(super) struct Setup {
-    pub(super) name: String,
-    pub(super) volume_id: String,
-    pub(super) program: PathBuf,
-    pub(super) map: PathBuf,
-    pub(super) socket: PathBuf,
-    pub(super) log: PathBuf,
-    /// How long its ublk-target may give no useful answer before it is ended.
-    pub(super) silent_max: Duration,
-    /// Whether the volume has never been served: its first start is not a restart.
-    pub(super) new: bool,
-}
-
 /// Access to a volume's task. When the last handle is dropped the task ends; ublk-target keeps
 /// running.
 #[derive(Debug, Clone)]
@@ -98,21 +79,20 @@ pub(super) struct VolumeHandle {
     view: watch::Receiver<View>,
 }
 
-/// Begins to supervise a volume.
-pub(super) fn supervise(setup: Setup, events: mpsc::Sender<Event>) -> VolumeHandle {
-    let (commands, received) = mpsc::channel(COMMANDS_MAX);
-    let (publish, view) = watch::channel(View::default());
-    let handle = VolumeHandle {
-        name: setup.name.clone(),
-        commands,
-        view,
-    };
-    let supervisor = Supervisor::new(setup, publish, events);
-    tokio::spawn(supervisor.run(received));
-    handle
-}
-
 impl VolumeHandle {
+    /// A handle, and what its task needs: the commands that it receives and the view that it
+    /// publishes.
+    pub(super) fn new(name: String) -> (Self, mpsc::Receiver<Command>, watch::Sender<View>) {
+        let (commands, received) = mpsc::channel(COMMANDS_MAX);
+        let (publish, view) = watch::channel(View::default());
+        let handle = Self {
+            name,
+            commands,
+            view,
+        };
+        (handle, received, publish)
+    }
+
     /// The current view.
     pub(super) fn view(&self) -> View {
         self.view.borrow().clone()

@@ -24,7 +24,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 use serde::Serialize;
 
 pub use handle::StoreHandle;
-pub use model::{Change, Model, PairField};
+pub use model::{Change, Model, PairField, leg_of};
 pub use rows::{
     CopyOf, Estimate, LegRow, Lock, LunRow, Note, OpenMapRow, PairKey, PairRow, Progress, Retired,
     Sealed, SessionRow, VolumeRow, VolumeState,

@@ -114,6 +114,15 @@ impl Default for Model {
     }
 }
 
+/// The leg of a side of a pair.
+#[must_use]
+pub fn leg_of(row: &PairRow, side: Side) -> &LegRow {
+    match side {
+        Side::Source => &row.source,
+        Side::Target => &row.target,
+    }
+}
+
 impl Model {
     /// The leg of a volume, and those of its live pair.
     pub fn legs_of<'a>(&'a self, row: &'a VolumeRow) -> impl Iterator<Item = &'a LegRow> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use migration_proto::manager::Request;
 
 use super::socket::Call;
-use super::{Busy, Owner};
+use crate::daemon::event::Busy;
 
 /// Maximum wait of a request; after that it is refused, and the answer names the operation in
 /// progress.
@@ -18,7 +18,7 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// The automatic operations of shuntd, and the requests that wait for them.
 #[derive(Debug, Default)]
-pub(super) struct Deferred {
+pub(crate) struct Deferred {
     /// The sessions and volumes that automatic operations work on.
     own: BTreeSet<Busy>,
     calls: VecDeque<(Call, Instant)>,
@@ -26,60 +26,44 @@ pub(super) struct Deferred {
 
 impl Deferred {
     /// Notes that an automatic operation has begun.
-    pub(super) fn begun(&mut self, busy: &[Busy]) {
+    pub(crate) fn begun(&mut self, busy: &[Busy]) {
         self.own.extend(busy.iter().cloned());
     }
 
     /// Notes that an operation has ended.
-    pub(super) fn ended(&mut self, busy: &[Busy]) {
+    pub(crate) fn ended(&mut self, busy: &[Busy]) {
         for busy in busy {
             self.own.remove(busy);
         }
     }
 
     /// When the request that has waited longest must be answered.
-    pub(super) fn until(&self) -> Option<Instant> {
+    pub(crate) fn until(&self) -> Option<Instant> {
         self.calls.front().map(|(_, until)| *until)
     }
 
-    fn holds_up(&self, request: &Request) -> bool {
-        works_on(request).iter().any(|busy| self.own.contains(busy))
+    /// Lets a request wait.
+    pub(crate) fn defer(&mut self, call: Call) {
+        self.calls.push_back((call, Instant::now() + WAIT_MAX));
     }
-}
 
-impl Owner {
-    /// Answers a request, or defers it while an automatic operation works on its session or volume.
-    pub(super) fn take(&mut self, call: Call) {
-        if self.deferred.holds_up(&call.request) {
-            let until = Instant::now() + WAIT_MAX;
-            self.deferred.calls.push_back((call, until));
+    /// All requests that wait, each with the end of its wait.
+    pub(crate) fn take_waiting(&mut self) -> VecDeque<(Call, Instant)> {
+        std::mem::take(&mut self.calls)
+    }
+
+    /// Lets a request that has waited wait until `until`. `Some`: it need not wait any longer.
+    pub(crate) fn defer_again(&mut self, call: Call, until: Instant) -> Option<Call> {
+        if until > Instant::now() && self.holds_up(&call.request) {
+            self.calls.push_back((call, until));
+            None
         } else {
-            self.answer_call(call);
+            Some(call)
         }
     }
 
-    /// Answers the deferred requests that need not wait any longer.
-    pub(super) fn answer_deferred(&mut self) {
-        let now = Instant::now();
-        for (call, until) in std::mem::take(&mut self.deferred.calls) {
-            if until > now && self.deferred.holds_up(&call.request) {
-                self.deferred.calls.push_back((call, until));
-            } else {
-                self.answer_call(call);
-            }
-        }
-    }
-
-    /// Answers a request. Operations that it starts are recorded for the user of the request.
-    fn answer_call(&mut self, call: Call) {
-        let Call {
-            request,
-            who,
-            reply,
-        } = call;
-        self.context.who = Some(who);
-        self.answer(request, reply);
-        self.context.who = None;
+    pub(crate) fn holds_up(&self, request: &Request) -> bool {
+        works_on(request).iter().any(|busy| self.own.contains(busy))
     }
 }
 

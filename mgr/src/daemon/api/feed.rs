@@ -3,20 +3,16 @@
 //! An event is a line of the history, or a change of the state of a pair or a volume. The last
 //! events are kept in memory; a client that has missed some gets the current state instead.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use migration_proto::manager::{
-    EVENTS_WAIT_MS, EventRecord, JSON_SCHEMA, Record, Request, Response,
-};
-use tokio::sync::{oneshot, watch};
+use migration_proto::manager::{EventRecord, Record, Request, Response};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::clock::steady_ms;
-use super::context::now_ms;
-use super::{Event, Owner, records};
-use crate::store::{Note, PairKey};
+use crate::daemon::clock::steady_ms;
+use crate::store::PairKey;
 
 /// Maximum number of events that are kept.
 const KEPT_MAX: usize = 4096;
@@ -24,11 +20,9 @@ const KEPT_MAX: usize = 4096;
 /// always starts higher (no shuntd emits 1024 events per ms).
 const NUMBERS_A_MS: u64 = 1024;
 
-type Reply = oneshot::Sender<Response>;
-
 /// The last events. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Feed {
+pub(crate) struct Feed {
     kept: Arc<Mutex<Kept>>,
     /// The number of the next event.
     next: watch::Sender<u64>,
@@ -42,13 +36,13 @@ struct Kept {
 
 /// An object whose state changes are published.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Watched {
+pub(crate) enum Watched {
     Volume(String),
     Pair(PairKey),
 }
 
 impl Feed {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let next = steady_ms().saturating_mul(NUMBERS_A_MS);
         Self {
             kept: Arc::new(Mutex::new(Kept {
@@ -65,7 +59,7 @@ impl Feed {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn push(&self, event: EventRecord) {
+    pub(crate) fn push(&self, event: EventRecord) {
         let next = {
             let mut kept = self.lock();
             kept.events.push_back(event);
@@ -78,7 +72,7 @@ impl Feed {
         self.next.send_replace(next);
     }
 
-    fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.lock().next
     }
 
@@ -103,7 +97,7 @@ impl Feed {
     }
 
     /// Waits for events from number `after` on, until `limit`.
-    async fn wait(
+    pub(crate) async fn wait(
         self,
         mut after: u64,
         session: Option<String>,
@@ -128,93 +122,31 @@ impl Feed {
     }
 }
 
-impl Owner {
-    pub(super) fn events(&self, session: Option<String>, after: Option<u64>, reply: Reply) {
-        let Some(after) = after else {
-            return self.refresh_then_reply(session, true, reply);
-        };
-        let (feed, events) = (self.feed.clone(), self.context.events.clone());
-        tokio::spawn(async move {
-            let limit = Duration::from_millis(EVENTS_WAIT_MS);
-            match feed.wait(after, session.clone(), limit).await {
-                // The client may have disconnected.
-                Some(response) => drop(reply.send(response)),
-                None => {
-                    let refreshed = Event::Refreshed {
-                        session,
-                        events: true,
-                        reply,
-                    };
-                    // The owner is gone only when shuntd ends.
-                    let _ = events.send(refreshed).await;
-                }
-            }
-        });
+/// The states that were published last.
+#[derive(Debug, Default)]
+pub(crate) struct Published(BTreeMap<Watched, &'static str>);
+
+impl Published {
+    /// Notes the state of an object. Whether it has changed.
+    pub(crate) fn changed(&mut self, watched: &Watched, state: &'static str) -> bool {
+        self.0.insert(watched.clone(), state) != Some(state)
     }
 
-    /// The current state, as the beginning of the event stream.
-    pub(super) fn events_begin(&self, records: Vec<Record>) -> Response {
-        Response::Events {
-            next: self.feed.next(),
-            present: true,
-            records,
-        }
-    }
-
-    pub(super) fn on_note(&self, note: &Note) {
-        let event = records::event(note.clone());
-        self.feed.push(event);
-    }
-
-    /// Publishes an event for every state that has changed.
-    pub(super) fn tell_states(&mut self) {
-        let mut states: BTreeMap<Watched, &'static str> = BTreeMap::new();
-        for row in self.model.volumes.values() {
-            let view = self.view(&row.name).unwrap_or_default();
-            let state = records::volume_state(row, &view);
-            states.insert(Watched::Volume(row.name.clone()), state);
-        }
-        for session in self.model.sessions.values() {
-            for (position, found) in self.positions(session).into_iter().enumerate() {
-                let key = PairKey {
-                    session: session.name.clone(),
-                    position,
-                };
-                states.insert(Watched::Pair(key), found.state.name());
-            }
-        }
-        for (watched, state) in &states {
-            if self.states.get(watched) == Some(state) {
-                continue;
-            }
-            let (session, volume) = match watched {
-                Watched::Volume(volume) => (None, Some(volume.clone())),
-                Watched::Pair(key) => (
-                    Some(key.session.clone()),
-                    self.model.pair(key).map(|pair| pair.volume.clone()),
-                ),
-            };
-            self.feed.push(EventRecord {
-                schema: JSON_SCHEMA,
-                at_ms: now_ms(),
-                session,
-                volume,
-                what: (*state).to_owned(),
-                who: None,
-                state: Some((*state).to_owned()),
-            });
-        }
-        self.states = states;
+    /// Forgets the objects that are not among `present`.
+    pub(crate) fn keep(&mut self, present: &BTreeSet<Watched>) {
+        self.0.retain(|watched, _| present.contains(watched));
     }
 }
 
 /// Whether a request waits for future events.
-pub(super) const fn waits(request: &Request) -> bool {
+pub(crate) const fn waits(request: &Request) -> bool {
     matches!(request, Request::Events { after: Some(_), .. })
 }
 
 #[cfg(test)]
 mod tests {
+    use migration_proto::manager::JSON_SCHEMA;
+
     use super::*;
 
     fn event(session: &str, what: &str) -> EventRecord {

@@ -1,76 +1,29 @@
 //! The records that `shunt status` shows.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use migration_core::pair::{Facts, PairState, Position, Seen, Verb};
+use migration_core::pair::{PairState, Position, Verb};
 use migration_core::session;
 use migration_proto::manager::{
     ApplicationRecord, CutoverRecord, EventRecord, HostRecord, JSON_SCHEMA, PairRecord, Record,
     SessionMode, SessionRecord, VolumeRecord,
 };
-use migration_proto::route::{Extent, Side};
-use migration_proto::target::{CopyMode, OpenLun, Status};
+use migration_proto::route::Side;
+use migration_proto::target::Status;
 
-use super::checks;
-use super::copies::Copied;
-use super::operation::leg_of;
-use super::paths::Config;
-use super::queue::Occupancy;
-use super::route_change::{is_ours, is_paired_with};
-use super::truth;
-use super::verify::Comparison;
-use super::volume::View;
-use crate::moments;
-use crate::store::{LegRow, Model, Note, PairRow, SessionRow, VolumeRow, VolumeState};
+use crate::daemon::copies::copiers::Copied;
+use crate::daemon::handle::View;
+use crate::daemon::luns::opened::grown;
+use crate::daemon::paths::Config;
+use crate::daemon::sessions::queue::Occupancy;
+use crate::daemon::sessions::verify::{self, Comparison};
+use crate::daemon::volumes::position::facts;
+use crate::daemon::volumes::route_change::is_paired_with;
+use crate::daemon::volumes::truth;
+use crate::store::{LegRow, Model, Note, PairRow, SessionRow, VolumeRow, VolumeState, leg_of};
 
-/// The facts about a pair in the status of its volume.
-pub(super) fn seen(status: &Status, pair: &PairRow) -> Seen {
-    Seen {
-        route: status.route.into(),
-        ours: is_ours(status, pair),
-        dirty: status.dirty_bytes > 0,
-        tracks: status.copy_mode == CopyMode::Track
-            && status.route.is_mirrored()
-            && status.route.authoritative() == Side::Source,
-        degraded: status.degraded.is_some(),
-        changing: status.changing,
-    }
-}
-
-/// The facts that a pair's state follows from. While ublk-target is being restarted, the route that
-/// it last reported still holds, but whether the legs are in sync is not known: the new process may
-/// have to copy again what was not durably clean. When ublk-target cannot be started, nothing is
-/// known.
-///
-/// `comparing`: the legs of the pair are being compared, or are to be.
-pub(super) fn facts(
-    session: &SessionRow,
-    pair: &PairRow,
-    view: Option<&View>,
-    comparing: bool,
-) -> Facts {
-    let seen = view
-        .filter(|view| view.connected || view.failures == 0)
-        .and_then(|view| {
-            let seen = seen(view.status.as_deref()?, pair);
-            Some(Seen {
-                dirty: seen.dirty || !view.connected,
-                ..seen
-            })
-        });
-    Facts {
-        phase: pair.phase,
-        paused: session.paused,
-        last_authoritative: pair.authoritative,
-        seen,
-        comparing,
-        retired: pair.retired.is_some(),
-        outside_hours: !session.options.hours.contains(moments::minute_now()),
-    }
-}
-
-pub(super) fn host(pairs_max: u32, occupancy: Occupancy, problems: &[String]) -> Record {
+pub(crate) fn host(pairs_max: u32, occupancy: Occupancy, problems: &[String]) -> Record {
     let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Record::Host(HostRecord {
         schema: JSON_SCHEMA,
@@ -81,7 +34,7 @@ pub(super) fn host(pairs_max: u32, occupancy: Occupancy, problems: &[String]) ->
     })
 }
 
-pub(super) fn volume(
+pub(crate) fn volume(
     model: &Model,
     config: &Config,
     row: &VolumeRow,
@@ -130,35 +83,7 @@ fn weak_paths<'a>(legs: impl IntoIterator<Item = &'a LegRow>) -> Vec<PathBuf> {
     paths.into_iter().collect()
 }
 
-/// The LUNs of a volume that are open, each with its recorded extent.
-pub(super) fn open_luns(status: &Status) -> impl Iterator<Item = (&Extent, &OpenLun)> {
-    let source = status.source.extents.iter().zip(&status.source_open);
-    let target = status.target.iter().flat_map(|leg| &leg.extents);
-    source.chain(target.zip(&status.target_open))
-}
-
-/// The LUNs of a volume that are larger than recorded: their recorded paths and their current
-/// sizes.
-pub(super) fn grown(status: &Status) -> impl Iterator<Item = (&Path, u64)> {
-    open_luns(status)
-        .filter(|(extent, open)| open.size_bytes > extent.identity.size_bytes)
-        .map(|(extent, open)| (extent.path.as_path(), open.size_bytes))
-}
-
-/// The devices of a volume that are open under another name than the recorded one: the recorded
-/// path and the current path.
-pub(super) fn elsewhere(status: &Status) -> impl Iterator<Item = (&Path, &Path)> {
-    open_luns(status)
-        .filter(|(extent, open)| {
-            // A device that is gone is found under neither name.
-            open.device.is_some()
-                && checks::device_number(&extent.path) != open.device
-                && checks::device_number(&open.path) == open.device
-        })
-        .map(|(extent, open)| (extent.path.as_path(), open.path.as_path()))
-}
-
-pub(super) const fn volume_state(row: &VolumeRow, view: &View) -> &'static str {
+pub(crate) const fn volume_state(row: &VolumeRow, view: &View) -> &'static str {
     match row.state {
         VolumeState::Attaching => "attaching",
         VolumeState::Detaching => "detaching",
@@ -195,7 +120,7 @@ fn doubt(status: &Status) -> Option<String> {
     doubt.map(|doubt| format!("the legs are compared again: {doubt}"))
 }
 
-pub(super) fn session(
+pub(crate) fn session(
     row: &SessionRow,
     positions: &[Position],
     cutover: Option<CutoverRecord>,
@@ -206,7 +131,7 @@ pub(super) fn session(
         .filter(|verb| *verb != Verb::Switch || row.options.mode != SessionMode::Copy)
         .map(|verb| verb.name().to_owned())
         .collect();
-    if super::verify::may_be_compared(positions).is_ok() {
+    if verify::may_be_compared(positions).is_ok() {
         names.push("verify".to_owned());
     }
     if session::state(positions).is_some_and(PairState::is_ended) {
@@ -227,7 +152,7 @@ pub(super) fn session(
 
 /// The record of a pair. `comparing`: a comparison that was requested and whose result is not
 /// recorded yet.
-pub(super) fn pair(
+pub(crate) fn pair(
     session: &SessionRow,
     row: &PairRow,
     position: Position,
@@ -310,7 +235,7 @@ pub(super) fn pair(
     }
 }
 
-pub(super) fn event(note: Note) -> EventRecord {
+pub(crate) fn event(note: Note) -> EventRecord {
     EventRecord {
         schema: JSON_SCHEMA,
         at_ms: note.at_ms,

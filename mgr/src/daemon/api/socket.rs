@@ -24,7 +24,9 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
-use super::{failure, feed, link};
+use super::feed;
+use crate::daemon::failure;
+use crate::daemon::volumes::link;
 
 /// The most connections at a time.
 const CONNECTIONS_MAX: usize = 64;
@@ -37,27 +39,27 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// A request with the channel for its answer.
 #[derive(Debug)]
-pub(super) struct Call {
-    pub(super) request: Request,
+pub(crate) struct Call {
+    pub(crate) request: Request,
     /// The number of the user who sent it.
-    pub(super) who: u32,
-    pub(super) reply: oneshot::Sender<Response>,
+    pub(crate) who: u32,
+    pub(crate) reply: oneshot::Sender<Response>,
 }
 
 /// The users whose requests are answered.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Admission {
+pub(crate) struct Admission {
     /// Only root.
-    pub(super) root_only: bool,
+    pub(crate) root_only: bool,
 }
 
 /// Makes the socket, for root only.
-pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
+pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
     to_tokio(listen(path)?)
 }
 
 /// Makes the socket without a tokio runtime.
-pub(super) fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+pub(crate) fn listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     match std::fs::remove_file(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -75,7 +77,7 @@ pub(super) fn to_tokio(listener: std::os::unix::net::UnixListener) -> io::Result
 }
 
 /// Accepts connections for ever.
-pub(super) async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, admission: Admission) {
+pub(crate) async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, admission: Admission) {
     let seats = Seats::default();
     loop {
         let stream = match listener.accept().await {

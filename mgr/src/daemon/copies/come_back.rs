@@ -14,10 +14,12 @@ use migration_core::route::Side;
 use migration_core::units::Time;
 use migration_proto::target::{CopyMode, Status};
 
-use super::context::note;
-use super::operation::retry_mirror;
-use super::pace::answers_within;
-use super::{Event, Owner, records};
+use crate::daemon::context::{Context, note};
+use crate::daemon::event::Event;
+use crate::daemon::handle::VolumeHandle;
+use crate::daemon::luns::pace::answers_within;
+use crate::daemon::volumes::position;
+use crate::daemon::volumes::route_change::retry_mirror;
 use crate::moments;
 use crate::store::{PairKey, PairRow, SessionRow};
 
@@ -26,13 +28,13 @@ const ANSWER_MAX: Duration = Duration::from_millis(250);
 
 /// The state of the recovery of every pair's target.
 #[derive(Debug)]
-pub(super) struct StallRecoveries {
+pub(crate) struct StallRecoveries {
     begun: Instant,
     pairs: BTreeMap<PairKey, StallRecovery>,
 }
 
 impl StallRecoveries {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             begun: Instant::now(),
             pairs: BTreeMap::new(),
@@ -45,14 +47,14 @@ impl StallRecoveries {
 
     /// The copy mode of a pair: `Track` while its target recovers, otherwise the mode of the
     /// session.
-    pub(super) fn copy_mode(&self, session: &SessionRow, key: &PairKey) -> CopyMode {
+    pub(crate) fn copy_mode(&self, session: &SessionRow, key: &PairKey) -> CopyMode {
         match self.pairs.get(key).is_some_and(StallRecovery::tracks) {
             true => CopyMode::Track,
             false => session.options.mode.copy_mode(),
         }
     }
 
-    pub(super) fn forget(&mut self, key: &PairKey) {
+    pub(crate) fn forget(&mut self, key: &PairKey) {
         self.pairs.remove(key);
     }
 
@@ -65,39 +67,21 @@ impl StallRecoveries {
         }
         step
     }
-}
 
-fn observe(session: &SessionRow, pair: &PairRow, status: &Status) -> StallObservation {
-    let seen = records::seen(status, pair);
-    let may = matches!(pair.phase, Phase::Active)
-        && seen.mirrored() == Some(Side::Source)
-        && !session.paused
-        && session.options.hours.contains(moments::minute_now());
-    let under_way = status.stalled_writes;
-    StallObservation {
-        stalled: may && under_way.is_some(),
-        failed: seen.degraded && under_way.is_none(),
-        under_way: under_way.unwrap_or(0),
-        tracks: seen.tracks,
-        dirty_bytes: status.dirty_bytes,
-        size_bytes: status.size_bytes,
-    }
-}
-
-impl Owner {
     /// Handles a status report of a volume whose session has no operation in progress.
-    pub(super) fn come_back(&mut self, key: &PairKey, status: &Status) {
-        let Some((session, pair)) = self.session_and_pair(key) else {
-            return;
-        };
+    pub(crate) fn reported(
+        &mut self,
+        context: &Context,
+        (session, pair): (&SessionRow, &PairRow),
+        handle: &VolumeHandle,
+        key: &PairKey,
+        status: &Status,
+    ) {
         let observed = observe(session, pair, status);
         let (target, volume) = (pair.target.clone(), pair.volume.clone());
         let tracks_anyway = session.options.mode.copy_mode() == CopyMode::Track;
-        let Some(handle) = self.handles.get(&volume).cloned() else {
-            return;
-        };
-        let (context, of) = (self.context.clone(), key.clone());
-        match self.come_backs.observe(key, observed) {
+        let (context, handle, of) = (context.clone(), handle.clone(), key.clone());
+        match self.observe(key, observed) {
             None => {}
             Some(Step::Probe) => drop(tokio::spawn(async move {
                 let well = answers_within(target, ANSWER_MAX).await;
@@ -117,20 +101,33 @@ impl Owner {
             Some(Step::Mirrored) if tracks_anyway => {}
             Some(Step::Mirrored) => {
                 let what = "the target has caught up: writes are mirrored again";
-                self.record_aside(vec![note(Some(&of.session), Some(&volume), what)]);
+                context.record_aside(vec![note(Some(&of.session), Some(&volume), what)]);
             }
         }
     }
 
-    /// Handles the result of a probe or a retry. After a success the next copier starts without a
-    /// delay.
-    pub(super) fn came_back(&mut self, key: &PairKey, well: bool) {
-        let now = self.come_backs.now();
-        if let Some(come_back) = self.come_backs.pairs.get_mut(key) {
+    /// Handles the result of a probe or a retry.
+    pub(crate) fn answered(&mut self, key: &PairKey, well: bool) {
+        let now = self.now();
+        if let Some(come_back) = self.pairs.get_mut(key) {
             come_back.answered(now, well);
         }
-        if well {
-            self.copies.need_not_wait(key);
-        }
+    }
+}
+
+fn observe(session: &SessionRow, pair: &PairRow, status: &Status) -> StallObservation {
+    let seen = position::seen(status, pair);
+    let may = matches!(pair.phase, Phase::Active)
+        && seen.mirrored() == Some(Side::Source)
+        && !session.paused
+        && session.options.hours.contains(moments::minute_now());
+    let under_way = status.stalled_writes;
+    StallObservation {
+        stalled: may && under_way.is_some(),
+        failed: seen.degraded && under_way.is_none(),
+        under_way: under_way.unwrap_or(0),
+        tracks: seen.tracks,
+        dirty_bytes: status.dirty_bytes,
+        size_bytes: status.size_bytes,
     }
 }

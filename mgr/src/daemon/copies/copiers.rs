@@ -14,7 +14,7 @@ use migration_proto::target::{Refusal, Status};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-use super::Event;
+use crate::daemon::event::Event;
 use crate::store::PairKey;
 
 /// The window over which the latency of applications is measured.
@@ -38,7 +38,7 @@ const PERSIST_EVERY: Duration = Duration::from_secs(30);
 
 /// The copiers of all pairs: at most one for each pair.
 #[derive(Debug)]
-pub(super) struct Copies {
+pub(crate) struct Copiers {
     events: mpsc::Sender<Event>,
     running: BTreeMap<PairKey, Running>,
     pauses: BTreeMap<PairKey, Pause>,
@@ -114,32 +114,32 @@ struct Pause {
 
 /// The progress of a pair's copier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Copied {
+pub(crate) struct Copied {
     /// Bytes copied since the start of the session.
-    pub(super) bytes: u64,
+    pub(crate) bytes: u64,
     /// Bytes compared, while the legs are being compared.
-    pub(super) compared_bytes: Option<u64>,
+    pub(crate) compared_bytes: Option<u64>,
     /// The rate of the copy or of the comparison.
-    pub(super) bytes_per_second: Option<u64>,
+    pub(crate) bytes_per_second: Option<u64>,
 }
 
 /// A copier that has ended.
 #[derive(Debug)]
-pub(super) struct Ended {
-    pub(super) copied_bytes: u64,
+pub(crate) struct Ended {
+    pub(crate) copied_bytes: u64,
     /// The problem to report to the operator.
-    pub(super) problem: Option<String>,
-    pub(super) in_sync: bool,
+    pub(crate) problem: Option<String>,
+    pub(crate) in_sync: bool,
     /// The result of a comparison of the legs.
-    pub(super) found: Option<Found>,
+    pub(crate) found: Option<Found>,
     /// The copier compared the legs, and no other copier is to continue the comparison.
-    pub(super) compares_no_more: bool,
+    pub(crate) compares_no_more: bool,
     /// The copier, to be dropped where blocking is allowed.
-    pub(super) copier: Copier,
+    pub(crate) copier: Copier,
 }
 
-impl Copies {
-    pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
+impl Copiers {
+    pub(crate) fn new(events: mpsc::Sender<Event>) -> Self {
         Self {
             events,
             running: BTreeMap::new(),
@@ -148,24 +148,24 @@ impl Copies {
         }
     }
 
-    pub(super) fn is_comparing(&self, key: &PairKey) -> bool {
+    pub(crate) fn is_comparing(&self, key: &PairKey) -> bool {
         let running = self.running.get(key);
         running.is_some_and(|running| matches!(running.task, Task::Compare))
     }
 
-    pub(super) fn is_running(&self, key: &PairKey) -> bool {
+    pub(crate) fn is_running(&self, key: &PairKey) -> bool {
         self.running.contains_key(key)
     }
 
     /// The number of copiers that copy, without those that compare.
-    pub(super) fn copying(&self) -> usize {
+    pub(crate) fn copying(&self) -> usize {
         let copies = |running: &&Running| matches!(running.task, Task::Copy { .. });
         self.running.values().filter(copies).count()
     }
 
     /// Divides the session's rate limit, in bytes a second (0 = unlimited), among its running
     /// copiers.
-    pub(super) fn share_rate(&mut self, session: &str, bytes_per_second: u64) {
+    pub(crate) fn share_rate(&mut self, session: &str, bytes_per_second: u64) {
         let is_of = |key: &PairKey| key.session == session;
         let copiers = self.running.keys().filter(|key| is_of(key)).count() as u64;
         let share = match bytes_per_second {
@@ -179,7 +179,7 @@ impl Copies {
     }
 
     /// Removes the limits of a session's copiers, so that they finish as soon as possible.
-    pub(super) fn hurry(&mut self, session: &str) {
+    pub(crate) fn hurry(&mut self, session: &str) {
         for (_, running) in self
             .running
             .iter_mut()
@@ -193,7 +193,7 @@ impl Copies {
 
     /// Updates the impact limit of a copier from the latencies in `status`: the copier may raise
     /// the latency of applications by `percent` at most (0 = no limit).
-    pub(super) fn guard_latency(
+    pub(crate) fn guard_latency(
         &mut self,
         key: &PairKey,
         percent: u32,
@@ -241,20 +241,20 @@ impl Copies {
 
     /// The 99th percentile of request latency without the copy, in microseconds; `None` if it is
     /// not measured.
-    pub(super) fn undisturbed_p99_us(&self, key: &PairKey) -> Option<u64> {
+    pub(crate) fn undisturbed_p99_us(&self, key: &PairKey) -> Option<u64> {
         let felt = self.running.get(key)?.felt.as_ref()?;
         felt.impact.baseline().map(|time| time / 1000)
     }
 
     /// Whether the running copier has copied anything.
-    pub(super) fn has_copied(&self, key: &PairKey) -> bool {
+    pub(crate) fn has_copied(&self, key: &PairKey) -> bool {
         self.running
             .get(key)
             .is_some_and(|running| running.copied_bytes() > running.base_bytes)
     }
 
     /// Starts a copier, unless one is running or the back-off has not ended.
-    pub(super) fn start(
+    pub(crate) fn start(
         &mut self,
         key: &PairKey,
         config: Config,
@@ -315,7 +315,7 @@ impl Copies {
     }
 
     /// Takes a sample of the rate. Returns the copied bytes when it is time to make them durable.
-    pub(super) fn sample(&mut self, key: &PairKey, now: Instant) -> Option<u64> {
+    pub(crate) fn sample(&mut self, key: &PairKey, now: Instant) -> Option<u64> {
         let running = self.running.get_mut(key)?;
         let copied_bytes = running.copied_bytes();
         let compared_bytes = running.compared_bytes();
@@ -329,7 +329,7 @@ impl Copies {
         Some(copied_bytes)
     }
 
-    pub(super) fn copied(&self, key: &PairKey) -> Option<Copied> {
+    pub(crate) fn copied(&self, key: &PairKey) -> Option<Copied> {
         let running = self.running.get(key)?;
         Some(Copied {
             bytes: running.copied_bytes(),
@@ -340,7 +340,7 @@ impl Copies {
 
     /// The bytes that the running copier of a pair has copied, and the time during which something
     /// was being copied, in nanoseconds.
-    pub(super) fn pace(&self, key: &PairKey) -> (u64, u64) {
+    pub(crate) fn pace(&self, key: &PairKey) -> (u64, u64) {
         let Some(running) = self.running.get(key) else {
             return (0, 0);
         };
@@ -357,13 +357,13 @@ impl Copies {
     }
 
     /// Ends the back-off of all pairs of a session: its cause is gone.
-    pub(super) fn need_not_wait_of(&mut self, session: &str) {
+    pub(crate) fn need_not_wait_of(&mut self, session: &str) {
         self.pauses.retain(|key, _| key.session != session);
     }
 
     /// Removes a copier and returns it with its copied bytes. The caller stops the copier where
     /// blocking is allowed.
-    pub(super) fn take(&mut self, key: &PairKey) -> Option<(Copier, u64)> {
+    pub(crate) fn take(&mut self, key: &PairKey) -> Option<(Copier, u64)> {
         self.pauses.remove(key);
         let running = self.running.remove(key)?;
         let copied_bytes = running.copied_bytes();
@@ -371,7 +371,7 @@ impl Copies {
     }
 
     /// Removes all copiers, as [`Self::take`] does.
-    pub(super) fn take_all(&mut self) -> Vec<(PairKey, Copier, u64)> {
+    pub(crate) fn take_all(&mut self) -> Vec<(PairKey, Copier, u64)> {
         let keys: Vec<PairKey> = self.running.keys().cloned().collect();
         keys.into_iter()
             .filter_map(|key| {
@@ -382,7 +382,7 @@ impl Copies {
     }
 
     /// Handles the end of a copier. `None` if the copier was removed before.
-    pub(super) fn ended(
+    pub(crate) fn ended(
         &mut self,
         key: &PairKey,
         run: u64,
@@ -591,7 +591,7 @@ mod tests {
     #[test]
     fn a_mirror_leg_that_is_locked_is_reported_when_that_lasts() {
         let (events, _received) = mpsc::channel(1);
-        let mut copies = Copies::new(events);
+        let mut copies = Copiers::new(events);
         let key = PairKey {
             session: "s1".into(),
             position: 0,
@@ -613,7 +613,7 @@ mod tests {
     #[test]
     fn a_copier_that_ends_again_and_again_is_started_later_and_later() {
         let (events, _received) = mpsc::channel(1);
-        let mut copies = Copies::new(events);
+        let mut copies = Copiers::new(events);
         let key = PairKey {
             session: "s1".into(),
             position: 0,

@@ -9,11 +9,11 @@ use migration_proto::manager::{ApplicationRecord, JSON_SCHEMA, Record, Response,
 use migration_proto::target::Status;
 use tokio::sync::oneshot;
 
-use super::Owner;
-use super::clock::steady_ms;
-use super::failure;
-use super::volume::View;
-use crate::store::{Change, PairKey, Sample};
+use crate::daemon::clock::steady_ms;
+use crate::daemon::context::Context;
+use crate::daemon::failure;
+use crate::daemon::handle::View;
+use crate::store::{Change, PairKey, Sample, SessionRow};
 
 /// Minimum window of the values that are shown.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ const LINES_MAX: u32 = 2000;
 
 /// The measurements of every pair.
 #[derive(Debug, Default)]
-pub(super) struct Gauges(BTreeMap<PairKey, Gauge>);
+pub(crate) struct Gauges(BTreeMap<PairKey, Gauge>);
 
 #[derive(Debug)]
 struct Gauge {
@@ -87,7 +87,7 @@ impl Reading {
 
 impl Gauges {
     /// Handles a status report of a volume. Returns the sample to keep, when it is time for one.
-    pub(super) fn read(
+    pub(crate) fn read(
         &mut self,
         key: &PairKey,
         status: &Status,
@@ -130,51 +130,54 @@ impl Gauges {
         })
     }
 
+    /// Handles the view of a volume: keeps a sample when it is time for one.
+    pub(crate) fn reported(
+        &mut self,
+        context: &Context,
+        key: &PairKey,
+        view: &View,
+        copying: bool,
+    ) {
+        let Some(status) = view.status.as_deref().filter(|_| view.connected) else {
+            return;
+        };
+        if let Some(sample) = self.read(key, status, copying, Instant::now()) {
+            context.record_aside(vec![Change::Sample(sample)]);
+        }
+    }
+
     /// The I/O of applications on a pair's volume.
-    pub(super) fn application(&self, key: &PairKey) -> Option<ApplicationRecord> {
+    pub(crate) fn application(&self, key: &PairKey) -> Option<ApplicationRecord> {
         self.0.get(key).map(|gauge| gauge.shown)
     }
 
     /// Forgets a pair that has ended.
-    pub(super) fn forget(&mut self, key: &PairKey) {
+    pub(crate) fn forget(&mut self, key: &PairKey) {
         self.0.remove(key);
     }
 }
 
-impl Owner {
-    pub(super) fn read_gauge(&mut self, key: &PairKey, view: &View) {
-        let Some(status) = view.status.as_deref().filter(|_| view.connected) else {
-            return;
+/// Answers with the samples of a session.
+pub(crate) fn send_samples(context: &Context, row: &SessionRow, reply: oneshot::Sender<Response>) {
+    let session = row.name.clone();
+    let volumes: Vec<String> = row.pairs.iter().map(|pair| pair.volume.clone()).collect();
+    let store = context.store.clone();
+    tokio::spawn(async move {
+        let samples = store
+            .call(move |store| store.samples(&session, LINES_MAX))
+            .await;
+        let response = match samples {
+            Ok(samples) => Response::Records {
+                records: samples
+                    .into_iter()
+                    .filter_map(|sample| record(sample, &volumes))
+                    .collect(),
+            },
+            Err(error) => Response::Failed(failure::store("samples", &error)),
         };
-        let copying = self.copies.is_running(key);
-        if let Some(sample) = self.gauges.read(key, status, copying, Instant::now()) {
-            self.record_aside(vec![Change::Sample(sample)]);
-        }
-    }
-
-    pub(super) fn samples(&self, session: String, reply: oneshot::Sender<Response>) {
-        let Some(row) = self.model.sessions.get(&session) else {
-            return Self::refuse(reply, failure::no_session(&session));
-        };
-        let volumes: Vec<String> = row.pairs.iter().map(|pair| pair.volume.clone()).collect();
-        let store = self.context.store.clone();
-        tokio::spawn(async move {
-            let samples = store
-                .call(move |store| store.samples(&session, LINES_MAX))
-                .await;
-            let response = match samples {
-                Ok(samples) => Response::Records {
-                    records: samples
-                        .into_iter()
-                        .filter_map(|sample| record(sample, &volumes))
-                        .collect(),
-                },
-                Err(error) => Response::Failed(failure::store("samples", &error)),
-            };
-            // The client may have disconnected.
-            let _ = reply.send(response);
-        });
-    }
+        // The client may have disconnected.
+        let _ = reply.send(response);
+    });
 }
 
 fn record(sample: Sample, volumes: &[String]) -> Option<Record> {

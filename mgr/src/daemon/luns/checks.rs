@@ -6,59 +6,61 @@ use std::path::{Path, PathBuf};
 
 use lun::{Finding, Identity, Inspection, Lun, OpenOptions, Recorded, Signature, Unrecognised};
 use migration_proto::luns::LunPaths;
+use migration_proto::manager::SessionOptions;
 
 use super::weak;
-use crate::store::{LegRow, LunRow, lock_key};
+use crate::daemon::context::{Context, blocking};
+use crate::store::{LegRow, LunRow, VolumeRow, lock_key};
 
 /// A LUN that is examined for use in a leg.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Candidate {
+pub(crate) struct Candidate {
     /// The path and the identity to record for the LUN.
-    pub(super) lun: LunRow,
+    pub(crate) lun: LunRow,
     /// Major and minor number of a block device; `None` for a file.
     pub(super) device_number: Option<(u32, u32)>,
-    pub(super) physical_block_bytes: u32,
+    pub(crate) physical_block_bytes: u32,
     pub(super) findings: Vec<Finding>,
-    pub(super) signatures: Vec<Signature>,
+    pub(crate) signatures: Vec<Signature>,
     /// The text of the label of an unfinished copy, if the LUN has that label.
-    pub(super) unfinished: Option<String>,
+    pub(crate) unfinished: Option<String>,
     /// Data on a target that has neither a signature nor the label of an unfinished copy.
     pub(super) unrecognised: Option<Unrecognised>,
     /// A note for the operator about the path by which the LUN was given.
-    pub(super) name_note: Option<String>,
+    pub(crate) name_note: Option<String>,
 }
 
 /// What a LUN is examined for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(crate) enum Purpose {
     Source,
     Target,
 }
 
 /// A LUN that Shunt uses already.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Used {
-    pub(super) lun: LunRow,
+pub(crate) struct Used {
+    pub(crate) lun: LunRow,
     /// The description of the user, such as `volume db`.
-    pub(super) holder: String,
+    pub(crate) holder: String,
 }
 
 /// The requirements that a target must meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TargetRequirements<'a> {
-    pub(super) volume: &'a str,
-    pub(super) size_bytes: u64,
-    pub(super) logical_block_bytes: u32,
+pub(crate) struct TargetRequirements<'a> {
+    pub(crate) volume: &'a str,
+    pub(crate) size_bytes: u64,
+    pub(crate) logical_block_bytes: u32,
     /// The source leg of the volume.
-    pub(super) source: &'a LegRow,
+    pub(crate) source: &'a LegRow,
     /// Whether data on the target may be lost.
-    pub(super) overwrite: bool,
+    pub(crate) overwrite: bool,
     /// Whether a LUN with a weak identity is accepted.
-    pub(super) accept_weak_identity: bool,
+    pub(crate) accept_weak_identity: bool,
 }
 
 /// Examines the LUN at `path`. Blocks.
-pub(super) fn examine(
+pub(crate) fn examine(
     path: &Path,
     purpose: Purpose,
     protected: &[PathBuf],
@@ -123,7 +125,7 @@ fn recorded_name(path: &Path, identity: &Identity) -> (PathBuf, Option<String>) 
 }
 
 /// Reads the identities of the LUNs at `paths`. Blocks.
-pub(super) fn identify(paths: &LunPaths) -> Result<LegRow, String> {
+pub(crate) fn identify(paths: &LunPaths) -> Result<LegRow, String> {
     let open = |path: &PathBuf| {
         let lun = Lun::open(path, &OpenOptions::default()).map_err(|error| error.to_string())?;
         Ok(LunRow {
@@ -137,7 +139,7 @@ pub(super) fn identify(paths: &LunPaths) -> Result<LegRow, String> {
 }
 
 /// Opens a recorded LUN, if its identity still matches. Blocks.
-pub(super) fn open_recorded(row: &LunRow, options: &OpenOptions) -> Result<Lun, String> {
+pub(crate) fn open_recorded(row: &LunRow, options: &OpenOptions) -> Result<Lun, String> {
     let disk_sequence = match row.identity.is_distinct() {
         true => None,
         false => {
@@ -155,12 +157,12 @@ pub(super) fn open_recorded(row: &LunRow, options: &OpenOptions) -> Result<Lun, 
 }
 
 /// Builds the leg that consists of these LUNs, end to end.
-pub(super) fn leg_row(leg: &[Candidate]) -> Result<LegRow, String> {
+pub(crate) fn leg_row(leg: &[Candidate]) -> Result<LegRow, String> {
     LegRow::new(leg.iter().map(|candidate| candidate.lun.clone()).collect())
 }
 
 /// Reasons to refuse these LUNs as the source of a volume; empty if there are none.
-pub(super) fn source_refusals(
+pub(crate) fn source_refusals(
     leg: &[Candidate],
     used: &[Used],
     accept_weak_identity: bool,
@@ -291,7 +293,7 @@ fn lun_refusals(candidate: &Candidate, fit: TargetRequirements<'_>) -> Vec<Strin
 }
 
 /// Describes the signatures and the unrecognised data on a LUN; empty if it holds neither.
-pub(super) fn contents(candidate: &Candidate) -> Vec<String> {
+pub(crate) fn contents(candidate: &Candidate) -> Vec<String> {
     let signatures = candidate.signatures.iter().map(Signature::to_string);
     let data = candidate.unrecognised.iter().map(Unrecognised::to_string);
     signatures.chain(data).collect()
@@ -347,7 +349,7 @@ fn lun_changed(
 
 /// One word for each LUN, separated by spaces. A word stands for exactly this LUN and what was
 /// found on it.
-pub(super) fn contents_words(leg: &[Candidate]) -> String {
+pub(crate) fn contents_words(leg: &[Candidate]) -> String {
     let words: Vec<String> = leg.iter().map(word).collect();
     words.join(" ")
 }
@@ -439,6 +441,84 @@ pub(super) fn device_number(path: &Path) -> Option<(u32, u32)> {
             part(nix::sys::stat::minor(number))?,
         ))
     })?
+}
+
+/// What the operator accepts about a target.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Accepted {
+    /// That data on the target is lost.
+    overwrite: bool,
+    /// That the target has a weak identity.
+    weak_identity: bool,
+}
+
+impl Accepted {
+    pub(crate) const fn by(options: &SessionOptions) -> Self {
+        Self {
+            overwrite: options.overwrite,
+            weak_identity: options.accept_weak_identity,
+        }
+    }
+}
+
+impl Context {
+    /// Examines the LUNs of a leg on a separate thread.
+    pub(crate) async fn examine(
+        &self,
+        paths: LunPaths,
+        purpose: Purpose,
+    ) -> Result<Vec<Candidate>, String> {
+        let protected = vec![
+            self.config.state_directory.clone(),
+            self.config.runtime_directory.clone(),
+        ];
+        blocking(move || {
+            let paths = paths.paths().iter();
+            paths
+                .map(|path| examine(path, purpose, &protected))
+                .collect()
+        })
+        .await?
+    }
+}
+
+/// Examines a target. Returns its LUNs, or all reasons to refuse it. `accepted` is the recorded
+/// target with the words for its contents: any difference is a reason to refuse.
+pub(crate) async fn check_target(
+    context: &Context,
+    volume: &VolumeRow,
+    target: &LunPaths,
+    accepts: Accepted,
+    used: &[Used],
+    accepted: Option<(&LegRow, &str)>,
+) -> Result<Vec<Candidate>, Vec<String>> {
+    let leg = context
+        .examine(target.clone(), Purpose::Target)
+        .await
+        .map_err(|cause| vec![cause])?;
+    let name = volume.name.clone();
+    let (volume, used, judged) = (volume.clone(), used.to_vec(), leg.clone());
+    let mut refusals = blocking(move || {
+        let fit = TargetRequirements {
+            volume: &volume.name,
+            size_bytes: volume.size_bytes,
+            logical_block_bytes: volume.logical_block_bytes,
+            source: &volume.leg,
+            overwrite: accepts.overwrite,
+            accept_weak_identity: accepts.weak_identity,
+        };
+        target_refusals(&judged, fit, &used)
+    })
+    .await
+    .map_err(|cause| vec![cause])?;
+    if let Some((before, contents)) = accepted {
+        refusals.extend(changed_since(&name, before, contents, &leg));
+    }
+    if refusals.is_empty() {
+        Ok(leg)
+    } else {
+        Err(refusals)
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use lun::{Lun, OpenOptions};
 use migration_proto::luns::LunPaths;
 
 use super::checks::open_recorded;
-use super::context::reading;
+use crate::daemon::context::reading;
 use crate::store::{LegRow, LunRow};
 
 /// Maximum duration of the read test of a LUN, and the number and the read size of its readers.
@@ -23,15 +23,15 @@ const SMALL_READ_BYTES: usize = 4096;
 
 /// The result of a read test of a LUN or a leg.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Pace {
-    pub(super) bytes_per_second: u64,
+pub(crate) struct Pace {
+    pub(crate) bytes_per_second: u64,
     /// The median duration of the small reads.
-    pub(super) answer: Duration,
+    pub(crate) answer: Duration,
 }
 
 /// Reads each LUN of a leg for about a second. The result is the lowest rate and the longest answer
 /// time of these LUNs.
-pub(super) async fn pace(paths: &LunPaths) -> Result<Pace, String> {
+pub(crate) async fn pace(paths: &LunPaths) -> Result<Pace, String> {
     let paths = paths.clone();
     reading(move || {
         let mut slowest: Option<Pace> = None;
@@ -48,7 +48,7 @@ pub(super) async fn pace(paths: &LunPaths) -> Result<Pace, String> {
 }
 
 /// Whether each LUN of a leg can be opened and answers each of a few small reads within `limit`.
-pub(super) async fn answers_within(leg: LegRow, limit: Duration) -> bool {
+pub(crate) async fn answers_within(leg: LegRow, limit: Duration) -> bool {
     let answers = move |lun: &LunRow| {
         let Ok(opened) = open_recorded(lun, &OpenOptions::default()) else {
             return false;

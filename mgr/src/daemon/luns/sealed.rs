@@ -15,18 +15,18 @@ use migration_core::pair::Phase;
 use tracing::warn;
 
 use super::checks::open_recorded;
-use super::context::reading;
-use super::{Owner, paths};
-use crate::store::{Change, CopyOf, LegRow, PairField, PairKey, PairRow, Sealed};
+use crate::daemon::context::{Context, reading};
+use crate::daemon::paths;
+use crate::store::{Change, CopyOf, LegRow, Model, PairField, PairKey, PairRow, Sealed};
 
 /// Makes a target read-only, and returns the kernel's count of its writes. A file stays writable.
-pub(super) async fn seal(leg: &LegRow) -> Result<Sealed, String> {
+pub(crate) async fn seal(leg: &LegRow) -> Result<Sealed, String> {
     set_read_only(leg, true).await?;
     Ok(inspect(leg).await?.0)
 }
 
 /// Makes a target read-only or writable in the kernel. Does nothing to a file.
-pub(super) async fn set_read_only(leg: &LegRow, read_only: bool) -> Result<(), String> {
+pub(crate) async fn set_read_only(leg: &LegRow, read_only: bool) -> Result<(), String> {
     let set = move |lun: &Lun| match lun.identity.kind {
         Kind::RegularFile => Ok(()),
         Kind::BlockDevice => lun
@@ -38,7 +38,7 @@ pub(super) async fn set_read_only(leg: &LegRow, read_only: bool) -> Result<(), S
 
 /// Whether the target of a pair is unchanged since the split. `None`: it is. `Some`: why that is
 /// not known. An error: why it has, or may have, changed.
-pub(super) async fn untouched(pair: &PairRow) -> Result<Option<String>, String> {
+pub(crate) async fn untouched(pair: &PairRow) -> Result<Option<String>, String> {
     let (now, read_only) = inspect(&pair.target).await?;
     let copy_of = pair.copy_of.as_ref();
     let sealed = copy_of.and_then(|copy_of| copy_of.sealed.as_ref());
@@ -117,38 +117,35 @@ async fn each<T: Send + 'static>(
     done.await.and_then(|done| done)
 }
 
-impl Owner {
-    /// Makes the targets of split pairs read-only again: a boot has undone that.
-    pub(super) fn seal_again(&self) {
-        for (name, session) in &self.model.sessions {
-            for (position, pair) in session.pairs.iter().enumerate() {
-                if pair.phase != Phase::Split {
-                    continue;
-                }
-                let key = PairKey {
-                    session: name.clone(),
-                    position,
-                };
-                let (target, copy_of) = (pair.target.clone(), pair.copy_of.clone());
-                let context = self.context.clone();
-                tokio::spawn(async move {
-                    let sealed = match seal(&target).await {
-                        Ok(sealed) => sealed,
-                        Err(cause) => {
-                            warn!(%target, "not made read-only again: {cause}");
-                            return;
-                        }
-                    };
-                    let Some(copy_of) = copy_of.and_then(|copy_of| after_boot(copy_of, sealed))
-                    else {
-                        return;
-                    };
-                    let change = Change::SetPair(key, PairField::CopyOf(Some(copy_of)));
-                    if let Err(error) = context.commit(vec![change]).await {
-                        warn!(%error, "a target to which nothing was written since the boot will be copied from scratch");
-                    }
-                });
+/// Makes the targets of split pairs read-only again: a boot has undone that.
+pub(crate) fn seal_again(context: &Context, model: &Model) {
+    for (name, session) in &model.sessions {
+        for (position, pair) in session.pairs.iter().enumerate() {
+            if pair.phase != Phase::Split {
+                continue;
             }
+            let key = PairKey {
+                session: name.clone(),
+                position,
+            };
+            let (target, copy_of) = (pair.target.clone(), pair.copy_of.clone());
+            let context = context.clone();
+            tokio::spawn(async move {
+                let sealed = match seal(&target).await {
+                    Ok(sealed) => sealed,
+                    Err(cause) => {
+                        warn!(%target, "not made read-only again: {cause}");
+                        return;
+                    }
+                };
+                let Some(copy_of) = copy_of.and_then(|copy_of| after_boot(copy_of, sealed)) else {
+                    return;
+                };
+                let change = Change::SetPair(key, PairField::CopyOf(Some(copy_of)));
+                if let Err(error) = context.commit(vec![change]).await {
+                    warn!(%error, "a target to which nothing was written since the boot will be copied from scratch");
+                }
+            });
         }
     }
 }

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::context::blocking;
-use super::paths::Config;
-use super::{Event, Owner};
+use crate::daemon::context::{Context, blocking};
+use crate::daemon::event::Event;
+use crate::daemon::paths::Config;
+use crate::store::Model;
 
 /// Interval between two checks.
 const CHECK_EVERY: Duration = Duration::from_secs(10);
@@ -21,16 +22,16 @@ const CHECK_AFTER_FAILURE: Duration = Duration::from_secs(300);
 
 /// A volume with its device and LUNs, for the check.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
-    pub(super) volume: String,
+pub(crate) struct Place {
+    pub(crate) volume: String,
     /// `/dev/ublkbN`.
-    pub(super) device: Option<PathBuf>,
+    pub(crate) device: Option<PathBuf>,
     /// The LUNs of its legs, each with the leg's name.
-    pub(super) luns: Vec<(&'static str, PathBuf)>,
+    pub(crate) luns: Vec<(&'static str, PathBuf)>,
 }
 
 impl Place {
-    pub(super) fn new<'a>(
+    pub(crate) fn new<'a>(
         volume: &str,
         device: Option<PathBuf>,
         legs: impl IntoIterator<Item = (&'static str, &'a [PathBuf])>,
@@ -47,7 +48,7 @@ impl Place {
 }
 
 /// For each volume that stands on itself, a description of the problem. An error: the check failed.
-pub(super) async fn problems(
+pub(crate) async fn problems(
     config: &Config,
     places: Vec<Place>,
 ) -> Result<BTreeMap<String, String>, String> {
@@ -113,46 +114,52 @@ fn judge(
     Ok(problems)
 }
 
-impl Owner {
-    /// Checks after an interval; the result comes as [`Event::Standing`].
-    pub(super) fn check_standing_after(&self, delay: Duration) {
-        let events = self.context.events.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(delay).await;
-            // The owner is gone only when shuntd ends.
-            let _ = events.send(Event::CheckStanding).await;
-        });
+/// The volumes that stand on themselves, as far as that was found.
+#[derive(Debug, Default)]
+pub(crate) struct Standing(BTreeMap<String, String>);
+
+impl Standing {
+    /// The problem of a volume that stands on itself.
+    pub(crate) fn problem(&self, volume: &str) -> Option<&String> {
+        self.0.get(volume)
     }
 
-    pub(super) fn check_standing(&self) {
-        let places = self.model.volumes.values().map(|row| {
-            let device = self
-                .view(&row.name)
-                .and_then(|view| view.status.map(|status| status.device.clone()));
-            let pair = self.model.live_pair_of(&row.name);
+    /// Checks all volumes; the result comes as [`Event::Standing`]. `device`: the device of a volume.
+    pub(crate) fn check(
+        context: &Context,
+        model: &Model,
+        device: impl Fn(&str) -> Option<PathBuf>,
+    ) {
+        let places = model.volumes.values().map(|row| {
+            let pair = model.live_pair_of(&row.name);
             let target = pair.map(|(session, position)| &session.pairs[position].target);
             let legs = [
                 Some(("source", row.leg.paths().paths())),
                 target.map(|target| ("target", target.paths().paths())),
             ];
-            Place::new(&row.name, device, legs.into_iter().flatten())
+            Place::new(&row.name, device(&row.name), legs.into_iter().flatten())
         });
-        let (places, context) = (places.collect(), self.context.clone());
+        let (places, context) = (places.collect(), context.clone());
         tokio::spawn(async move {
             let found = problems(&context.config, places).await;
             context.notify(Event::Standing(found)).await;
         });
     }
 
-    pub(super) fn standing_checked(&mut self, found: Result<BTreeMap<String, String>, String>) {
+    /// Notes the result of a check, and checks again after an interval.
+    pub(crate) fn checked(
+        &mut self,
+        context: &Context,
+        found: Result<BTreeMap<String, String>, String>,
+    ) {
         let delay = match found {
             Ok(found) => {
                 for (volume, problem) in &found {
-                    if self.standing.get(volume) != Some(problem) {
+                    if self.0.get(volume) != Some(problem) {
                         warn!(volume, problem, "a volume stands on itself");
                     }
                 }
-                self.standing = found;
+                self.0 = found;
                 CHECK_EVERY
             }
             Err(cause) => {
@@ -160,8 +167,18 @@ impl Owner {
                 CHECK_AFTER_FAILURE
             }
         };
-        self.check_standing_after(delay);
+        check_after(context, delay);
     }
+}
+
+/// Checks after an interval; the result comes as [`Event::Standing`].
+fn check_after(context: &Context, delay: Duration) {
+    let events = context.events.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(delay).await;
+        // The owner is gone only when shuntd ends.
+        let _ = events.send(Event::CheckStanding).await;
+    });
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use migration_proto::luns::LunPaths;
 
 use super::checks::open_recorded;
-use super::context::reading;
+use crate::daemon::context::reading;
 use crate::store::VolumeRow;
 
 /// The name that libblkid has for a physical volume of LVM.
@@ -19,7 +19,7 @@ const MD_MEMBER: &str = "linux_raid_member";
 /// One warning for each program that will find the contents of the volume more than once. `target`
 /// is the leg that is to become a copy. No warnings if the leg in use cannot be read: that is
 /// refused elsewhere.
-pub(super) async fn warnings(volume: &VolumeRow, target: Option<&LunPaths>) -> Vec<String> {
+pub(crate) async fn warnings(volume: &VolumeRow, target: Option<&LunPaths>) -> Vec<String> {
     let luns = volume.leg.luns().to_vec();
     let kinds = reading(move || {
         let found = luns.iter().filter_map(|row| {

@@ -6,7 +6,7 @@ use migration_core::route::Side;
 use migration_proto::manager::UnreadablePart;
 use tokio::runtime::Handle;
 
-use super::context::{Context, note};
+use crate::daemon::context::{Context, note};
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow};
 
 /// The callback by which a copier of the pair decides about parts that it cannot read; `None` if
@@ -14,7 +14,7 @@ use crate::store::{Change, PairField, PairKey, PairRow, SessionRow};
 /// up to the limit of the session, and become zeroes. In any other region the target may have the
 /// only good copy: parts that were recorded before keep the target's data if the pair was in sync
 /// when the copier started, and become zeroes otherwise; new parts are an error.
-pub(super) fn accept(
+pub(crate) fn accept(
     context: &Context,
     key: &PairKey,
     session: &SessionRow,
@@ -96,7 +96,7 @@ fn with(known: &[UnreadablePart], found: &[UnreadablePart]) -> Vec<UnreadablePar
 }
 
 /// The message about unreadable parts that the operator needs after a switch to the target.
-pub(super) fn on_target(row: &PairRow, to: Side) -> Option<String> {
+pub(crate) fn on_target(row: &PairRow, to: Side) -> Option<String> {
     let bytes: u64 = row.unreadable.iter().map(|part| part.length_bytes).sum();
     (to == Side::Target && bytes > 0).then(|| {
         format!(

@@ -16,17 +16,18 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::context::{Context, blocking, note};
-use super::failure::{self, Answer, Done};
-use super::{Owner, paths, records};
-use crate::store::{Change, LegRow, LunRow};
+use super::opened;
+use crate::daemon::context::{Context, blocking, note};
+use crate::daemon::failure::{self, Answer, Done};
+use crate::daemon::paths;
+use crate::store::{Change, LegRow, LunRow, Model};
 
 /// How long reading the contents of a volume's LUNs may take before its ublk-target is started
 /// without them.
 const READ_MAX: Duration = Duration::from_secs(20);
 
 /// Why a LUN with a weak identity is not accepted.
-pub(super) fn refusal(path: &Path) -> String {
+pub(crate) fn refusal(path: &Path) -> String {
     format!(
         "{} has no name of its own (no world-wide name, serial or UUID): after a boot another LUN could be taken for it; give it \
          one, or --accept-weak-identity accepts it for this boot, and later as long as what is on it shows that it is the same",
@@ -35,7 +36,7 @@ pub(super) fn refusal(path: &Path) -> String {
 }
 
 /// The text for the history: the LUNs of a leg that were accepted with a weak identity.
-pub(super) fn accepted_text(leg: &LegRow) -> String {
+pub(crate) fn accepted_text(leg: &LegRow) -> String {
     let paths: Vec<String> = leg
         .weak()
         .map(|lun| lun.path.display().to_string())
@@ -47,63 +48,66 @@ pub(super) fn accepted_text(leg: &LegRow) -> String {
 }
 
 /// What the operator can do about a LUN that is not known to be the accepted one.
-pub(super) fn next(volume: &str, path: &Path) -> String {
+pub(crate) fn next(volume: &str, path: &Path) -> String {
     format!(
         "make sure that it is the right one, then `shunt attach {volume} {} --accept-weak-identity`",
         path.display()
     )
 }
 
-impl Owner {
-    /// Gives the ublk-target of a volume the disks of its LUNs with a weak identity; then answers.
-    pub(super) fn know_disks(&self, volume: &str, reply: oneshot::Sender<()>) {
-        let luns = self.weak_luns(volume);
-        if luns.is_empty() {
-            // A supervisor that has ended needs no answer.
-            let _ = reply.send(());
-            return;
-        }
-        let context = self.context.clone();
-        let volume = volume.to_owned();
-        tokio::spawn(async move {
-            know(&context, &volume, luns).await;
-            let _ = reply.send(());
-        });
+/// Gives the ublk-target of a volume the disks of its LUNs with a weak identity; then answers.
+pub(crate) fn know_disks(
+    context: &Context,
+    model: &Model,
+    volume: &str,
+    reply: oneshot::Sender<()>,
+) {
+    let luns = luns_of(model, volume);
+    if luns.is_empty() {
+        // A supervisor that has ended needs no answer.
+        let _ = reply.send(());
+        return;
     }
+    let context = context.clone();
+    let volume = volume.to_owned();
+    tokio::spawn(async move {
+        know(&context, &volume, luns).await;
+        let _ = reply.send(());
+    });
+}
 
-    /// Records the disks that a running ublk-target has open, for LUNs with a weak identity of
-    /// which no disk is recorded. So after the database was rebuilt, the next ublk-target continues
-    /// with the LUNs that are served now.
-    pub(super) fn record_served_disks(&mut self, volume: &str, status: &Status) {
-        let weak = self.weak_luns(volume);
-        let unknown = records::open_luns(status).filter(|(extent, _)| {
-            let row = weak.get(&extent.path);
-            row.is_some_and(|row| row.seen.is_none())
-        });
-        let changes: Vec<Change> = unknown
-            .filter_map(|(extent, open)| {
-                let seen = Seen {
-                    boot_id: paths::boot_id(),
-                    disk_sequence: open.disk_sequence?,
-                    size_bytes: open.size_bytes,
-                    contents: None,
-                };
-                Some(Change::SetSeen(extent.path.clone(), seen))
-            })
-            .collect();
-        if !changes.is_empty() {
-            self.record_aside(changes);
-        }
+/// Records the disks that a running ublk-target has open, for LUNs with a weak identity of
+/// which no disk is recorded. So after the database was rebuilt, the next ublk-target continues
+/// with the LUNs that are served now.
+pub(crate) fn record_served_disks(context: &Context, model: &Model, volume: &str, status: &Status) {
+    let weak = luns_of(model, volume);
+    let unknown = opened::open_luns(status).filter(|(extent, _)| {
+        let row = weak.get(&extent.path);
+        row.is_some_and(|row| row.seen.is_none())
+    });
+    let changes: Vec<Change> = unknown
+        .filter_map(|(extent, open)| {
+            let seen = Seen {
+                boot_id: paths::boot_id(),
+                disk_sequence: open.disk_sequence?,
+                size_bytes: open.size_bytes,
+                contents: None,
+            };
+            Some(Change::SetSeen(extent.path.clone(), seen))
+        })
+        .collect();
+    if !changes.is_empty() {
+        context.record_aside(changes);
     }
+}
 
-    /// The LUNs with a weak identity on both legs of a volume, by path.
-    pub(super) fn weak_luns(&self, volume: &str) -> BTreeMap<PathBuf, LunRow> {
-        let row = self.model.volumes.get(volume).into_iter();
-        let legs = row.flat_map(|row| self.model.legs_of(row));
-        legs.flat_map(LegRow::weak)
-            .map(|lun| (lun.path.clone(), lun.clone()))
-            .collect()
-    }
+/// The LUNs with a weak identity on both legs of a volume, by path.
+pub(crate) fn luns_of(model: &Model, volume: &str) -> BTreeMap<PathBuf, LunRow> {
+    let row = model.volumes.get(volume).into_iter();
+    let legs = row.flat_map(|row| model.legs_of(row));
+    legs.flat_map(LegRow::weak)
+        .map(|lun| (lun.path.clone(), lun.clone()))
+        .collect()
 }
 
 async fn know(context: &Context, volume: &str, luns: BTreeMap<PathBuf, LunRow>) {
@@ -153,7 +157,7 @@ async fn know(context: &Context, volume: &str, luns: BTreeMap<PathBuf, LunRow>) 
 }
 
 /// A LUN that is the accepted one.
-pub(super) struct Known {
+pub(crate) struct Known {
     pub(super) disk_sequence: u64,
     /// The new state to record, if the LUN was checked by its contents.
     now: Option<Seen>,
@@ -201,7 +205,7 @@ pub(super) fn find_out(row: &LunRow) -> Result<Known, String> {
 
 /// Accepts the LUNs that are at these paths now as the LUNs of the volume, as the operator
 /// requests.
-pub(super) async fn accept(context: Context, volume: String, luns: Vec<LunRow>) -> Answer {
+pub(crate) async fn accept(context: Context, volume: String, luns: Vec<LunRow>) -> Answer {
     let object = failure::volume(&volume);
     let mut messages = Vec::new();
     let mut changes = Vec::new();

@@ -1,7 +1,6 @@
 //! Reacts to the report of a volume: settles phases that a crash interrupted, starts copiers, makes
 //! stable names.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use copier::{Config, Outcome, Task};
@@ -9,21 +8,24 @@ use migration_core::pair::{PairState, Phase, Seen, Settlement, Verb, settle};
 use migration_core::route::Side;
 use migration_core::session;
 use migration_proto::manager::VerifyPolicy;
-use migration_proto::target::{OnAuthoritativeFailure, Request, Status};
-use tokio::task::spawn_blocking;
+use migration_proto::target::{OnAuthoritativeFailure, Request};
 use tracing::{info, warn};
 
-use super::clock::steady_ms;
-use super::context::note;
-use super::failure::{self, Done};
-use super::operation::{ended_changes, expected_text, leg_of};
-use super::sealed::set_read_only;
-use super::truth::{self, Truth};
-use super::verify::{self, Comparison};
-use super::volume::{POLL_COPYING, POLL_IDLE, View};
-use super::{Busy, Owner, attach, checks, partitions, paths, records, unreadable};
+use super::Owner;
+use crate::daemon::clock::steady_ms;
+use crate::daemon::context::note;
+use crate::daemon::event::Busy;
+use crate::daemon::failure::{self, Done};
+use crate::daemon::handle::{View, VolumeHandle};
+use crate::daemon::luns::sealed::set_read_only;
+use crate::daemon::luns::{unreadable, weak};
+use crate::daemon::sessions::operation::{ended_changes, expected_text};
+use crate::daemon::sessions::verify::{self, Comparison};
+use crate::daemon::volumes::attach;
+use crate::daemon::volumes::position;
+use crate::daemon::volumes::truth::Truth;
 use crate::store::{
-    Change, LegRow, PairField, PairKey, PairRow, Progress, SessionRow, VolumeRow, VolumeState,
+    Change, PairField, PairKey, PairRow, Progress, SessionRow, VolumeRow, VolumeState,
 };
 use crate::units;
 
@@ -60,21 +62,22 @@ fn interrupted(key: &PairKey, pair: &PairRow, seen: &Seen, phase: Phase) -> Vec<
 
 impl Owner {
     pub(super) fn volume_reported(&mut self, name: &str) {
-        let Some(view) = self.handles.get(name).map(super::VolumeHandle::view) else {
+        let Some(view) = self.volumes.handle(name).map(VolumeHandle::view) else {
             return;
         };
         if view.connected || view.failures > 0 {
-            self.silent.remove(name);
+            self.volumes.heard(name);
         }
         let Some(row) = self.model.volumes.get(name).cloned() else {
             return;
         };
         if view.connected {
             crash_point::here("start-connected");
-            self.make_names(&row, &view);
+            self.volumes
+                .make_names(&self.context, &self.model, &row, &view);
             if let Some(status) = view.status.as_deref() {
-                self.note_luns(&row, status);
-                self.record_served_disks(name, status);
+                self.volumes.note_luns(&self.context, &row, status);
+                weak::record_served_disks(&self.context, &self.model, name, status);
             }
             self.finish_volume(&row);
         }
@@ -85,114 +88,9 @@ impl Owner {
                 position,
             };
             self.pair_reported(&key, &view);
-            copying = self.copies.is_running(&key);
+            copying = self.copies.copiers.is_running(&key);
         }
-        let changed = if copying {
-            self.watched.insert(name.to_owned())
-        } else {
-            self.watched.remove(name)
-        };
-        if changed {
-            self.poll(name);
-        }
-    }
-
-    /// Notes in the history that a LUN is larger than recorded, or is found under another name.
-    /// Each note is made once in the life of shuntd.
-    fn note_luns(&mut self, row: &VolumeRow, status: &Status) {
-        let grown = records::grown(status).map(|(path, size_bytes)| {
-            format!(
-                "{} has grown to {size_bytes} bytes; the volume keeps its size of {} bytes: to use the rest, detach it and attach \
-                 the LUN again",
-                path.display(),
-                row.size_bytes
-            )
-        });
-        let elsewhere = records::elsewhere(status).map(|(path, open)| {
-            format!(
-                "{} does not lead to the LUN that was recorded; by its identity it is found as {}",
-                path.display(),
-                open.display()
-            )
-        });
-        let mut notes = Vec::new();
-        for what in grown.chain(elsewhere) {
-            let noted = self.noted_luns.entry(row.name.clone()).or_default();
-            if noted.insert(what.clone()) {
-                notes.push(note(None, Some(&row.name), what));
-            }
-        }
-        if !notes.is_empty() {
-            self.record_aside(notes);
-        }
-    }
-
-    fn is_busy(&self, busy: &Busy) -> bool {
-        self.busy.contains_key(busy)
-    }
-
-    /// Makes the stable name of a volume lead to its device, and records that in the open map. Done
-    /// at every report: a name that was removed is made again, and a name that another volume holds
-    /// is reported as a problem of this volume.
-    fn make_names(&mut self, row: &VolumeRow, view: &View) {
-        let Some(status) = &view.status else {
-            return;
-        };
-        if row.state != VolumeState::Attached {
-            return;
-        }
-        let link = self.context.config.device_link(&row.name);
-        let own = attach::own_device(row);
-        match paths::make_link(&link, &status.device, own) {
-            Ok(is_new) => {
-                self.unnamed.remove(&row.name);
-                if is_new {
-                    self.remove_stale_names(&row.name, &status.device);
-                }
-            }
-            Err(problem) => {
-                if self.unnamed.get(&row.name) != Some(&problem) {
-                    warn!(volume = row.name, "{problem}");
-                    self.unnamed.insert(row.name.clone(), problem);
-                }
-                return;
-            }
-        }
-        let connected = self.partitioned.insert(row.name.clone(), view.connections);
-        if connected != Some(view.connections) {
-            let (device, own) = (status.device.clone(), own.map(Path::to_owned));
-            drop(spawn_blocking(move || {
-                partitions::make_names(&link, &device, own.as_deref());
-            }));
-        }
-        let in_use = self
-            .model
-            .live_pair_of(&row.name)
-            .map_or(&row.leg, |(session, at)| {
-                let pair = &session.pairs[at];
-                leg_of(pair, pair.authoritative)
-            });
-        let leg = row
-            .open_map
-            .as_ref()
-            .map_or(in_use.paths(), |open_map| &open_map.leg);
-        let open_map = attach::open_map(status, leg);
-        if row.open_map.as_ref() != Some(&open_map) {
-            self.record_aside(vec![Change::SetOpenMap(row.name.clone(), open_map)]);
-        }
-    }
-
-    /// Removes the names of other volumes that lead to `device`: their devices had this number
-    /// before.
-    fn remove_stale_names(&self, volume: &str, device: &Path) {
-        for name in self.model.volumes.keys().filter(|name| *name != volume) {
-            let link = self.context.config.device_link(name);
-            let removed = partitions::remove_names(&link, device)
-                .and_then(|()| paths::remove_link(&link, device));
-            if let Err(error) = removed {
-                warn!(volume = name, %error, "the stale name {} cannot be removed", link.display());
-            }
-        }
+        self.volumes.watch(name, copying);
     }
 
     /// Finishes an attach or a detach that a crash of shuntd interrupted.
@@ -220,7 +118,7 @@ impl Owner {
                 });
             }
             VolumeState::Detaching => {
-                let handle = self.handles.get(&row.name).cloned();
+                let handle = self.volumes.handle(&row.name).cloned();
                 self.spawn_operation(
                     vec![busy],
                     "detach",
@@ -238,7 +136,7 @@ impl Owner {
             .model
             .volumes
             .values()
-            .filter(|row| !self.handles.contains_key(&row.name))
+            .filter(|row| self.volumes.handle(&row.name).is_none())
             .cloned()
             .collect();
         for row in rows {
@@ -262,20 +160,26 @@ impl Owner {
 
     fn pair_reported(&mut self, key: &PairKey, view: &View) {
         let now = Instant::now();
-        self.read_gauge(key, view);
-        if let Some(copied_bytes) = self.copies.sample(key, now) {
-            self.record_aside(vec![Change::SetPair(
+        let copying = self.copies.copiers.is_running(key);
+        self.copies
+            .gauges
+            .reported(&self.context, key, view, copying);
+        if let Some(copied_bytes) = self.copies.copiers.sample(key, now) {
+            self.context.record_aside(vec![Change::SetPair(
                 key.clone(),
                 PairField::CopiedBytes(copied_bytes),
             )]);
         }
-        self.note_doubt(key, view);
+        if let Some(pair) = self.model.pair(key) {
+            self.volumes.note_doubt(&self.context, key, pair, view);
+        }
         let had_problem = self
             .model
             .pair(key)
             .is_some_and(|pair| pair.problem.is_some());
-        if had_problem && self.copies.has_copied(key) {
-            self.record_aside(vec![Change::SetPair(key.clone(), PairField::Problem(None))]);
+        if had_problem && self.copies.copiers.has_copied(key) {
+            self.context
+                .record_aside(vec![Change::SetPair(key.clone(), PairField::Problem(None))]);
         }
         let busy = Busy::Session(key.session.clone());
         if self.is_busy(&busy) || !view.connected {
@@ -290,24 +194,36 @@ impl Owner {
         let percent = session.options.max_latency_impact_percent;
         self.send_policy(session, key, view);
         if let Some(status) = view.status.as_deref() {
-            self.come_back(key, status);
-            self.copies.guard_latency(key, percent, status, now);
+            if let Some(session) = self.model.sessions.get(&key.session)
+                && let Some(pair) = session.pairs.get(key.position)
+                && let Some(handle) = self.volumes.handle(&pair.volume)
+            {
+                self.copies.come_backs.reported(
+                    &self.context,
+                    (session, pair),
+                    handle,
+                    key,
+                    status,
+                );
+            }
+            self.copies.copiers.guard_latency(key, percent, status, now);
         }
         let Some((session, pair)) = self.session_and_pair(key) else {
             return;
         };
         let (verify, detect_zeroes) = (session.options.verify, session.options.detect_zeroes);
-        let comparing = self.comparing(session, pair, key);
-        let facts = records::facts(session, pair, Some(view), comparing.is_some());
+        let comparing = self.sight().comparing(session, pair, key);
+        let facts = position::facts(session, pair, Some(view), comparing.is_some());
         let in_sync = matches!(
             facts.position().state,
             PairState::SourceSelected | PairState::TargetSelected | PairState::Verifying
         );
-        if in_sync && pair.progress.in_sync_ms.is_none() && !self.copies.is_running(key) {
+        if in_sync && pair.progress.in_sync_ms.is_none() && !self.copies.copiers.is_running(key) {
             // A shuntd that died after the last report of its copier did not record that the pair
             // is in sync.
             let field = PairField::InSync(Some(steady_ms()));
-            self.record_aside(vec![Change::SetPair(key.clone(), field)]);
+            self.context
+                .record_aside(vec![Change::SetPair(key.clone(), field)]);
             return;
         }
         let task = match (facts.position().state, comparing) {
@@ -335,34 +251,16 @@ impl Owner {
             ..Config::new(socket)
         };
         let accept = unreadable::accept(&self.context, key, session, pair);
-        self.copies.start(key, config, accept, base_bytes, now);
+        self.copies
+            .copiers
+            .start(key, config, accept, base_bytes, now);
         self.limits_changed(&key.session);
-    }
-
-    /// Notes in the history, once for each claim on the legs, why the whole mirror leg is compared
-    /// again.
-    fn note_doubt(&mut self, key: &PairKey, view: &View) {
-        let Some((status, pair)) = view.status.as_deref().zip(self.model.pair(key)) else {
-            return;
-        };
-        let Some(doubt) = &status.doubt else {
-            return;
-        };
-        let volume = pair.volume.clone();
-        if self.doubted.insert(volume.clone(), status.claim) != Some(status.claim) {
-            let authoritative: Side = status.route.authoritative().into();
-            let what = format!(
-                "the legs are compared again, the {authoritative} is authoritative: {doubt}"
-            );
-            warn!(volume, "{what}");
-            self.record_aside(vec![note(Some(&key.session), Some(&volume), what)]);
-        }
     }
 
     /// Sends the policies of a session to a ublk-target that does not have them, such as a
     /// restarted one: what happens when the authoritative leg fails, and the copy mode.
     fn send_policy(&self, session: &SessionRow, key: &PairKey, view: &View) {
-        let mode = self.come_backs.copy_mode(session, key);
+        let mode = self.copies.come_backs.copy_mode(session, key);
         // A failure must not move a role that a command may not move either.
         let movable = session.pairs.get(key.position).is_some_and(|pair| {
             let verb = match pair.authoritative {
@@ -387,19 +285,11 @@ impl Owner {
             requests.push(Request::SetCopyMode { mode });
         }
         for request in requests {
-            if let Some(handle) = self.handles.get(&status.volume).cloned() {
+            if let Some(handle) = self.volumes.handle(&status.volume).cloned() {
                 // A request that fails here is sent again at the next status.
                 tokio::spawn(async move { handle.ask(request, SET_POLICY_MAX).await });
             }
         }
-    }
-
-    pub(super) fn session_and_pair(
-        &self,
-        key: &PairKey,
-    ) -> Option<(&crate::store::SessionRow, &crate::store::PairRow)> {
-        let session = self.model.sessions.get(&key.session)?;
-        Some((session, session.pairs.get(key.position)?))
     }
 
     /// Settles the phase of a pair from the status of its volume. Returns whether an operation was
@@ -412,7 +302,7 @@ impl Owner {
         let Some(status) = &view.status else {
             return false;
         };
-        let seen = records::seen(status, pair);
+        let seen = position::seen(status, pair);
         let volume = pair.volume.clone();
         let set = |field| Change::SetPair(key.clone(), field);
         let tell = |what: String| note(Some(&key.session), Some(&volume), what);
@@ -471,7 +361,7 @@ impl Owner {
                     (true, Side::Source) => format!("`shunt cancel {}` ends it", key.session),
                     (true, Side::Target) => format!("`shunt commit {}` ends it", key.session),
                     // No verb of this session can do anything with those LUNs.
-                    (false, _) => truth::REBUILD.to_owned(),
+                    (false, _) => failure::REBUILD.to_owned(),
                 };
                 let problem = format!(
                     "it is recorded as {}, but the volume {}: {next}",
@@ -515,7 +405,7 @@ impl Owner {
         };
         // What a volume in the middle of a change leads to is not known yet.
         let answers = |volume: &String| {
-            self.handles.get(volume).is_some_and(|handle| {
+            self.volumes.handle(volume).is_some_and(|handle| {
                 let view = handle.view();
                 view.connected && view.status.is_some_and(|status| !status.changing)
             })
@@ -527,7 +417,7 @@ impl Owner {
         {
             return Finish::Waits;
         }
-        if !session::can_finish(verb, &self.positions(row)) {
+        if !session::can_finish(verb, &self.sight().positions(row)) {
             return Finish::TakenBack;
         }
         info!(session, "the {verb} that was interrupted continues");
@@ -536,7 +426,7 @@ impl Owner {
     }
 
     pub(super) fn copier_ended(&mut self, key: &PairKey, run: u64, outcome: &Outcome) {
-        let Some(ended) = self.copies.ended(key, run, outcome, Instant::now()) else {
+        let Some(ended) = self.copies.copiers.ended(key, run, outcome, Instant::now()) else {
             return;
         };
         self.limits_changed(&key.session);
@@ -554,7 +444,7 @@ impl Owner {
             let pair = pair.clone();
             changes.extend(self.compared(key, &pair, found));
         } else if ended.compares_no_more {
-            self.to_compare.remove(key);
+            self.sessions.to_compare.remove(key);
         }
         let Some((_, pair)) = self.session_and_pair(key) else {
             return;
@@ -586,56 +476,9 @@ impl Owner {
         if ended.found.is_some() {
             self.record_comparison(key.clone(), changes);
         } else {
-            self.record_aside(changes);
+            self.context.record_aside(changes);
         }
-        self.poll(&volume);
-    }
-
-    /// Makes a volume report immediately, and then at the interval that fits whether it is watched.
-    fn poll(&self, volume: &str) {
-        if let Some(handle) = self.handles.get(volume) {
-            handle.poll_every(if self.watched.contains(volume) {
-                POLL_COPYING
-            } else {
-                POLL_IDLE
-            });
-        }
-    }
-
-    /// The LUNs in use, without the targets of the session `except`.
-    pub(super) fn used_luns(&self, except: Option<&str>) -> Vec<checks::Used> {
-        let mut used = Vec::new();
-        let mut add = |leg: &LegRow, holder: String| {
-            used.extend(leg.luns().iter().map(|lun| checks::Used {
-                lun: lun.clone(),
-                holder: holder.clone(),
-            }));
-        };
-        for row in self.model.volumes.values() {
-            add(&row.leg, failure::volume(&row.name));
-            // The database may be older than the map file.
-            let view = self.view(&row.name);
-            let truth = view.and_then(|view| Some(Truth::of_status(view.status.as_deref()?)));
-            let legs = truth.as_ref().map(Truth::legs).unwrap_or_default();
-            let legs = legs.into_iter().filter_map(LegRow::of);
-            for leg in legs.filter(|leg| *leg != row.leg) {
-                add(&leg, failure::volume(&row.name));
-            }
-        }
-        for session in self
-            .model
-            .sessions
-            .values()
-            .filter(|session| Some(session.name.as_str()) != except)
-        {
-            for pair in session.pairs.iter().filter(|pair| !pair.phase.is_ended()) {
-                add(
-                    &pair.target,
-                    failure::target_of(&pair.volume, &session.name),
-                );
-            }
-        }
-        used
+        self.volumes.poll(&volume);
     }
 }
 

@@ -6,16 +6,13 @@
 
 use std::collections::BTreeSet;
 
-use super::context::{Context, now_ms};
-use super::failure::{self, Answer, Done};
-use super::retire::retired_leg;
+use crate::daemon::context::{Context, now_ms};
+use crate::daemon::failure::{self, Answer, Done};
+use crate::daemon::sessions::retire::retired_leg;
 use crate::store::{Change, LegRow, Lock, Model, Note, lock_key};
 
-/// The command by which the operator frees such locks.
-pub(super) const COMMAND: &str = "shunt recover --locks";
-
 /// Frees the locks that nobody holds; with `dry_run` only lists them.
-pub(super) async fn free(context: Context, dry_run: bool) -> Answer {
+pub(crate) async fn free(context: Context, dry_run: bool) -> Answer {
     let object = "locks";
     // One database call, so that nobody takes a lock between the check and the change.
     let who = context.who;

@@ -20,10 +20,11 @@ use migration_core::route::{Route, Side};
 use migration_proto::route::MapSummary;
 use tracing::{info, warn};
 
-use super::context::{note, now_ms};
-use super::paths::Config;
-use super::truth::{self, Truth};
-use super::{StartError, failure, process, recover};
+use crate::daemon::context::{note, now_ms};
+use crate::daemon::failure::{self, StartError};
+use crate::daemon::paths::Config;
+use crate::daemon::volumes::process;
+use crate::daemon::volumes::truth::{self, Truth};
 use crate::names;
 use crate::store::{Change, LegRow, Model, Store, StoreError, VolumeRow, VolumeState};
 
@@ -34,7 +35,7 @@ const FOUND: &str = "the database was lost, and this was found in the map file o
                      or cancel it";
 
 /// Opens the database. Rebuilds it if it is damaged, or missing although there are volumes.
-pub(super) async fn open(config: &Config) -> Result<(Store, Model), StartError> {
+pub(crate) async fn open(config: &Config) -> Result<(Store, Model), StartError> {
     let database = config.database();
     let why = if is_there(&database).map_err(|source| io_error("examine", &database, source))? {
         match open_and_load(&database) {
@@ -81,7 +82,7 @@ async fn follow_the_maps(
             Some(row) if found.descriptor.volume_id != row.volume_id => Err(format!(
                 "the map file is that of another volume, {}: {}",
                 found.descriptor.volume,
-                recover::other_volume_next(&name)
+                failure::other_volume_next(&name)
             )),
             Some(row) => truth::adoption(&model, row, &Truth::of_map(&found)),
             None => changes(&name, &found).map(|(mut changes, line)| {

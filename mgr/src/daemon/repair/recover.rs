@@ -22,51 +22,40 @@ use migration_proto::route::{Descriptor, MapSummary};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::context::{Context, note, now_ms};
-use super::failure::{self, Answer, Done};
-use super::folders::{make_directory, sync_parent};
-use super::operation::leg_of;
-use super::process::DescribeError;
-use super::truth::{self, REBUILD, Truth};
-use super::volume::{VolumeHandle, supervise};
-use super::{Event, attach, process};
-use crate::store::{Change, LegRow, PairField, PairKey, PairRow, VolumeRow};
+use crate::daemon::context::{Context, note, now_ms};
+use crate::daemon::event::Event;
+use crate::daemon::failure::{self, Answer, Done};
+use crate::daemon::folders::{make_directory, sync_parent};
+use crate::daemon::handle::VolumeHandle;
+use crate::daemon::volumes::attach;
+use crate::daemon::volumes::process::{self, DescribeError};
+use crate::daemon::volumes::supervisor::supervise;
+use crate::daemon::volumes::truth::Truth;
+use crate::store::{Change, LegRow, PairField, PairKey, PairRow, VolumeRow, leg_of};
 
 /// How long the volume may take to come up with the new map file.
 const START_MAX: Duration = Duration::from_secs(60);
 
 /// The parameters of a recovery, as the operator requests it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct RecoverParams {
-    pub(super) side: Side,
-    pub(super) against_record: bool,
-    pub(super) dry_run: bool,
+pub(crate) struct RecoverParams {
+    pub(crate) side: Side,
+    pub(crate) against_record: bool,
+    pub(crate) dry_run: bool,
 }
 
 /// A recovery in progress.
-pub(super) struct Recovery {
-    pub(super) context: Context,
-    pub(super) row: VolumeRow,
+pub(crate) struct Recovery {
+    pub(crate) context: Context,
+    pub(crate) row: VolumeRow,
     /// The live pair of the volume.
-    pub(super) pair: Option<(PairKey, PairRow)>,
-    pub(super) handle: Option<VolumeHandle>,
-    pub(super) params: RecoverParams,
-}
-
-/// The next step for the operator: the command that recovers the volume.
-pub(super) fn command(volume: &str) -> String {
-    format!("say which leg is right: `shunt recover {volume} --authoritative source|target`")
-}
-
-/// The next step when the map file, or the process, belongs to another volume.
-pub(super) fn other_volume_next(volume: &str) -> String {
-    format!(
-        "put the map file of {volume} back; or, if {volume} was attached again since the database was saved, {REBUILD}"
-    )
+    pub(crate) pair: Option<(PairKey, PairRow)>,
+    pub(crate) handle: Option<VolumeHandle>,
+    pub(crate) params: RecoverParams,
 }
 
 impl Recovery {
-    pub(super) async fn run(self) -> Answer {
+    pub(crate) async fn run(self) -> Answer {
         let (damage, summary) = self.examine().await?;
         self.check_legs(summary.as_ref())?;
         let record = self.record(summary.as_ref());
@@ -148,7 +137,7 @@ impl Recovery {
                     "{} is that of another volume of this name: the database is older than the map file",
                     map.display()
                 );
-                let next = other_volume_next(&self.row.name);
+                let next = failure::other_volume_next(&self.row.name);
                 Err(failure::refused(self.object(), cause, next))
             }
             Ok(summary) if summary.descriptor.volume_id != self.row.volume_id => Ok((
@@ -212,7 +201,7 @@ impl Recovery {
             "its map file says that it {}, which is not what is recorded: the database is older than the map file",
             truth.text()
         );
-        Err(failure::refused(self.object(), cause, truth::REBUILD))
+        Err(failure::refused(self.object(), cause, failure::REBUILD))
     }
 
     fn check(&self, record: Option<Side>) -> Result<(), Failure> {
@@ -308,7 +297,10 @@ impl Recovery {
     async fn replace(&self, summary: Option<&MapSummary>) -> Result<(), Failure> {
         let map = self.map();
         let failed = |cause: String| {
-            let next = format!("correct the cause, then {}", command(&self.row.name));
+            let next = format!(
+                "correct the cause, then {}",
+                failure::recover_command(&self.row.name)
+            );
             failure::failed(self.object(), cause, next)
         };
         set_aside(&map).map_err(failed)?;

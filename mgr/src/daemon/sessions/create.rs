@@ -8,25 +8,30 @@ use migration_core::route::Side;
 use migration_proto::luns::LunPaths;
 use migration_proto::manager::{Failure, PRIORITY_MAX, SessionOptions};
 
-use super::checks::{self, Candidate, Purpose, TargetRequirements, Used};
-use super::context::{Context, blocking, note, now_ms};
-use super::failure::{self, Answer, Done};
-use super::{cutover, hours, schedule, split, twice, weak};
-use crate::store::{Change, LegRow, PairRow, Progress, SessionRow, VolumeRow};
+use super::cutover;
+use super::hours;
+use super::schedule;
+use super::split;
+use crate::daemon::context::{Context, note, now_ms};
+use crate::daemon::failure::{self, Answer, Done};
+use crate::daemon::luns::checks::{self, Accepted, Candidate, Used, check_target};
+use crate::daemon::luns::twice;
+use crate::daemon::luns::weak;
+use crate::store::{Change, PairRow, Progress, SessionRow, VolumeRow};
 
 /// The parameters of a new session.
 #[derive(Debug, Clone)]
-pub(super) struct CreateParams {
-    pub(super) session: String,
+pub(crate) struct CreateParams {
+    pub(crate) session: String,
     /// Each volume with its target.
-    pub(super) pairs: Vec<(VolumeRow, LunPaths)>,
-    pub(super) options: SessionOptions,
+    pub(crate) pairs: Vec<(VolumeRow, LunPaths)>,
+    pub(crate) options: SessionOptions,
     /// The LUNs that Shunt already uses.
-    pub(super) used: Vec<Used>,
+    pub(crate) used: Vec<Used>,
 }
 
 /// Checks and records a session.
-pub(super) async fn create(context: Context, wanted: CreateParams) -> Answer {
+pub(crate) async fn create(context: Context, wanted: CreateParams) -> Answer {
     let object = failure::session(&wanted.session);
     let mut refusals = Vec::new();
     let mut pairs: Vec<PairRow> = Vec::new();
@@ -88,65 +93,8 @@ fn overwritten(candidate: &Candidate) -> Option<String> {
     })
 }
 
-/// What the operator accepts about a target.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Accepted {
-    /// That data on the target is lost.
-    overwrite: bool,
-    /// That the target has a weak identity.
-    weak_identity: bool,
-}
-
-impl Accepted {
-    pub(super) const fn by(options: &SessionOptions) -> Self {
-        Self {
-            overwrite: options.overwrite,
-            weak_identity: options.accept_weak_identity,
-        }
-    }
-}
-
-/// Examines a target. Returns its LUNs, or all reasons to refuse it. `accepted` is the recorded
-/// target with the words for its contents: any difference is a reason to refuse.
-pub(super) async fn check_target(
-    context: &Context,
-    volume: &VolumeRow,
-    target: &LunPaths,
-    accepts: Accepted,
-    used: &[Used],
-    accepted: Option<(&LegRow, &str)>,
-) -> Result<Vec<Candidate>, Vec<String>> {
-    let leg = context
-        .examine(target.clone(), Purpose::Target)
-        .await
-        .map_err(|cause| vec![cause])?;
-    let name = volume.name.clone();
-    let (volume, used, judged) = (volume.clone(), used.to_vec(), leg.clone());
-    let mut refusals = blocking(move || {
-        let fit = TargetRequirements {
-            volume: &volume.name,
-            size_bytes: volume.size_bytes,
-            logical_block_bytes: volume.logical_block_bytes,
-            source: &volume.leg,
-            overwrite: accepts.overwrite,
-            accept_weak_identity: accepts.weak_identity,
-        };
-        checks::target_refusals(&judged, fit, &used)
-    })
-    .await
-    .map_err(|cause| vec![cause])?;
-    if let Some((before, contents)) = accepted {
-        refusals.extend(checks::changed_since(&name, before, contents, &leg));
-    }
-    if refusals.is_empty() {
-        Ok(leg)
-    } else {
-        Err(refusals)
-    }
-}
-
 /// Checks the parts of a request that need no access to a device.
-pub(super) fn check_request(
+pub(crate) fn check_request(
     session: &str,
     volumes: &[&str],
     options: &SessionOptions,

@@ -9,12 +9,12 @@ use migration_proto::luns::LunPaths;
 use migration_proto::manager::{JSON_SCHEMA, PlanRecord, Record, Response};
 use tracing::warn;
 
-use super::checks::{self, Used};
-use super::context::{Context, blocking, now_ms};
-use super::create::{Accepted, CreateParams, check_target};
-use super::pace::{Pace, pace};
-use super::twice;
-use super::volume::VolumeHandle;
+use super::create::CreateParams;
+use crate::daemon::context::{Context, blocking, now_ms};
+use crate::daemon::handle::VolumeHandle;
+use crate::daemon::luns::checks::{self, Accepted, Used, check_target};
+use crate::daemon::luns::pace::{Pace, pace};
+use crate::daemon::luns::twice;
 use crate::store::{Change, Estimate, VolumeRow};
 
 /// How long the write rate of applications is measured.
@@ -25,7 +25,7 @@ const STATUS_MAX: Duration = Duration::from_secs(2);
 const STATE_BYTES_MIN: u64 = 16 << 20;
 
 /// Plans every pair. `handles` belong to the volumes, in the order of the pairs.
-pub(super) async fn plan(
+pub(crate) async fn plan(
     context: Context,
     wanted: CreateParams,
     handles: Vec<Option<VolumeHandle>>,

@@ -11,20 +11,18 @@ use std::time::{Duration, Instant};
 use lun::{Lun, OpenOptions, Saved, bring_online};
 use migration_core::pair::Phase;
 use migration_core::route::Side;
-use migration_proto::manager::{Failure, FailureKind, Response, RetireHow};
-use tokio::sync::oneshot;
+use migration_proto::manager::{Failure, FailureKind, RetireHow};
 use tracing::warn;
 
-use super::checks::open_recorded;
-use super::context::{Context, blocking, note};
-use super::failure::{self, Answer, Done};
-use super::operation::leg_of;
-use super::{Busy, Event, Owner};
+use super::sight::Sight;
+use crate::daemon::context::{Context, blocking, note};
+use crate::daemon::event::Event;
+use crate::daemon::failure::{self, Answer, Done};
+use crate::daemon::luns::checks::open_recorded;
 use crate::store::{
-    Change, LegRow, LunRow, PairField, PairKey, PairRow, Retired, SessionRow, lock_key,
+    Change, LegRow, LunRow, Model, PairField, PairKey, PairRow, Retired, SessionRow, leg_of,
+    lock_key,
 };
-
-type Reply = oneshot::Sender<Response>;
 
 /// How long ublk-target may take to release a leg, and the interval between two attempts to retire
 /// it.
@@ -37,7 +35,7 @@ const WIPE_ROUNDS_MAX: usize = 16;
 
 /// The legs that shuntd keeps open so that no other program can open them.
 #[derive(Debug, Default)]
-pub(super) struct HeldLuns(BTreeMap<PairKey, Vec<Lun>>);
+pub(crate) struct HeldLuns(BTreeMap<PairKey, Vec<Lun>>);
 
 /// The side that an ended pair no longer uses.
 const fn left_behind(phase: Phase) -> Option<Side> {
@@ -58,7 +56,7 @@ const fn left_behind(phase: Phase) -> Option<Side> {
 }
 
 /// The leg of a pair that is locked because it was made inaccessible.
-pub(super) fn retired_leg(pair: &PairRow) -> Option<&LegRow> {
+pub(crate) fn retired_leg(pair: &PairRow) -> Option<&LegRow> {
     let retired = pair.retired.as_ref()?;
     let is_locked = retired.how != RetireHow::Discard;
     let side = left_behind(pair.phase).filter(|_| is_locked)?;
@@ -70,7 +68,7 @@ fn holder(side: Side, volume: &str, session: &str) -> String {
 }
 
 /// A pair whose leg is to be retired, or taken back.
-struct Leg {
+pub(crate) struct Leg {
     key: PairKey,
     volume: String,
     side: Side,
@@ -396,121 +394,114 @@ async fn close(luns: Vec<Lun>) {
     let _ = blocking(move || drop(luns)).await;
 }
 
-impl Owner {
-    /// Retires the legs that an ended session no longer uses, or takes them back (`how` is `None`).
-    pub(super) fn retire(&mut self, session: &str, how: Option<RetireHow>, reply: Reply) {
-        let Some(row) = self.model.sessions.get(session) else {
-            return Self::refuse(reply, failure::no_session(session));
-        };
-        let busy = vec![Busy::Session(session.to_owned())];
-        if let Err(failure) = self.require_free(&busy) {
-            return Self::refuse(reply, failure);
-        }
-        let legs = match how.map_or_else(|| Ok(self.legs(row)), |how| self.legs_to_retire(row, how))
-        {
-            Ok(legs) => legs,
-            Err(failure) => return Self::refuse(reply, failure),
-        };
-        let context = self.context.clone();
-        let name = session.to_owned();
-        self.spawn_operation(busy, "retire", Some(reply), async move {
-            let mut messages = Vec::new();
-            for leg in legs {
-                match how {
-                    Some(how) => messages.push(leg.retire(&context, how).await?),
-                    None => messages.extend(leg.take_back(&context).await?),
-                }
-            }
-            finished(&name, how, messages)
-        });
-    }
-
-    fn legs(&self, row: &SessionRow) -> Vec<Leg> {
-        let pairs = row.pairs.iter().enumerate();
-        pairs
-            .filter_map(|(position, pair)| Leg::of(row, position, pair))
-            .collect()
-    }
-
-    /// The legs that are not retired in this way already. Refuses if one of them must not be
-    /// retired.
-    fn legs_to_retire(&self, row: &SessionRow, how: RetireHow) -> Result<Vec<Leg>, Failure> {
-        let name = &row.name;
-        if row.is_live() {
-            let state = migration_core::session::state(&self.positions(row));
-            let state = state.map_or("", migration_core::pair::PairState::name);
-            let cause = format!("it is {state}: both legs are used until it has ended");
-            let next = self.end_first(row);
-            return Err(failure::refused(failure::session(name), cause, next));
-        }
-        let used = self.used_luns(None);
-        let mut legs = Vec::new();
-        for leg in self.legs(row) {
-            match &leg.retired {
-                Some(retired) if retired.how == how => continue,
-                Some(retired) => {
-                    let cause = format!("its {} is retired as {}", leg.side, retired.how.name());
-                    let next = format!("`shunt retire {name} --take-back` first");
-                    return Err(failure::refused(leg.object(), cause, next));
-                }
-                None => {}
-            }
-            let keys: Vec<String> = leg.row.luns().iter().map(lock_key).collect();
-            let user = used.iter().find(|used| keys.contains(&lock_key(&used.lun)));
-            if let Some(user) = user {
-                let path = user.lun.path.display();
-                let cause = format!("{path} is in use: {}", user.holder);
-                let next = "see `shunt status`";
-                return Err(failure::refused(leg.object(), cause, next));
-            }
-            legs.push(leg);
-        }
-        Ok(legs)
-    }
-
-    /// Retires legs again at the start of shuntd, where retirement does not outlast a boot or
-    /// shuntd.
-    pub(super) fn retire_again(&self) {
-        for row in self.model.sessions.values() {
-            for leg in self.legs(row) {
-                let context = self.context.clone();
-                tokio::spawn(async move {
-                    let (object, row) = (leg.object(), leg.row.clone());
-                    if let Err(cause) = leg.again(&context).await {
-                        warn!(object, cause, "{row} is not retired as it was");
-                    }
-                });
-            }
-        }
-    }
-
+impl HeldLuns {
     /// Keeps the LUNs of a leg open from now on; without LUNs, closes those that were kept open.
-    pub(super) fn held(&mut self, key: PairKey, luns: Vec<Lun>) {
+    pub(crate) fn keep(&mut self, key: PairKey, luns: Vec<Lun>) {
         let before = match luns.is_empty() {
-            false => self.held.0.insert(key, luns),
-            true => self.held.0.remove(&key),
+            false => self.0.insert(key, luns),
+            true => self.0.remove(&key),
         };
         // Closing them may block.
         tokio::task::spawn_blocking(move || drop(before));
     }
+}
 
-    /// Refuses a session name whose old session has retired legs: only that session can take them
-    /// back.
-    pub(super) fn require_nothing_retired(&self, session: &str) -> Result<(), Failure> {
-        let Some(row) = self.model.sessions.get(session) else {
-            return Ok(());
-        };
-        let lasts = |pair: &PairRow| {
-            let retired = pair.retired.as_ref();
-            retired.is_some_and(|retired| retired.how != RetireHow::Discard)
-        };
-        if !row.pairs.iter().any(lasts) {
-            return Ok(());
+/// Retires legs of a session, or takes them back (`how` is `None`).
+pub(crate) async fn work(
+    context: Context,
+    name: String,
+    legs: Vec<Leg>,
+    how: Option<RetireHow>,
+) -> Answer {
+    let mut messages = Vec::new();
+    for leg in legs {
+        match how {
+            Some(how) => messages.push(leg.retire(&context, how).await?),
+            None => messages.extend(leg.take_back(&context).await?),
         }
-        let cause = "the session of that name has retired legs, which would be forgotten";
-        let next = format!("`shunt retire {session} --take-back` first, or choose another name");
-        Err(failure::refused(failure::session(session), cause, next))
     }
+    finished(&name, how, messages)
+}
+
+pub(crate) fn legs(row: &SessionRow) -> Vec<Leg> {
+    let pairs = row.pairs.iter().enumerate();
+    pairs
+        .filter_map(|(position, pair)| Leg::of(row, position, pair))
+        .collect()
+}
+
+/// The legs that are not retired in this way already. Refuses if one of them must not be
+/// retired.
+pub(crate) fn legs_to_retire(
+    sight: Sight<'_>,
+    row: &SessionRow,
+    how: RetireHow,
+) -> Result<Vec<Leg>, Failure> {
+    let name = &row.name;
+    if row.is_live() {
+        let state = migration_core::session::state(&sight.positions(row));
+        let state = state.map_or("", migration_core::pair::PairState::name);
+        let cause = format!("it is {state}: both legs are used until it has ended");
+        let next = sight.end_first(row);
+        return Err(failure::refused(failure::session(name), cause, next));
+    }
+    let used = sight.volumes.used_luns(sight.model, None);
+    let mut fit = Vec::new();
+    for leg in legs(row) {
+        match &leg.retired {
+            Some(retired) if retired.how == how => continue,
+            Some(retired) => {
+                let cause = format!("its {} is retired as {}", leg.side, retired.how.name());
+                let next = format!("`shunt retire {name} --take-back` first");
+                return Err(failure::refused(leg.object(), cause, next));
+            }
+            None => {}
+        }
+        let keys: Vec<String> = leg.row.luns().iter().map(lock_key).collect();
+        let user = used.iter().find(|used| keys.contains(&lock_key(&used.lun)));
+        if let Some(user) = user {
+            let path = user.lun.path.display();
+            let cause = format!("{path} is in use: {}", user.holder);
+            let next = "see `shunt status`";
+            return Err(failure::refused(leg.object(), cause, next));
+        }
+        fit.push(leg);
+    }
+    Ok(fit)
+}
+
+/// Retires legs again at the start of shuntd, where retirement does not outlast a boot or
+/// shuntd.
+pub(crate) fn retire_again(context: &Context, model: &Model) {
+    for row in model.sessions.values() {
+        for leg in legs(row) {
+            let context = context.clone();
+            tokio::spawn(async move {
+                let (object, row) = (leg.object(), leg.row.clone());
+                if let Err(cause) = leg.again(&context).await {
+                    warn!(object, cause, "{row} is not retired as it was");
+                }
+            });
+        }
+    }
+}
+
+/// Refuses a session name whose old session has retired legs: only that session can take them
+/// back.
+pub(crate) fn require_nothing_retired(model: &Model, session: &str) -> Result<(), Failure> {
+    let Some(row) = model.sessions.get(session) else {
+        return Ok(());
+    };
+    let lasts = |pair: &PairRow| {
+        let retired = pair.retired.as_ref();
+        retired.is_some_and(|retired| retired.how != RetireHow::Discard)
+    };
+    if !row.pairs.iter().any(lasts) {
+        return Ok(());
+    }
+    let cause = "the session of that name has retired legs, which would be forgotten";
+    let next = format!("`shunt retire {session} --take-back` first, or choose another name");
+    Err(failure::refused(failure::session(session), cause, next))
 }
 
 fn finished(session: &str, how: Option<RetireHow>, messages: Vec<String>) -> Answer {

@@ -12,19 +12,12 @@ use std::time::{Duration, Instant};
 
 use migration_core::pair::{PairState, Position, Verb};
 use migration_core::session::{self, SessionDecision};
-use migration_proto::manager::{
-    Failure, Response, SessionMode, SessionOptions, SwitchPairs, SwitchPolicy,
-};
-use tokio::sync::oneshot;
+use migration_proto::manager::{SessionMode, SessionOptions, SwitchPairs, SwitchPolicy};
 
-use super::context::{note, now_ms};
-use super::failure::{self, Done};
-use super::{Busy, Owner};
+use crate::daemon::context::{note, now_ms};
 use crate::store::{Change, SessionRow};
 use crate::{moments, names};
 
-/// How long an automatic switch may hold requests, in milliseconds.
-const MAX_PAUSE_MS: u64 = 5_000;
 /// The first and the longest interval until a failed automatic action is retried.
 const AGAIN_FIRST: Duration = Duration::from_secs(5);
 const AGAIN_MAX: Duration = Duration::from_secs(300);
@@ -32,15 +25,15 @@ const AGAIN_MAX: Duration = Duration::from_secs(300);
 /// An automatic action that was attempted. If the verb, the pairs or the time differ, it is a
 /// different action, with its own retries.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct DueAction {
-    verb: Verb,
-    pairs: Vec<usize>,
-    policy: SwitchPolicy,
+pub(crate) struct DueAction {
+    pub(crate) verb: Verb,
+    pub(crate) pairs: Vec<usize>,
+    pub(crate) policy: SwitchPolicy,
 }
 
 impl DueAction {
     /// The action that starts pairs at the time `at_ms`.
-    pub(super) const fn start(at_ms: u64, pairs: Vec<usize>) -> Self {
+    pub(crate) const fn start(at_ms: u64, pairs: Vec<usize>) -> Self {
         Self {
             verb: Verb::Start,
             pairs,
@@ -52,7 +45,7 @@ impl DueAction {
 /// For each session the last automatic action, the earliest time of its retry, and the delay until
 /// then.
 #[derive(Debug, Default)]
-pub(super) struct Attempts(BTreeMap<String, (DueAction, Instant, Duration)>);
+pub(crate) struct Attempts(BTreeMap<String, (DueAction, Instant, Duration)>);
 
 impl Attempts {
     fn last(&self, session: &str, action: &DueAction) -> Option<(Instant, Duration)> {
@@ -60,12 +53,12 @@ impl Attempts {
         (last == action).then_some((*not_before, *delay))
     }
 
-    fn may_begin(&self, session: &str, action: &DueAction, now: Instant) -> bool {
+    pub(crate) fn may_begin(&self, session: &str, action: &DueAction, now: Instant) -> bool {
         let last = self.last(session, action);
         last.is_none_or(|(not_before, _)| not_before <= now)
     }
 
-    fn begin(&mut self, session: &str, action: DueAction, now: Instant) {
+    pub(crate) fn begin(&mut self, session: &str, action: DueAction, now: Instant) {
         let last = self.last(session, &action);
         let delay = last.map_or(AGAIN_FIRST, |(_, delay)| (delay * 2).min(AGAIN_MAX));
         let attempt = (action, now + delay, delay);
@@ -74,7 +67,7 @@ impl Attempts {
 }
 
 /// The next automatic action for a session whose switch is due: the verb and its pairs.
-fn due_verb(row: &SessionRow, positions: &[Position]) -> Option<(Verb, Vec<usize>)> {
+pub(crate) fn due_verb(row: &SessionRow, positions: &[Position]) -> Option<(Verb, Vec<usize>)> {
     let verb = match row.options.switch_pairs {
         SwitchPairs::Each if row.options.mode != SessionMode::Copy => {
             let pairs = pairs_to_switch(row, positions);
@@ -120,7 +113,7 @@ fn verb_that_is_due(row: &SessionRow, positions: &[Position]) -> Option<Verb> {
     }
 }
 
-fn is_due(policy: &SwitchPolicy, now_ms: u64) -> bool {
+pub(crate) fn is_due(policy: &SwitchPolicy, now_ms: u64) -> bool {
     match policy {
         SwitchPolicy::Manual | SwitchPolicy::OnEvent(_) => false,
         SwitchPolicy::WhenSynced => true,
@@ -129,7 +122,7 @@ fn is_due(policy: &SwitchPolicy, now_ms: u64) -> bool {
 }
 
 /// The policy in words.
-pub(super) fn text(policy: &SwitchPolicy, mode: SessionMode) -> String {
+pub(crate) fn text(policy: &SwitchPolicy, mode: SessionMode) -> String {
     let done = match mode {
         SessionMode::Mirror | SessionMode::Track => "switched",
         SessionMode::Copy => "split",
@@ -148,7 +141,7 @@ pub(super) fn text(policy: &SwitchPolicy, mode: SessionMode) -> String {
 }
 
 /// Checks a policy. The error says why it is refused.
-pub(super) fn check(policy: &SwitchPolicy) -> Result<(), String> {
+pub(crate) fn check(policy: &SwitchPolicy) -> Result<(), String> {
     match policy {
         SwitchPolicy::Manual | SwitchPolicy::WhenSynced => Ok(()),
         SwitchPolicy::At(at_ms) if *at_ms <= now_ms() => Err(format!(
@@ -190,7 +183,7 @@ pub(super) fn after_split(session: &SessionRow, now_ms: u64) -> Vec<Change> {
     with_policy(session, SwitchPolicy::At(next_ms), "split")
 }
 
-fn with_policy(session: &SessionRow, policy: SwitchPolicy, why: &str) -> Vec<Change> {
+pub(crate) fn with_policy(session: &SessionRow, policy: SwitchPolicy, why: &str) -> Vec<Change> {
     let what = format!("{why}: {}", text(&policy, session.options.mode));
     let options = SessionOptions {
         switch: policy,
@@ -200,94 +193,6 @@ fn with_policy(session: &SessionRow, policy: SwitchPolicy, why: &str) -> Vec<Cha
         Change::SetOptions(session.name.clone(), options),
         note(Some(&session.name), None, what),
     ]
-}
-
-impl Owner {
-    /// Starts the automatic switches that are due.
-    pub(super) fn run_due_actions(&mut self) {
-        let now_ms = now_ms();
-        for row in self.idle_sessions(|row| is_due(&row.options.switch, now_ms)) {
-            let Some((verb, pairs)) = due_verb(&row, &self.positions(&row)) else {
-                continue;
-            };
-            let action = DueAction {
-                verb,
-                pairs,
-                policy: row.options.switch.clone(),
-            };
-            self.try_automatically(&row, action);
-        }
-    }
-
-    /// Performs an automatic action that is due, unless it was attempted a moment ago.
-    pub(super) fn try_automatically(&mut self, row: &SessionRow, action: DueAction) {
-        let now = Instant::now();
-        if !self.attempts.may_begin(&row.name, &action, now) {
-            return;
-        }
-        self.attempts.begin(&row.name, action.clone(), now);
-        let verb = action.verb;
-        if let Err(failure) = self.do_by_itself(row, action) {
-            let what = format!("the {verb} that is due is refused: {}", failure.cause);
-            self.record_aside(vec![note(Some(&row.name), None, what)]);
-        }
-    }
-
-    fn do_by_itself(&mut self, row: &SessionRow, action: DueAction) -> Result<(), Failure> {
-        let DueAction { verb, pairs, .. } = action;
-        self.require_answering(row, verb, &pairs)?;
-        self.require_compared(row, verb, &pairs)?;
-        if verb == Verb::Switch && self.needs_cutover(row, &pairs) {
-            self.begin_cutover(row, pairs, MAX_PAUSE_MS, None);
-        } else {
-            self.begin_verb_on(row, verb, pairs, MAX_PAUSE_MS, None);
-        }
-        Ok(())
-    }
-
-    /// Handles `shunt signal`: the sessions that wait for the event are switched as soon as they
-    /// are in sync.
-    pub(super) fn signal(&mut self, event: &str, reply: oneshot::Sender<Response>) {
-        let object = format!("event {event}");
-        let waits = |row: &&SessionRow| {
-            row.is_live() && row.options.switch == SwitchPolicy::OnEvent(event.to_owned())
-        };
-        let rows: Vec<SessionRow> = self
-            .model
-            .sessions
-            .values()
-            .filter(waits)
-            .cloned()
-            .collect();
-        if rows.is_empty() {
-            let next = "see `shunt status`; `shunt set SESSION --switch event:NAME` lets one wait";
-            let failure = failure::refused(object, "no session waits for it", next);
-            return Self::refuse(reply, failure);
-        }
-        let busy: Vec<Busy> = rows
-            .iter()
-            .map(|row| Busy::Session(row.name.clone()))
-            .collect();
-        if let Err(failure) = self.require_free(&busy) {
-            return Self::refuse(reply, failure);
-        }
-        let (context, why) = (self.context.clone(), format!("signal {event}"));
-        self.spawn_operation(busy, "signal", Some(reply), async move {
-            let mut changes = Vec::new();
-            let mut messages = Vec::new();
-            for row in &rows {
-                let policy = SwitchPolicy::WhenSynced;
-                messages.push(format!(
-                    "session {}: {}",
-                    row.name,
-                    text(&policy, row.options.mode)
-                ));
-                changes.extend(with_policy(row, policy, &why));
-            }
-            context.record(&object, changes).await?;
-            Ok(Done::changed(messages))
-        });
-    }
 }
 
 #[cfg(test)]

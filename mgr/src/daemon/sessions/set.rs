@@ -2,113 +2,16 @@
 
 use std::time::Duration;
 
-use migration_proto::manager::{
-    CutoverOptions, PAIRS_MAX_MAX, PRIORITY_MAX, Response, SessionLimits, SessionMode, SwitchPairs,
-};
-use tokio::sync::oneshot;
+use migration_proto::manager::{CutoverOptions, SessionLimits, SessionMode, SwitchPairs};
 
-use super::context::note;
-use super::failure::{self, Done};
-use super::{Busy, Owner};
-use super::{cutover, hours, schedule, split};
+use super::hours;
+use super::schedule;
 use crate::moments;
-use crate::store::{Change, SessionRow};
+use crate::store::SessionRow;
 use crate::units;
 
-type Reply = oneshot::Sender<Response>;
-
-impl Owner {
-    pub(super) fn set_session(&mut self, name: &str, limits: &SessionLimits, reply: Reply) {
-        let Some(row) = self.model.sessions.get(name) else {
-            return Self::refuse(reply, failure::no_session(name));
-        };
-        let object = failure::session(name);
-        if !row.is_live() {
-            let next = "`shunt create` makes another session";
-            return Self::refuse(reply, failure::refused(object, "it has ended", next));
-        }
-        if let Some(priority) = limits.priority.filter(|priority| *priority > PRIORITY_MAX) {
-            let cause = format!("a priority of {priority} is not within 0 to {PRIORITY_MAX}");
-            return Self::refuse(
-                reply,
-                failure::refused(object, cause, "give another --priority"),
-            );
-        }
-        if let Err(cause) = limits.switch.as_ref().map_or(Ok(()), schedule::check) {
-            return Self::refuse(
-                reply,
-                failure::refused(object, cause, "give another --switch"),
-            );
-        }
-        if let Err(cause) = limits.start_at_ms.map_or(Ok(()), hours::check_start) {
-            let next = "give another --start-at";
-            return Self::refuse(reply, failure::refused(object, cause, next));
-        }
-        let (options, said) = changed(row, limits);
-        if let Err(cause) = cutover::check(&options)
-            .and_then(|()| split::check(&options))
-            .and_then(|()| hours::check(&options))
-        {
-            let next = "give other limits";
-            return Self::refuse(reply, failure::refused(object, cause, next));
-        }
-        let busy = vec![Busy::Session(name.to_owned())];
-        if let Err(failure) = self.require_free(&busy) {
-            return Self::refuse(reply, failure);
-        }
-        if said.is_empty() {
-            let done = Done::already(format!("session {name} has these limits already"));
-            // The client may have disconnected.
-            let _ = reply.send(failure::response(Ok(done)));
-            return;
-        }
-        let (context, name) = (self.context.clone(), name.to_owned());
-        self.spawn_operation(busy, "set", Some(reply), async move {
-            let said = said.join(", ");
-            let changes = vec![
-                Change::SetOptions(name.clone(), options),
-                note(Some(&name), None, format!("set: {said}")),
-            ];
-            context.record(&object, changes).await?;
-            Ok(Done::changed(vec![format!("session {name}: {said}")]))
-        });
-    }
-
-    pub(super) fn set_host(&mut self, pairs_max: u32, reply: Reply) {
-        const OBJECT: &str = "this host";
-        if !(1..=PAIRS_MAX_MAX).contains(&pairs_max) {
-            let cause = format!("{pairs_max} pairs at once are not within 1 to {PAIRS_MAX_MAX}");
-            let next = "give another --max-pairs; `shunt pause` stops the copy of a session";
-            return Self::refuse(reply, failure::refused(OBJECT, cause, next));
-        }
-        let said = format!("at most {pairs_max} pairs are copied at once");
-        if pairs_max == self.model.pairs_max {
-            // The client may have disconnected.
-            let _ = reply.send(failure::response(Ok(Done::already(said))));
-            return;
-        }
-        let context = self.context.clone();
-        self.spawn_operation(Vec::new(), "set", Some(reply), async move {
-            let changes = vec![
-                Change::SetPairsMax(pairs_max),
-                note(None, None, format!("set: {said}")),
-            ];
-            context.record(OBJECT, changes).await?;
-            Ok(Done::changed(vec![said]))
-        });
-    }
-
-    /// Applies the rate limit of a session to its running copiers.
-    pub(super) fn limits_changed(&mut self, session: &str) {
-        if let Some(row) = self.model.sessions.get(session) {
-            let rate = row.options.rate_bytes_per_second;
-            self.copies.share_rate(session, rate);
-        }
-    }
-}
-
 /// Applies the limits to the options. Returns them with a description of each change.
-fn changed(
+pub(crate) fn changed(
     row: &SessionRow,
     limits: &SessionLimits,
 ) -> (migration_proto::manager::SessionOptions, Vec<String>) {

@@ -3,10 +3,10 @@
 
 use migration_proto::manager::{EVERY_SECONDS_MAX, Failure, SessionMode, SessionOptions};
 
-use super::failure;
+use crate::daemon::failure;
 
 /// Checks the options of a session that concern splits. The error says why they are refused.
-pub(super) fn check(options: &SessionOptions) -> Result<(), String> {
+pub(crate) fn check(options: &SessionOptions) -> Result<(), String> {
     let copies = options.mode == SessionMode::Copy;
     if options.every_seconds > 0 && !copies {
         return Err("--every needs --mode copy: other sessions are not split automatically".into());
@@ -24,7 +24,7 @@ pub(super) fn check(options: &SessionOptions) -> Result<(), String> {
 }
 
 /// The refusal of a switch for a session whose targets are to be copies.
-pub(super) fn never_switched(name: &str) -> Failure {
+pub(crate) fn never_switched(name: &str) -> Failure {
     failure::refused(
         failure::session(name),
         "its targets are to be copies at an instant (--mode copy): it is not switched",

@@ -23,13 +23,20 @@ use nix::fcntl::{Flock, FlockArg};
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
-use super::checks::{self, Candidate, Purpose, Used};
-use super::context::{Context, blocking, note, reading};
-use super::failure::{self, Answer, Done};
-use super::folders::{make_directory, sync_parent};
-use super::paths::{self, SOCKET_PATH_BYTES_MAX};
-use super::volume::{AskError, Setup, VolumeHandle, supervise};
-use super::{Event, partitions, process, truth, twice, weak};
+use super::names;
+use super::partitions;
+use super::process::{self, Setup};
+use super::supervisor::supervise;
+use super::truth;
+use crate::daemon::context::{Context, blocking, note, reading};
+use crate::daemon::event::Event;
+use crate::daemon::failure::{self, Answer, Done};
+use crate::daemon::folders::{make_directory, sync_parent};
+use crate::daemon::handle::{AskError, VolumeHandle};
+use crate::daemon::luns::checks::{self, Candidate, Purpose, Used};
+use crate::daemon::luns::twice;
+use crate::daemon::luns::weak;
+use crate::daemon::paths::{self, SOCKET_PATH_BYTES_MAX};
 use crate::store::{Change, OpenMapRow, VolumeRow, VolumeState};
 
 /// How long a new volume may take to come up.
@@ -44,7 +51,7 @@ const PARTITIONS_MAX: Duration = Duration::from_secs(5);
 const UBLK_CONTROL: &str = "/dev/ublk-control";
 
 /// Attaches a new volume to LUNs.
-pub(super) async fn attach(
+pub(crate) async fn attach(
     context: Context,
     name: String,
     paths: LunPaths,
@@ -65,7 +72,7 @@ pub(super) async fn attach(
             "choose a shorter name, or a shorter --runtime-dir",
         ));
     }
-    if let Err(cause) = paths::check_name(&context.config.device_link(&name)) {
+    if let Err(cause) = names::check_name(&context.config.device_link(&name)) {
         let next = format!("choose another name, or free this one, then `shunt attach {name} LUN`");
         return Err(failure::refused(object, cause, next));
     }
@@ -163,7 +170,7 @@ async fn finish_attach(
             ],
         )
         .await?;
-    if let Err(error) = paths::make_link(&link, &status.device, None) {
+    if let Err(error) = names::make_link(&link, &status.device, None) {
         let cause = format!(
             "the volume is available as {}, but {error}",
             status.device.display()
@@ -194,7 +201,7 @@ async fn finish_attach(
 
 /// Answers an attach whose name is taken: `already` if `paths` name the LUNs of the attached
 /// volume, otherwise a refusal.
-pub(super) async fn attach_again(row: VolumeRow, paths: LunPaths) -> Answer {
+pub(crate) async fn attach_again(row: VolumeRow, paths: LunPaths) -> Answer {
     let object = failure::volume(&row.name);
     let wanted = paths.clone();
     let found = reading(move || checks::identify(&wanted))
@@ -236,7 +243,7 @@ fn row_of(name: &str, leg: &[Candidate]) -> Result<VolumeRow, String> {
     })
 }
 
-pub(super) fn open_map(status: &Status, leg: &LunPaths) -> OpenMapRow {
+pub(crate) fn open_map(status: &Status, leg: &LunPaths) -> OpenMapRow {
     OpenMapRow {
         kernel_device: status.device.clone(),
         boot_id: paths::boot_id(),
@@ -252,7 +259,7 @@ pub(super) fn own_device(row: &VolumeRow) -> Option<&Path> {
 }
 
 /// The configuration of a volume's supervisor.
-pub(super) fn setup(context: &Context, row: &VolumeRow) -> Setup {
+pub(crate) fn setup(context: &Context, row: &VolumeRow) -> Setup {
     let config = &context.config;
     Setup {
         name: row.name.clone(),
@@ -336,7 +343,7 @@ fn remove_files(context: &Context, name: &str) -> io::Result<()> {
 }
 
 /// Detaches a volume. `handle` is `None` only if the volume was never brought up.
-pub(super) async fn detach(
+pub(crate) async fn detach(
     context: Context,
     row: VolumeRow,
     handle: Option<VolumeHandle>,
@@ -391,13 +398,13 @@ fn not_detached(name: &str, cause: &str) -> Vec<Change> {
 }
 
 /// Removes the files, names, records and locks of a volume whose device is gone.
-pub(super) async fn forget(context: &Context, row: &VolumeRow) -> Result<(), Failure> {
+pub(crate) async fn forget(context: &Context, row: &VolumeRow) -> Result<(), Failure> {
     let object = failure::volume(&row.name);
     let again = format!("remove it by hand, then `shunt detach {}`", row.name);
     if let Some(device) = own_device(row) {
         let link = context.config.device_link(&row.name);
         let removed = partitions::remove_names(&link, device)
-            .and_then(|()| paths::remove_link(&link, device));
+            .and_then(|()| names::remove_link(&link, device));
         removed.map_err(|error| {
             failure::failed(
                 &object,
@@ -529,7 +536,7 @@ async fn users_of(device: &Path, server: u32) -> Vec<String> {
 }
 
 /// Checks that this kernel has ublk; loads the module if the control device does not exist.
-pub(super) async fn require_ublk() -> Result<(), String> {
+pub(crate) async fn require_ublk() -> Result<(), String> {
     if Path::new(UBLK_CONTROL).exists() {
         return Ok(());
     }

@@ -11,12 +11,12 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use migration_proto::target::{HeldLun, Status};
 use tracing::warn;
 
-use super::context::blocking;
 use super::process;
+use crate::daemon::context::blocking;
 
 /// The claims of one volume.
 #[derive(Debug, Default)]
-pub(super) struct HeldLuns {
+pub(crate) struct HeldLuns {
     /// The name of the claim, from the status of the process.
     claim: u64,
     /// The process whose descriptors were duplicated.
@@ -26,7 +26,7 @@ pub(super) struct HeldLuns {
 
 impl HeldLuns {
     /// Keeps duplicates of what the process of `status` has open, and closes all other descriptors.
-    pub(super) async fn follow(&mut self, status: &Status) {
+    pub(crate) async fn follow(&mut self, status: &Status) {
         let same_process = self.pid == status.pid && self.claim == status.claim;
         (self.pid, self.claim) = (status.pid, status.claim);
         let (kept, closed): (Vec<_>, Vec<_>) = std::mem::take(&mut self.luns)
@@ -56,14 +56,14 @@ impl HeldLuns {
     }
 
     /// The value of the argument `--inherited` of the next ublk-target; `None` if nothing is held.
-    pub(super) fn argument(&self) -> Option<String> {
+    pub(crate) fn argument(&self) -> Option<String> {
         let descriptors = self.descriptors();
         let numbers: Vec<String> = descriptors.iter().map(RawFd::to_string).collect();
         (!numbers.is_empty()).then(|| format!("{}:{}", self.claim, numbers.join(",")))
     }
 
     /// The descriptors that the next ublk-target inherits, under the same numbers.
-    pub(super) fn descriptors(&self) -> Vec<RawFd> {
+    pub(crate) fn descriptors(&self) -> Vec<RawFd> {
         self.luns.iter().map(|(_, open)| open.as_raw_fd()).collect()
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 const GREETING_MAX: Duration = Duration::from_secs(5);
 
 /// Writes one message.
-pub(super) async fn write<T: Serialize>(
+pub(crate) async fn write<T: Serialize>(
     stream: &mut (impl AsyncWrite + Unpin),
     message: &T,
 ) -> Result<(), FrameError> {
@@ -25,7 +25,7 @@ pub(super) async fn write<T: Serialize>(
 }
 
 /// Reads one message.
-pub(super) async fn read<T: DeserializeOwned>(
+pub(crate) async fn read<T: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
 ) -> Result<T, FrameError> {
     let first = match stream.read_u8().await {
@@ -39,7 +39,7 @@ pub(super) async fn read<T: DeserializeOwned>(
 }
 
 /// Reads the rest of a message whose first byte has been read.
-pub(super) async fn read_rest<T: DeserializeOwned>(
+pub(crate) async fn read_rest<T: DeserializeOwned>(
     stream: &mut (impl AsyncRead + Unpin),
     first: u8,
 ) -> Result<T, FrameError> {
@@ -57,7 +57,7 @@ pub(super) async fn read_rest<T: DeserializeOwned>(
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
+pub(crate) enum ConnectError {
     /// Nobody listens.
     #[error("nobody listens: {0}")]
     Nobody(io::Error),
@@ -76,10 +76,10 @@ pub(super) enum ConnectError {
 
 /// A connection to one ublk-target.
 #[derive(Debug)]
-pub(super) struct TargetLink {
+pub(crate) struct TargetLink {
     stream: UnixStream,
     /// The process at the other end, as the kernel reports it.
-    pub(super) pid: u32,
+    pub(crate) pid: u32,
 }
 
 impl TargetLink {
@@ -139,7 +139,7 @@ impl TargetLink {
 
     /// Sends a request and waits for the response. After an error the connection cannot be used any
     /// more.
-    pub(super) async fn ask(
+    pub(crate) async fn ask(
         &mut self,
         request: &Request,
         limit: Duration,
@@ -164,7 +164,7 @@ impl TargetLink {
 
     /// Returns when the peer has closed the connection, or has sent something that was not
     /// requested. To be called only between two requests.
-    pub(super) async fn ended(&self) {
+    pub(crate) async fn ended(&self) {
         loop {
             if self.stream.readable().await.is_err() {
                 return;

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use tracing::{debug, warn};
 
-use super::paths::{make_link, remove_link};
+use super::names::{make_link, remove_link};
 
 /// The text between the name of the volume and the number of the partition.
 const INFIX: &str = "-part";
 
 /// Whether a volume of this name could be mistaken for a partition of a different volume.
-pub(super) fn is_partition_name(name: &str) -> bool {
+pub(crate) fn is_partition_name(name: &str) -> bool {
     let number = name.rsplit_once(INFIX).map(|(_, number)| number);
     number.is_some_and(|number| {
         !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
@@ -21,7 +21,7 @@ pub(super) fn is_partition_name(name: &str) -> bool {
 
 /// Looks for the partitions of a volume's device and makes their names. `own` is the device that
 /// the volume had before. Blocks.
-pub(super) fn make_names(link: &Path, device: &Path, own: Option<&Path>) {
+pub(crate) fn make_names(link: &Path, device: &Path, own: Option<&Path>) {
     let partitions = match lun::read_partitions(device) {
         Ok(partitions) => partitions,
         Err(error) => return debug!(%error, "no partitions of {}", device.display()),

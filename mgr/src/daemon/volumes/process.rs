@@ -6,8 +6,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use migration_core::route::Side;
 use migration_proto::route::{Descriptor, MapSummary};
@@ -17,7 +18,6 @@ use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 
 use super::held::HeldLuns;
-use super::volume::Setup;
 
 /// How many bytes at the end of a log are searched for its last line.
 const LOG_TAIL_BYTES: u64 = 8192;
@@ -29,6 +29,21 @@ const LOG_LINE_CHARACTERS_MAX: usize = 500;
 /// processes at a shutdown, it spares a process of root whose name begins with `@`: file systems on
 /// the volume are unmounted after that.
 const SERVER_NAME: &str = "@ublk-target";
+
+/// The parameters of a volume's task.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) name: String,
+    pub(crate) volume_id: String,
+    pub(crate) program: PathBuf,
+    pub(crate) map: PathBuf,
+    pub(crate) socket: PathBuf,
+    pub(crate) log: PathBuf,
+    /// How long its ublk-target may give no useful answer before it is ended.
+    pub(crate) silent_max: Duration,
+    /// Whether the volume has never been served: its first start is not a restart.
+    pub(crate) new: bool,
+}
 
 /// Starts `ublk-target serve` in a new session. The process inherits no descriptor of shuntd except
 /// those that `held` hands on.
@@ -74,7 +89,7 @@ pub(super) fn spawn_serve(setup: &Setup, held: &HeldLuns) -> io::Result<Child> {
 
 /// Runs `ublk-target format` to its end, for a volume that uses only the leg `side`. The error is
 /// the last message of the program.
-pub(super) async fn format(
+pub(crate) async fn format(
     program: &Path,
     map: &Path,
     descriptor: &Descriptor,
@@ -94,7 +109,7 @@ pub(super) async fn format(
 
 /// Why there is no description of a map file.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DescribeError {
+pub(crate) enum DescribeError {
     /// The map file is damaged.
     #[error("{0}")]
     Damaged(String),
@@ -104,7 +119,7 @@ pub(super) enum DescribeError {
 }
 
 /// Runs `ublk-target describe`. The error holds the last message of the program.
-pub(super) async fn describe(program: &Path, map: &Path) -> Result<MapSummary, DescribeError> {
+pub(crate) async fn describe(program: &Path, map: &Path) -> Result<MapSummary, DescribeError> {
     let output = run(program, &["describe"], map, &[]).await;
     let output = output.map_err(
         |failed| match failed.code == Some(EXIT_MAP_DAMAGED.into()) {
@@ -212,7 +227,7 @@ fn inherit(descriptor: RawFd) -> io::Result<()> {
 }
 
 /// Duplicates a descriptor of another process.
-pub(super) fn duplicate(pid: u32, descriptor: RawFd) -> io::Result<OwnedFd> {
+pub(crate) fn duplicate(pid: u32, descriptor: RawFd) -> io::Result<OwnedFd> {
     let process = open_process(pid)?.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
     // SAFETY: pidfd_getfd takes three integers and returns a descriptor or -1.
     let result = unsafe {
@@ -249,11 +264,11 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
 
 /// Waits for the end of a process that need not be a child.
 #[derive(Debug)]
-pub(super) struct ProcessEnd(AsyncFd<OwnedFd>);
+pub(crate) struct ProcessEnd(AsyncFd<OwnedFd>);
 
 impl ProcessEnd {
     /// Opens the process `pid`; `None` if there is no such process.
-    pub(super) fn of(pid: u32) -> io::Result<Option<Self>> {
+    pub(crate) fn of(pid: u32) -> io::Result<Option<Self>> {
         let Some(descriptor) = open_process(pid)? else {
             return Ok(None);
         };
@@ -284,7 +299,7 @@ impl ProcessEnd {
     }
 
     /// Returns when the process has ended.
-    pub(super) async fn wait(&self) {
+    pub(crate) async fn wait(&self) {
         // The reactor fails only at the end of the runtime: then nobody waits any more.
         if self.0.readable().await.is_err() {
             std::future::pending::<()>().await;

@@ -11,40 +11,42 @@ use migration_proto::route::{Leg, Route, Side};
 use migration_proto::target::{Refusal, Request, Response, Status};
 
 use super::truth::Truth;
-use super::volume::{AskError, VolumeHandle};
+use crate::daemon::handle::{AskError, VolumeHandle};
 use crate::store::PairRow;
 
 /// How long a change for which no operator chose a limit may hold requests, in milliseconds.
-pub(super) const DEADLINE_MS: u64 = 5_000;
+pub(crate) const DEADLINE_MS: u64 = 5_000;
 /// How long ublk-target may take for a change beyond its deadline: more than its own limit for the
 /// preparation (`migration_core::volume::PREPARE_NANOSECONDS_MAX`).
 const CHANGE_SLACK: Duration = Duration::from_secs(90);
 /// How long a volume may take to answer again.
-pub(super) const COME_BACK_MAX: Duration = Duration::from_secs(60);
+pub(crate) const COME_BACK_MAX: Duration = Duration::from_secs(60);
+/// How long ublk-target may take to check a mirror leg again.
+const RETRY_MIRROR_MAX: Duration = Duration::from_secs(60);
 /// The most requests for one change.
 const ATTEMPTS_MAX: u32 = 4;
 
 /// The route is the requested one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Changed {
+pub(crate) struct Changed {
     /// The pause, in microseconds; unknown if ublk-target died during the change, or the route was
     /// the requested one already.
-    pub(super) pause_us: Option<u64>,
+    pub(crate) pause_us: Option<u64>,
 }
 
 /// Why the route is not the requested one, or is not known to be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{cause}")]
-pub(super) struct NotChanged {
+pub(crate) struct NotChanged {
     /// The kind of the refusal: the route is as before. `None`: the outcome is unknown, because no
     /// answer came, or an earlier change is in progress.
-    pub(super) refusal: Option<Refusal>,
+    pub(crate) refusal: Option<Refusal>,
     /// The cause, in words.
-    pub(super) cause: String,
+    pub(crate) cause: String,
 }
 
 impl NotChanged {
-    pub(super) fn refused(refusal: Refusal, cause: impl Into<String>) -> Self {
+    pub(crate) fn refused(refusal: Refusal, cause: impl Into<String>) -> Self {
         Self {
             refusal: Some(refusal),
             cause: cause.into(),
@@ -53,7 +55,7 @@ impl NotChanged {
 
     /// The change may have happened, or may still happen. The phase stays what it is, and the next
     /// status of the volume settles it (`migration_core::pair::settle`).
-    pub(super) const fn is_unknown(&self) -> bool {
+    pub(crate) const fn is_unknown(&self) -> bool {
         self.refusal.is_none()
     }
 }
@@ -73,7 +75,7 @@ pub(super) fn is_mirrored_on(status: &Status, pair: &PairRow) -> bool {
 }
 
 /// Whether the target of a pair is the other leg of a volume, mirrored or split.
-pub(super) fn is_paired_with(status: &Status, pair: &PairRow) -> bool {
+pub(crate) fn is_paired_with(status: &Status, pair: &PairRow) -> bool {
     let has_other = matches!(status.route, Route::Mirrored { .. } | Route::Split);
     has_other && is_ours(status, pair)
 }
@@ -95,7 +97,7 @@ pub(super) fn is_ours(status: &Status, pair: &PairRow) -> bool {
 }
 
 /// Adds the pair's target as the mirror leg.
-pub(super) async fn add_mirror(
+pub(crate) async fn add_mirror(
     handle: &VolumeHandle,
     pair: &PairRow,
     target: &Leg,
@@ -116,7 +118,7 @@ pub(super) async fn add_mirror(
 
 /// Changes the route of a pair that is mirrored or split. `copies_rest`: as in
 /// [`Request::SetRoute`].
-pub(super) async fn set_route(
+pub(crate) async fn set_route(
     handle: &VolumeHandle,
     pair: &PairRow,
     route: Route,
@@ -212,5 +214,27 @@ async fn change(
         Ok(Changed { pause_us: None })
     } else {
         Err(last)
+    }
+}
+
+/// Lets the volume use its mirror leg again.
+pub(crate) async fn retry_mirror(handle: &VolumeHandle) -> Result<(), String> {
+    let status = handle
+        .status(RETRY_MIRROR_MAX)
+        .await
+        .map_err(|error| error.to_string())?;
+    match handle
+        .ask(
+            Request::RetryMirror {
+                epoch: status.epoch,
+            },
+            RETRY_MIRROR_MAX,
+        )
+        .await
+    {
+        Ok(Response::Done) => Ok(()),
+        Ok(Response::Refused { cause, .. }) => Err(cause),
+        Ok(other) => Err(format!("ublk-target answers with {other:?}")),
+        Err(error) => Err(error.to_string()),
     }
 }

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Each volume has one task, which owns the connection and the process; everybody else holds a
-//! [`VolumeHandle`](super::volume::VolumeHandle). There are never two processes: a new one is
+//! [`VolumeHandle`]. There are never two processes: a new one is
 //! started only when the old one is gone (its pidfd says so), and as a second safeguard ublk-target
 //! has a lock of its own.
 
@@ -24,12 +24,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
-use super::folders::identity;
 use super::held::HeldLuns;
 use super::link::{ConnectError, TargetLink};
-use super::process::{ProcessEnd, last_log_line, spawn_serve};
-use super::volume::{AskError, Command, POLL_IDLE, Setup, View};
-use super::{Event, recover};
+use super::process::{ProcessEnd, Setup, last_log_line, spawn_serve};
+use crate::daemon::event::Event;
+use crate::daemon::failure;
+use crate::daemon::folders::identity;
+use crate::daemon::handle::{AskError, Command, POLL_IDLE, View, VolumeHandle};
 
 /// How long ublk-target may take to answer a status request.
 const STATUS_MAX: Duration = Duration::from_secs(10);
@@ -77,8 +78,16 @@ impl std::fmt::Display for Ended {
     }
 }
 
+/// Begins to supervise a volume.
+pub(crate) fn supervise(setup: Setup, events: mpsc::Sender<Event>) -> VolumeHandle {
+    let (handle, received, publish) = VolumeHandle::new(setup.name.clone());
+    let supervisor = Supervisor::new(setup, publish, events);
+    tokio::spawn(supervisor.run(received));
+    handle
+}
+
 /// Owns a volume's connection and process.
-pub(super) struct Supervisor {
+pub(crate) struct Supervisor {
     setup: Setup,
     view: watch::Sender<View>,
     events: mpsc::Sender<Event>,
@@ -100,7 +109,7 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    pub(super) fn new(
+    pub(crate) fn new(
         setup: Setup,
         view: watch::Sender<View>,
         events: mpsc::Sender<Event>,
@@ -120,7 +129,7 @@ impl Supervisor {
     }
 
     /// Runs until the volume is stopped or abandoned, or no handle is left.
-    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let mut backoff = Backoff::new();
         loop {
             let mut poll_every = self.poll_every;
@@ -235,7 +244,7 @@ impl Supervisor {
             return Err(format!(
                 "the map file {} is missing: put it back, or {}",
                 map.display(),
-                recover::command(&self.setup.name)
+                failure::recover_command(&self.setup.name)
             ));
         }
         self.know_disks().await;
@@ -274,10 +283,10 @@ impl Supervisor {
                 return Err(match ended {
                     Ended::MapDamaged => format!(
                         "{said}; put a whole one back, or {}",
-                        recover::command(&self.setup.name)
+                        failure::recover_command(&self.setup.name)
                     ),
                     Ended::OtherVolume => {
-                        format!("{said}; {}", recover::other_volume_next(&self.setup.name))
+                        format!("{said}; {}", failure::other_volume_next(&self.setup.name))
                     }
                     Ended::Otherwise(_) => said,
                 });
@@ -498,7 +507,7 @@ impl Supervisor {
                 "the ublk-target (pid {}) on its socket serves another volume, {}; {}",
                 link.pid,
                 status.volume,
-                recover::other_volume_next(&self.setup.name)
+                failure::other_volume_next(&self.setup.name)
             ));
         }
         self.held.follow(&status).await;

@@ -11,29 +11,26 @@ use migration_proto::manager::{Failure, SessionOptions};
 use migration_proto::route::{Leg, MapSummary, Route};
 use migration_proto::target::Status;
 
-use super::context::{Context, note, now_ms};
-use super::failure;
-use super::volume::{View, VolumeHandle};
-use super::{process, recover};
+use super::process;
+use crate::daemon::context::{Context, note, now_ms};
+use crate::daemon::failure;
+use crate::daemon::handle::{View, VolumeHandle};
 use crate::names;
 use crate::store::{Change, LegRow, Model, PairRow, Progress, SessionRow, VolumeRow, VolumeState};
 
-/// The next step when the database does not fit the map file and shuntd does not correct it.
-pub(super) const REBUILD: &str = "end shuntd, move shunt.db in the state directory away, and start shuntd: it makes the database again \
-                                  from the map files";
 /// Why a leg on parts of LUNs is refused.
 const NOT_WHOLE: &str = "a leg that is not made of whole LUNs";
 
 /// The route of a volume and its legs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Truth {
+pub(crate) struct Truth {
     route: Route,
     source: Leg,
     target: Option<Leg>,
 }
 
 impl Truth {
-    pub(super) fn of_status(status: &Status) -> Self {
+    pub(crate) fn of_status(status: &Status) -> Self {
         Self {
             route: status.route,
             source: status.source.clone(),
@@ -41,7 +38,7 @@ impl Truth {
         }
     }
 
-    pub(super) fn of_map(summary: &MapSummary) -> Self {
+    pub(crate) fn of_map(summary: &MapSummary) -> Self {
         Self {
             route: summary.route,
             source: summary.descriptor.source.clone(),
@@ -57,7 +54,7 @@ impl Truth {
     }
 
     /// The legs that the route uses.
-    pub(super) fn legs(&self) -> Vec<&Leg> {
+    pub(crate) fn legs(&self) -> Vec<&Leg> {
         let sides = match self.route {
             Route::Single { leg } => vec![Side::from(leg)],
             Route::Mirrored { .. } | Route::Split => vec![Side::Source, Side::Target],
@@ -69,13 +66,13 @@ impl Truth {
     }
 
     /// Whether the volume uses the leg `row` alone.
-    pub(super) fn is_single_on(&self, row: &LegRow) -> bool {
+    pub(crate) fn is_single_on(&self, row: &LegRow) -> bool {
         let is_single = matches!(self.route, Route::Single { .. });
         is_single && matches!(self.legs().as_slice(), [leg] if row.is(leg))
     }
 
     /// Whether the legs that the volume uses are `source` and `target`, each on its side.
-    pub(super) fn is_of(&self, source: &LegRow, target: Option<&LegRow>) -> bool {
+    pub(crate) fn is_of(&self, source: &LegRow, target: Option<&LegRow>) -> bool {
         let is_source = source.is(&self.source);
         let is_target = match (target, &self.target) {
             (Some(row), Some(leg)) => row.is(leg),
@@ -92,7 +89,7 @@ impl Truth {
         }
     }
 
-    pub(super) fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let authoritative = migration_core::route::Route::from(self.route).authoritative();
         let name = |side| self.leg(side).map_or_else(|| "no LUN".to_owned(), paths);
         let (source, target) = (name(Side::Source), name(Side::Target));
@@ -119,7 +116,7 @@ fn paths(leg: &Leg) -> String {
 ///
 /// # Errors
 /// Why they cannot be read.
-pub(super) async fn ask(
+pub(crate) async fn ask(
     context: &Context,
     row: &VolumeRow,
     handle: Option<&VolumeHandle>,
@@ -155,7 +152,11 @@ pub(super) async fn require_single(
     let object = failure::volume(&row.name);
     match ask(context, row, handle).await {
         Ok(Some(truth)) if truth.is_single_on(&row.leg) => Ok(()),
-        Ok(Some(truth)) => Err(failure::refused(object, against(row, &truth), REBUILD)),
+        Ok(Some(truth)) => Err(failure::refused(
+            object,
+            against(row, &truth),
+            failure::REBUILD,
+        )),
         // An attach has not made the map file yet, or a detach has removed it.
         Ok(None) if row.state != VolumeState::Attached => Ok(()),
         Ok(None) => {
@@ -164,11 +165,19 @@ pub(super) async fn require_single(
                 "the map file {} is missing, so that which leg has the data is not known",
                 map.display()
             );
-            Err(failure::refused(object, cause, recover::command(&row.name)))
+            Err(failure::refused(
+                object,
+                cause,
+                failure::recover_command(&row.name),
+            ))
         }
         Err(cause) => {
             let cause = format!("which leg has the data is not known: {cause}");
-            Err(failure::refused(object, cause, recover::command(&row.name)))
+            Err(failure::refused(
+                object,
+                cause,
+                failure::recover_command(&row.name),
+            ))
         }
     }
 }
@@ -182,7 +191,7 @@ fn against(row: &VolumeRow, truth: &Truth) -> String {
 }
 
 /// How the volume contradicts the database, if no session explains that.
-pub(super) fn contradiction(model: &Model, row: &VolumeRow, view: Option<&View>) -> Option<String> {
+pub(crate) fn contradiction(model: &Model, row: &VolumeRow, view: Option<&View>) -> Option<String> {
     let status = view.filter(|view| view.connected)?.status.as_deref()?;
     let truth = Truth::of_status(status);
     let explained = row.state != VolumeState::Attached
@@ -193,7 +202,7 @@ pub(super) fn contradiction(model: &Model, row: &VolumeRow, view: Option<&View>)
 
 /// Changes that record a session for a mirrored volume that was found in a map file, with the locks
 /// of its target.
-pub(super) fn found_session(
+pub(crate) fn found_session(
     row: &VolumeRow,
     name: String,
     source: LegRow,
@@ -232,7 +241,7 @@ pub(super) fn found_session(
 }
 
 /// The name of the session for a volume that was found in a map file.
-pub(super) fn session_name(volume: &str, volume_id: &str) -> String {
+pub(crate) fn session_name(volume: &str, volume_id: &str) -> String {
     let name = format!("found-{volume}");
     match names::check(&name) {
         Ok(()) => name,
@@ -250,7 +259,7 @@ const FOUND: &str = "the database was older than the map file of the volume, in 
 ///
 /// # Errors
 /// Why the route cannot be recorded.
-pub(super) fn adoption(
+pub(crate) fn adoption(
     model: &Model,
     row: &VolumeRow,
     truth: &Truth,

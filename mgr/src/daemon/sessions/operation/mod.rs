@@ -21,45 +21,43 @@ use migration_core::route::Side;
 use migration_proto::manager::{Failure, SessionOptions};
 use tokio::task::JoinSet;
 
-use super::checks::Used;
-use super::context::{Context, blocking, note, now_ms};
-use super::create::{Accepted, check_target};
-use super::failure::{self, Answer};
-use super::standing::{self, Place};
-use super::volume::VolumeHandle;
+use crate::daemon::context::{Context, blocking, note, now_ms};
+use crate::daemon::failure::{self, Answer};
+use crate::daemon::handle::VolumeHandle;
+use crate::daemon::luns::checks::{Accepted, Used, check_target};
+use crate::daemon::luns::standing::{self, Place};
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow, VolumeRow};
-pub(super) use steps::retry_mirror;
 use steps::{OperationPair, Outcome};
 use words::Report;
-pub(super) use words::{ended_changes, expected_text, leg_of};
+pub(crate) use words::{ended_changes, expected_text};
 
 /// Delay before queued pairs are retried after a failure that no single pair caused.
 const QUEUE_RETRY: Duration = Duration::from_secs(1);
 
 /// An operation on a session, with the data that it needs.
-pub(super) struct Operation {
-    pub(super) context: Context,
-    pub(super) session: SessionRow,
+pub(crate) struct Operation {
+    pub(crate) context: Context,
+    pub(crate) session: SessionRow,
     /// The rows of the volumes of all pairs, as far as they exist.
-    pub(super) volumes: BTreeMap<String, VolumeRow>,
-    pub(super) handles: BTreeMap<String, VolumeHandle>,
+    pub(crate) volumes: BTreeMap<String, VolumeRow>,
+    pub(crate) handles: BTreeMap<String, VolumeHandle>,
     /// The copiers to stop first, with what they have copied.
-    pub(super) copiers: Vec<(PairKey, Copier, u64)>,
+    pub(crate) copiers: Vec<(PairKey, Copier, u64)>,
 }
 
 /// What the operator asked for, beside the verb and the pairs.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Terms {
+pub(crate) struct Terms {
     /// For a switch, an undo and a split: how long requests may be held.
-    pub(super) max_pause_ms: u64,
+    pub(crate) max_pause_ms: u64,
     /// For a start: the LUNs in use, without the targets of this session.
-    pub(super) used: Vec<Used>,
+    pub(crate) used: Vec<Used>,
     /// For a start: how many pairs are copied at the same time.
-    pub(super) pairs_max: u32,
+    pub(crate) pairs_max: u32,
 }
 
 impl Operation {
-    pub(super) fn object(&self) -> String {
+    pub(crate) fn object(&self) -> String {
         failure::session(&self.session.name)
     }
 
@@ -76,7 +74,7 @@ impl Operation {
 
     /// Performs a verb on the pairs at `positions`, of which `states` are the states of all pairs
     /// of the session. `later`: the pairs that a start queues.
-    pub(super) async fn verb(
+    pub(crate) async fn verb(
         mut self,
         verb: Verb,
         positions: &[usize],
@@ -99,7 +97,7 @@ impl Operation {
 
     /// Switches pairs that track: what is dirty is copied while requests are held, and the copiers
     /// continue.
-    pub(super) async fn cut_over(mut self, positions: &[usize], max_pause_ms: u64) -> Answer {
+    pub(crate) async fn cut_over(mut self, positions: &[usize], max_pause_ms: u64) -> Answer {
         let plan = self.plan(positions, Vec::new(), &[], true);
         let terms = Terms {
             max_pause_ms,
@@ -111,7 +109,7 @@ impl Operation {
     }
 
     /// Starts pairs that were queued. A pair that no longer fits does not hold up the others.
-    pub(super) async fn start_queued(mut self, positions: Vec<usize>, used: Vec<Used>) -> Answer {
+    pub(crate) async fn start_queued(mut self, positions: Vec<usize>, used: Vec<Used>) -> Answer {
         let machine = core::Operation::start_queued(positions);
         let terms = Terms {
             used,
@@ -288,7 +286,7 @@ impl Operation {
         }
     }
 
-    pub(super) async fn stop_copiers(&mut self) -> Result<Vec<Change>, Failure> {
+    pub(crate) async fn stop_copiers(&mut self) -> Result<Vec<Change>, Failure> {
         let copiers = std::mem::take(&mut self.copiers);
         let changes = copiers
             .iter()
@@ -325,7 +323,7 @@ impl Operation {
     }
 
     /// Records what was done.
-    pub(super) async fn record(&self, changes: Vec<Change>) -> Result<(), Failure> {
+    pub(crate) async fn record(&self, changes: Vec<Change>) -> Result<(), Failure> {
         crash_point::here("done-before-recorded");
         self.context.record(&self.object(), changes).await?;
         crash_point::here("done-recorded");

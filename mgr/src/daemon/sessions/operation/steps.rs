@@ -2,46 +2,45 @@
 
 use std::time::Duration;
 
-use lun::OpenOptions;
 use migration_core::operation::{Answer, Freshness, Legs, Seal, Step};
 use migration_proto::route::Route;
 use migration_proto::target::{Refusal, Request, Response, Status, Suspended};
 
-use super::super::checks::open_recorded;
-use super::super::context::{Context, blocking};
-use super::super::records;
-use super::super::retire::retire_source;
-use super::super::route_change::{COME_BACK_MAX, Changed, NotChanged, add_mirror, set_route};
-use super::super::sealed::{seal, set_read_only, untouched};
-use super::super::volume::VolumeHandle;
+use crate::daemon::context::Context;
+use crate::daemon::handle::VolumeHandle;
+use crate::daemon::luns::marks::mark_unfinished;
+use crate::daemon::luns::sealed::{seal, set_read_only, untouched};
+use crate::daemon::sessions::retire::retire_source;
+use crate::daemon::volumes::position;
+use crate::daemon::volumes::route_change::{
+    COME_BACK_MAX, Changed, NotChanged, add_mirror, retry_mirror, set_route,
+};
 use crate::store::{PairRow, Sealed, SessionRow};
 
-/// How long ublk-target may take to check a mirror leg again.
-const RETRY_MIRROR_MAX: Duration = Duration::from_secs(60);
 /// How long ublk-target may take to release held requests.
 const RELEASE_MAX: Duration = Duration::from_secs(20);
 
 /// One pair of an operation.
-pub(super) struct OperationPair {
-    pub(super) context: Context,
-    pub(super) session: SessionRow,
-    pub(super) position: usize,
-    pub(super) row: PairRow,
-    pub(super) handle: VolumeHandle,
+pub(crate) struct OperationPair {
+    pub(crate) context: Context,
+    pub(crate) session: SessionRow,
+    pub(crate) position: usize,
+    pub(crate) row: PairRow,
+    pub(crate) handle: VolumeHandle,
 }
 
 /// What a step led to.
 #[derive(Debug)]
-pub(super) struct Outcome {
-    pub(super) answer: Answer,
+pub(crate) struct Outcome {
+    pub(crate) answer: Answer,
     /// How long requests were held, in microseconds.
-    pub(super) pause_us: Option<u64>,
+    pub(crate) pause_us: Option<u64>,
     /// Why it was not done.
-    pub(super) error: Option<NotChanged>,
+    pub(crate) error: Option<NotChanged>,
     /// What a seal looks like.
-    pub(super) sealed: Option<Sealed>,
+    pub(crate) sealed: Option<Sealed>,
     /// What the operator reads: of a retired leg.
-    pub(super) text: Option<String>,
+    pub(crate) text: Option<String>,
 }
 
 impl Outcome {
@@ -56,7 +55,7 @@ impl Outcome {
     }
 
     /// Of a look at a volume that does not use the legs.
-    pub(super) const fn apart() -> Self {
+    pub(crate) const fn apart() -> Self {
         Self::of(Answer::Legs(Legs::Apart))
     }
 
@@ -101,7 +100,7 @@ impl From<Result<(), String>> for Outcome {
 
 impl OperationPair {
     /// Performs a step. A change of the route may hold requests for `hold_ms`.
-    pub(super) async fn perform(self, step: Step, hold_ms: u64) -> Outcome {
+    pub(crate) async fn perform(self, step: Step, hold_ms: u64) -> Outcome {
         let (handle, row) = (&self.handle, &self.row);
         match step {
             Step::Inspect(freshness) => self.inspect(freshness).await,
@@ -182,7 +181,7 @@ impl OperationPair {
     }
 
     fn legs(&self, status: &Status) -> Legs {
-        let seen = records::seen(status, &self.row);
+        let seen = position::seen(status, &self.row);
         match status.route {
             // A volume that tracks writes to the source first: the legs may differ at any moment.
             Route::Mirrored { .. } if seen.ours => Legs::Mirrored {
@@ -212,46 +211,4 @@ impl OperationPair {
         };
         Outcome::refused(cause)
     }
-}
-
-/// Lets the volume use its mirror leg again.
-pub(in super::super) async fn retry_mirror(handle: &VolumeHandle) -> Result<(), String> {
-    let status = handle
-        .status(RETRY_MIRROR_MAX)
-        .await
-        .map_err(|error| error.to_string())?;
-    match handle
-        .ask(
-            Request::RetryMirror {
-                epoch: status.epoch,
-            },
-            RETRY_MIRROR_MAX,
-        )
-        .await
-    {
-        Ok(Response::Done) => Ok(()),
-        Ok(Response::Refused { cause, .. }) => Err(cause),
-        Ok(other) => Err(format!("ublk-target answers with {other:?}")),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-/// Writes to the target that it is no copy. Nobody may use the target.
-async fn mark_unfinished(session: &str, row: &PairRow) -> Result<(), String> {
-    let text = format!("volume {}, session {session}\n", row.volume);
-    let target = row.target.clone();
-    let marked = blocking(move || {
-        let options = OpenOptions {
-            write: true,
-            exclusive: true,
-            ..OpenOptions::default()
-        };
-        for row in target.luns() {
-            let lun = open_recorded(row, &options)?;
-            lun.mark_unfinished(&text)
-                .map_err(|error| error.to_string())?;
-        }
-        Ok(())
-    });
-    marked.await.and_then(|marked| marked)
 }

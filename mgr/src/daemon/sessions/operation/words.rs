@@ -10,34 +10,34 @@ use migration_proto::manager::Failure;
 use migration_proto::target::Refusal;
 use tracing::warn;
 
-use super::super::clock::steady_ms;
-use super::super::context::{note, now_ms};
-use super::super::failure::{self, Answer, Done};
-use super::super::hours;
-use super::super::route_change::{DEADLINE_MS, NotChanged};
-use super::super::schedule;
-use super::super::unreadable;
 use super::Operation;
 use super::steps::Outcome;
+use crate::daemon::clock::steady_ms;
+use crate::daemon::context::{note, now_ms};
+use crate::daemon::failure::{self, Answer, Done};
+use crate::daemon::luns::unreadable;
+use crate::daemon::sessions::hours;
+use crate::daemon::sessions::schedule;
+use crate::daemon::volumes::route_change::{DEADLINE_MS, NotChanged};
 use crate::moments;
-use crate::store::{Change, CopyOf, LegRow, OpenMapRow, PairField, PairKey, PairRow, Sealed};
+use crate::store::{Change, CopyOf, OpenMapRow, PairField, PairKey, PairRow, Sealed, leg_of};
 use crate::units;
 
 /// What is known of an operation so far.
 #[derive(Debug)]
-pub(super) struct Report {
+pub(crate) struct Report {
     verb: Verb,
     /// The name of the verb in the history.
     intent: &'static str,
     pairs_max: u32,
     /// The numbers of bytes that stopped copiers have copied, to be recorded.
-    pub(super) copied: Vec<Change>,
+    pub(crate) copied: Vec<Change>,
     /// Why a pair did not do its last step.
     errors: BTreeMap<usize, NotChanged>,
     /// How long the last change of a pair held requests, in microseconds.
     pauses: BTreeMap<usize, Option<u64>>,
     /// The instant of a split, in milliseconds since 1970.
-    pub(super) copy_of_ms: u64,
+    pub(crate) copy_of_ms: u64,
     seals: BTreeMap<usize, Sealed>,
     /// Why everything is copied again to a target that was split off.
     from_scratch: BTreeMap<usize, String>,
@@ -50,13 +50,13 @@ pub(super) struct Report {
     /// What was not done.
     problems: Vec<String>,
     /// Why nothing was begun.
-    pub(super) refusals: Vec<String>,
+    pub(crate) refusals: Vec<String>,
     /// The same, in the words that the operator reads.
     failure: Option<Failure>,
 }
 
 impl Report {
-    pub(super) fn new(verb: Verb, intent: &'static str, pairs_max: u32) -> Self {
+    pub(crate) fn new(verb: Verb, intent: &'static str, pairs_max: u32) -> Self {
         Self {
             verb,
             intent,
@@ -78,7 +78,7 @@ impl Report {
 
     /// How long a step may hold requests, in milliseconds. `max_pause_ms` is what the operator
     /// accepts for the verb.
-    pub(super) const fn hold_ms(&self, step: Step, max_pause_ms: u64) -> u64 {
+    pub(crate) const fn hold_ms(&self, step: Step, max_pause_ms: u64) -> u64 {
         match (self.verb, step) {
             (Verb::Switch | Verb::Undo, _)
             | (
@@ -93,14 +93,14 @@ impl Report {
     }
 
     /// Notes why a pair must not be worked on.
-    pub(super) fn refused(&mut self, row: &PairRow, pair: usize, cause: String) {
+    pub(crate) fn refused(&mut self, row: &PairRow, pair: usize, cause: String) {
         self.refusals.push(format!("pair {}: {cause}", row.volume));
         let error = NotChanged::refused(Refusal::BadLeg, cause);
         self.errors.insert(pair, error);
     }
 
     /// Notes what a step led to.
-    pub(super) fn note(
+    pub(crate) fn note(
         &mut self,
         operation: &Operation,
         pair: usize,
@@ -235,7 +235,7 @@ impl Report {
     }
 
     /// What is recorded. What the operator reads about it is noted.
-    pub(super) fn changes(&mut self, operation: &Operation, entry: Entry) -> Vec<Change> {
+    pub(crate) fn changes(&mut self, operation: &Operation, entry: Entry) -> Vec<Change> {
         let session = &operation.session;
         let pair = match entry {
             Entry::Paused(paused) => return self.paused(operation, paused),
@@ -508,7 +508,7 @@ impl Report {
     }
 
     /// What the operator reads at the end.
-    pub(super) fn answer(mut self, operation: &Operation, end: End) -> Answer {
+    pub(crate) fn answer(mut self, operation: &Operation, end: End) -> Answer {
         let name = &operation.session.name;
         match end {
             End::Done => return Ok(Done::changed(self.messages)),
@@ -604,7 +604,7 @@ fn open_map(operation: &Operation, row: &PairRow, side: Side) -> Option<Change> 
 }
 
 /// What is recorded when a pair has ended on `side`.
-pub(in super::super) fn ended_changes(
+pub(crate) fn ended_changes(
     session: &str,
     position: usize,
     row: &PairRow,
@@ -647,16 +647,8 @@ fn ended_text(row: &PairRow, side: Side) -> String {
     )
 }
 
-/// The leg of a side of a pair.
-pub(in super::super) fn leg_of(row: &PairRow, side: Side) -> &LegRow {
-    match side {
-        Side::Source => &row.source,
-        Side::Target => &row.target,
-    }
-}
-
 /// What `shunt plan` estimated, beside what has happened.
-pub(in super::super) fn expected_text(what: impl fmt::Display) -> String {
+pub(crate) fn expected_text(what: impl fmt::Display) -> String {
     format!(" (`shunt plan` said {what})")
 }
 

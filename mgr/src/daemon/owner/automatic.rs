@@ -1,0 +1,185 @@
+//! What is due without a request: queued pairs, scheduled starts, automatic switches and splits, the
+//! ends of copy windows and of maximum durations.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use copier::Copier;
+use migration_core::pair::{PairState, Verb};
+use migration_core::session::{self, SessionDecision};
+use migration_proto::manager::Failure;
+
+use super::Owner;
+use crate::daemon::clock::steady_ms;
+use crate::daemon::context::{note, now_ms};
+use crate::daemon::event::Busy;
+use crate::daemon::sessions::schedule::{self, DueAction};
+use crate::daemon::sessions::{cutover, hours, verify};
+use crate::moments;
+use crate::store::{PairKey, SessionRow};
+
+/// How long an automatic switch may hold requests, in milliseconds.
+const MAX_PAUSE_MS: u64 = 5_000;
+
+impl Owner {
+    /// Starts queued pairs, as far as there is room.
+    pub(super) fn fill_places(&mut self) {
+        // Which pairs have a place is known only after all volumes have reported.
+        if self.volumes.are_awaited() {
+            return;
+        }
+        let admitted = self
+            .sessions
+            .places
+            .admitted(self.sight(), &self.busy, None);
+        let mut begin: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for key in admitted {
+            begin.entry(key.session).or_default().push(key.position);
+        }
+        for (name, pairs) in begin {
+            self.sessions.places.take(&name, &pairs);
+            let used = self.volumes.used_luns(&self.model, Some(&name));
+            if let Some(operation) = self.operation(&name, Vec::new()) {
+                let busy = vec![Busy::Session(name)];
+                self.spawn_operation(busy, "start", None, operation.start_queued(pairs, used));
+            }
+        }
+    }
+
+    /// Whether one more copier may run.
+    pub(super) fn may_copy(&self) -> bool {
+        u32::try_from(self.copies.copiers.copying()).unwrap_or(u32::MAX) < self.model.pairs_max
+    }
+
+    /// Starts the sessions whose scheduled start is due.
+    pub(super) fn start_due_sessions(&mut self) {
+        let now = now_ms();
+        let is_due = |row: &SessionRow| {
+            let at_ms = row.options.start_at_ms;
+            at_ms != 0 && at_ms <= now && row.is_live()
+        };
+        for row in self.idle_sessions(is_due) {
+            let positions = self.sight().positions(&row);
+            if session::state(&positions) == Some(PairState::Setup)
+                && let SessionDecision::Do(pairs) = session::decide_session(Verb::Start, &positions)
+            {
+                self.try_automatically(&row, DueAction::start(row.options.start_at_ms, pairs));
+            }
+        }
+    }
+
+    /// Stops the copiers of sessions outside their copy window. The copies continue automatically
+    /// when the window opens.
+    pub(super) fn keep_hours(&mut self) {
+        let minute = moments::minute_now();
+        let over = |row: &SessionRow| row.is_live() && !row.options.hours.contains(minute);
+        for row in self.idle_sessions(over) {
+            let copiers = self.take_copiers(&row);
+            if copiers.is_empty() {
+                continue;
+            }
+            if let Some(operation) = self.operation(&row.name, copiers) {
+                let busy = vec![Busy::Session(row.name)];
+                self.spawn_operation(
+                    busy,
+                    "the end of its hours",
+                    None,
+                    operation.stop_outside_hours(),
+                );
+            }
+        }
+    }
+
+    /// Pauses the sessions that have exceeded their maximum duration.
+    pub(super) fn pause_overdue_sessions(&mut self) {
+        let now = steady_ms();
+        let is_late = |row: &SessionRow| {
+            let live = row.pairs.iter().filter(|pair| !pair.phase.is_ended());
+            let max_seconds = row.options.max_duration_seconds;
+            !row.paused && hours::takes_too_long(max_seconds, live.map(|pair| pair.progress), now)
+        };
+        for row in self.idle_sessions(is_late) {
+            let copiers = self.take_copiers(&row);
+            if let Some(operation) = self.operation(&row.name, copiers) {
+                let busy = vec![Busy::Session(row.name)];
+                self.spawn_operation(busy, "the end of its time", None, operation.time_is_up());
+            }
+        }
+    }
+
+    /// The sessions for which `wanted` is true, and on which no operation or cutover is in
+    /// progress.
+    pub(super) fn idle_sessions(&self, wanted: impl Fn(&SessionRow) -> bool) -> Vec<SessionRow> {
+        let is_idle = |row: &&SessionRow| {
+            !self.busy.contains_key(&Busy::Session(row.name.clone()))
+                && !self.sessions.cutovers.is_running(&row.name)
+        };
+        let rows = self.model.sessions.values();
+        rows.filter(|row| wanted(row))
+            .filter(is_idle)
+            .cloned()
+            .collect()
+    }
+
+    /// Removes the copiers of a session that copy (not those that compare), so that they can be
+    /// stopped.
+    fn take_copiers(&mut self, row: &SessionRow) -> Vec<(PairKey, Copier, u64)> {
+        let mut copiers = Vec::new();
+        for position in 0..row.pairs.len() {
+            let key = PairKey {
+                session: row.name.clone(),
+                position,
+            };
+            if !self.copies.copiers.is_comparing(&key)
+                && let Some((copier, copied_bytes)) = self.copies.copiers.take(&key)
+            {
+                copiers.push((key, copier, copied_bytes));
+            }
+        }
+        copiers
+    }
+
+    /// Starts the automatic switches that are due.
+    pub(super) fn run_due_actions(&mut self) {
+        let now_ms = now_ms();
+        for row in self.idle_sessions(|row| schedule::is_due(&row.options.switch, now_ms)) {
+            let Some((verb, pairs)) = schedule::due_verb(&row, &self.sight().positions(&row))
+            else {
+                continue;
+            };
+            let action = DueAction {
+                verb,
+                pairs,
+                policy: row.options.switch.clone(),
+            };
+            self.try_automatically(&row, action);
+        }
+    }
+
+    /// Performs an automatic action that is due, unless it was attempted a moment ago.
+    pub(super) fn try_automatically(&mut self, row: &SessionRow, action: DueAction) {
+        let now = Instant::now();
+        if !self.sessions.attempts.may_begin(&row.name, &action, now) {
+            return;
+        }
+        self.sessions.attempts.begin(&row.name, action.clone(), now);
+        let verb = action.verb;
+        if let Err(failure) = self.do_by_itself(row, action) {
+            let what = format!("the {verb} that is due is refused: {}", failure.cause);
+            self.context
+                .record_aside(vec![note(Some(&row.name), None, what)]);
+        }
+    }
+
+    fn do_by_itself(&mut self, row: &SessionRow, action: DueAction) -> Result<(), Failure> {
+        let DueAction { verb, pairs, .. } = action;
+        self.sight().require_answering(row, verb, &pairs)?;
+        verify::require_compared(row, verb, &pairs)?;
+        if verb == Verb::Switch && cutover::is_needed(self.sight(), row, &pairs) {
+            self.begin_cutover(row, pairs, MAX_PAUSE_MS, None);
+        } else {
+            self.begin_verb_on(row, verb, pairs, MAX_PAUSE_MS, None);
+        }
+        Ok(())
+    }
+}

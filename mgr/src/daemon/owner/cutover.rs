@@ -1,0 +1,121 @@
+//! Performs the steps of cutovers.
+
+use migration_core::cutover::Step;
+use migration_proto::manager::Response;
+use tokio::sync::oneshot;
+
+use super::Owner;
+use crate::daemon::context::note;
+use crate::daemon::event::{Busy, Event};
+use crate::daemon::failure::{self, Done};
+use crate::daemon::sessions::cutover::Next;
+use crate::daemon::sessions::sight::Sight;
+use crate::store::SessionRow;
+
+const NANOSECONDS_PER_MILLISECOND: u64 = 1_000_000;
+
+impl Owner {
+    /// Begins a cutover. If one is in progress, it continues immediately with the new policy.
+    pub(super) fn begin_cutover(
+        &mut self,
+        row: &SessionRow,
+        pairs: Vec<usize>,
+        max_pause_ms: u64,
+        reply: Option<oneshot::Sender<Response>>,
+    ) {
+        let name = &row.name;
+        let what = self.sessions.cutovers.begin(row, pairs, max_pause_ms);
+        self.context
+            .record_aside(vec![note(Some(name), None, what.clone())]);
+        if let Some(reply) = reply {
+            let done = Done::changed(vec![
+                format!("session {name}: {what}"),
+                format!(
+                    "`shunt wait {name} --for target-selected` waits for it, `shunt pause {name}` ends it"
+                ),
+            ]);
+            // The client may have disconnected.
+            let _ = reply.send(failure::response(Ok(done)));
+        }
+    }
+
+    /// Advances every cutover whose session is free. To be called after every event.
+    pub(super) fn pace_cutovers(&mut self) {
+        for name in self.sessions.cutovers.under_way() {
+            if !self.is_busy(&Busy::Session(name.clone())) {
+                self.pace_cutover(&name);
+            }
+        }
+    }
+
+    fn pace_cutover(&mut self, name: &str) {
+        let sight = Sight::new(&self.model, &self.volumes, &self.sessions.to_compare);
+        let copiers = &self.copies.copiers;
+        match self.sessions.cutovers.observe(sight, copiers, name) {
+            Next::Waits => {}
+            Next::Over { cause, next } => self.end_cutover(name, cause, &next),
+            Next::Step { step, said } => {
+                if let Some(what) = said {
+                    self.context
+                        .record_aside(vec![note(Some(name), None, what)]);
+                }
+                self.cutover_step(name, step);
+            }
+        }
+    }
+
+    fn cutover_step(&mut self, name: &str, step: Step) {
+        match step {
+            Step::Watch => {}
+            Step::CutOver {
+                hold_nanoseconds_max,
+            } => self.cut_over(name, hold_nanoseconds_max / NANOSECONDS_PER_MILLISECOND),
+            Step::GiveUp => {
+                let cause = self.sessions.cutovers.misfit(name);
+                let next =
+                    format!("`shunt switch {name}` with another --max-pause, or at a quieter time");
+                self.end_cutover(name, cause.unwrap_or_default(), &next);
+            }
+        }
+        let sight = Sight::new(&self.model, &self.volumes, &self.sessions.to_compare);
+        self.sessions.cutovers.renew_throttles(sight, name);
+    }
+
+    fn cut_over(&mut self, name: &str, hold_ms: u64) {
+        let Some((pairs, what)) = self.sessions.cutovers.hold(name, hold_ms) else {
+            return;
+        };
+        let Some(operation) = self.operation(name, Vec::new()) else {
+            return;
+        };
+        self.context
+            .record_aside(vec![note(Some(name), None, what)]);
+        self.copies.copiers.hurry(name);
+        let (context, session) = (self.context.clone(), name.to_owned());
+        let busy = vec![Busy::Session(name.to_owned())];
+        self.spawn_operation(busy, "switch", None, async move {
+            let answer = operation.cut_over(&pairs, hold_ms).await;
+            let cut_over = Event::CutOver {
+                session,
+                failed: answer.is_err(),
+            };
+            context.notify(cut_over).await;
+            answer
+        });
+    }
+
+    /// Handles the result of the operation that exchanges the roles.
+    pub(super) fn cut_over_ended(&mut self, name: &str, failed: bool) {
+        self.limits_changed(name);
+        let sight = Sight::new(&self.model, &self.volumes, &self.sessions.to_compare);
+        self.sessions.cutovers.cut_over(sight, name, failed);
+    }
+
+    fn end_cutover(&mut self, name: &str, cause: String, next: &str) {
+        let sight = Sight::new(&self.model, &self.volumes, &self.sessions.to_compare);
+        let context = &self.context;
+        self.sessions
+            .cutovers
+            .end(context, sight, name, cause, next);
+    }
+}

@@ -1,0 +1,38 @@
+//! The room of the sessions: their verbs, their options, and what they do automatically.
+
+pub(super) mod create;
+pub(super) mod cutover;
+pub(super) mod hours;
+pub(super) mod operation;
+pub(super) mod plan;
+pub(super) mod queue;
+pub(super) mod retire;
+pub(super) mod schedule;
+pub(super) mod set;
+pub(super) mod sight;
+pub(super) mod split;
+pub(super) mod verify;
+
+use std::collections::BTreeMap;
+
+use crate::store::PairKey;
+use cutover::Cutovers;
+use queue::Places;
+use retire::HeldLuns;
+use schedule::Attempts;
+use verify::Comparison;
+
+/// The state of the sessions beside what is recorded.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    /// The pairs whose legs are to be compared.
+    pub(super) to_compare: BTreeMap<PairKey, Comparison>,
+    /// The places of pairs that are about to be copied.
+    pub(super) places: Places,
+    /// The automatic starts, switches and splits that were attempted, with their back-off.
+    pub(super) attempts: Attempts,
+    /// The cutovers of sessions that track.
+    pub(super) cutovers: Cutovers,
+    /// The legs that are kept open.
+    pub(super) held: HeldLuns,
+}
