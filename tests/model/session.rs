@@ -265,8 +265,8 @@ impl World {
         worlds
     }
 
-    /// As `require_answering` in `mgr/src/daemon/sessions/sight.rs`: a session ends only where all pairs
-    /// that were mirrored are known to be.
+    /// As `require_answering` in `mgr/src/daemon/sessions/sight.rs`: a session ends only where all
+    /// pairs that were mirrored are known to be.
     fn answers(&self, verb: Verb) -> bool {
         let ends = matches!(verb, Verb::Commit | Verb::Cancel);
         let is_known = |pair: &Pair| {

@@ -1,6 +1,6 @@
 //! The effects of an operation (`migration_core::operation`), performed on simulated stores and
-//! volumes, as `mgr/src/daemon/sessions/operation` performs them on real ones. Which effects there are,
-//! in which order, and what is recorded, is decided by the core.
+//! volumes, as `mgr/src/daemon/sessions/operation` performs them on real ones. Which effects there
+//! are, in which order, and what is recorded, is decided by the core.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What the loop of shuntd is told, and what an operation works on.
+//! The events that the loop of shuntd applies, and what an operation works on.
 
 use std::collections::BTreeMap;
 

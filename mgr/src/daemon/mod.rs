@@ -8,14 +8,14 @@
 //!  copiers, operations ------> events --^                +--> answers
 //! ```
 //!
-//! The rooms, from the lowest: a room uses itself and what stands above it in this table, and nothing
-//! below. `tests/architecture.rs` reads the table.
+//! The rooms, from the lowest: a room uses itself and what stands above it in this table, and
+//! nothing below. `tests/architecture.rs` reads the table.
 //!
 //! | room | purpose |
 //! |---|---|
-//! | `base` | what every room needs: the context of operations, events, failures, paths, folders, the clock, the handle of a volume |
+//! | `base` | the context of operations, events, failures, paths, folders, the clock, handles |
 //! | `luns` | whether a LUN may become a leg; marks, seals and read tests of LUNs |
-//! | `volumes` | one ublk-target each: keeps it running, talks to it, attaches, detaches, names it |
+//! | `volumes` | one ublk-target each: keeps it running, asks it, attaches, detaches, names it |
 //! | `copies` | the running copiers, the load of applications, targets that stalled |
 //! | `sessions` | the verbs, options, places and cutovers of sessions; retired legs |
 //! | `repair` | a lost database, a lost map file, locks whose holder is gone |
@@ -79,6 +79,7 @@ async fn work(
     loop {
         let waiting = owner.is_waiting();
         let deferred_until = owner.deferred_until();
+        let everything_at = owner.everything_at();
         tokio::select! {
             biased;
             () = &mut shutdown => return events,
@@ -86,6 +87,9 @@ async fn work(
             () = sleep_until(ready_at), if waiting => owner.wait_no_longer(),
             () = sleep_until(deferred_until.unwrap_or_else(Instant::now).into()), if deferred_until.is_some() => {
                 owner.answer_deferred();
+            }
+            () = sleep_until(everything_at.unwrap_or_else(Instant::now).into()), if everything_at.is_some() => {
+                owner.visit_everything();
             }
             Some(call) = calls.recv(), if !waiting => owner.take(call),
             else => return events,

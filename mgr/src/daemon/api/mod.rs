@@ -1,5 +1,5 @@
-//! The room of what clients see: the control socket, the requests that wait, the records of `status`
-//! and the stream of events.
+//! The room of what clients see: the control socket, the requests that wait, the records of
+//! `status` and the stream of events.
 
 pub(super) mod deferred;
 pub(super) mod feed;

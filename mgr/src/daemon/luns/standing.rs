@@ -124,7 +124,8 @@ impl Standing {
         self.0.get(volume)
     }
 
-    /// Checks all volumes; the result comes as [`Event::Standing`]. `device`: the device of a volume.
+    /// Checks all volumes; the result comes as [`Event::Standing`]. `device`: the device of a
+    /// volume.
     pub(crate) fn check(
         context: &Context,
         model: &Model,

@@ -1,5 +1,5 @@
-//! What is due without a request: queued pairs, scheduled starts, automatic switches and splits, the
-//! ends of copy windows and of maximum durations.
+//! What is due without a request: queued pairs, scheduled starts, automatic switches and splits,
+//! the ends of copy windows and of maximum durations.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -10,6 +10,7 @@ use migration_core::session::{self, SessionDecision};
 use migration_proto::manager::Failure;
 
 use super::Owner;
+use super::concern::Concern;
 use crate::daemon::clock::steady_ms;
 use crate::daemon::context::{note, now_ms};
 use crate::daemon::event::Busy;
@@ -52,13 +53,13 @@ impl Owner {
     }
 
     /// Starts the sessions whose scheduled start is due.
-    pub(super) fn start_due_sessions(&mut self) {
+    pub(super) fn start_due_sessions(&mut self, concern: &Concern) {
         let now = now_ms();
         let is_due = |row: &SessionRow| {
             let at_ms = row.options.start_at_ms;
             at_ms != 0 && at_ms <= now && row.is_live()
         };
-        for row in self.idle_sessions(is_due) {
+        for row in self.idle_sessions(concern, is_due) {
             let positions = self.sight().positions(&row);
             if session::state(&positions) == Some(PairState::Setup)
                 && let SessionDecision::Do(pairs) = session::decide_session(Verb::Start, &positions)
@@ -70,10 +71,10 @@ impl Owner {
 
     /// Stops the copiers of sessions outside their copy window. The copies continue automatically
     /// when the window opens.
-    pub(super) fn keep_hours(&mut self) {
+    pub(super) fn keep_hours(&mut self, concern: &Concern) {
         let minute = moments::minute_now();
         let over = |row: &SessionRow| row.is_live() && !row.options.hours.contains(minute);
-        for row in self.idle_sessions(over) {
+        for row in self.idle_sessions(concern, over) {
             let copiers = self.take_copiers(&row);
             if copiers.is_empty() {
                 continue;
@@ -91,14 +92,14 @@ impl Owner {
     }
 
     /// Pauses the sessions that have exceeded their maximum duration.
-    pub(super) fn pause_overdue_sessions(&mut self) {
+    pub(super) fn pause_overdue_sessions(&mut self, concern: &Concern) {
         let now = steady_ms();
         let is_late = |row: &SessionRow| {
             let live = row.pairs.iter().filter(|pair| !pair.phase.is_ended());
             let max_seconds = row.options.max_duration_seconds;
             !row.paused && hours::takes_too_long(max_seconds, live.map(|pair| pair.progress), now)
         };
-        for row in self.idle_sessions(is_late) {
+        for row in self.idle_sessions(concern, is_late) {
             let copiers = self.take_copiers(&row);
             if let Some(operation) = self.operation(&row.name, copiers) {
                 let busy = vec![Busy::Session(row.name)];
@@ -107,14 +108,18 @@ impl Owner {
         }
     }
 
-    /// The sessions for which `wanted` is true, and on which no operation or cutover is in
-    /// progress.
-    pub(super) fn idle_sessions(&self, wanted: impl Fn(&SessionRow) -> bool) -> Vec<SessionRow> {
+    /// The sessions of `concern` for which `wanted` is true, and on which no operation or cutover
+    /// is in progress.
+    pub(super) fn idle_sessions(
+        &self,
+        concern: &Concern,
+        wanted: impl Fn(&SessionRow) -> bool,
+    ) -> Vec<SessionRow> {
         let is_idle = |row: &&SessionRow| {
             !self.busy.contains_key(&Busy::Session(row.name.clone()))
                 && !self.sessions.cutovers.is_running(&row.name)
         };
-        let rows = self.model.sessions.values();
+        let rows = self.concerned(concern).into_iter();
         rows.filter(|row| wanted(row))
             .filter(is_idle)
             .cloned()
@@ -140,9 +145,10 @@ impl Owner {
     }
 
     /// Starts the automatic switches that are due.
-    pub(super) fn run_due_actions(&mut self) {
+    pub(super) fn run_due_actions(&mut self, concern: &Concern) {
         let now_ms = now_ms();
-        for row in self.idle_sessions(|row| schedule::is_due(&row.options.switch, now_ms)) {
+        for row in self.idle_sessions(concern, |row| schedule::is_due(&row.options.switch, now_ms))
+        {
             let Some((verb, pairs)) = schedule::due_verb(&row, &self.sight().positions(&row))
             else {
                 continue;

@@ -5,6 +5,7 @@ use migration_proto::manager::Response;
 use tokio::sync::oneshot;
 
 use super::Owner;
+use super::concern::Concern;
 use crate::daemon::context::note;
 use crate::daemon::event::{Busy, Event};
 use crate::daemon::failure::{self, Done};
@@ -39,10 +40,10 @@ impl Owner {
         }
     }
 
-    /// Advances every cutover whose session is free. To be called after every event.
-    pub(super) fn pace_cutovers(&mut self) {
+    /// Advances every cutover whose session is free.
+    pub(super) fn pace_cutovers(&mut self, concern: &Concern) {
         for name in self.sessions.cutovers.under_way() {
-            if !self.is_busy(&Busy::Session(name.clone())) {
+            if concern.has_session(&name) && !self.is_busy(&Busy::Session(name.clone())) {
                 self.pace_cutover(&name);
             }
         }

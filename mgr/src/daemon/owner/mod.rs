@@ -7,11 +7,13 @@
 //! | `status` | what clients read: the state, the history, the stream of events |
 //! | `reconcile` | reacts to the report of a volume, and to the end of a copier |
 //! | `automatic` | what is due without a request |
+//! | `concern` | the sessions and volumes that an event concerns |
 //! | `cutover` | performs the steps of cutovers |
 //! | `verify` | begins and ends comparisons |
 //! | `end` | the end of shuntd |
 
 mod automatic;
+mod concern;
 mod cutover;
 mod end;
 mod limits;
@@ -21,7 +23,7 @@ mod status;
 mod verify;
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use migration_core::route::Side;
 use migration_proto::manager::{Failure, FailureKind, Response};
@@ -40,6 +42,10 @@ use super::sessions::sight::Sight;
 use super::sessions::{Sessions, retire};
 use super::volumes::Volumes;
 use crate::store::{Change, Model, PairField, PairKey, PairRow, SessionRow};
+use concern::Concern;
+
+/// How often every session is visited without an event that concerns it.
+const EVERYTHING_EVERY: Duration = Duration::from_secs(1);
 
 /// The owner of all state: what is recorded, and the state of each room.
 pub(super) struct Owner {
@@ -59,6 +65,8 @@ pub(super) struct Owner {
     published: Published,
     /// The problems of the state folder and the socket folder.
     problems: Vec<String>,
+    /// When everything is visited, whatever the next event concerns.
+    everything_at: Instant,
 }
 
 impl Owner {
@@ -76,6 +84,7 @@ impl Owner {
             feed: Feed::new(),
             published: Published::default(),
             problems: Vec::new(),
+            everything_at: Instant::now(),
         }
     }
 
@@ -125,6 +134,7 @@ impl Owner {
 
     /// Applies an event, and starts what follows from it.
     pub(super) fn apply(&mut self, event: Event) {
+        let concern = Concern::of(&event, &self.model);
         match event {
             Event::Volume(name) => self.volume_reported(&name),
             Event::KnowDisks { volume, reply } => {
@@ -160,14 +170,39 @@ impl Owner {
                 reply,
             } => self.finished(&busy, answer, reply),
         }
+        self.follow_up(concern);
+    }
+
+    /// When everything is to be visited; `None` if there is nothing that could become due.
+    pub(super) fn everything_at(&self) -> Option<Instant> {
+        (!self.model.sessions.is_empty()).then_some(self.everything_at)
+    }
+
+    /// Starts what has become due by the clock.
+    pub(super) fn visit_everything(&mut self) {
+        self.follow_up(Concern::Everything);
+    }
+
+    /// Starts what follows from an event in the sessions that it concerns. Once a second that is
+    /// every session: what is due depends on the clock too.
+    fn follow_up(&mut self, concern: Concern) {
+        let now = Instant::now();
+        let concern = if now >= self.everything_at {
+            Concern::Everything
+        } else {
+            concern
+        };
+        if concern == Concern::Everything {
+            self.everything_at = now + EVERYTHING_EVERY;
+        }
         self.fill_places();
-        self.start_due_sessions();
-        self.run_due_actions();
-        self.keep_hours();
-        self.pause_overdue_sessions();
-        self.pace_cutovers();
+        self.start_due_sessions(&concern);
+        self.run_due_actions(&concern);
+        self.keep_hours(&concern);
+        self.pause_overdue_sessions(&concern);
+        self.pace_cutovers(&concern);
         self.answer_deferred();
-        self.tell_states();
+        self.tell_states(&concern);
     }
 
     fn changed(&mut self, change: Change) {

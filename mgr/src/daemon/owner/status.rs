@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::Owner;
+use super::concern::Concern;
 use crate::daemon::api::feed::Watched;
 use crate::daemon::api::records;
 use crate::daemon::context::now_ms;
@@ -202,15 +203,15 @@ impl Owner {
         self.feed.push(event);
     }
 
-    /// Publishes an event for every state that has changed.
-    pub(super) fn tell_states(&mut self) {
+    /// Publishes an event for every state of `concern` that has changed.
+    pub(super) fn tell_states(&mut self, concern: &Concern) {
         let mut states: BTreeMap<Watched, &'static str> = BTreeMap::new();
-        for row in self.model.volumes.values() {
+        for row in self.concerned_volumes(concern) {
             let view = self.volumes.view(&row.name).unwrap_or_default();
             let state = records::volume_state(row, &view);
             states.insert(Watched::Volume(row.name.clone()), state);
         }
-        for session in self.model.sessions.values() {
+        for session in self.concerned(concern) {
             for (position, found) in self.sight().positions(session).into_iter().enumerate() {
                 let key = PairKey {
                     session: session.name.clone(),
@@ -240,7 +241,9 @@ impl Owner {
                 state: Some((*state).to_owned()),
             });
         }
-        self.published.keep(&states.into_keys().collect());
+        if *concern == Concern::Everything {
+            self.published.keep(&states.into_keys().collect());
+        }
     }
 
     /// Answers with the samples of a session.

@@ -132,8 +132,8 @@ impl Cutovers {
             .collect()
     }
 
-    /// Begins a cutover. If one is in progress, it continues immediately with the new policy. Returns
-    /// in words what was done.
+    /// Begins a cutover. If one is in progress, it continues immediately with the new policy.
+    /// Returns in words what was done.
     pub(crate) fn begin(
         &mut self,
         row: &SessionRow,
@@ -255,8 +255,8 @@ impl Cutovers {
         })
     }
 
-    /// The pairs of a cutover that holds requests now, for `hold_ms` at most, and what that means in
-    /// words.
+    /// The pairs of a cutover that holds requests now, for `hold_ms` at most, and what that means
+    /// in words.
     pub(crate) fn hold(&self, name: &str, hold_ms: u64) -> Option<(Vec<usize>, String)> {
         let running = self.running.get(name)?;
         let decisions = &running.decisions;

@@ -49,6 +49,8 @@ impl Sight<'_> {
 
     /// What the state of a pair follows from.
     pub(crate) fn facts(&self, session: &SessionRow, key: &PairKey) -> Facts {
+        #[cfg(test)]
+        visited(&session.name);
         let pair = &session.pairs[key.position];
         let comparing = self.comparing(session, pair, key);
         let view = self.volumes.view(&pair.volume);
@@ -139,4 +141,22 @@ impl Sight<'_> {
         }
         Ok(())
     }
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The sessions that were visited on this thread.
+    static VISITED: std::cell::RefCell<std::collections::BTreeSet<String>> = Default::default();
+}
+
+/// Notes that a session was visited.
+#[cfg(test)]
+pub(crate) fn visited(session: &str) {
+    VISITED.with_borrow_mut(|visited| visited.insert(session.to_owned()));
+}
+
+/// The sessions that were visited since the last call.
+#[cfg(test)]
+pub(crate) fn take_visited() -> std::collections::BTreeSet<String> {
+    VISITED.take()
 }
