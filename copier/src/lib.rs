@@ -31,7 +31,7 @@
 //! | `open` | opening and locking the LUNs (crate `leg`) | yes |
 //! | `mover` | the interface of the ways to move a piece | none |
 //! | `mover::host` | the way through this host: reads and writes | yes |
-//! | `mover::host::transfer` | one piece: read, then written or deallocated, then read back | none |
+//! | `mover::host::transfer` | one piece: read, written or deallocated, and read back | none |
 //! | `mover::host::salvage` | reading around bad blocks of the source | none |
 //! | `run` | the thread: greeting, and performing what the plan decides | yes |
 //!

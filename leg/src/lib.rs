@@ -1,5 +1,5 @@
-//! Opens a leg: finds and opens its LUNs, compares each with what was recorded, and lays them end to
-//! end. `ublk-target` and the copiers open their legs here, and differ only in what they pass to
+//! Opens a leg: finds and opens its LUNs, compares each with what was recorded, and lays them end
+//! to end. `ublk-target` and the copiers open their legs here, and differ only in what they pass to
 //! [`OpenLeg::open`].
 //!
 //! Not here: a single LUN, which is [`lun::Recorded`].

@@ -133,7 +133,7 @@ impl Daemon {
         self.views.fill(View::default());
     }
 
-    /// As `records::seen` and `records::facts`.
+    /// As `volumes/position.rs` in `mgr/src/daemon`.
     pub(crate) fn facts(&self, pair: usize) -> Facts {
         let (row, view) = (&self.store.pairs[pair], &self.views[pair]);
         let seen = view
@@ -245,7 +245,7 @@ impl Daemon {
         asked.into_iter().partition(|pair| places.contains(pair))
     }
 
-    /// As `queue::fill_places`. Returns whether a start has begun.
+    /// As `fill_places` in `mgr/src/daemon/owner/automatic.rs`. Returns whether a start has begun.
     pub(crate) fn fill_places(&mut self) -> bool {
         let waits = |pair: &usize| self.views[*pair].connected && self.facts(*pair).wants_place();
         let waiting = (0..self.store.pairs.len()).filter(waits).collect();

@@ -267,10 +267,7 @@ pub(super) fn serve(
                 error,
             } => {
                 assert_eq!(epoch, EPOCH);
-                for region in copied.iter().chain(&failed) {
-                    let at = held.iter().position(|held| held == region).unwrap();
-                    held.swap_remove(at);
-                }
+                held.retain(|region| !copied.contains(region) && !failed.contains(region));
                 // Failed regions stay dirty, and are granted again after the others.
                 to_grant.splice(0..0, failed.iter().copied());
                 seen.copied.extend(copied);

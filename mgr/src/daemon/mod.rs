@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The rooms, from the lowest: a room uses itself and what stands above it in this table, and
-//! nothing below. `tests/architecture.rs` reads the table.
+//! nothing below. `tests/architecture/rooms.rs` reads the table.
 //!
 //! | room | purpose |
 //! |---|---|

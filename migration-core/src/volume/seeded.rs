@@ -3,7 +3,7 @@
 //!
 //! The package `seeded-core` builds the sources of this crate a second time, with the feature
 //! `seeded-bugs`. Nothing turns the feature on for `migration-core` itself
-//! (`tests/architecture.rs`). Without it, whether a rule is broken is the constant `false`.
+//! (`tests/architecture/main.rs`). Without it, whether a rule is broken is the constant `false`.
 
 use super::Volume;
 

@@ -6,8 +6,9 @@ use super::Owner;
 use crate::daemon::event::Event;
 use crate::store::{Change, Model, SessionRow, VolumeRow};
 
-/// The sessions and volumes that an event concerns. An event that is left out of this only costs
-/// time: everything is visited once a second.
+/// The sessions and volumes that an event concerns. While there are sessions, everything is visited
+/// once a second, so what is missing here is delayed by that. Without sessions there is no such
+/// visit: the state of a volume must follow from its own events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Concern {
     Everything,

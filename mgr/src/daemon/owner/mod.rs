@@ -186,15 +186,11 @@ impl Owner {
     /// Starts what follows from an event in the sessions that it concerns. Once a second that is
     /// every session: what is due depends on the clock too.
     fn follow_up(&mut self, concern: Concern) {
-        let now = Instant::now();
-        let concern = if now >= self.everything_at {
+        let concern = if Instant::now() >= self.everything_at {
             Concern::Everything
         } else {
             concern
         };
-        if concern == Concern::Everything {
-            self.everything_at = now + EVERYTHING_EVERY;
-        }
         self.fill_places();
         self.start_due_sessions(&concern);
         self.run_due_actions(&concern);
@@ -203,6 +199,10 @@ impl Owner {
         self.pace_cutovers(&concern);
         self.answer_deferred();
         self.tell_states(&concern);
+        if concern == Concern::Everything {
+            // Counted from the end of the visit, so that requests are always accepted in between.
+            self.everything_at = Instant::now() + EVERYTHING_EVERY;
+        }
     }
 
     fn changed(&mut self, change: Change) {

@@ -1,12 +1,13 @@
 //! Cutovers of sessions that track: measures the volumes, slows writes, and exchanges the roles
-//! when the rest fits the pause. `migration_core::cutover` makes the decisions; this module carries
-//! them out.
+//! when the rest fits the pause. `migration_core::cutover` makes the decisions; `owner/cutover.rs`
+//! starts what they need.
 //!
 //! Only this process knows a cutover that is in progress. If the process ends, ublk-target stops
 //! slowing writes (after [`THROTTLE_MS`]), and the session continues to track. A session that is
 //! switched automatically starts a new cutover.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use migration_core::cutover::{Action, Cutover, Misfit, Phase, Policy, Sample, Step};
@@ -16,7 +17,7 @@ use migration_proto::manager::{
     CUTOVER_OVER, CutoverAction, CutoverOptions, CutoverRecord, SessionMode, SessionOptions,
     VerifyPolicy,
 };
-use migration_proto::target::Request;
+use migration_proto::target::{Request, Status};
 
 use super::sight::Sight;
 use crate::daemon::context::{Context, note};
@@ -48,6 +49,8 @@ struct Running {
     decisions: Cutover,
     /// The positions of the pairs to switch.
     pairs: Vec<usize>,
+    /// The last report of each of their volumes that was observed.
+    observed: Vec<Arc<Status>>,
     /// The throttle last sent to each volume, in bytes a second (0 = none), and when it was sent.
     told: Vec<u64>,
     told_at: Option<Instant>,
@@ -154,6 +157,7 @@ impl Cutovers {
                     told: vec![0; pairs.len()],
                     told_at: None,
                     pairs,
+                    observed: Vec::new(),
                     write_rate_before: None,
                     next: None,
                     over: None,
@@ -176,7 +180,7 @@ impl Cutovers {
         let Some(running) = self.running.get(name) else {
             return Next::Waits;
         };
-        let mut samples = Vec::new();
+        let (mut samples, mut reports) = (Vec::new(), Vec::new());
         for pair in &running.pairs {
             match positions[*pair].state {
                 PairState::Tracking | PairState::SourceSelected => {}
@@ -217,12 +221,18 @@ impl Cutovers {
                 copying_nanoseconds,
                 written_bytes: status.counters.written_bytes,
             });
+            reports.push(status);
         }
         let now = self.now();
         let Some(running) = self.running.get_mut(name) else {
             return Next::Waits;
         };
         let before = running.decisions.phase();
+        let is_due = running.next.is_some() || before == Phase::Cutover;
+        if !is_due && !are_new(&reports, &running.observed) {
+            return Next::Waits;
+        }
+        running.observed = reports;
         let step = match running.next.take() {
             Some(step) => step,
             // The operation ended without reporting a result.
@@ -381,6 +391,13 @@ fn misfit_text(decisions: &Cutover, misfit: Misfit) -> String {
     }
 }
 
+/// Whether every volume has reported since the last observation. Without a new report there is
+/// nothing to measure: it would look as if applications wrote nothing and nothing was copied.
+fn are_new<T>(reports: &[Arc<T>], observed: &[Arc<T>]) -> bool {
+    let mut pairs = reports.iter().zip(observed);
+    !pairs.any(|(report, observed)| Arc::ptr_eq(report, observed))
+}
+
 /// Whether a switch of these pairs needs a cutover.
 pub(crate) fn is_needed(sight: Sight<'_>, row: &SessionRow, pairs: &[usize]) -> bool {
     let positions = sight.positions(row);
@@ -410,5 +427,20 @@ fn send_throttles(sight: Sight<'_>, name: &str, running: &mut Running, rates: &[
             // A lost request is repeated, or the throttle expires.
             tokio::spawn(async move { handle.ask(request, TELL_MAX).await });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_observation_needs_a_new_report_of_every_volume() {
+        let [one, other, later] = [Arc::new(1), Arc::new(2), Arc::new(1)];
+        let observed = [one.clone(), other.clone()];
+        assert!(are_new(&observed, &[]), "the first observation");
+        assert!(!are_new(&observed, &observed));
+        assert!(!are_new(&[later.clone(), other], &observed));
+        assert!(are_new(&[later, Arc::new(2)], &observed));
     }
 }

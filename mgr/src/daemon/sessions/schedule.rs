@@ -1,5 +1,5 @@
-//! Switches sessions automatically, or splits them in `--mode copy`: as soon as all their pairs are
-//! in sync, from a certain time on, or after a signal.
+//! Which sessions are switched automatically, or split in `--mode copy`: as soon as all their pairs
+//! are in sync, from a certain time on, or after a signal.
 //!
 //! The policy is one of the session's options. A switch that fails is retried with a growing
 //! interval. A switch that was done, and an undo, set the policy to `manual`: what the operator, or
