@@ -10,11 +10,13 @@
 //! * [`pair`], [`session`]: the states that an operator sees, and the verbs that are allowed in
 //!   them.
 //! * [`operation`]: what a verb does to the pairs of a session, step by step.
+//! * [`schedule`], [`hours`]: what a session does automatically, and in which time.
+//! * [`verify`], [`seal`], [`retire`]: whether legs are proved equal, whether a copy is as it was,
+//!   what an ended pair leaves behind.
 //! * [`come_back`], [`cutover`], [`impact`]: when a target that stalled is written again, how a
 //!   session that tracks is switched, how fast a copy may go.
 //! * [`map`]: the format of the map file; [`custody`]: whether others can have written to the legs.
 //! * [`route`], [`layout`], [`latency`], [`units`]: basic types.
-//! * [`route`], [`units`]: the words.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -24,6 +26,7 @@ pub mod bits;
 pub mod come_back;
 pub mod custody;
 pub mod cutover;
+pub mod hours;
 pub mod impact;
 pub mod latency;
 pub mod layout;
@@ -31,7 +34,11 @@ pub mod map;
 pub mod operation;
 pub mod pair;
 pub mod region;
+pub mod retire;
 pub mod route;
+pub mod schedule;
+pub mod seal;
 pub mod session;
 pub mod units;
+pub mod verify;
 pub mod volume;

@@ -24,7 +24,7 @@
 //!   session ended, and there must be a next command.
 //! * A split concerns all pairs or none: copies of one instant are made at one instant.
 
-use crate::pair::{Decision, PairState, Position, Reason, Verb, decide};
+use crate::pair::{Decision, PairState, Phase, Position, Reason, Verb, decide};
 use crate::route::Side;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
@@ -131,6 +131,52 @@ fn follows(verb: Verb, pairs: &[Position], ended: usize, to_do: &[usize]) -> boo
         }
 }
 
+/// Why shuntd cannot count on an answer of a pair's volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Silence {
+    /// It has not reported its route since shuntd began.
+    Unseen,
+    /// Its ublk-target cannot be started.
+    Down,
+}
+
+impl Silence {
+    /// The silence of a volume whose ublk-target has failed to start `failures` times in a row.
+    /// `None`: it answers, or did so until it was restarted a moment ago.
+    #[must_use]
+    pub const fn of(failures: u32, has_reported: bool) -> Option<Self> {
+        match (failures, has_reported) {
+            (0, true) => None,
+            (0, false) => Some(Self::Unseen),
+            (1.., _) => Some(Self::Down),
+        }
+    }
+}
+
+/// Whether a verb that is allowed can be begun with a pair. An operation waits for a ublk-target
+/// that is being restarted, but not for one that cannot be started. A session ends only where all
+/// pairs are known to be: the role of a pair that has not reported may have moved.
+///
+/// # Errors
+/// The reason to refuse the verb.
+pub const fn require_contact(
+    verb: Verb,
+    phase: Phase,
+    silence: Option<Silence>,
+) -> Result<(), Silence> {
+    let ends = matches!(verb, Verb::Commit | Verb::Cancel);
+    let needs_volume = match verb {
+        Verb::Pause => false,
+        Verb::Cancel => !matches!(phase, Phase::Setup | Phase::Queued),
+        Verb::Start | Verb::Resume | Verb::Switch | Verb::Undo | Verb::Split | Verb::Commit => true,
+    };
+    match silence {
+        Some(Silence::Unseen) if needs_volume && ends => Err(Silence::Unseen),
+        Some(Silence::Down) if needs_volume => Err(Silence::Down),
+        Some(Silence::Unseen | Silence::Down) | None => Ok(()),
+    }
+}
+
 /// Whether a commit or a cancel that a crash of shuntd interrupted can be finished
 /// ([`Settlement::Finish`](crate::pair::Settlement::Finish)); the positions of all pairs are known.
 /// If not (the role of another pair has moved meanwhile), the pair becomes active again: otherwise
@@ -160,6 +206,25 @@ pub fn may_switch_automatically(pairs: &[Position]) -> bool {
         )
     };
     !pairs.is_empty() && pairs.iter().all(in_sync)
+}
+
+/// Whether the legs of all pairs that have not ended are in sync, so that it makes sense to compare
+/// them.
+///
+/// # Errors
+/// The index of a pair that is not in sync; if all have ended, that of the first one.
+pub fn may_be_compared(pairs: &[Position]) -> Result<(), usize> {
+    let is_equal = |state| {
+        matches!(
+            state,
+            PairState::SourceSelected | PairState::TargetSelected | PairState::Verifying
+        )
+    };
+    let all_ended = pairs.iter().all(|position| position.state.is_ended());
+    let wrong = |position: &Position| {
+        !is_equal(position.state) && (all_ended || !position.state.is_ended())
+    };
+    pairs.iter().position(wrong).map_or(Ok(()), Err)
 }
 
 /// A pair that waits until fewer pairs are being copied.
@@ -363,6 +428,52 @@ mod tests {
             let expected = matches!(other, P::SourceSelected | P::Tracking);
             assert_eq!(may_switch_automatically(&pairs), expected, "{other}");
         }
+    }
+
+    #[test]
+    fn a_verb_needs_a_volume_that_can_be_started_and_an_end_one_that_has_reported() {
+        for (failures, has_reported, silence) in [
+            (0, true, None),
+            (0, false, Some(Silence::Unseen)),
+            (1, true, Some(Silence::Down)),
+            (9, false, Some(Silence::Down)),
+        ] {
+            assert_eq!(Silence::of(failures, has_reported), silence);
+            for (verb, phase) in Verb::ALL
+                .into_iter()
+                .flat_map(|verb| Phase::ALL.map(|phase| (verb, phase)))
+            {
+                let never_mirrored = matches!(phase, Phase::Setup | Phase::Queued);
+                let may = match (silence, verb) {
+                    (None, _) | (_, Verb::Pause) => true,
+                    (_, Verb::Cancel) => never_mirrored,
+                    (Some(Silence::Unseen), verb) => verb != Verb::Commit,
+                    (Some(Silence::Down), _) => false,
+                };
+                let found = require_contact(verb, phase, silence);
+                let expected = silence.filter(|_| !may).map_or(Ok(()), Err);
+                assert_eq!(found, expected, "{verb} {phase:?} {silence:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn legs_are_compared_where_every_pair_that_has_not_ended_is_in_sync() {
+        use PairState as P;
+        for state in P::ALL {
+            let in_sync = matches!(state, P::SourceSelected | P::TargetSelected | P::Verifying);
+            let alone = may_be_compared(&[at(state)]);
+            assert_eq!(alone.is_ok(), in_sync, "{state}");
+            let expected = if in_sync || state.is_ended() {
+                Ok(())
+            } else {
+                Err(1)
+            };
+            let pairs = [at(P::SourceSelected), at(state)];
+            assert_eq!(may_be_compared(&pairs), expected, "{state}");
+        }
+        let ended = [at(P::Committed), at(P::Committed)];
+        assert_eq!(may_be_compared(&ended), Err(0));
     }
 
     #[test]

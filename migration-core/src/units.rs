@@ -18,6 +18,11 @@ impl Time {
     }
 }
 
+/// A moment of the wall clock, in milliseconds since 1970. The wall clock can be set, so a duration
+/// is never measured by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct WallTime(pub u64);
+
 /// The number of a region, from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RegionIndex(pub usize);

@@ -9,6 +9,7 @@
 //! Unknown fields and unknown variants are errors, never guesses.
 
 pub mod chain;
+mod convert;
 pub mod disks;
 pub mod frame;
 pub mod luns;

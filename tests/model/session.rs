@@ -11,8 +11,9 @@ use seeded_core::{
         Answer, Effect, Entry, Event, Freshness, Legs, Operation, Plan, PlannedPair, Seal, Step,
     },
     pair::{Facts, PairState, Phase, Position, Seen, Settlement, Verb, settle},
+    retire::left_behind,
     route::{Route, Side},
-    session::{self, SessionDecision},
+    session::{self, SessionDecision, Silence},
 };
 
 /// A rule of operations that is broken on purpose.
@@ -152,14 +153,6 @@ impl Pair {
         }
     }
 
-    const fn legs(&self) -> Legs {
-        match self.route {
-            Route::Single(_) => Legs::Apart,
-            Route::Mirrored { .. } => Legs::Mirrored { dirty: self.dirty },
-            Route::Split => Legs::Split,
-        }
-    }
-
     /// The route changes.
     fn becomes(&mut self, route: Route) {
         self.dirty |= !matches!(
@@ -197,11 +190,7 @@ impl World {
     /// The rule that does not hold in this state.
     fn violation(&self) -> Option<String> {
         for (index, pair) in self.pairs.iter().enumerate() {
-            let ended = match pair.phase {
-                Phase::Committed => Some(Side::Target),
-                Phase::Cancelled => Some(Side::Source),
-                _ => None,
-            };
+            let ended = left_behind(pair.phase).map(Side::other);
             let is_there = |side| pair.route == Route::Single(side) && pair.pending.is_none();
             if ended.is_some_and(|side| !is_there(side)) {
                 return Some(format!(
@@ -265,15 +254,16 @@ impl World {
         worlds
     }
 
-    /// As `require_answering` in `mgr/src/daemon/sessions/sight.rs`: a session ends only where all
-    /// pairs that were mirrored are known to be.
+    /// As `require_answering` in `mgr/src/daemon/sessions/sight.rs`.
     fn answers(&self, verb: Verb) -> bool {
-        let ends = matches!(verb, Verb::Commit | Verb::Cancel);
-        let is_known = |pair: &Pair| {
-            let never_mirrored = matches!(pair.phase, Phase::Setup | Phase::Queued);
-            pair.known || never_mirrored || pair.phase.is_ended()
+        let SessionDecision::Do(pairs) = session::decide_session(verb, &self.positions()) else {
+            return false;
         };
-        !ends || self.pairs.iter().all(is_known)
+        pairs.into_iter().all(|index| {
+            let pair = &self.pairs[index];
+            let silence = Silence::of(0, pair.known);
+            session::require_contact(verb, pair.phase, silence).is_ok()
+        })
     }
 
     fn of_volume(&self, index: usize, broken: Option<Broken>) -> Vec<Self> {
@@ -435,7 +425,7 @@ impl World {
         let pair = self.pairs[index];
         match step {
             Step::Inspect(freshness) => {
-                let legs = Answer::Legs(pair.legs());
+                let legs = Answer::Legs(Legs::of(&pair.seen()));
                 match freshness {
                     Freshness::Last => vec![(self, legs)],
                     Freshness::Fresh => vec![(self.clone(), legs), (self, Answer::Unknown)],

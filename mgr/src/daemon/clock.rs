@@ -9,6 +9,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
+use migration_core::units::Time;
 use tracing::warn;
 
 use super::context::now_ms;
@@ -39,6 +40,12 @@ pub(super) fn begin(runtime_directory: &Path) {
 pub(super) fn steady_ms() -> u64 {
     let offset_ms = *OFFSET_MS.get_or_init(offset_now);
     since_boot_ms().saturating_add(offset_ms)
+}
+
+/// A time of the steady clock, in milliseconds, as the core counts time.
+pub(super) const fn time(steady_ms: u64) -> Time {
+    const NANOSECONDS_PER_MILLISECOND: u64 = 1_000_000;
+    Time(steady_ms.saturating_mul(NANOSECONDS_PER_MILLISECOND))
 }
 
 fn offset_now() -> u64 {

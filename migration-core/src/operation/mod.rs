@@ -21,10 +21,13 @@
 //! | split | [`split`] | stop copiers, record, split all, release all, record, seal |
 //! | pause | [`pause`] | stop copiers, record |
 //! | resume | [`resume`] | check, record, mirror onto split targets again, retry failed ones |
+//!
+//! [`recover`] is no verb of a session: it decides about a volume whose map file is made again.
 
 pub mod end;
 mod mirror_again;
 pub mod pause;
+pub mod recover;
 pub mod resume;
 pub mod roles;
 pub mod split;
@@ -35,7 +38,7 @@ mod tests;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use crate::pair::{Phase, Verb};
+use crate::pair::{Phase, Seen, Verb};
 use crate::route::{Route, Side};
 
 /// What the caller performs.
@@ -114,6 +117,21 @@ pub enum Legs {
     },
     /// The target is split off, as a copy.
     Split,
+}
+
+impl Legs {
+    /// How the volume uses the legs, as it has reported. A volume that tracks writes to the source
+    /// first: the legs may differ at any moment.
+    #[must_use]
+    pub const fn of(seen: &Seen) -> Self {
+        match seen.route {
+            Route::Mirrored { .. } if seen.ours => Self::Mirrored {
+                dirty: seen.dirty || seen.tracks,
+            },
+            Route::Split if seen.ours => Self::Split,
+            Route::Mirrored { .. } | Route::Split | Route::Single(_) => Self::Apart,
+        }
+    }
 }
 
 /// Whether anybody wrote to a target that was sealed.

@@ -14,7 +14,7 @@ use super::roles::MoveRole;
 use super::split::Split;
 use super::start::Start;
 use super::*;
-use crate::pair::{Seen, Settlement, settle};
+use crate::pair::{Settlement, settle};
 
 /// A pair, as it is and as it is recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,11 +62,7 @@ impl Truth {
     }
 
     fn legs(&self) -> Legs {
-        match self.route {
-            Route::Single(_) => Legs::Apart,
-            Route::Mirrored { .. } => Legs::Mirrored { dirty: self.dirty },
-            Route::Split => Legs::Split,
-        }
+        Legs::of(&self.seen())
     }
 }
 

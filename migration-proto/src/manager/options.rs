@@ -1,5 +1,6 @@
 //! The options and limits of a session.
 
+use migration_core::hours::{self, Minute};
 use serde::{Deserialize, Serialize};
 
 use crate::target::{CopyMode, OnAuthoritativeFailure};
@@ -148,22 +149,14 @@ pub struct Hours {
 impl Hours {
     /// Whether the hours are the whole day.
     #[must_use]
-    pub const fn is_always(self) -> bool {
-        self.from_minute == self.to_minute
+    pub fn is_always(self) -> bool {
+        hours::Hours::from(self).is_always()
     }
 
     /// Whether `minute` of the day is within the hours.
     #[must_use]
-    pub const fn contains(self, minute: u16) -> bool {
-        let Self {
-            from_minute: from,
-            to_minute: to,
-        } = self;
-        if from < to {
-            from <= minute && minute < to
-        } else {
-            from <= minute || minute < to || self.is_always()
-        }
+    pub fn contains(self, minute: u16) -> bool {
+        hours::Hours::from(self).contains(Minute(minute))
     }
 }
 

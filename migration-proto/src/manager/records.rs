@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use migration_core::verify::Found;
 use serde::{Deserialize, Serialize};
 
 use super::options::{RetireHow, SessionOptions};
@@ -31,16 +32,22 @@ pub struct Verification {
 }
 
 impl Verification {
+    /// What the comparison says about the legs.
+    #[must_use]
+    pub const fn found(&self) -> Found {
+        Found::of(self.differing_bytes, self.unknown_bytes, self.repaired)
+    }
+
     /// Whether the whole volume was compared, and nothing differs any more.
     #[must_use]
     pub const fn is_clean(&self) -> bool {
-        self.unknown_bytes == 0 && !self.is_different()
+        matches!(self.found(), Found::Clean)
     }
 
     /// Whether the legs are known to differ, and differing regions were not copied again.
     #[must_use]
     pub const fn is_different(&self) -> bool {
-        self.differing_bytes > 0 && !self.repaired
+        matches!(self.found(), Found::Different)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use migration_core::pair::{PairState, Position, Verb};
 use migration_core::session;
+use migration_core::verify::Comparison;
 use migration_proto::manager::{
     ApplicationRecord, CutoverRecord, EventRecord, HostRecord, JSON_SCHEMA, PairRecord, Record,
     SessionMode, SessionRecord, VolumeRecord,
@@ -17,7 +18,6 @@ use crate::daemon::handle::View;
 use crate::daemon::luns::opened::grown;
 use crate::daemon::paths::Config;
 use crate::daemon::sessions::queue::Occupancy;
-use crate::daemon::sessions::verify::{self, Comparison};
 use crate::daemon::volumes::position::facts;
 use crate::daemon::volumes::route_change::is_paired_with;
 use crate::daemon::volumes::truth;
@@ -131,7 +131,7 @@ pub(crate) fn session(
         .filter(|verb| *verb != Verb::Switch || row.options.mode != SessionMode::Copy)
         .map(|verb| verb.name().to_owned())
         .collect();
-    if verify::may_be_compared(positions).is_ok() {
+    if session::may_be_compared(positions).is_ok() {
         names.push("verify".to_owned());
     }
     if session::state(positions).is_some_and(PairState::is_ended) {

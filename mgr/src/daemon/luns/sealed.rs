@@ -1,17 +1,14 @@
 //! Seals the targets of split pairs: makes them read-only, and checks later whether they are
-//! unchanged.
+//! unchanged. [`migration_core::seal`] decides what the result means.
 //!
-//! The map does not record what others write to such a target. After the target is mirrored again,
-//! those regions would count as equal, and a switch would lose acknowledged writes. The kernel
-//! refuses writes to a sealed target, and counts the writes that it did. For a while after a boot
-//! nothing refuses writes, and writes of another boot or system are not counted. So after a boot a
-//! LUN is sealed again only if nothing was written to it in this boot and its fingerprint is
-//! unchanged. Any other LUN is recorded as in doubt, and is copied from scratch. That also applies
-//! to LUNs whose writes nothing counts: files, and devices without statistics.
+//! The kernel refuses writes to a sealed target, and counts the writes that it did. Nothing counts
+//! the writes to files, and to devices without statistics.
 
 use lun::{Kind, Lun, OpenOptions};
-use migration_core::custody::{self, Difference, LegState};
+use migration_core::custody::LegState;
+use migration_core::operation;
 use migration_core::pair::Phase;
+use migration_core::seal::{self, Resealed};
 use tracing::warn;
 
 use super::checks::open_recorded;
@@ -42,35 +39,13 @@ pub(crate) async fn untouched(pair: &PairRow) -> Result<Option<String>, String> 
     let (now, read_only) = inspect(&pair.target).await?;
     let copy_of = pair.copy_of.as_ref();
     let sealed = copy_of.and_then(|copy_of| copy_of.sealed.as_ref());
-    judge(sealed, &now, read_only)
-        .map(|unknown| unknown.map(str::to_owned))
-        .map_err(|cause| format!("{} {cause}", pair.target))
-}
-
-fn judge(
-    sealed: Option<&Sealed>,
-    now: &Sealed,
-    read_only: bool,
-) -> Result<Option<&'static str>, &'static str> {
-    match sealed {
-        None => Ok(Some(
-            "what was written to the target since the split is not known",
-        )),
-        // Somebody may need what it holds now.
-        Some(before) if !read_only && before.boot_id != now.boot_id => {
-            Err("is writable since this host was booted, and may hold what Shunt has not written")
-        }
-        Some(_) if !read_only => Err("was made writable, and may hold what Shunt has not written"),
-        Some(before) if before.boot_id != now.boot_id => Ok(Some(
-            "this host was booted, and the target may have been written to before it was read-only again",
-        )),
-        Some(before) => match custody::compare(state(before), state(now), true) {
-            Ok(()) => Ok(None),
-            Err(Difference::Written) => Err("was written to by somebody else since the split"),
-            Err(Difference::NotCounted) => Ok(Some(
-                "nothing counts the writes to the target, so it is not known whether there were any",
-            )),
-        },
+    let same_boot = sealed.is_some_and(|sealed| sealed.boot_id == now.boot_id);
+    let Err(doubt) = seal::judge(sealed.map(state), state(&now), same_boot, read_only) else {
+        return Ok(None);
+    };
+    match doubt.seal() {
+        operation::Seal::Broken => Err(format!("{} {doubt}", pair.target)),
+        operation::Seal::Unbroken | operation::Seal::Unknown => Ok(Some(doubt.to_string())),
     }
 }
 
@@ -150,15 +125,16 @@ pub(crate) fn seal_again(context: &Context, model: &Model) {
     }
 }
 
-/// The new record of a target that is sealed again after a boot: its current state, or that it is
-/// in doubt, which later boots keep. `None`: nothing has changed.
+/// The new record of a target that is sealed again when shuntd starts. `None`: nothing has changed.
 fn after_boot(copy_of: CopyOf, now: Sealed) -> Option<CopyOf> {
-    let before = copy_of.sealed.as_ref()?;
-    let is_known = custody::compare(state(before), state(&now), false).is_ok();
-    (before.boot_id != now.boot_id).then_some(CopyOf {
-        sealed: is_known.then_some(now),
-        ..copy_of
-    })
+    let before = copy_of.sealed.as_ref();
+    let same_boot = before.is_some_and(|before| before.boot_id == now.boot_id);
+    let sealed = match seal::after_boot(before.map(state), state(&now), same_boot) {
+        Resealed::AsBefore => return None,
+        Resealed::Renewed => Some(now),
+        Resealed::InDoubt => None,
+    };
+    Some(CopyOf { sealed, ..copy_of })
 }
 
 #[cfg(test)]
@@ -174,33 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_what_it_was_while_nothing_is_counted() {
-        let before = sealed("a", Some(7));
-        let judge = |now: &Sealed, read_only| super::judge(Some(&before), now, read_only);
-        assert_eq!(judge(&sealed("a", Some(7)), true), Ok(None));
-        judge(&sealed("a", Some(7)), false).unwrap_err();
-        judge(&sealed("a", Some(8)), true).unwrap_err();
-        assert!(judge(&sealed("a", None), true).unwrap().is_some());
-        let before = sealed("a", None);
-        let uncounted = |now: &Sealed| super::judge(Some(&before), now, true).unwrap();
-        assert!(
-            uncounted(&sealed("a", None))
-                .unwrap()
-                .contains("nothing counts")
-        );
-        assert!(uncounted(&sealed("a", Some(7))).is_some());
-        let before = sealed("a", Some(7));
-        let judge = |now: &Sealed, read_only| super::judge(Some(&before), now, read_only);
-        let why = judge(&sealed("b", Some(7)), true).unwrap();
-        assert!(why.unwrap().contains("booted"));
-        let why = judge(&sealed("b", Some(7)), false).unwrap_err();
-        assert!(why.contains("booted"));
-        let why = super::judge(None, &before, true).unwrap();
-        assert!(why.is_some());
-    }
-
-    #[test]
-    fn after_a_boot_it_is_what_it_was_if_nothing_was_written_since() {
+    fn after_a_boot_the_record_is_renewed_or_removed_and_keeps_the_instant_of_the_copy() {
         let copy_of = CopyOf {
             at_ms: 5,
             sealed: Some(sealed("a", Some(7))),
@@ -208,22 +158,9 @@ mod tests {
         let after = |now| after_boot(copy_of.clone(), now);
         let found = after(sealed("b", Some(0))).unwrap();
         assert_eq!((found.at_ms, found.sealed), (5, Some(sealed("b", Some(0)))));
-        // A target that was written to stays in doubt, whatever the next boot counts. So does a
-        // target that another boot or system has mounted: this boot counts none of its writes.
-        let mounted = Sealed {
-            fingerprint: 8,
-            ..sealed("b", Some(0))
-        };
-        for written in [sealed("b", Some(1)), sealed("b", None), mounted] {
-            let in_doubt = after(written).unwrap();
-            assert_eq!((in_doubt.at_ms, &in_doubt.sealed), (5, &None));
-            assert_eq!(after_boot(in_doubt, sealed("c", Some(0))), None);
-        }
+        let in_doubt = after(sealed("b", Some(1))).unwrap();
+        assert_eq!((in_doubt.at_ms, &in_doubt.sealed), (5, &None));
+        assert_eq!(after_boot(in_doubt, sealed("c", Some(0))), None);
         assert_eq!(after(sealed("a", Some(0))), None, "the same boot");
-        let never = CopyOf {
-            at_ms: 5,
-            sealed: None,
-        };
-        assert_eq!(after_boot(never, sealed("b", Some(0))), None);
     }
 }

@@ -2,20 +2,19 @@
 //! the ends of copy windows and of maximum durations.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 use copier::Copier;
-use migration_core::pair::{PairState, Verb};
-use migration_core::session::{self, SessionDecision};
+use migration_core::pair::Verb;
+use migration_core::schedule::{DueAction, due_start};
+use migration_core::units::WallTime;
 use migration_proto::manager::Failure;
 
 use super::Owner;
 use super::concern::Concern;
-use crate::daemon::clock::steady_ms;
+use crate::daemon::clock::{steady_ms, time};
 use crate::daemon::context::{note, now_ms};
 use crate::daemon::event::Busy;
-use crate::daemon::sessions::schedule::{self, DueAction};
-use crate::daemon::sessions::{cutover, hours, verify};
+use crate::daemon::sessions::{cutover, hours, schedule, verify};
 use crate::moments;
 use crate::store::{PairKey, SessionRow};
 
@@ -54,17 +53,13 @@ impl Owner {
 
     /// Starts the sessions whose scheduled start is due.
     pub(super) fn start_due_sessions(&mut self, concern: &Concern) {
-        let now = now_ms();
-        let is_due = |row: &SessionRow| {
-            let at_ms = row.options.start_at_ms;
-            at_ms != 0 && at_ms <= now && row.is_live()
-        };
-        for row in self.idle_sessions(concern, is_due) {
+        let now = WallTime(now_ms());
+        let may_be_due = |row: &SessionRow| schedule::start_at(row).is_some() && row.is_live();
+        for row in self.idle_sessions(concern, may_be_due) {
             let positions = self.sight().positions(&row);
-            if session::state(&positions) == Some(PairState::Setup)
-                && let SessionDecision::Do(pairs) = session::decide_session(Verb::Start, &positions)
-            {
-                self.try_automatically(&row, DueAction::start(row.options.start_at_ms, pairs));
+            let at = schedule::start_at(&row);
+            if let Some(action) = at.and_then(|at| due_start(at, &positions, now)) {
+                self.try_automatically(&row, action);
             }
         }
     }
@@ -94,11 +89,7 @@ impl Owner {
     /// Pauses the sessions that have exceeded their maximum duration.
     pub(super) fn pause_overdue_sessions(&mut self, concern: &Concern) {
         let now = steady_ms();
-        let is_late = |row: &SessionRow| {
-            let live = row.pairs.iter().filter(|pair| !pair.phase.is_ended());
-            let max_seconds = row.options.max_duration_seconds;
-            !row.paused && hours::takes_too_long(max_seconds, live.map(|pair| pair.progress), now)
-        };
+        let is_late = |row: &SessionRow| !row.paused && hours::takes_too_long(row, now);
         for row in self.idle_sessions(concern, is_late) {
             let copiers = self.take_copiers(&row);
             if let Some(operation) = self.operation(&row.name, copiers) {
@@ -146,29 +137,21 @@ impl Owner {
 
     /// Starts the automatic switches that are due.
     pub(super) fn run_due_actions(&mut self, concern: &Concern) {
-        let now_ms = now_ms();
-        for row in self.idle_sessions(concern, |row| schedule::is_due(&row.options.switch, now_ms))
-        {
-            let Some((verb, pairs)) = schedule::due_verb(&row, &self.sight().positions(&row))
-            else {
-                continue;
-            };
-            let action = DueAction {
-                verb,
-                pairs,
-                policy: row.options.switch.clone(),
-            };
-            self.try_automatically(&row, action);
+        let now = WallTime(now_ms());
+        for row in self.idle_sessions(concern, |row| schedule::is_due(row, now)) {
+            let action = schedule::due(&row, &self.sight().positions(&row), now);
+            if let Some(action) = action {
+                self.try_automatically(&row, action);
+            }
         }
     }
 
     /// Performs an automatic action that is due, unless it was attempted a moment ago.
     pub(super) fn try_automatically(&mut self, row: &SessionRow, action: DueAction) {
-        let now = Instant::now();
-        if !self.sessions.attempts.may_begin(&row.name, &action, now) {
+        let attempts = self.sessions.attempts.entry(row.name.clone()).or_default();
+        if !attempts.begin(&action, time(steady_ms())) {
             return;
         }
-        self.sessions.attempts.begin(&row.name, action.clone(), now);
         let verb = action.verb;
         if let Err(failure) = self.do_by_itself(row, action) {
             let what = format!("the {verb} that is due is refused: {}", failure.cause);

@@ -1,6 +1,8 @@
 //! Begins and ends comparisons of the legs.
 
 use copier::compare::Found;
+use migration_core::session::may_be_compared;
+use migration_core::verify::Comparison;
 use migration_proto::manager::{Failure, Response};
 use tokio::sync::oneshot;
 use tracing::warn;
@@ -9,7 +11,7 @@ use super::Owner;
 use crate::daemon::context::note;
 use crate::daemon::event::{Busy, Event};
 use crate::daemon::failure::{self, Done};
-use crate::daemon::sessions::verify::{self, Comparison};
+use crate::daemon::sessions::verify;
 use crate::store::{Change, PairKey, PairRow};
 
 impl Owner {
@@ -29,7 +31,7 @@ impl Owner {
             .ok_or_else(|| failure::no_session(name))?;
         self.require_free(&[Busy::Session(name.to_owned())])?;
         let positions = self.sight().positions(&session);
-        if let Err(pair) = verify::may_be_compared(&positions) {
+        if let Err(pair) = may_be_compared(&positions) {
             return Err(verify::not_comparable(&session, pair, positions[pair]));
         }
         let keys: Vec<PairKey> = (0..session.pairs.len())
@@ -39,12 +41,9 @@ impl Owner {
                 position,
             })
             .collect();
+        let asked = Comparison::new(repair);
         let wanted = |key: &PairKey| {
             let pair = &session.pairs[key.position];
-            let asked = Comparison {
-                repair,
-                over: false,
-            };
             self.sight().comparing(&session, pair, key) == Some(asked)
         };
         if keys.iter().all(wanted) {
@@ -56,10 +55,6 @@ impl Owner {
             let volume = &session.pairs[key.position].volume;
             let what = "verify: both legs are compared; what differs is copied again".to_owned();
             notes.push(note(Some(name), Some(volume), what));
-            let asked = Comparison {
-                repair,
-                over: false,
-            };
             self.sessions.to_compare.insert(key.clone(), asked);
             if self.copies.copiers.is_comparing(&key) {
                 self.stop_comparing(&key);

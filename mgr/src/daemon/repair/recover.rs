@@ -6,17 +6,16 @@
 //! session copies everything again. A map file that is whole is never replaced, and a damaged one
 //! that still says which leg is authoritative is believed.
 //!
-//! The phase of the pair is recorded before the map file is made (`cancelling` for the source,
-//! `committing` for the target). The route of the new map file then settles it, as after a crash in
-//! a commit or a cancel.
+//! Which leg may be named, and what is recorded before the map file is made, is decided by
+//! [`migration_core::operation::recover`].
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use migration_core::pair::Phase;
-use migration_core::route::{Route, Side};
+use migration_core::operation::recover::{Found, Known, LivePair, Refusal};
+use migration_core::route::Side;
 use migration_proto::manager::Failure;
 use migration_proto::route::{Descriptor, MapSummary};
 use nix::errno::Errno;
@@ -57,21 +56,21 @@ pub(crate) struct Recovery {
 impl Recovery {
     pub(crate) async fn run(self) -> Answer {
         let (damage, summary) = self.examine().await?;
-        self.check_legs(summary.as_ref())?;
-        let record = self.record(summary.as_ref());
-        self.check(record)?;
-        let plan = self.plan(&damage, record);
+        let known = self.known(summary.as_ref());
+        self.check_legs(summary.as_ref(), &known)?;
+        self.check(&known)?;
+        let plan = self.plan(&damage, &known);
         if self.params.dry_run {
             return Ok(Done {
                 changed: false,
                 messages: plan,
             });
         }
-        self.intend(&damage).await?;
+        self.intend(&damage, &known).await?;
         if let Some(handle) = &self.handle {
             handle.abandon().await;
         }
-        let replaced = self.replace(summary.as_ref()).await;
+        let replaced = self.replace(summary.as_ref(), &known).await;
         // Even if that failed, a supervisor must run for the volume.
         let handle = supervise(
             attach::setup(&self.context, &self.row),
@@ -128,69 +127,62 @@ impl Recovery {
                 let next = "correct that, then the same command again";
                 Err(failure::failed(self.object(), cause, next))
             }
-            // The database is older: the volume was detached and attached again since.
-            Ok(summary)
-                if summary.descriptor.volume_id != self.row.volume_id
-                    && summary.descriptor.volume == self.row.name =>
-            {
+            Ok(summary) => self.judge(&map, summary, view.and_then(|view| view.problem)),
+        }
+    }
+
+    /// Judges a map file that can be read, at least in part.
+    fn judge(
+        &self,
+        map: &Path,
+        summary: MapSummary,
+        problem: Option<String>,
+    ) -> Result<(String, Option<MapSummary>), Failure> {
+        let Descriptor {
+            volume, volume_id, ..
+        } = &summary.descriptor;
+        let (is_ours, has_name) = (*volume_id == self.row.volume_id, *volume == self.row.name);
+        let map = map.display();
+        match Found::of(is_ours, has_name, summary.damage.is_some()) {
+            Found::OfAnother => {
+                let what = format!("{map} is that of another volume, {volume}");
+                Ok((what, None))
+            }
+            Found::Damaged => Ok((summary.damage.clone().unwrap_or_default(), Some(summary))),
+            // The volume was detached and attached again since.
+            Found::OfNamesake => {
                 let cause = format!(
-                    "{} is that of another volume of this name: the database is older than the map file",
-                    map.display()
+                    "{map} is that of another volume of this name: the database is older than the map file"
                 );
                 let next = failure::other_volume_next(&self.row.name);
                 Err(failure::refused(self.object(), cause, next))
             }
-            Ok(summary) if summary.descriptor.volume_id != self.row.volume_id => Ok((
-                format!(
-                    "{} is that of another volume, {}",
-                    map.display(),
-                    summary.descriptor.volume
-                ),
-                None,
-            )),
-            Ok(summary) => match summary.damage.clone() {
-                Some(damage) => Ok((damage, Some(summary))),
-                None => {
-                    let problem = view.and_then(|view| view.problem).unwrap_or_default();
-                    let cause = format!(
-                        "its map file is whole, and is not replaced; what keeps the volume down: {problem}"
-                    );
-                    let next = "correct that; the volume is restarted automatically";
-                    Err(failure::refused(self.object(), cause, next))
-                }
-            },
+            Found::Whole => {
+                let problem = problem.unwrap_or_default();
+                let cause = format!(
+                    "its map file is whole, and is not replaced; what keeps the volume down: {problem}"
+                );
+                let next = "correct that; the volume is restarted automatically";
+                Err(failure::refused(self.object(), cause, next))
+            }
         }
     }
 
-    /// The side that is authoritative, as far as that is recorded anywhere.
-    fn record(&self, summary: Option<&MapSummary>) -> Option<Side> {
-        let Some((_, pair)) = &self.pair else {
-            return Some(Side::Source);
-        };
-        let mirrored = summary.and_then(|summary| match Route::from(summary.route) {
-            Route::Mirrored { authoritative } => Some(authoritative),
-            Route::Split => Some(Side::Source),
-            Route::Single(_) => None,
-        });
-        let recorded = match pair.phase {
-            Phase::Switching | Phase::Undoing => None,
-            Phase::Setup
-            | Phase::Queued
-            | Phase::Starting
-            | Phase::Active
-            | Phase::Splitting
-            | Phase::Split
-            | Phase::Committing
-            | Phase::Committed
-            | Phase::Cancelling
-            | Phase::Cancelled => Some(pair.authoritative),
-        };
-        mirrored.or(recorded)
+    /// What is known of the volume. `summary`: what can still be read of its map file.
+    fn known(&self, summary: Option<&MapSummary>) -> Known {
+        Known {
+            pair: self.pair.as_ref().map(|(key, pair)| LivePair {
+                pair: key.position,
+                phase: pair.phase,
+                authoritative: pair.authoritative,
+            }),
+            route: summary.map(|summary| summary.route.into()),
+        }
     }
 
     /// Checks that what can be read of the map file names the recorded legs.
-    fn check_legs(&self, summary: Option<&MapSummary>) -> Result<(), Failure> {
-        let (source, target) = self.legs();
+    fn check_legs(&self, summary: Option<&MapSummary>, known: &Known) -> Result<(), Failure> {
+        let (source, target) = self.legs(known);
         let Some(truth) = summary.map(Truth::of_map) else {
             return Ok(());
         };
@@ -204,36 +196,39 @@ impl Recovery {
         Err(failure::refused(self.object(), cause, failure::REBUILD))
     }
 
-    fn check(&self, record: Option<Side>) -> Result<(), Failure> {
-        let name = &self.row.name;
-        let side = self.params.side;
-        let only_source = match &self.pair {
-            None => Some("it has one leg, which counts as its source"),
-            Some((_, pair)) => matches!(pair.phase, Phase::Setup | Phase::Queued | Phase::Starting)
-                .then_some("its target has never been authoritative"),
+    fn check(&self, known: &Known) -> Result<(), Failure> {
+        let (name, side) = (&self.row.name, self.params.side);
+        let Err(refusal) = known.may_name(side, self.params.against_record) else {
+            return Ok(());
         };
-        if let Some(cause) = only_source.filter(|_| side == Side::Target) {
-            let next = format!("`shunt recover {name} --authoritative source`");
-            return Err(failure::refused(self.object(), cause, next));
-        }
-        match record {
-            Some(record) if record != side && !self.params.against_record => {
-                let cause = format!(
-                    "the {record} was authoritative when the volume was last seen: the {side} may be older, and what was \
+        let other = side.other();
+        let only_source = || format!("`shunt recover {name} --authoritative source`");
+        let (cause, next) = match refusal {
+            Refusal::OneLeg => (
+                "it has one leg, which counts as its source".to_owned(),
+                only_source(),
+            ),
+            Refusal::NeverAuthoritative => (
+                "its target has never been authoritative".to_owned(),
+                only_source(),
+            ),
+            Refusal::AgainstRecord => (
+                format!(
+                    "the {other} was authoritative when the volume was last seen: the {side} may be older, and what was \
                      written since would be lost"
-                );
-                let next = format!(
-                    "`shunt recover {name} --authoritative {record}`; if you know better, add --against-record"
-                );
-                Err(failure::refused(self.object(), cause, next))
-            }
-            Some(_) | None => Ok(()),
-        }
+                ),
+                format!(
+                    "`shunt recover {name} --authoritative {other}`; if you know better, add --against-record"
+                ),
+            ),
+        };
+        Err(failure::refused(self.object(), cause, next))
     }
 
-    fn plan(&self, damage: &str, record: Option<Side>) -> Vec<String> {
+    fn plan(&self, damage: &str, known: &Known) -> Vec<String> {
         let (name, side) = (&self.row.name, self.params.side);
-        let known = match record {
+        let (source, other) = self.legs(known);
+        let why = match known.recorded() {
             Some(record) if record == side => {
                 "it was authoritative when the volume was last seen".to_owned()
             }
@@ -242,7 +237,6 @@ impl Recovery {
             }
             None => "a change of the role was under way, so nothing recorded says which".to_owned(),
         };
-        let (source, other) = self.legs();
         let stays = match (&other, side) {
             (Some(target), Side::Target) => target,
             (Some(_) | None, Side::Source) | (None, Side::Target) => &source,
@@ -250,7 +244,7 @@ impl Recovery {
         let mut plan = vec![
             format!("volume {name}: {damage}"),
             format!(
-                "a new map file says that the volume uses {} alone ({known}); what is left of the old one is kept beside it",
+                "a new map file says that the volume uses {} alone ({why}); what is left of the old one is kept beside it",
                 stays
             ),
         ];
@@ -267,9 +261,9 @@ impl Recovery {
     }
 
     /// The legs of the new map file.
-    fn legs(&self) -> (LegRow, Option<LegRow>) {
+    fn legs(&self, known: &Known) -> (LegRow, Option<LegRow>) {
         match &self.pair {
-            Some((_, pair)) if !matches!(pair.phase, Phase::Setup | Phase::Queued) => {
+            Some((_, pair)) if known.has_both_legs() => {
                 (pair.source.clone(), Some(pair.target.clone()))
             }
             Some(_) | None => (self.row.leg.clone(), None),
@@ -277,24 +271,19 @@ impl Recovery {
     }
 
     /// Records the phase that the route of the new map file will settle.
-    async fn intend(&self, damage: &str) -> Result<(), Failure> {
+    async fn intend(&self, damage: &str, known: &Known) -> Result<(), Failure> {
         let (name, side) = (&self.row.name, self.params.side);
         let what = format!("recover on the {side}: {damage}");
         let session = self.pair.as_ref().map(|(key, _)| key.session.as_str());
         let mut changes = vec![note(session, Some(name), what)];
-        if let Some((key, pair)) = &self.pair
-            && !matches!(pair.phase, Phase::Setup | Phase::Queued)
-        {
-            let phase = match side {
-                Side::Source => Phase::Cancelling,
-                Side::Target => Phase::Committing,
-            };
+        let phase = known.intention(side).and_then(|entry| entry.phase());
+        if let (Some((key, _)), Some(phase)) = (&self.pair, phase) {
             changes.push(Change::SetPair(key.clone(), PairField::Phase(phase)));
         }
         self.context.record(&self.object(), changes).await
     }
 
-    async fn replace(&self, summary: Option<&MapSummary>) -> Result<(), Failure> {
+    async fn replace(&self, summary: Option<&MapSummary>, known: &Known) -> Result<(), Failure> {
         let map = self.map();
         let failed = |cause: String| {
             let next = format!(
@@ -304,7 +293,7 @@ impl Recovery {
             failure::failed(self.object(), cause, next)
         };
         set_aside(&map).map_err(failed)?;
-        let (source, target) = self.legs();
+        let (source, target) = self.legs(known);
         let size_bytes = self.row.size_bytes;
         let logical_block_bytes = self.row.logical_block_bytes;
         let descriptor = Descriptor {

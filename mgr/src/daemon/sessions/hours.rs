@@ -1,17 +1,19 @@
 //! Time limits of a session: copy window, scheduled start, maximum duration.
+//! [`migration_core::hours`] and [`migration_core::schedule`] decide; this module checks what the
+//! operator asks for, and pauses sessions.
 
 use std::time::Duration;
 
+use migration_core::hours::{self, FirstCopy, MINUTES_OF_A_DAY};
 use migration_proto::manager::{EVERY_SECONDS_MAX, Hours, SessionOptions};
 
 use super::operation::Operation;
+use crate::daemon::clock::time;
 use crate::daemon::context::{note, now_ms};
 use crate::daemon::failure::{Answer, Done};
 use crate::moments;
-use crate::store::{Change, Progress};
+use crate::store::{Change, SessionRow};
 use crate::units;
-
-const MINUTES_OF_A_DAY: u16 = 24 * 60;
 
 /// Checks the copy window and the maximum duration. The error is the reason to refuse them.
 pub(crate) fn check(options: &SessionOptions) -> Result<(), String> {
@@ -19,7 +21,7 @@ pub(crate) fn check(options: &SessionOptions) -> Result<(), String> {
         from_minute,
         to_minute,
     } = options.hours;
-    if from_minute.max(to_minute) >= MINUTES_OF_A_DAY {
+    if !hours::Hours::from(options.hours).are_valid() {
         return Err(format!(
             "the hours are from minute {from_minute} to minute {to_minute}, and a day has {MINUTES_OF_A_DAY}"
         ));
@@ -56,20 +58,16 @@ pub(crate) fn text(hours: Hours) -> String {
     }
 }
 
-/// Whether one of these running pairs has exceeded the session's maximum duration without reaching
-/// sync. `max_seconds` = 0: no maximum.
-pub(crate) fn takes_too_long(
-    max_seconds: u64,
-    pairs: impl Iterator<Item = Progress>,
-    now_ms: u64,
-) -> bool {
-    let max_ms = max_seconds.saturating_mul(1000);
-    let is_late = |progress: Progress| {
-        let begun_ms = progress.begun_ms.filter(|_| progress.in_sync_ms.is_none());
-        begun_ms.is_some_and(|begun_ms| now_ms.saturating_sub(begun_ms) >= max_ms)
-    };
-    let mut pairs = pairs;
-    max_seconds > 0 && pairs.any(is_late)
+/// Whether a session has exceeded its maximum duration without reaching sync. `now_ms`: the current
+/// time of the steady clock.
+pub(crate) fn takes_too_long(row: &SessionRow, now_ms: u64) -> bool {
+    let pairs = row.pairs.iter().map(|pair| FirstCopy {
+        phase: pair.phase,
+        begun: pair.progress.begun_ms.map(time),
+        in_sync: pair.progress.in_sync_ms.is_some(),
+    });
+    let max = Duration::from_secs(row.options.max_duration_seconds);
+    hours::takes_too_long(max, pairs, time(now_ms))
 }
 
 impl Operation {
@@ -108,42 +106,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hours_go_over_midnight_and_equal_ones_are_always() {
-        let hours = |from_minute, to_minute| Hours {
-            from_minute,
-            to_minute,
-        };
-        let night = hours(22 * 60, 6 * 60);
-        assert!(night.contains(23 * 60) && night.contains(0) && night.contains(22 * 60));
-        assert!(!night.contains(6 * 60) && !night.contains(12 * 60));
-        let day = hours(8 * 60, 18 * 60);
-        assert!(day.contains(8 * 60) && !day.contains(18 * 60) && !day.contains(0));
-        assert!(Hours::default().contains(0) && Hours::default().contains(1439));
-        let options = SessionOptions {
-            hours: hours(0, 1440),
+    fn hours_that_no_day_has_and_a_start_that_has_passed_are_refused() {
+        let options = |to_minute| SessionOptions {
+            hours: Hours {
+                from_minute: 0,
+                to_minute,
+            },
             ..SessionOptions::default()
         };
-        check(&options).unwrap_err();
+        check(&options(1439)).unwrap();
+        check(&options(1440)).unwrap_err();
         check_start(1).unwrap_err();
         check_start(0).unwrap();
         check_start(u64::MAX).unwrap();
-    }
-
-    #[test]
-    fn a_session_takes_too_long_until_it_is_in_sync_only() {
-        let begun = Progress {
-            begun_ms: Some(1000),
-            ..Progress::default()
-        };
-        let in_sync = Progress {
-            in_sync_ms: Some(2000),
-            ..begun
-        };
-        let late = |max_seconds, courses: &[Progress]| {
-            [3999, 4000].map(|now| takes_too_long(max_seconds, courses.iter().copied(), now))
-        };
-        assert_eq!(late(3, &[in_sync, begun]), [false, true]);
-        assert_eq!(late(0, &[begun]), [false, false]);
-        assert_eq!(late(3, &[in_sync, Progress::default()]), [false, false]);
     }
 }

@@ -15,12 +15,13 @@ pub(super) mod verify;
 
 use std::collections::BTreeMap;
 
+use migration_core::schedule::Attempts;
+use migration_core::verify::Comparison;
+
 use crate::store::PairKey;
 use cutover::Cutovers;
 use queue::Places;
 use retire::HeldLuns;
-use schedule::Attempts;
-use verify::Comparison;
 
 /// The state of the sessions beside what is recorded.
 #[derive(Debug, Default)]
@@ -29,8 +30,9 @@ pub(super) struct Sessions {
     pub(super) to_compare: BTreeMap<PairKey, Comparison>,
     /// The places of pairs that are about to be copied.
     pub(super) places: Places,
-    /// The automatic starts, switches and splits that were attempted, with their back-off.
-    pub(super) attempts: Attempts,
+    /// For each session, the automatic start, switch or split that was attempted last, with its
+    /// back-off.
+    pub(super) attempts: BTreeMap<String, Attempts>,
     /// The cutovers of sessions that track.
     pub(super) cutovers: Cutovers,
     /// The legs that are kept open.

@@ -3,13 +3,14 @@
 //!
 //! After a commit that leg is the source, after a cancel the target. Two disks with the same file
 //! system are a trap, because programs look for file systems by their UUID. What will be done to a
-//! leg is durable before it is done, together with the data that is needed to take it back.
+//! leg is durable before it is done, together with the data that is needed to take it back. What is
+//! left behind, and what may be done to it, is decided by [`migration_core::retire`].
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use lun::{Lun, OpenOptions, Saved, bring_online};
-use migration_core::pair::Phase;
+use lun::{Lun, OpenError, OpenOptions, Saved, bring_online};
+use migration_core::retire::{self, AfterFailure, Decision, How};
 use migration_core::route::Side;
 use migration_proto::manager::{Failure, FailureKind, RetireHow};
 use tracing::warn;
@@ -37,30 +38,10 @@ const WIPE_ROUNDS_MAX: usize = 16;
 #[derive(Debug, Default)]
 pub(crate) struct HeldLuns(BTreeMap<PairKey, Vec<Lun>>);
 
-/// The side that an ended pair no longer uses.
-const fn left_behind(phase: Phase) -> Option<Side> {
-    match phase {
-        Phase::Committed => Some(Side::Source),
-        Phase::Cancelled => Some(Side::Target),
-        Phase::Setup
-        | Phase::Queued
-        | Phase::Starting
-        | Phase::Active
-        | Phase::Splitting
-        | Phase::Split
-        | Phase::Switching
-        | Phase::Undoing
-        | Phase::Committing
-        | Phase::Cancelling => None,
-    }
-}
-
 /// The leg of a pair that is locked because it was made inaccessible.
 pub(crate) fn retired_leg(pair: &PairRow) -> Option<&LegRow> {
-    let retired = pair.retired.as_ref()?;
-    let is_locked = retired.how != RetireHow::Discard;
-    let side = left_behind(pair.phase).filter(|_| is_locked)?;
-    Some(leg_of(pair, side))
+    let how = pair.retired.as_ref().map(|retired| retired.how.into());
+    Some(leg_of(pair, retire::locked(pair.phase, how)?))
 }
 
 fn holder(side: Side, volume: &str, session: &str) -> String {
@@ -78,7 +59,7 @@ pub(crate) struct Leg {
 
 impl Leg {
     fn of(session: &SessionRow, position: usize, pair: &PairRow) -> Option<Self> {
-        let side = left_behind(pair.phase)?;
+        let side = retire::left_behind(pair.phase)?;
         Some(Self::on(&session.name, position, pair, side))
     }
 
@@ -167,13 +148,7 @@ impl Leg {
             self.intend(context, &retired).await?;
             let done = blocking(move || {
                 for (index, lun) in luns.iter().enumerate() {
-                    let done = match how {
-                        RetireHow::ReadOnly => lun.set_read_only(true),
-                        RetireHow::Offline => lun.take_offline(),
-                        RetireHow::Discard => lun.discard_all(),
-                        RetireHow::Hold | RetireHow::WipeSignatures => Ok(()),
-                    };
-                    done.map_err(|error| (index, error.to_string()))?;
+                    retire_lun(lun, how).map_err(|error| (index, error.to_string()))?;
                 }
                 Ok(luns)
             });
@@ -183,32 +158,11 @@ impl Leg {
                     context.notify(Event::Held { key, luns }).await;
                 }
                 Ok(luns) => close(luns).await,
-                // A discard that fails may have been done in part.
-                Err((_, cause)) if how == RetireHow::Discard => {
-                    let cause = format!("{cause}; part of it may be discarded already");
-                    let mut changes =
-                        vec![self.set(None), self.note(format!("not retired: {cause}"))];
-                    changes.extend(self.row.unlock());
-                    context.record(&self.object(), changes).await?;
-                    let next = format!("`shunt retire {} --how discard` again", self.key.session);
-                    return Err(failure::failed(self.object(), cause, next));
-                }
-                Err((0, cause)) => {
-                    // Nothing was done to the leg.
-                    let mut changes = vec![self.set(None)];
-                    changes.extend(self.row.unlock());
-                    context.record(&self.object(), changes).await?;
-                    return Err(self.refused(cause));
-                }
-                Err((_, cause)) => {
-                    let cause = format!("{cause}; what stands before it was retired");
-                    return Err(self.failed(cause));
-                }
+                Err((lun, cause)) => return self.not_retired(context, how, lun, cause).await,
             }
         }
         let mut changes = Vec::new();
-        if how == RetireHow::Discard {
-            // The leg holds nothing that could be mistaken for anything.
+        if !How::from(how).can_be_taken_back() {
             changes.extend(self.row.unlock());
         }
         let path = &self.row;
@@ -226,6 +180,35 @@ impl Leg {
         changes.push(self.note(what.clone()));
         context.record(&self.object(), changes).await?;
         Ok(format!("{}: {what}", self.volume))
+    }
+
+    /// Records what becomes of the leg after its LUN with this index could not be retired. The
+    /// error is what the operator reads.
+    async fn not_retired(
+        &self,
+        context: &Context,
+        how: RetireHow,
+        lun: usize,
+        cause: String,
+    ) -> Result<String, Failure> {
+        let mut changes = vec![self.set(None)];
+        changes.extend(self.row.unlock());
+        match How::from(how).after_failure(lun) {
+            AfterFailure::PartLost => {
+                let cause = format!("{cause}; part of it may be discarded already");
+                changes.push(self.note(format!("not retired: {cause}")));
+                context.record(&self.object(), changes).await?;
+                let next = format!("`shunt retire {} --how discard` again", self.key.session);
+                Err(failure::failed(self.object(), cause, next))
+            }
+            AfterFailure::Untouched => {
+                context.record(&self.object(), changes).await?;
+                Err(self.refused(cause))
+            }
+            AfterFailure::PartRetired => {
+                Err(self.failed(format!("{cause}; what stands before it was retired")))
+            }
+        }
     }
 
     async fn wipe(
@@ -278,7 +261,7 @@ impl Leg {
         let Some(retired) = self.retired.clone() else {
             return Ok(None);
         };
-        if retired.how == RetireHow::Discard {
+        if !How::from(retired.how).can_be_taken_back() {
             let next = "copy it again with a new session, if it is needed";
             let cause = "what was discarded cannot be taken back";
             return Err(failure::refused(self.object(), cause, next));
@@ -325,25 +308,31 @@ impl Leg {
 
     /// Retires the leg again after a boot, or the end of shuntd, has undone that.
     async fn again(self, context: &Context) -> Result<(), String> {
-        let how = self.retired.as_ref().map(|retired| retired.how);
-        match how {
-            None | Some(RetireHow::WipeSignatures | RetireHow::Discard) => Ok(()),
-            Some(RetireHow::Hold) => {
-                let (key, luns) = (self.key.clone(), self.open(false).await?);
-                context.notify(Event::Held { key, luns }).await;
-                Ok(())
-            }
-            Some(how @ (RetireHow::ReadOnly | RetireHow::Offline)) => {
-                let luns = self.open(false).await?;
-                let done = blocking(move || {
-                    luns.iter().try_for_each(|lun| match how {
-                        RetireHow::Offline => lun.take_offline(),
-                        _ => lun.set_read_only(true),
-                    })
-                });
-                done.await?.map_err(|error| error.to_string())
-            }
+        let Some(Retired { how, .. }) = self.retired else {
+            return Ok(());
+        };
+        if How::from(how).is_lasting() {
+            return Ok(());
         }
+        let luns = self.open(false).await?;
+        if how == RetireHow::Hold {
+            let key = self.key.clone();
+            context.notify(Event::Held { key, luns }).await;
+            return Ok(());
+        }
+        let done = blocking(move || luns.iter().try_for_each(|lun| retire_lun(lun, how)));
+        done.await?.map_err(|error| error.to_string())
+    }
+}
+
+/// Makes one LUN inaccessible. Nothing is done here for `Hold`, which keeps the LUN open, and for
+/// `WipeSignatures`, which [`Leg::wipe`] does.
+fn retire_lun(lun: &Lun, how: RetireHow) -> Result<(), OpenError> {
+    match how {
+        RetireHow::ReadOnly => lun.set_read_only(true),
+        RetireHow::Offline => lun.take_offline(),
+        RetireHow::Discard => lun.discard_all(),
+        RetireHow::Hold | RetireHow::WipeSignatures => Ok(()),
     }
 }
 
@@ -448,24 +437,26 @@ pub(crate) fn legs_to_retire(
     let used = sight.volumes.used_luns(sight.model, None);
     let mut fit = Vec::new();
     for leg in legs(row) {
-        match &leg.retired {
-            Some(retired) if retired.how == how => continue,
-            Some(retired) => {
-                let cause = format!("its {} is retired as {}", leg.side, retired.how.name());
+        let keys: Vec<String> = leg.row.luns().iter().map(lock_key).collect();
+        let user = used.iter().find(|used| keys.contains(&lock_key(&used.lun)));
+        let retired = leg.retired.as_ref().map(|retired| retired.how.into());
+        match How::from(how).decide(retired, user.is_some()) {
+            Decision::Do => fit.push(leg),
+            Decision::Already => {}
+            Decision::RetiredAs(other) => {
+                let other = RetireHow::from(other).name();
+                let cause = format!("its {} is retired as {other}", leg.side);
                 let next = format!("`shunt retire {name} --take-back` first");
                 return Err(failure::refused(leg.object(), cause, next));
             }
-            None => {}
+            Decision::InUse => {
+                let cause = user.map_or_else(String::new, |user| {
+                    format!("{} is in use: {}", user.lun.path.display(), user.holder)
+                });
+                let next = "see `shunt status`";
+                return Err(failure::refused(leg.object(), cause, next));
+            }
         }
-        let keys: Vec<String> = leg.row.luns().iter().map(lock_key).collect();
-        let user = used.iter().find(|used| keys.contains(&lock_key(&used.lun)));
-        if let Some(user) = user {
-            let path = user.lun.path.display();
-            let cause = format!("{path} is in use: {}", user.holder);
-            let next = "see `shunt status`";
-            return Err(failure::refused(leg.object(), cause, next));
-        }
-        fit.push(leg);
     }
     Ok(fit)
 }
@@ -494,7 +485,7 @@ pub(crate) fn require_nothing_retired(model: &Model, session: &str) -> Result<()
     };
     let lasts = |pair: &PairRow| {
         let retired = pair.retired.as_ref();
-        retired.is_some_and(|retired| retired.how != RetireHow::Discard)
+        retired.is_some_and(|retired| How::from(retired.how).can_be_taken_back())
     };
     if !row.pairs.iter().any(lasts) {
         return Ok(());

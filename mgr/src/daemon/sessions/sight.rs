@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use migration_core::pair::{Facts, Phase, Position, Verb};
-use migration_core::session;
+use migration_core::pair::{Facts, Position, Verb};
+use migration_core::session::{self, Silence};
+use migration_core::verify::{self, Comparison};
 use migration_proto::manager::{Failure, VerifyPolicy};
 
-use super::verify::Comparison;
 use crate::daemon::failure;
 use crate::daemon::volumes::{Volumes, position};
 use crate::store::{Model, PairKey, PairRow, SessionRow};
@@ -57,22 +57,17 @@ impl Sight<'_> {
         position::facts(session, pair, view.as_ref(), comparing.is_some())
     }
 
-    /// How the legs of a pair are compared, or will be as soon as they are in sync: because an
-    /// operator asked for it, or because the session requires a comparison and has none. `None`:
-    /// they are not compared.
+    /// How the legs of a pair are compared, or will be as soon as they are in sync. `None`: they
+    /// are not compared.
     pub(crate) fn comparing(
         &self,
         session: &SessionRow,
         pair: &PairRow,
         key: &PairKey,
     ) -> Option<Comparison> {
-        let unproved = session.options.verify == VerifyPolicy::Full && pair.verification.is_none();
         let asked = self.to_compare.get(key).copied();
-        let wanted = Comparison {
-            repair: false,
-            over: false,
-        };
-        asked.or(unproved.then_some(wanted))
+        let required = session.options.verify == VerifyPolicy::Full;
+        verify::wanted(asked, required, pair.verification.is_some())
     }
 
     /// The command that ends a session, as the first step before something else.
@@ -90,8 +85,8 @@ impl Sight<'_> {
         }
     }
 
-    /// Refuses a verb that needs the ublk-target of a pair while that process cannot be started. An
-    /// operation waits for a process that is just being restarted.
+    /// Refuses a verb that cannot be begun with one of the pairs because the volume of the pair is
+    /// silent.
     pub(crate) fn require_answering(
         &self,
         session: &SessionRow,
@@ -100,44 +95,35 @@ impl Sight<'_> {
     ) -> Result<(), Failure> {
         for position in pairs {
             let pair = &session.pairs[*position];
-            let needs_volume = match verb {
-                Verb::Pause => false,
-                Verb::Cancel => !matches!(pair.phase, Phase::Setup | Phase::Queued),
-                Verb::Start
-                | Verb::Resume
-                | Verb::Switch
-                | Verb::Undo
-                | Verb::Split
-                | Verb::Commit => true,
-            };
             let view = self.volumes.view(&pair.volume).unwrap_or_default();
-            let ends = matches!(verb, Verb::Commit | Verb::Cancel);
-            if needs_volume && ends && view.failures == 0 && view.status.is_none() {
-                // Its role may have moved: the other pairs must not end where it is not.
-                let cause = "the volume has not reported its route since shuntd began";
-                let object = failure::pair(&session.name, &pair.volume);
-                let next = format!(
-                    "`shunt status {0}` shows when it has, then `shunt {verb} {0}`",
-                    session.name
-                );
-                return Err(failure::refused(object, cause, next));
-            }
-            if needs_volume && view.failures > 0 {
-                let problem = view.problem.unwrap_or_default();
-                let cause = format!(
-                    "the volume's ublk-target does not answer: {problem}; the {} is authoritative",
-                    pair.authoritative
-                );
-                let next = format!(
-                    "correct the cause (it is restarted automatically), then `shunt {verb} {}`",
-                    session.name
-                );
-                return Err(failure::refused(
-                    failure::pair(&session.name, &pair.volume),
-                    cause,
-                    next,
-                ));
-            }
+            let silence = Silence::of(view.failures, view.status.is_some());
+            let Err(silence) = session::require_contact(verb, pair.phase, silence) else {
+                continue;
+            };
+            let object = failure::pair(&session.name, &pair.volume);
+            let (cause, next) = match silence {
+                Silence::Unseen => (
+                    "the volume has not reported its route since shuntd began".to_owned(),
+                    format!(
+                        "`shunt status {0}` shows when it has, then `shunt {verb} {0}`",
+                        session.name
+                    ),
+                ),
+                Silence::Down => {
+                    let problem = view.problem.unwrap_or_default();
+                    (
+                        format!(
+                            "the volume's ublk-target does not answer: {problem}; the {} is authoritative",
+                            pair.authoritative
+                        ),
+                        format!(
+                            "correct the cause (it is restarted automatically), then `shunt {verb} {}`",
+                            session.name
+                        ),
+                    )
+                }
+            };
+            return Err(failure::refused(object, cause, next));
         }
         Ok(())
     }

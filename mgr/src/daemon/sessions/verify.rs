@@ -1,23 +1,17 @@
-//! Compares the legs: when that is allowed, what is recorded, and which verbs the result forbids.
+//! What is recorded of a comparison of the legs, and the words for what it forbids. When legs are
+//! compared, and which verbs the result forbids, is decided by [`migration_core::verify`] and
+//! [`may_be_compared`](migration_core::session::may_be_compared).
 
 use copier::compare::Found;
 use migration_core::pair::{PairState, Position, Verb};
+use migration_core::verify::{self, Unproved};
 use migration_proto::manager::{Failure, Verification, VerifyPolicy};
 
 use crate::daemon::context::{note, now_ms};
 use crate::daemon::failure;
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow};
 
-/// A comparison of the legs of a pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Comparison {
-    /// Whether a difference is no reason to refuse a switch once it is copied again.
-    pub(crate) repair: bool,
-    /// Whether the comparison has ended and its result is being recorded. Until that is done it
-    /// counts as in progress.
-    pub(crate) over: bool,
-}
-
+/// Why the legs of a pair cannot be compared now, and what to do first.
 pub(crate) fn not_comparable(session: &SessionRow, pair: usize, position: Position) -> Failure {
     let name = &session.name;
     let cause = format!(
@@ -109,9 +103,6 @@ pub(crate) fn require_compared(
     verb: Verb,
     pairs: &[usize],
 ) -> Result<(), Failure> {
-    if !matches!(verb, Verb::Switch | Verb::Undo) {
-        return Ok(());
-    }
     for position in pairs {
         let pair = &session.pairs[*position];
         if let Some((cause, next)) = not_compared(session, pair, verb) {
@@ -130,39 +121,20 @@ pub(crate) fn not_compared(
     verb: Verb,
 ) -> Option<(String, String)> {
     let name = &session.name;
-    let found = pair.verification.as_ref();
-    let different = found.filter(|found| found.is_different());
-    let proved = found.is_some_and(Verification::is_clean);
-    let unproved = verb == Verb::Switch && session.options.verify == VerifyPolicy::Full && !proved;
-    match different {
-        Some(found) => Some((
-            format!(
-                "{} bytes of its legs differed when they were compared last, and it is not known whether they are the same now",
-                found.differing_bytes
-            ),
-            format!("`shunt verify {name}`, then `shunt {verb} {name}`"),
-        )),
-        None if unproved => Some((
+    let last = pair.verification.as_ref();
+    let required = session.options.verify == VerifyPolicy::Full;
+    let found = last.map_or(verify::Found::Nothing, Verification::found);
+    let cause = match verify::may_move(verb, required, found) {
+        Ok(()) => return None,
+        Err(Unproved::Different) => format!(
+            "{} bytes of its legs differed when they were compared last, and it is not known whether they are the same now",
+            last.map_or(0, |last| last.differing_bytes)
+        ),
+        Err(Unproved::NotCompared) => {
             "it was created with --verify full, and its legs have not been compared as a whole"
-                .to_owned(),
-            format!("`shunt verify {name}`, then `shunt {verb} {name}`"),
-        )),
-        None => None,
-    }
-}
-
-/// Whether the legs of all pairs that have not ended are in sync, so that a comparison makes sense.
-/// The error is the position of a pair that is not.
-pub(crate) fn may_be_compared(positions: &[Position]) -> Result<(), usize> {
-    let is_equal = |state| {
-        matches!(
-            state,
-            PairState::SourceSelected | PairState::TargetSelected | PairState::Verifying
-        )
+                .to_owned()
+        }
     };
-    let all_ended = positions.iter().all(|position| position.state.is_ended());
-    let wrong = |position: &Position| {
-        !is_equal(position.state) && (all_ended || !position.state.is_ended())
-    };
-    positions.iter().position(wrong).map_or(Ok(()), Err)
+    let next = format!("`shunt verify {name}`, then `shunt {verb} {name}`");
+    Some((cause, next))
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use copier::Copier;
 use migration_core::operation::{self as core, Effect, Entry, Event, Plan, PlannedPair, Step};
 use migration_core::pair::{PairState, Phase, Verb};
-use migration_core::route::Side;
+use migration_core::schedule::is_to_be_switched;
 use migration_proto::manager::{Failure, SessionOptions};
 use tokio::task::JoinSet;
 
@@ -159,10 +159,9 @@ impl Operation {
             later,
             copies_rest,
             is_last: pairs.all(|(position, pair)| {
+                let switched = pair.progress.switched_ms.is_some();
                 positions.contains(&position)
-                    || pair.phase.is_ended()
-                    || pair.progress.switched_ms.is_some()
-                    || pair.authoritative == Side::Target
+                    || !is_to_be_switched(pair.phase, pair.authoritative, switched)
             }),
             retire: retire.is_some(),
         }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use migration_core::operation::{Answer, Freshness, Legs, Seal, Step};
-use migration_proto::route::Route;
 use migration_proto::target::{Refusal, Request, Response, Status, Suspended};
 
 use crate::daemon::context::Context;
@@ -181,15 +180,7 @@ impl OperationPair {
     }
 
     fn legs(&self, status: &Status) -> Legs {
-        let seen = position::seen(status, &self.row);
-        match status.route {
-            // A volume that tracks writes to the source first: the legs may differ at any moment.
-            Route::Mirrored { .. } if seen.ours => Legs::Mirrored {
-                dirty: seen.dirty || seen.tracks,
-            },
-            Route::Split if seen.ours => Legs::Split,
-            Route::Mirrored { .. } | Route::Split | Route::Single { .. } => Legs::Apart,
-        }
+        Legs::of(&position::seen(status, &self.row))
     }
 
     async fn release(&self) -> Outcome {
