@@ -12,7 +12,7 @@
 //! | any | otherwise | nothing |
 //!
 //! With [`Scope::Each`] a pair is switched as soon as the first two rows hold for it alone, unless
-//! it was switched before.
+//! it was switched before, or another pair is cancelled already.
 //!
 //! A switch and an undo set the policy to [`Policy::Manual`]: what the operator, or a failure of
 //! the target, has taken back is not repeated automatically. After a split [`next_split`] decides.
@@ -138,8 +138,13 @@ impl Schedule {
     }
 
     /// The pairs that are switched each on its own. A pair whose role a failure of the target has
-    /// moved back is not switched again.
+    /// moved back is not switched again. No pair is switched in a session that was cancelled in
+    /// part: all of its pairs are to end on the source.
     fn pairs_to_switch(&self, pairs: &[ScheduledPair]) -> Vec<usize> {
+        let is_cancelled = |pair: &ScheduledPair| pair.position.state == PairState::Cancelled;
+        if pairs.iter().any(is_cancelled) {
+            return Vec::new();
+        }
         let is_ready = |pair: &ScheduledPair| {
             !pair.switched && self.may_switch(core::slice::from_ref(&pair.position))
         };
@@ -327,7 +332,8 @@ mod tests {
             let pairs = [pair(P::SourceSelected), pair(state)];
             for scope in [Scope::Together, Scope::Each] {
                 let of = |mode| due(&schedule(mode, scope), &pairs);
-                let first = (scope == Scope::Each).then(|| (Verb::Switch, vec![0]));
+                let alone = scope == Scope::Each && state != P::Cancelled;
+                let first = alone.then(|| (Verb::Switch, vec![0]));
                 let both = Some((Verb::Switch, vec![0, 1]));
                 let (mirror, track, copy) = match state {
                     P::SourceSelected => (both.clone(), both, Some((Verb::Split, vec![0, 1]))),
@@ -391,6 +397,23 @@ mod tests {
         // A session that is switched as a whole is manual after an undo.
         let together = schedule(Mode::Mirror, Scope::Together);
         assert_eq!(due(&together, &[in_sync, switched]), switch(vec![0, 1]));
+    }
+
+    #[test]
+    fn a_session_that_is_cancelled_in_part_is_not_switched_and_one_that_is_committed_is() {
+        let each = schedule(Mode::Mirror, Scope::Each);
+        for (ended, switched) in [
+            (PairState::Cancelled, None),
+            (PairState::Committed, Some((Verb::Switch, vec![0]))),
+            (PairState::Retired, Some((Verb::Switch, vec![0]))),
+        ] {
+            let pairs = [pair(PairState::SourceSelected), pair(ended)];
+            assert_eq!(due(&each, &pairs), switched, "{ended}");
+            // As the operator may switch it.
+            let by_hand = session::decide_session(Verb::Switch, &pairs.map(|pair| pair.position));
+            let may = matches!(by_hand, SessionDecision::Do(_));
+            assert_eq!(may, switched.is_some(), "{ended}");
+        }
     }
 
     #[test]

@@ -1,17 +1,23 @@
 //! shuntd: its store and its views of the volumes, in the order of events of `mgr/src/daemon`
-//! (`requests`, `reconcile`). The decisions are those of `pair` and `session`, the steps of a verb
-//! those of `operation`.
+//! (`owner`: `requests`, `reconcile`, `automatic`). The decisions are those of `pair`, `session`
+//! and `schedule`, the steps of a verb those of `operation`.
+
+use std::time::Duration;
 
 use migration_core::{
-    operation::{Operation, Plan, PlannedPair},
+    operation::{Entry, Operation, Plan, PlannedPair},
     pair::{Facts, PairState, Phase, Position, Seen, Settlement, Verb, settle},
     route::{Route, Side},
-    session::{self, SessionDecision, Waiting},
+    schedule::{
+        Attempts, DueAction, Mode, Policy, Schedule, ScheduledPair, Scope, is_to_be_switched,
+    },
+    session::{self, SessionDecision, Silence, Waiting},
+    units::{Time, WallTime},
     volume::{CopyMode, OnAuthoritativeFailure},
 };
 
 use crate::operation::Running;
-use crate::settings::Settings;
+use crate::settings::{MILLISECOND, Settings};
 use crate::site::Status;
 
 /// A row of the store.
@@ -19,6 +25,10 @@ use crate::site::Status;
 pub(crate) struct PairRow {
     pub(crate) phase: Phase,
     pub(crate) authoritative: Side,
+    /// Whether the target has become authoritative, and that was not taken back.
+    pub(crate) switched: bool,
+    /// Whether the operator has taken a switch back.
+    pub(crate) undone: bool,
     pub(crate) source: usize,
     pub(crate) target: usize,
 }
@@ -28,6 +38,8 @@ impl PairRow {
         Self {
             phase: Phase::Setup,
             authoritative: Side::Source,
+            switched: false,
+            undone: false,
             source,
             target: 1 - source,
         }
@@ -68,6 +80,28 @@ pub(crate) struct Store {
     pub(crate) pairs_max: usize,
     /// Whether a commit makes the sources inaccessible.
     pub(crate) retire: bool,
+    pub(crate) automatic: Automatic,
+}
+
+/// What a session does automatically.
+#[derive(Debug, Clone)]
+pub(crate) struct Automatic {
+    pub(crate) policy: Policy,
+    pub(crate) scope: Scope,
+    /// Whether the session is split, and never switched.
+    pub(crate) copies: bool,
+    /// The interval between two splits; zero: there is no next one.
+    pub(crate) every: Duration,
+}
+
+impl Automatic {
+    /// Nothing is automatic.
+    pub(crate) const NOTHING: Self = Self {
+        policy: Policy::Manual,
+        scope: Scope::Together,
+        copies: false,
+        every: Duration::ZERO,
+    };
 }
 
 impl Store {
@@ -78,11 +112,7 @@ impl Store {
     /// Records that a pair has ended on `side`.
     pub(crate) fn ended(&mut self, pair: usize, side: Side) {
         let row = &mut self.pairs[pair];
-        row.phase = match side {
-            Side::Source => Phase::Cancelled,
-            Side::Target => Phase::Committed,
-        };
-        row.authoritative = side;
+        row.apply(Entry::Ended { pair, side });
         self.luns[pair] = row.lun(side);
     }
 }
@@ -103,6 +133,7 @@ pub(crate) struct Daemon {
     pub(crate) alive: bool,
     pub(crate) views: Vec<View>,
     pub(crate) operation: Option<Running>,
+    attempts: Attempts,
     /// Whether the operator has ended pairs on another side than the pairs that had ended before: a
     /// failure had moved their role meanwhile.
     pub(crate) apart: bool,
@@ -119,10 +150,12 @@ impl Daemon {
                 mode: settings.mode,
                 pairs_max: settings.pairs_max,
                 retire: settings.volumes > 1,
+                automatic: Automatic::NOTHING,
             },
             alive: true,
             views: vec![View::default(); volumes],
             operation: None,
+            attempts: Attempts::default(),
             apart: false,
         }
     }
@@ -130,6 +163,7 @@ impl Daemon {
     pub(crate) fn die(&mut self) {
         self.alive = false;
         self.operation = None;
+        self.attempts = Attempts::default();
         self.views.fill(View::default());
     }
 
@@ -165,31 +199,17 @@ impl Daemon {
         if self.operation.is_some() {
             return "verbs while another was busy";
         }
+        if verb == Verb::Switch && self.store.automatic.copies {
+            return "verbs refused";
+        }
         let positions = self.positions();
         let pairs = match session::decide_session(verb, &positions) {
             SessionDecision::Do(pairs) => pairs,
             SessionDecision::Already => return "verbs that were done already",
             SessionDecision::Refuse { .. } => return "verbs refused",
         };
-        for pair in &pairs {
-            let needs_volume = match verb {
-                Verb::Pause => false,
-                Verb::Cancel => {
-                    let phase = self.store.pairs[*pair].phase;
-                    !matches!(phase, Phase::Setup | Phase::Queued)
-                }
-                Verb::Start
-                | Verb::Resume
-                | Verb::Switch
-                | Verb::Undo
-                | Verb::Split
-                | Verb::Commit => true,
-            };
-            let view = &self.views[*pair];
-            let ends = matches!(verb, Verb::Commit | Verb::Cancel);
-            if needs_volume && (view.failures > 0 || (ends && view.status.is_none())) {
-                return "verbs refused";
-            }
+        if !self.are_answering(verb, &pairs) {
+            return "verbs refused";
         }
         let end = match verb {
             Verb::Commit => Some(Side::Target),
@@ -205,12 +225,75 @@ impl Daemon {
         "verbs begun"
     }
 
+    /// As `require_answering` in `mgr/src/daemon/sessions/sight.rs`.
+    fn are_answering(&self, verb: Verb, pairs: &[usize]) -> bool {
+        pairs.iter().all(|pair| {
+            let (row, view) = (&self.store.pairs[*pair], &self.views[*pair]);
+            let silence = Silence::of(view.failures, view.status.is_some());
+            session::require_contact(verb, row.phase, silence).is_ok()
+        })
+    }
+
+    /// The automatic action that is due.
+    pub(crate) fn due(&self, now: Time) -> Option<DueAction> {
+        let automatic = &self.store.automatic;
+        let schedule = Schedule {
+            mode: match self.store.mode {
+                CopyMode::Mirror if automatic.copies => Mode::Copy,
+                CopyMode::Mirror => Mode::Mirror,
+                CopyMode::Track => Mode::Track,
+            },
+            policy: automatic.policy,
+            scope: automatic.scope,
+            paused: self.store.paused,
+        };
+        let pairs = self.positions().into_iter().zip(&self.store.pairs);
+        let pairs: Vec<ScheduledPair> = pairs
+            .map(|(position, row)| ScheduledPair {
+                position,
+                switched: row.switched,
+            })
+            .collect();
+        schedule.due(&pairs, wall(now))
+    }
+
+    /// As `run_due_actions` in `mgr/src/daemon/owner/automatic.rs`. Returns what has begun, if
+    /// anything.
+    pub(crate) fn run_due_action(&mut self, now: Time) -> Option<&'static str> {
+        let action = self.due(now)?;
+        if !self.attempts.begin(&action, now) {
+            return None;
+        }
+        let DueAction { verb, pairs, .. } = action;
+        if !self.are_answering(verb, &pairs) {
+            return Some("verbs refused that were due");
+        }
+        let undone = |pair: &usize| self.store.pairs[*pair].undone;
+        assert!(
+            verb != Verb::Switch || !pairs.iter().any(undone),
+            "what the operator has taken back is switched automatically: {self:?}"
+        );
+        self.launch_on(verb, pairs);
+        Some(match verb {
+            Verb::Switch => "switches that were due",
+            Verb::Split => "splits that were due",
+            Verb::Start | Verb::Pause | Verb::Resume | Verb::Undo | Verb::Commit | Verb::Cancel => {
+                "resumes that were due"
+            }
+        })
+    }
+
     /// As `requests::begin_verb`.
     pub(crate) fn launch(&mut self, verb: Verb) {
         let positions = self.positions();
-        let SessionDecision::Do(pairs) = session::decide_session(verb, &positions) else {
-            return;
-        };
+        if let SessionDecision::Do(pairs) = session::decide_session(verb, &positions) {
+            self.launch_on(verb, pairs);
+        }
+    }
+
+    /// As `requests::begin_verb_on`.
+    fn launch_on(&mut self, verb: Verb, pairs: Vec<usize>) {
+        let positions = self.positions();
         let (pairs, later) = match verb {
             Verb::Start => self.turns(pairs),
             _ => (pairs, Vec::new()),
@@ -221,11 +304,15 @@ impl Daemon {
             degraded: positions[pair].state == PairState::Degraded,
             is_copy: self.store.pairs[pair].phase == Phase::Split,
         };
+        let mut rows = self.store.pairs.iter().enumerate();
+        let is_last = rows.all(|(pair, row)| {
+            pairs.contains(&pair) || !is_to_be_switched(row.phase, row.authoritative, row.switched)
+        });
         let plan = Plan {
             pairs: pairs.into_iter().map(planned).collect(),
             later,
             copies_rest: self.store.mode == CopyMode::Track,
-            is_last: true,
+            is_last,
             retire: self.store.retire,
         };
         self.begin(verb, Operation::new(verb, plan));
@@ -310,7 +397,12 @@ impl Daemon {
     }
 }
 
-fn seen(row: &PairRow, status: &Status) -> Seen {
+/// The wall clock, which nobody sets here.
+pub(crate) const fn wall(now: Time) -> WallTime {
+    WallTime(now.0 / MILLISECOND)
+}
+
+pub(crate) fn seen(row: &PairRow, status: &Status) -> Seen {
     Seen {
         route: status.route,
         ours: row.is_ours(status),

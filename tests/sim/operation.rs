@@ -6,14 +6,15 @@ use std::collections::BTreeMap;
 
 use migration_core::{
     operation::{self, Answer, Effect, End, Entry, Event, Freshness, Legs, Seal, Step},
-    pair::Verb,
+    pair::{Phase, Verb},
     route::{Route, Side},
+    schedule::{Policy, next_split},
+    units::Time,
     volume::{Call, ChangeError, CopyMode, Reply, Suspended},
 };
 
 use crate::{
-    daemon::{Daemon, PairRow},
-    site::Status,
+    daemon::{Daemon, PairRow, seen, wall},
     world::World,
 };
 
@@ -174,22 +175,8 @@ impl World {
         }
         let row = &self.daemon.store.pairs[pair];
         let status = self.daemon.views[pair].status;
-        let status = status.filter(|status| row.is_ours(status));
-        Some(Answer::Legs(match status {
-            Some(Status {
-                route: Route::Mirrored { .. },
-                dirty,
-                tracks,
-                ..
-            }) => Legs::Mirrored {
-                dirty: dirty || tracks,
-            },
-            Some(Status {
-                route: Route::Split,
-                ..
-            }) => Legs::Split,
-            Some(_) | None => Legs::Apart,
-        }))
+        let legs = status.map(|status| Legs::of(&seen(row, &status)));
+        Some(Answer::Legs(legs.unwrap_or(Legs::Apart)))
     }
 
     /// As `route_change`: requests the route until it is known whether it is as wanted. `None`: not
@@ -277,7 +264,7 @@ impl World {
         if let Entry::Copy(pair) = entry {
             self.require_held(pair);
         }
-        self.daemon.store.record(entry);
+        self.daemon.store.record(entry, self.now);
         let ends = matches!(verb, Verb::Commit | Verb::Cancel);
         if ends && matches!(entry, Entry::Unknown(_)) {
             self.note("ends of which the outcome is unknown");
@@ -325,16 +312,26 @@ impl Daemon {
 }
 
 impl PairRow {
-    fn apply(&mut self, entry: Entry) {
+    pub(crate) fn apply(&mut self, entry: Entry) {
         self.phase = entry.phase().unwrap_or(self.phase);
-        self.authoritative = entry.authoritative().unwrap_or(self.authoritative);
+        if let Some(side) = entry.authoritative() {
+            self.authoritative = side;
+            self.switched = side == Side::Target;
+        }
+        self.undone |= entry.phase() == Some(Phase::Undoing);
     }
 }
 
 impl crate::daemon::Store {
-    fn record(&mut self, entry: Entry) {
+    fn record(&mut self, entry: Entry, now: Time) {
+        let automatic = &mut self.automatic;
         match entry {
             Entry::Paused(paused) => self.paused = paused,
+            Entry::SwitchByHand => automatic.policy = Policy::Manual,
+            Entry::NextSplit => {
+                let next = next_split(automatic.policy, automatic.every, wall(now));
+                automatic.policy = next.map_or(Policy::Manual, Policy::At);
+            }
             Entry::Ended { pair, side } => self.ended(pair, side),
             entry => {
                 if let Some(pair) = entry.pair() {

@@ -1,18 +1,20 @@
 //! A host with some volumes, shuntd and an operator, in which everything may happen at any moment.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use migration_core::{
     pair::{PairState, Verb},
+    retire::left_behind,
     route::{Route, Side},
+    schedule::{Policy, Scope},
     session,
-    units::{Epoch, Time},
+    units::{Epoch, Time, WallTime},
     volume::CopyMode,
 };
 
 use crate::{
     copies::Moment,
-    daemon::{Daemon, PairRow, Store},
+    daemon::{Automatic, Daemon, PairRow, Store, wall},
     dice::Dice,
     settings::{Counts, MILLISECOND, Settings},
     site::{Process, Site, Start},
@@ -23,6 +25,9 @@ const REST_STEPS_MAX: usize = 60_000;
 
 pub(crate) struct World {
     pub(crate) dice: Dice,
+    /// Decides what sessions do automatically. Separate from the dice of the world, so that worlds
+    /// in which nothing is automatic do not change.
+    automatic: Dice,
     settings: Settings,
     origin: Instant,
     pub(crate) now: Time,
@@ -47,6 +52,7 @@ impl World {
             .collect();
         Self {
             daemon: Daemon::new(settings.volumes, &settings),
+            automatic: Dice::new(seed.rotate_left(32) ^ 0x5eed),
             dice,
             origin: Instant::now(),
             now: Time(1),
@@ -256,6 +262,9 @@ impl World {
         if self.daemon.fill_places() {
             return self.note("queued pairs started");
         }
+        if let Some(what) = self.daemon.run_due_action(self.now) {
+            return self.note(what);
+        }
         let Store { policy, mode, .. } = self.daemon.store;
         let site = &mut self.sites[index];
         if status.policy != policy
@@ -310,7 +319,28 @@ impl World {
         store.pairs = store.luns.iter().map(|lun| PairRow::new(*lun)).collect();
         store.paused = false;
         self.daemon.apart = false;
+        self.daemon.store.automatic = self.choose_automatic();
         self.note("sessions");
+    }
+
+    /// In one of four sessions something is automatic.
+    fn choose_automatic(&mut self) -> Automatic {
+        let dice = &mut self.automatic;
+        let policy = match dice.below(8) {
+            0 => Policy::WhenSynced,
+            1 => Policy::At(WallTime(wall(self.now).0 + dice.below(10_000) as u64)),
+            _ => return Automatic::NOTHING,
+        };
+        let copies = self.daemon.store.mode == CopyMode::Mirror && dice.one_in(2);
+        let scope = dice.pick(&[Scope::Together, Scope::Each]);
+        let every = Duration::from_millis(dice.pick(&[0, 300, 2_000]));
+        Automatic {
+            policy,
+            scope,
+            copies,
+            // Only sessions that are split have an interval.
+            every: if copies { every } else { Duration::ZERO },
+        }
     }
 
     /// Requests a change with an old epoch, as a client that was frozen does; it must be refused.
@@ -341,15 +371,17 @@ impl World {
     /// Checks that a pair that is recorded as ended has ended in the map file.
     fn check_ended_pairs(&self) {
         for (row, site) in self.daemon.store.pairs.iter().zip(&self.sites) {
-            if !row.phase.is_ended() || matches!(site.process, Process::Refused) {
+            let Some(left) = left_behind(row.phase) else {
+                continue;
+            };
+            if matches!(site.process, Process::Refused) {
                 continue;
             }
             let Ok((route, lun)) = site.durable_route() else {
                 continue;
             };
-            let side = row.authoritative;
             assert!(
-                matches!(route, Route::Single(_)) && lun == row.lun(side),
+                matches!(route, Route::Single(_)) && lun == row.lun(left.other()),
                 "the pair is {}, but the volume is {route:?} with lun {lun}: {row:?}",
                 row.phase.name()
             );
@@ -362,6 +394,10 @@ impl World {
         self.settings.calm();
         self.settings.steps = 0;
         self.daemon.store.mode = CopyMode::Mirror;
+        // A session that is split again and again does not come to rest.
+        if self.daemon.store.automatic.copies {
+            self.daemon.store.automatic = Automatic::NOTHING;
+        }
         for site in &mut self.sites {
             site.settings.calm();
             site.hung = [false; 2];
@@ -464,6 +500,7 @@ impl World {
         };
         known
             && self.daemon.operation.is_none()
+            && self.daemon.due(self.now).is_none()
             && positions.iter().all(|position| rests(position.state))
             && (one_side(&positions) || self.daemon.apart)
             && self.sites.iter_mut().all(Site::is_quiet)
