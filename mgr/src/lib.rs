@@ -4,6 +4,7 @@
 //!   volume, runs the copiers (crate `copier`).
 //! * [`store`]: the database of shuntd, in SQLite.
 //! * [`cli`]: `shunt`, the command line.
+//! * [`history`]: the sentences for the events of the history.
 //! * [`names`]: the rules for names of volumes and sessions.
 //! * [`moments`], [`units`]: times and numbers as people read and write them.
 //!
@@ -11,6 +12,7 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod history;
 pub mod moments;
 pub mod names;
 pub mod store;

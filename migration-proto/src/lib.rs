@@ -6,7 +6,8 @@
 //! response, in turn. Two protocols share this: [`target`] (shuntd and tools to `ublk-target`) and
 //! [`manager`] (`shunt` to `shuntd`).
 //!
-//! Unknown fields and unknown variants are errors, never guesses.
+//! Unknown fields and unknown variants are errors, never guesses. The events of the history are an
+//! exception: an unknown code is read as [`manager::HistoryEvent::Unknown`].
 
 pub mod chain;
 mod convert;

@@ -11,17 +11,10 @@ const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 100;
 
 /// The files that are still longer, with their lines. The list may only become shorter.
-const LONG_FILES: &[(&str, usize)] = &[
-    ("mgr/src/daemon/sessions/operation/words.rs", 663),
-    ("mgr/src/daemon/volumes/supervisor.rs", 647),
-];
+const LONG_FILES: &[(&str, usize)] = &[("mgr/src/daemon/volumes/supervisor.rs", 647)];
 
 /// The functions that are still longer, with their lines. The list may only become shorter.
-const LONG_FUNCTIONS: &[(&str, usize)] = &[
-    ("mgr/src/daemon/owner/reconcile.rs: settle_pair", 102),
-    ("mgr/src/daemon/sessions/operation/words.rs: changes", 160),
-    ("mgr/src/daemon/sessions/set.rs: changed", 148),
-];
+const LONG_FUNCTIONS: &[(&str, usize)] = &[];
 
 /// The lines of a file without the unit tests at its end. A file of tests counts as it is.
 fn production_lines(file: &str, text: &str) -> usize {

@@ -93,11 +93,9 @@ fn ten_pairs_are_copied_three_at_a_time_and_more_at_once_when_the_limit_is_raise
     };
     wait_until("the events have all pairs", || copied(&events()) == PAIRS);
     let all = events();
-    let limit_set = raised.iter().position(|event| {
-        event["what"]
-            .as_str()
-            .is_some_and(|what| what.contains("at most 5 pairs"))
-    });
+    let limit_set = raised
+        .iter()
+        .position(|event| event["code"] == "pairs_max_set" && event["pairs_max"] == 5);
     let limit_set = limit_set.expect("the event of the new limit");
     assert_eq!(most_at_once(&all[..limit_set]), 3);
     assert_eq!(most_at_once(&all), 5);

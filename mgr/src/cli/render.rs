@@ -6,22 +6,42 @@ use migration_proto::manager::{
 };
 use migration_proto::route::Side;
 use nix::unistd::{Uid, User};
+use serde::Serialize;
 
 use super::values;
 use super::when;
 
+use crate::history;
 use crate::moments;
 use crate::units::{self, printable};
 
 /// The width of a bar, in characters.
 const BAR_WIDTH: usize = 20;
 
-/// Renders records as JSON, one object a line, exactly as shuntd sent them.
+/// Renders records as JSON, one object a line, as shuntd sent them; an event has its sentence too,
+/// as `what`.
 #[must_use]
 pub fn json_lines(records: &[Record]) -> String {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        #[serde(flatten)]
+        record: &'a Record,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        what: Option<String>,
+    }
     let mut text = String::new();
     for record in records {
-        text.push_str(&serde_json::to_string(record).expect("a record that was read is JSON"));
+        let what = match record {
+            Record::Event(event) => Some(history::of_record(event)),
+            Record::Host(_)
+            | Record::Volume(_)
+            | Record::Session(_)
+            | Record::Pair(_)
+            | Record::Sample(_)
+            | Record::Plan(_) => None,
+        };
+        let line = Line { record, what };
+        text.push_str(&serde_json::to_string(&line).expect("a record that was read is JSON"));
         text.push('\n');
     }
     text
@@ -501,7 +521,7 @@ pub(super) fn happened(event: &EventRecord) -> String {
             |user| format!(" (by {})", user.name),
         )
     });
-    format!("{}{}", event.what, by.unwrap_or_default())
+    format!("{}{}", history::of_record(event), by.unwrap_or_default())
 }
 
 fn heading(words: &[&str]) -> Vec<String> {

@@ -225,17 +225,19 @@ impl<'a> Report<'a> {
         let events = self.history.iter();
         events
             .filter(|event| event.volume.as_deref() == Some(volume))
-            .filter(|event| event.what.contains("is authoritative"))
+            .filter(|event| event.event.moved_to().is_some())
             .map(|event| event.at_ms)
             .collect()
     }
 
+    /// The events that held requests.
+    fn pauses(&self) -> impl Iterator<Item = &EventRecord> {
+        let events = self.history.iter().copied();
+        events.filter(|event| event.event.held_us().is_some())
+    }
+
     fn pauses_table(&self) -> Markup {
-        let pauses: Vec<_> = self
-            .history
-            .iter()
-            .filter(|event| event.what.contains("requests were held for"))
-            .collect();
+        let pauses: Vec<&EventRecord> = self.pauses().collect();
         html! {
             h2 { "Pauses" }
             @if pauses.is_empty() { p.note { "Requests were never held." } }
@@ -417,7 +419,7 @@ fn draw(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use migration_proto::manager::{ApplicationRecord, JSON_SCHEMA};
+    use migration_proto::manager::{ApplicationRecord, HistoryEvent, JSON_SCHEMA};
     use migration_proto::route::Side;
 
     fn session() -> Record {
@@ -461,15 +463,14 @@ mod tests {
         })
     }
 
-    fn event(at_ms: u64, what: &str) -> Record {
+    fn event(at_ms: u64, event: HistoryEvent) -> Record {
         Record::Event(EventRecord {
             schema: JSON_SCHEMA,
             at_ms,
             session: Some("night".into()),
             volume: Some("db".into()),
-            what: what.into(),
             who: None,
-            state: None,
+            event,
         })
     }
 
@@ -494,8 +495,14 @@ mod tests {
     #[test]
     fn a_report_has_charts_pauses_and_history_and_needs_nothing_else() {
         let status = [session(), pair()];
+        let switched = HistoryEvent::RoleMoved {
+            from: Side::Source,
+            to: Side::Target,
+            held_us: Some(3034),
+            expected_us: None,
+        };
         let held = "the target is authoritative, requests were held for 3.034 ms";
-        let history = [event(1_763_687_900_000, held)];
+        let history = [event(1_763_687_900_000, switched)];
         let samples = [
             sample(1_763_687_830_000, 4 << 30, 0),
             sample(1_763_687_840_000, 1 << 20, 7 << 20),
@@ -519,6 +526,54 @@ mod tests {
             .unwrap()
             .page();
         assert!(!not_slowed.contains("writes slowed to"));
+    }
+
+    #[test]
+    fn the_switches_and_pauses_of_a_history_are_found_by_code() {
+        let status = [session(), pair()];
+        let mut of_another_volume = event(1, HistoryEvent::AuthoritativeFound { to: Side::Target });
+        if let Record::Event(event) = &mut of_another_volume {
+            event.volume = Some("logs".into());
+        }
+        let history = [
+            of_another_volume,
+            event(
+                2,
+                HistoryEvent::LegsInDoubt {
+                    authoritative: Side::Source,
+                    cause: "requests were held for 3 ms".into(),
+                },
+            ),
+            event(
+                3,
+                HistoryEvent::RoleMoved {
+                    from: Side::Source,
+                    to: Side::Target,
+                    held_us: Some(0),
+                    expected_us: None,
+                },
+            ),
+            event(
+                4,
+                HistoryEvent::FailedOver {
+                    from: Side::Target,
+                    to: Side::Source,
+                    cause: "an error".into(),
+                },
+            ),
+            event(
+                5,
+                HistoryEvent::RoleNotMoved {
+                    to: Side::Target,
+                    cause: "the target is authoritative".into(),
+                },
+            ),
+        ];
+        let report = Report::new(&status, &history, &[]).unwrap();
+        assert_eq!(report.moves("db"), [3, 4]);
+        assert_eq!(report.moves("logs"), [1]);
+        let pauses: Vec<u64> = report.pauses().map(|event| event.at_ms).collect();
+        assert_eq!(pauses, [3]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use migration_proto::manager::Failure;
+use migration_proto::manager::{Failure, HistoryEvent};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -44,15 +44,14 @@ impl Context {
     /// Sends durable changes to the owner, and logs the history notes among them.
     pub(super) async fn committed(&self, changes: Vec<Change>) {
         for change in &changes {
-            if let Change::Note(Note {
-                session,
-                volume,
-                what,
-                who,
-                ..
-            }) = change
-            {
-                info!(session, volume, who, "{what}");
+            if let Change::Note(note) = change {
+                let Note {
+                    session,
+                    volume,
+                    who,
+                    ..
+                } = note;
+                info!(session, volume, who, "{}", note.sentence());
             }
         }
         self.notify(Event::Changed(changes)).await;
@@ -106,12 +105,12 @@ pub(super) async fn reading<T: Send + 'static>(
 }
 
 /// Builds a line of the history with the current time.
-pub(super) fn note(session: Option<&str>, volume: Option<&str>, what: impl Into<String>) -> Change {
+pub(super) fn note(session: Option<&str>, volume: Option<&str>, event: HistoryEvent) -> Change {
     Change::Note(Note {
         at_ms: now_ms(),
         session: session.map(str::to_owned),
         volume: volume.map(str::to_owned),
-        what: what.into(),
+        event,
         who: None,
     })
 }

@@ -5,11 +5,9 @@ use std::path::PathBuf;
 
 use migration_proto::manager::{Failure, FailureKind, Response};
 
+use crate::history::REBUILD;
 use crate::store::StoreError;
 
-/// The next step when the database does not fit the map file and shuntd does not correct it.
-pub(super) const REBUILD: &str = "end shuntd, move shunt.db in the state directory away, and start shuntd: it makes the database again \
-                                  from the map files";
 /// The command by which the operator frees such locks.
 pub(super) const FREE_LOCKS: &str = "shunt recover --locks";
 
@@ -159,6 +157,7 @@ pub(super) fn store(object: impl Into<String>, error: &StoreError) -> Failure {
             refused(object, error.to_string(), "name the lun by another path")
         }
         StoreError::Newer { .. }
+        | StoreError::Older { .. }
         | StoreError::Unreadable { .. }
         | StoreError::Missing(_)
         | StoreError::Damaged(_)
@@ -182,7 +181,7 @@ pub(super) fn store_remedy(error: &StoreError) -> &'static str {
     } else {
         match error {
             StoreError::Newer { .. } => "start the newer shuntd",
-            StoreError::Unreadable { .. } => {
+            StoreError::Older { .. } | StoreError::Unreadable { .. } => {
                 "move shunt.db in the state directory away, and start shuntd: it makes a new one from the map files"
             }
             StoreError::Locked { .. }

@@ -44,13 +44,23 @@ const HISTORY_LINES_MAX: i64 = 100_000;
 pub enum StoreError {
     /// A newer program wrote the database.
     #[error(
-        "the database has {found} schema steps, this program knows {known}: start the newer shuntd again"
+        "the database has schema {found}, this program knows {known}: start the newer shuntd again"
     )]
     Newer {
-        /// The steps that it has.
+        /// The schema that it has.
         found: i64,
-        /// The steps that this program knows.
+        /// The last schema that this program knows.
         known: i64,
+    },
+    /// A program that was never released wrote the database.
+    #[error(
+        "the database has schema {found}, and the first one that this program knows is {first}"
+    )]
+    Older {
+        /// The schema that it has.
+        found: i64,
+        /// The first schema that this program knows.
+        first: i64,
     },
     /// The LUN is in use.
     #[error("{path} is in use already: {holder}")]
@@ -96,6 +106,7 @@ impl StoreError {
                 Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
             ),
             Self::Newer { .. }
+            | Self::Older { .. }
             | Self::Locked { .. }
             | Self::Unreadable { .. }
             | Self::Missing(_)
@@ -475,12 +486,12 @@ fn add_lock(transaction: &Transaction<'_>, lock: &Lock) -> Result<(), StoreError
 
 fn add_note(transaction: &Transaction<'_>, note: &Note) -> Result<(), StoreError> {
     transaction.execute(
-        "INSERT INTO history (at_ms, session, volume, what, who) VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO history (at_ms, session, volume, event, who) VALUES (?1, ?2, ?3, ?4, ?5)",
         params![
             integer(note.at_ms),
             note.session,
             note.volume,
-            note.what,
+            json_text(&note.event),
             note.who
         ],
     )?;

@@ -91,7 +91,7 @@ pub(super) fn history(
     lines_max: u32,
 ) -> Result<Vec<Note>, StoreError> {
     let mut query = connection.prepare(
-        "SELECT at_ms, session, volume, what, who FROM history
+        "SELECT at_ms, session, volume, event, who FROM history
          WHERE ?1 IS NULL OR session = ?1 ORDER BY id DESC LIMIT ?2",
     )?;
     let mut rows = query.query(params![session, lines_max])?;
@@ -101,7 +101,7 @@ pub(super) fn history(
             at_ms: unsigned(row.get(0)?, "history.at_ms")?,
             session: row.get(1)?,
             volume: row.get(2)?,
-            what: row.get(3)?,
+            event: json(row.get(3)?, "history.event")?,
             who: row.get(4)?,
         });
     }

@@ -7,11 +7,14 @@ use lun::{Identity, Seen};
 use migration_core::pair::Phase;
 use migration_core::route::Side;
 use migration_proto::luns::LunPaths;
-use migration_proto::manager::{RetireHow, SessionOptions, UnreadablePart, Verification};
+use migration_proto::manager::{
+    HistoryEvent, RetireHow, SessionOptions, UnreadablePart, Verification,
+};
 use migration_proto::route::{Extent, Leg};
 use serde::{Deserialize, Serialize};
 
 use super::model::Change;
+use crate::history;
 
 /// A LUN that was accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -387,7 +390,15 @@ pub struct Note {
     /// The volume, if it concerns one.
     pub volume: Option<String>,
     /// What happened.
-    pub what: String,
+    pub event: HistoryEvent,
     /// The number of the user who asked for it; `None` if shuntd acted automatically.
     pub who: Option<u32>,
+}
+
+impl Note {
+    /// The sentence for the line.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        history::sentence(&self.event, self.session.as_deref(), self.volume.as_deref())
+    }
 }

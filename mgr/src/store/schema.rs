@@ -1,4 +1,4 @@
-//! The tables, as a list of schema steps. `user_version` of a database is the number of steps done.
+//! The tables, as a list of schema steps. `user_version` of a database is the number of its schema.
 //!
 //! | table | holds |
 //! |---|---|
@@ -6,15 +6,19 @@
 //! | open_map | the device that an open of a volume's name gets |
 //! | sessions, pairs | what the operator asked for; the state is derived, never stored |
 //! | locks | the LUNs in use, each once |
-//! | history | one line for everything that changed something |
+//! | history | one line for everything that changed something; the event is JSON |
 //! | host | the settings of this host; no row until one is set |
 //!
 //! Times are milliseconds since 1970. Identities are `lun::Identity` as JSON, options
-//! `SessionOptions`, a verification `Verification`.
+//! `SessionOptions`, a verification `Verification`, an event `HistoryEvent`.
 
 use rusqlite::Connection;
 
 use super::StoreError;
+
+/// The number of the schema that the first step makes. Databases with a lower number were made by
+/// programs that were never released.
+const FIRST: i64 = 2;
 
 /// Every step, in order. A step is never changed after a release: a change is a new step.
 const STEPS: [&str; 1] = ["
@@ -87,7 +91,7 @@ CREATE TABLE history (
     at_ms INTEGER NOT NULL,
     session TEXT,
     volume TEXT,
-    what TEXT NOT NULL,
+    event TEXT NOT NULL,
     who INTEGER
 ) STRICT;
 
@@ -114,23 +118,28 @@ CREATE TABLE host (
 ) STRICT;
 "];
 
-/// The number of steps that this program knows.
-pub(crate) const VERSION: i64 = STEPS.len() as i64;
+/// The number of the schema that the last step makes.
+pub(crate) const VERSION: i64 = FIRST + STEPS.len() as i64 - 1;
 
 /// Brings a database to [`VERSION`], each step in a transaction of its own.
 pub(crate) fn step_up(connection: &mut Connection) -> Result<(), StoreError> {
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    let done = usize::try_from(found)
-        .ok()
-        .filter(|done| *done <= STEPS.len())
-        .ok_or(StoreError::Newer {
+    if found > VERSION {
+        return Err(StoreError::Newer {
             found,
             known: VERSION,
-        })?;
-    for (index, step) in STEPS.iter().enumerate().skip(done) {
+        });
+    }
+    if found != 0 && found < FIRST {
+        return Err(StoreError::Older {
+            found,
+            first: FIRST,
+        });
+    }
+    for (number, step) in (FIRST..).zip(STEPS).filter(|(number, _)| *number > found) {
         let transaction = connection.transaction()?;
         transaction.execute_batch(step)?;
-        transaction.pragma_update(None, "user_version", (index + 1) as i64)?;
+        transaction.pragma_update(None, "user_version", number)?;
         transaction.commit()?;
     }
     Ok(())
@@ -152,12 +161,17 @@ mod tests {
     }
 
     #[test]
-    fn a_database_of_a_newer_program_is_refused() {
+    fn a_database_of_a_newer_program_or_of_one_before_the_first_release_is_refused() {
         let mut connection = Connection::open_in_memory().unwrap();
         connection
             .pragma_update(None, "user_version", VERSION + 1)
             .unwrap();
         let error = step_up(&mut connection).unwrap_err();
         assert!(matches!(error, StoreError::Newer { .. }), "{error}");
+        connection
+            .pragma_update(None, "user_version", FIRST - 1)
+            .unwrap();
+        let error = step_up(&mut connection).unwrap_err();
+        assert!(matches!(error, StoreError::Older { .. }), "{error}");
     }
 }

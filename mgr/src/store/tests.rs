@@ -2,7 +2,9 @@ use std::path::PathBuf;
 
 use lun::{FileId, Identity, Kind};
 use migration_core::pair::Phase;
-use migration_proto::manager::{RetireHow, SessionOptions, UnreadablePart, Verification};
+use migration_proto::manager::{
+    HistoryEvent, RetireHow, SessionOptions, UnreadablePart, Verification,
+};
 use migration_proto::target::OnAuthoritativeFailure;
 
 use super::*;
@@ -184,7 +186,7 @@ fn changes() -> Vec<Change> {
             at_ms: 5,
             session: Some("s1".into()),
             volume: None,
-            what: "created".into(),
+            event: HistoryEvent::Paused,
             who: None,
         }),
     ]
@@ -263,19 +265,19 @@ fn a_volume_is_in_one_live_session() {
 #[test]
 fn an_ended_session_makes_room_for_its_name_and_a_live_one_does_not() {
     let (_directory, mut store) = opened();
-    let note = |what: &str| {
+    let note = |event| {
         Change::Note(Note {
             at_ms: 1,
             session: Some("s1".into()),
             volume: None,
-            what: what.to_owned(),
+            event,
             who: None,
         })
     };
     store
         .apply(&[
             Change::AddSession(session("s1", vec![pair("db", 2)])),
-            note("first"),
+            note(HistoryEvent::Paused),
         ])
         .unwrap();
     assert!(
@@ -292,20 +294,20 @@ fn an_ended_session_makes_room_for_its_name_and_a_live_one_does_not() {
     store
         .apply(&[
             Change::AddSession(session("s1", vec![pair("other", 3)])),
-            note("second"),
+            note(HistoryEvent::Resumed),
         ])
         .unwrap();
     assert_eq!(
         store.load().unwrap().sessions["s1"].pairs[0].volume,
         "other"
     );
-    let lines: Vec<String> = store
+    let events: Vec<HistoryEvent> = store
         .history(Some("s1"), 10)
         .unwrap()
         .into_iter()
-        .map(|note| note.what)
+        .map(|note| note.event)
         .collect();
-    assert_eq!(lines, ["first", "second"]);
+    assert_eq!(events, [HistoryEvent::Paused, HistoryEvent::Resumed]);
 }
 
 #[test]
@@ -316,7 +318,7 @@ fn history_gives_the_last_lines_in_order_and_of_one_session() {
             at_ms,
             session: Some(session.into()),
             volume: None,
-            what: "x".into(),
+            event: HistoryEvent::Paused,
             who: (session == "b").then_some(1000),
         };
         store.apply(&[Change::Note(note)]).unwrap();

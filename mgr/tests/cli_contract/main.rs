@@ -29,8 +29,8 @@ use mgr::cli::client::{Client, ConnectError, ExchangeError, Limits};
 use mgr::cli::exit::{Exit, TABLE};
 use migration_proto::frame;
 use migration_proto::manager::{
-    CUTOVER_OVER, CutoverRecord, EventRecord, Failure, FailureKind, JSON_SCHEMA, PairRecord,
-    PairSpec, Record, Request, Response, SessionOptions, SessionRecord, VolumeRecord,
+    CUTOVER_OVER, CutoverRecord, EventRecord, Failure, FailureKind, HistoryEvent, JSON_SCHEMA,
+    PairRecord, PairSpec, Record, Request, Response, SessionOptions, SessionRecord, VolumeRecord,
 };
 use migration_proto::route::Side;
 use migration_proto::{Hello, Welcome};

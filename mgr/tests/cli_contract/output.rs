@@ -1,5 +1,6 @@
 //! Output and exit codes.
 
+use migration_core::pair::Verb;
 use migration_proto::manager::HostRecord;
 
 use super::*;
@@ -159,18 +160,29 @@ fn history_is_printed_with_times() {
             at_ms: 1_763_687_825_123,
             session: Some("s1".into()),
             volume: None,
-            what: "started".into(),
             who: Some(0),
-            state: None,
+            event: HistoryEvent::VerbBegun { verb: Verb::Start },
         })],
     });
     let ended = fake.run(&["history", "s1"]);
     ended.expect(Exit::Done);
     assert_eq!(
         ended.stdout,
-        "2025-11-21 01:17:05Z  s1  -  started (by root)\n"
+        "2025-11-21 01:17:05Z  s1  -  start (by root)\n"
     );
-    assert_eq!(fake.run(&["history", "--json"]).json()[0]["type"], "event");
+    let records = fake.run(&["history", "--json"]).json();
+    let expected = serde_json::json!({
+        "type": "event",
+        "schema": JSON_SCHEMA,
+        "at_ms": 1_763_687_825_123_u64,
+        "session": "s1",
+        "volume": null,
+        "who": 0,
+        "code": "verb_begun",
+        "verb": "start",
+        "what": "start",
+    });
+    assert_eq!(records, [expected]);
 }
 
 #[test]
@@ -220,15 +232,16 @@ fn queued_pairs_are_explained() {
 
 #[test]
 fn events_begin_with_what_is_so_and_go_on_from_there() {
-    let event = |what: &str| {
+    let event = |state: &str| {
         Record::Event(EventRecord {
             schema: JSON_SCHEMA,
             at_ms: 1_763_687_825_123,
             session: Some("s1".into()),
             volume: Some("db".into()),
-            what: what.into(),
             who: None,
-            state: Some(what.into()),
+            event: HistoryEvent::StateChanged {
+                state: state.into(),
+            },
         })
     };
     let answers = vec![

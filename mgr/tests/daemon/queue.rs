@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use migration_proto::manager::{EventRecord, HostRecord, Record, Request, Response, SessionLimits};
+use mgr::history;
+use migration_proto::manager::{
+    EventRecord, HistoryEvent, HostRecord, Record, Request, Response, SessionLimits,
+};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -138,7 +141,7 @@ impl Watched {
     fn most_at_once(&self, state: &str) -> usize {
         let (mut now, mut most) = (BTreeSet::new(), 0);
         for event in self.events.iter().filter(|event| event.session.is_some()) {
-            match &event.state {
+            match state_of(event) {
                 Some(other) if other == state => drop(now.insert(&event.volume)),
                 Some(_) => drop(now.remove(&event.volume)),
                 None => {}
@@ -195,8 +198,15 @@ fn ten_pairs_are_copied_three_at_a_time_and_more_when_the_limit_is_raised() {
     world.changes(&switch("s1"));
 }
 
+fn state_of(event: &EventRecord) -> Option<&str> {
+    match &event.event {
+        HistoryEvent::StateChanged { state } => Some(state),
+        _ => None,
+    }
+}
+
 fn is(event: &EventRecord, state: &str) -> bool {
-    event.session.is_some() && event.state.as_deref() == Some(state)
+    event.session.is_some() && state_of(event) == Some(state)
 }
 
 #[test]
@@ -361,7 +371,9 @@ fn events_begin_with_what_is_so_and_are_told_in_order() {
             .events
             .iter()
             .filter(|event| event.session.is_some());
-        of_pairs.filter_map(|event| event.state.clone()).collect()
+        of_pairs
+            .filter_map(|event| state_of(event).map(str::to_owned))
+            .collect()
     };
     while states(&of_s1).last().map(String::as_str) != Some("target-selected") {
         of_s1.go_on(&world, Some("s1"));
@@ -378,7 +390,10 @@ fn events_begin_with_what_is_so_and_are_told_in_order() {
     }
     assert!(at["source-selected"] < at["target-selected"], "{states:?}");
     let said = |watched: &Watched, part: &str| {
-        watched.events.iter().any(|event| event.what.contains(part))
+        watched
+            .events
+            .iter()
+            .any(|event| history::of_record(event).contains(part))
     };
     assert!(said(&of_s1, "the target is authoritative"));
     // An event that belongs to no session.

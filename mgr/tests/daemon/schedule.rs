@@ -2,9 +2,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use migration_core::pair::Verb;
 use migration_proto::manager::{
-    Record, Request, Response, SessionLimits, SessionOptions, SwitchPairs, SwitchPolicy,
-    VerifyPolicy,
+    HistoryEvent, Record, Request, Response, SessionLimits, SessionOptions, SwitchPairs,
+    SwitchPolicy, VerifyPolicy,
 };
 
 use super::fake::Whim;
@@ -97,20 +98,22 @@ fn a_command_waits_for_what_nobody_has_asked_for_and_is_refused_beside_another_c
     });
     world.changes(&undo("s1"));
     assert_eq!(chosen(&world), SwitchPolicy::Manual);
-    let who = |what: &str| {
+    let who = |verb: Verb| {
         let records = world.records(&Request::History { session: None });
         records.into_iter().find_map(|record| match record {
-            Record::Event(event) if event.what == what => Some(event.who),
+            Record::Event(event) if event.event == (HistoryEvent::VerbBegun { verb }) => {
+                Some(event.who)
+            }
             _ => None,
         })
     };
-    assert_eq!(who("switch"), Some(None), "nobody has asked for it");
+    assert_eq!(who(Verb::Switch), Some(None), "nobody has asked for it");
     let login = std::fs::read_to_string("/proc/self/loginuid").ok();
     let login = login.and_then(|text| text.trim().parse().ok());
     let user = login.filter(|uid| *uid != u32::MAX);
     let expected = Some(user.or(Some(nix::unistd::getuid().as_raw())));
-    assert_eq!(who("undo"), expected);
-    assert_eq!(who("start"), expected);
+    assert_eq!(who(Verb::Undo), expected);
+    assert_eq!(who(Verb::Start), expected);
     std::thread::scope(|scope| {
         let other = scope.spawn(|| world.changes(&switch("s1")));
         let failure = world.wait("the second is refused", |world| {

@@ -9,6 +9,7 @@ use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use mgr::daemon::{self, Config, HostChecks, StartError};
+use mgr::history;
 use migration_proto::frame;
 use migration_proto::luns::LunPaths;
 use migration_proto::manager::{
@@ -242,13 +243,13 @@ impl World {
             .collect()
     }
 
-    /// The history as lines.
+    /// The history as sentences.
     pub(crate) fn history(&self) -> Vec<String> {
         let records = self.records(&Request::History { session: None });
         records
             .into_iter()
             .map(|record| match record {
-                Record::Event(event) => event.what,
+                Record::Event(event) => history::of_record(&event),
                 other => panic!("{other:?}"),
             })
             .collect()

@@ -1,10 +1,12 @@
 //! The requests of `shunt` to `shuntd`, and the answers.
 
+mod history;
 mod options;
 mod records;
 mod request;
 mod response;
 
+pub use history::{CopierTask, CutoverMisfit, HistoryEvent, LimitChange};
 pub use options::{
     CutoverAction, CutoverOptions, EVERY_SECONDS_MAX, Hours, PAIRS_MAX_DEFAULT, PAIRS_MAX_MAX,
     PRIORITY_DEFAULT, PRIORITY_MAX, RetireHow, SessionLimits, SessionMode, SessionOptions,

@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use migration_core::verify::Found;
 use serde::{Deserialize, Serialize};
 
+use super::history::HistoryEvent;
 use super::options::{RetireHow, SessionOptions};
 
 use crate::luns::LunPaths;
 use crate::route::{Route, Side};
 
 /// The schema number of every record that `--json` prints.
-pub const JSON_SCHEMA: u32 = 1;
+pub const JSON_SCHEMA: u32 = 2;
 
 /// The result of comparing both legs of a pair. All bytes are counted in whole regions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -301,9 +302,9 @@ pub struct SampleRecord {
     pub throttle_bytes_per_second: u64,
 }
 
-/// An event.
+/// An event. Its JSON has the code and the fields of [`HistoryEvent`] beside the fields of this
+/// record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct EventRecord {
     /// [`JSON_SCHEMA`].
     pub schema: u32,
@@ -313,10 +314,9 @@ pub struct EventRecord {
     pub session: Option<String>,
     /// The volume, if the event concerns one.
     pub volume: Option<String>,
-    /// What happened.
-    pub what: String,
     /// The number of the user who asked for the action; absent if no user did.
     pub who: Option<u32>,
-    /// The new state of the pair or of the volume; absent if the event is not a change of state.
-    pub state: Option<String>,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: HistoryEvent,
 }

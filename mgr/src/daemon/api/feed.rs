@@ -145,19 +145,20 @@ pub(crate) const fn waits(request: &Request) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use migration_proto::manager::JSON_SCHEMA;
+    use migration_proto::manager::{HistoryEvent, JSON_SCHEMA};
 
     use super::*;
 
-    fn event(session: &str, what: &str) -> EventRecord {
+    fn event(session: &str, state: &str) -> EventRecord {
         EventRecord {
             schema: JSON_SCHEMA,
             at_ms: 1,
             session: Some(session.to_owned()),
             volume: None,
-            what: what.to_owned(),
             who: None,
-            state: None,
+            event: HistoryEvent::StateChanged {
+                state: state.to_owned(),
+            },
         }
     }
 

@@ -241,8 +241,7 @@ pub(crate) fn event(note: Note) -> EventRecord {
         at_ms: note.at_ms,
         session: note.session,
         volume: note.volume,
-        what: note.what,
         who: note.who,
-        state: None,
+        event: note.event,
     }
 }

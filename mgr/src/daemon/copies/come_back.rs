@@ -12,6 +12,7 @@ use migration_core::come_back::{StallObservation, StallRecovery, Step};
 use migration_core::pair::Phase;
 use migration_core::route::Side;
 use migration_core::units::Time;
+use migration_proto::manager::HistoryEvent;
 use migration_proto::target::{CopyMode, Status};
 
 use crate::daemon::context::{Context, note};
@@ -90,8 +91,8 @@ impl StallRecoveries {
             Some(Step::Retry) => drop(tokio::spawn(async move {
                 let well = retry_mirror(&handle).await.is_ok();
                 if well {
-                    let what = "the target answers again; the writes that it missed are copied, and no write waits for it meanwhile";
-                    let note = note(Some(&of.session), Some(&volume), what);
+                    let event = HistoryEvent::TargetAnswers;
+                    let note = note(Some(&of.session), Some(&volume), event);
                     // If this note is lost, the note that the target has caught up still follows,
                     // unless the session tracks anyway.
                     let _ = context.commit(vec![note]).await;
@@ -100,8 +101,8 @@ impl StallRecoveries {
             })),
             Some(Step::Mirrored) if tracks_anyway => {}
             Some(Step::Mirrored) => {
-                let what = "the target has caught up: writes are mirrored again";
-                context.record_aside(vec![note(Some(&of.session), Some(&volume), what)]);
+                let event = HistoryEvent::TargetCaughtUp;
+                context.record_aside(vec![note(Some(&of.session), Some(&volume), event)]);
             }
         }
     }

@@ -10,11 +10,13 @@ use copier::{AcceptUnreadable, Config, Copier, Limits, Outcome, Task};
 use migration_core::impact::{Impact, WINDOW_NANOSECONDS};
 use migration_core::latency::Histogram;
 use migration_core::units::Time;
+use migration_proto::manager::{CopierTask, HistoryEvent};
 use migration_proto::target::{Refusal, Status};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use crate::daemon::event::Event;
+use crate::history;
 use crate::store::PairKey;
 
 /// The window over which the latency of applications is measured.
@@ -128,7 +130,7 @@ pub(crate) struct Copied {
 pub(crate) struct Ended {
     pub(crate) copied_bytes: u64,
     /// The problem to report to the operator.
-    pub(crate) problem: Option<String>,
+    pub(crate) problem: Option<HistoryEvent>,
     pub(crate) in_sync: bool,
     /// The result of a comparison of the legs.
     pub(crate) found: Option<Found>,
@@ -408,7 +410,7 @@ impl Copiers {
             Some(problem) => warn!(
                 session = key.session,
                 position = key.position,
-                problem,
+                problem = history::sentence(problem, Some(&key.session), None),
                 "the copier ended"
             ),
             None => debug!(
@@ -486,14 +488,11 @@ fn is_tried_again(outcome: &Outcome, task: Task) -> bool {
 
 /// The problem to report to the operator about the end of a copier. A lost ublk-target is reported
 /// with the volume instead.
-fn problem_of(outcome: &Outcome, task: Task) -> Option<String> {
-    let what = match task {
-        Task::Copy { .. } => "the copy",
-        Task::Compare => "the comparison",
-    };
-    let then = match is_tried_again(outcome, task) {
-        true => "is retried",
-        false => "is over",
+fn problem_of(outcome: &Outcome, running: Task) -> Option<HistoryEvent> {
+    let retried = is_tried_again(outcome, running);
+    let task = match running {
+        Task::Copy { .. } => CopierTask::Copy,
+        Task::Compare => CopierTask::Compare,
     };
     match outcome {
         Outcome::InSync
@@ -504,19 +503,33 @@ fn problem_of(outcome: &Outcome, task: Task) -> Option<String> {
         Outcome::Refused {
             reason: Refusal::StaleEpoch,
             ..
-        } if matches!(task, Task::Copy { .. }) => None,
+        } if task == CopierTask::Copy => None,
         // The mirror leg has failed. The copy continues when the leg is accepted again: by
         // `shunt resume`, or automatically after a stall.
         Outcome::Refused {
             reason: Refusal::Failed,
             cause,
-        } => Some(format!("{what} is blocked: {cause}")),
-        Outcome::Refused { cause, .. } => Some(format!("{what} is blocked, and {then}: {cause}")),
-        Outcome::Failed { side, cause } => {
-            let side = migration_core::route::Side::from(*side);
-            Some(format!("{what} failed on the {side}, and {then}: {cause}"))
-        }
-        Outcome::Broken { cause } => Some(format!("the copier failed, and {what} {then}: {cause}")),
+        } => Some(HistoryEvent::CopierBlocked {
+            task,
+            retried: None,
+            cause: cause.clone(),
+        }),
+        Outcome::Refused { cause, .. } => Some(HistoryEvent::CopierBlocked {
+            task,
+            retried: Some(retried),
+            cause: cause.clone(),
+        }),
+        Outcome::Failed { side, cause } => Some(HistoryEvent::CopierLegFailed {
+            task,
+            leg: *side,
+            retried,
+            cause: cause.clone(),
+        }),
+        Outcome::Broken { cause } => Some(HistoryEvent::CopierFailed {
+            task,
+            retried,
+            cause: cause.clone(),
+        }),
     }
 }
 
@@ -584,8 +597,12 @@ mod tests {
             cause: "the epoch is 4".to_owned(),
         };
         assert_eq!(problem_of(&outcome, Task::Copy { read_back: false }), None);
-        let problem = problem_of(&outcome, Task::Compare).unwrap();
-        assert!(problem.contains("is over"), "{problem}");
+        let over = HistoryEvent::CopierBlocked {
+            task: CopierTask::Compare,
+            retried: Some(false),
+            cause: "the epoch is 4".to_owned(),
+        };
+        assert_eq!(problem_of(&outcome, Task::Compare), Some(over));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use copier::{AcceptUnreadable, OnTarget};
 use migration_core::route::Side;
-use migration_proto::manager::UnreadablePart;
+use migration_proto::manager::{HistoryEvent, UnreadablePart};
 use tokio::runtime::Handle;
 
 use crate::daemon::context::{Context, note};
@@ -58,11 +58,11 @@ pub(crate) fn accept(
             ));
         }
         let changes = found.iter().map(|part| {
-            let what = format!(
-                "{} bytes at {} cannot be read from the source, and become zeroes on the target",
-                part.length_bytes, part.offset_bytes
-            );
-            note(Some(&key.session), Some(&volume), what)
+            let event = HistoryEvent::Unreadable {
+                offset_bytes: part.offset_bytes,
+                length_bytes: part.length_bytes,
+            };
+            note(Some(&key.session), Some(&volume), event)
         });
         let changes = changes
             .chain([Change::SetPair(

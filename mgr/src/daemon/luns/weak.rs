@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use lun::{Lun, OpenOptions, Seen};
 use migration_proto::disks::{Disk, Disks};
+use migration_proto::manager::HistoryEvent;
 use migration_proto::target::Status;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -20,6 +21,7 @@ use super::opened;
 use crate::daemon::context::{Context, blocking, note};
 use crate::daemon::failure::{self, Answer, Done};
 use crate::daemon::paths;
+use crate::history;
 use crate::store::{Change, LegRow, LunRow, Model};
 
 /// How long reading the contents of a volume's LUNs may take before its ublk-target is started
@@ -33,18 +35,6 @@ pub(crate) fn refusal(path: &Path) -> String {
          one, or --accept-weak-identity accepts it for this boot, and later as long as what is on it shows that it is the same",
         path.display()
     )
-}
-
-/// The text for the history: the LUNs of a leg that were accepted with a weak identity.
-pub(crate) fn accepted_text(leg: &LegRow) -> String {
-    let paths: Vec<String> = leg
-        .weak()
-        .map(|lun| lun.path.display().to_string())
-        .collect();
-    match paths.is_empty() {
-        true => String::new(),
-        false => format!(", with the weak identity of {}", paths.join(", ")),
-    }
 }
 
 /// What the operator can do about a LUN that is not known to be the accepted one.
@@ -124,12 +114,11 @@ async fn know(context: &Context, volume: &str, luns: BTreeMap<PathBuf, LunRow>) 
         let disk_sequence = match found {
             Ok(Known { disk_sequence, now }) => {
                 if let Some(now) = now {
-                    let what = format!(
-                        "{} is taken for the LUN that was accepted: it holds {}, and no other device does",
-                        lun.path.display(),
-                        now.contents.as_deref().unwrap_or_default()
-                    );
-                    changes.push(note(None, Some(volume), what));
+                    let event = HistoryEvent::LunRecognised {
+                        lun: lun.path.clone(),
+                        contents: now.contents.clone(),
+                    };
+                    changes.push(note(None, Some(volume), event));
                     changes.push(Change::SetSeen(lun.path.clone(), now));
                 }
                 Ok(disk_sequence)
@@ -216,17 +205,14 @@ pub(crate) async fn accept(context: Context, volume: String, luns: Vec<LunRow>) 
             let next = "give the right LUN this name, then the command again";
             failure::refused(&object, format!("{}: {cause}", path.display()), next)
         })?;
-        let what = format!(
-            "{} is accepted again as a LUN of the volume: {} bytes, {}",
-            path.display(),
-            seen.size_bytes,
-            seen.contents
-                .as_deref()
-                .unwrap_or("nothing with a UUID or a label on it")
-        );
-        changes.push(note(None, Some(&volume), &what));
+        let event = HistoryEvent::LunAccepted {
+            lun: path.clone(),
+            lun_bytes: seen.size_bytes,
+            contents: seen.contents.clone(),
+        };
+        messages.push(history::sentence(&event, None, Some(&volume)));
+        changes.push(note(None, Some(&volume), event));
         changes.push(Change::SetSeen(path, seen));
-        messages.push(what);
     }
     context.record(&object, changes).await?;
     Ok(Done::changed(messages))

@@ -7,7 +7,7 @@ use copier::Copier;
 use migration_core::pair::Verb;
 use migration_core::schedule::{DueAction, due_start};
 use migration_core::units::WallTime;
-use migration_proto::manager::Failure;
+use migration_proto::manager::{Failure, HistoryEvent};
 
 use super::Owner;
 use super::concern::Concern;
@@ -154,9 +154,12 @@ impl Owner {
         }
         let verb = action.verb;
         if let Err(failure) = self.do_by_itself(row, action) {
-            let what = format!("the {verb} that is due is refused: {}", failure.cause);
+            let event = HistoryEvent::DueVerbRefused {
+                verb,
+                cause: failure.cause,
+            };
             self.context
-                .record_aside(vec![note(Some(&row.name), None, what)]);
+                .record_aside(vec![note(Some(&row.name), None, event)]);
         }
     }
 

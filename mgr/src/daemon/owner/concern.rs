@@ -148,7 +148,7 @@ mod tests {
     use lun::{FileId, Identity, Kind};
     use migration_core::pair::Phase;
     use migration_core::route::Side;
-    use migration_proto::manager::{SessionOptions, SwitchPolicy};
+    use migration_proto::manager::{HistoryEvent, SessionOptions, SwitchPolicy};
     use tokio::sync::mpsc;
 
     use super::*;
@@ -268,7 +268,7 @@ mod tests {
         };
         let changes = vec![
             Change::SetPair(key.clone(), PairField::CopiedBytes(1)),
-            note(None, Some("v9"), "a line"),
+            note(None, Some("v9"), HistoryEvent::DetachBegun),
         ];
         owner.apply(Event::Changed(changes));
         assert_eq!(take_visited(), &only("s8") | &only("s9"));

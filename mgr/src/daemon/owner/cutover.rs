@@ -1,7 +1,7 @@
 //! Performs the steps of cutovers.
 
 use migration_core::cutover::Step;
-use migration_proto::manager::Response;
+use migration_proto::manager::{HistoryEvent, Response};
 use tokio::sync::oneshot;
 
 use super::Owner;
@@ -11,6 +11,7 @@ use crate::daemon::event::{Busy, Event};
 use crate::daemon::failure::{self, Done};
 use crate::daemon::sessions::cutover::Next;
 use crate::daemon::sessions::sight::Sight;
+use crate::history;
 use crate::store::SessionRow;
 
 const NANOSECONDS_PER_MILLISECOND: u64 = 1_000_000;
@@ -25,9 +26,10 @@ impl Owner {
         reply: Option<oneshot::Sender<Response>>,
     ) {
         let name = &row.name;
-        let what = self.sessions.cutovers.begin(row, pairs, max_pause_ms);
+        let event = self.sessions.cutovers.begin(row, pairs, max_pause_ms);
+        let what = history::sentence(&event, Some(name), None);
         self.context
-            .record_aside(vec![note(Some(name), None, what.clone())]);
+            .record_aside(vec![note(Some(name), None, event)]);
         if let Some(reply) = reply {
             let done = Done::changed(vec![
                 format!("session {name}: {what}"),
@@ -54,11 +56,11 @@ impl Owner {
         let copiers = &self.copies.copiers;
         match self.sessions.cutovers.observe(sight, copiers, name) {
             Next::Waits => {}
-            Next::Over { cause, next } => self.end_cutover(name, cause, &next),
-            Next::Step { step, said } => {
-                if let Some(what) = said {
+            Next::Over(event) => self.end_cutover(name, event),
+            Next::Step { step, event } => {
+                if let Some(event) = event {
                     self.context
-                        .record_aside(vec![note(Some(name), None, what)]);
+                        .record_aside(vec![note(Some(name), None, event)]);
                 }
                 self.cutover_step(name, step);
             }
@@ -72,10 +74,9 @@ impl Owner {
                 hold_nanoseconds_max,
             } => self.cut_over(name, hold_nanoseconds_max / NANOSECONDS_PER_MILLISECOND),
             Step::GiveUp => {
-                let cause = self.sessions.cutovers.misfit(name);
-                let next =
-                    format!("`shunt switch {name}` with another --max-pause, or at a quieter time");
-                self.end_cutover(name, cause.unwrap_or_default(), &next);
+                if let Some(event) = self.sessions.cutovers.gave_up(name) {
+                    self.end_cutover(name, event);
+                }
             }
         }
         let sight = Sight::new(&self.model, &self.volumes, &self.sessions.to_compare);
@@ -83,14 +84,14 @@ impl Owner {
     }
 
     fn cut_over(&mut self, name: &str, hold_ms: u64) {
-        let Some((pairs, what)) = self.sessions.cutovers.hold(name, hold_ms) else {
+        let Some((pairs, event)) = self.sessions.cutovers.hold(name, hold_ms) else {
             return;
         };
         let Some(operation) = self.operation(name, Vec::new()) else {
             return;
         };
         self.context
-            .record_aside(vec![note(Some(name), None, what)]);
+            .record_aside(vec![note(Some(name), None, event)]);
         self.copies.copiers.hurry(name);
         let (context, session) = (self.context.clone(), name.to_owned());
         let busy = vec![Busy::Session(name.to_owned())];
@@ -112,11 +113,9 @@ impl Owner {
         self.sessions.cutovers.cut_over(sight, name, failed);
     }
 
-    fn end_cutover(&mut self, name: &str, cause: String, next: &str) {
+    fn end_cutover(&mut self, name: &str, event: HistoryEvent) {
         let sight = Sight::new(&self.model, &self.volumes, &self.sessions.to_compare);
         let context = &self.context;
-        self.sessions
-            .cutovers
-            .end(context, sight, name, cause, next);
+        self.sessions.cutovers.end(context, sight, name, event);
     }
 }

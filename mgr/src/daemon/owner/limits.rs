@@ -1,7 +1,7 @@
 //! Limits of sessions and of the host that are changed while copies run, and signals.
 
 use migration_proto::manager::{
-    PAIRS_MAX_MAX, PRIORITY_MAX, Response, SessionLimits, SwitchPolicy,
+    HistoryEvent, PAIRS_MAX_MAX, PRIORITY_MAX, Response, SessionLimits, SwitchPolicy,
 };
 use tokio::sync::oneshot;
 
@@ -10,6 +10,7 @@ use crate::daemon::context::note;
 use crate::daemon::event::Busy;
 use crate::daemon::failure::{self, Done};
 use crate::daemon::sessions::{cutover, hours, schedule, set, split};
+use crate::history;
 use crate::store::{Change, SessionRow};
 
 type Reply = oneshot::Sender<Response>;
@@ -41,7 +42,7 @@ impl Owner {
             let next = "give another --start-at";
             return Self::refuse(reply, failure::refused(object, cause, next));
         }
-        let (options, said) = set::changed(row, limits);
+        let (options, limits) = set::changed(row, limits);
         if let Err(cause) = cutover::check(&options)
             .and_then(|()| split::check(&options))
             .and_then(|()| hours::check(&options))
@@ -53,7 +54,7 @@ impl Owner {
         if let Err(failure) = self.require_free(&busy) {
             return Self::refuse(reply, failure);
         }
-        if said.is_empty() {
+        if limits.is_empty() {
             let done = Done::already(format!("session {name} has these limits already"));
             // The client may have disconnected.
             let _ = reply.send(failure::response(Ok(done)));
@@ -61,10 +62,11 @@ impl Owner {
         }
         let (context, name) = (self.context.clone(), name.to_owned());
         self.spawn_operation(busy, "set", Some(reply), async move {
-            let said = said.join(", ");
+            let said = history::limits(&limits);
+            let event = HistoryEvent::LimitsSet { changes: limits };
             let changes = vec![
                 Change::SetOptions(name.clone(), options),
-                note(Some(&name), None, format!("set: {said}")),
+                note(Some(&name), None, event),
             ];
             context.record(&object, changes).await?;
             Ok(Done::changed(vec![format!("session {name}: {said}")]))
@@ -88,7 +90,7 @@ impl Owner {
         self.spawn_operation(Vec::new(), "set", Some(reply), async move {
             let changes = vec![
                 Change::SetPairsMax(pairs_max),
-                note(None, None, format!("set: {said}")),
+                note(None, None, HistoryEvent::PairsMaxSet { pairs_max }),
             ];
             context.record(OBJECT, changes).await?;
             Ok(Done::changed(vec![said]))
@@ -129,18 +131,17 @@ impl Owner {
         if let Err(failure) = self.require_free(&busy) {
             return Self::refuse(reply, failure);
         }
-        let (context, why) = (self.context.clone(), format!("signal {event}"));
+        let (context, signal) = (self.context.clone(), event.to_owned());
         self.spawn_operation(busy, "signal", Some(reply), async move {
             let mut changes = Vec::new();
             let mut messages = Vec::new();
             for row in &rows {
-                let policy = SwitchPolicy::WhenSynced;
                 messages.push(format!(
                     "session {}: {}",
                     row.name,
-                    schedule::text(&policy, row.options.mode)
+                    history::switch_policy(&SwitchPolicy::WhenSynced, row.options.mode)
                 ));
-                changes.extend(schedule::with_policy(row, policy, &why));
+                changes.extend(schedule::signalled(row, &signal));
             }
             context.record(&object, changes).await?;
             Ok(Done::changed(messages))

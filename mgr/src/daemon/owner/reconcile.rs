@@ -8,7 +8,7 @@ use migration_core::pair::{PairState, Phase, Seen, Settlement, Verb, settle};
 use migration_core::route::Side;
 use migration_core::session;
 use migration_core::verify::Comparison;
-use migration_proto::manager::VerifyPolicy;
+use migration_proto::manager::{HistoryEvent, VerifyPolicy};
 use migration_proto::target::{OnAuthoritativeFailure, Request};
 use tracing::{info, warn};
 
@@ -20,15 +20,15 @@ use crate::daemon::failure::{self, Done};
 use crate::daemon::handle::{View, VolumeHandle};
 use crate::daemon::luns::sealed::set_read_only;
 use crate::daemon::luns::{unreadable, weak};
-use crate::daemon::sessions::operation::{ended_changes, expected_text};
+use crate::daemon::sessions::operation::ended_changes;
 use crate::daemon::sessions::verify;
 use crate::daemon::volumes::attach;
 use crate::daemon::volumes::position;
 use crate::daemon::volumes::truth::Truth;
+use crate::history;
 use crate::store::{
     Change, PairField, PairKey, PairRow, Progress, SessionRow, VolumeRow, VolumeState,
 };
-use crate::units;
 
 /// How long a ublk-target may take to answer a request that sets a policy.
 const SET_POLICY_MAX: Duration = Duration::from_secs(10);
@@ -46,18 +46,18 @@ enum Finish {
 /// What is recorded when the route of a pair shows what became of an interrupted verb.
 fn interrupted(key: &PairKey, pair: &PairRow, seen: &Seen, phase: Phase) -> Vec<Change> {
     let side = seen.mirrored().unwrap_or(Side::Source);
-    let what = format!(
-        "{} was interrupted; found: {}, the {side} is authoritative",
-        pair.phase.name(),
-        phase.name()
-    );
+    let event = HistoryEvent::VerbInterrupted {
+        from: pair.phase,
+        to: phase,
+        authoritative: side.into(),
+    };
     let set = |field| Change::SetPair(key.clone(), field);
     vec![
         set(PairField::Phase(phase)),
         set(PairField::Authoritative(side)),
         // A problem such as an unknown outcome is solved now.
         set(PairField::Problem(None)),
-        note(Some(&key.session), Some(&pair.volume), what),
+        note(Some(&key.session), Some(&pair.volume), event),
     ]
 }
 
@@ -108,11 +108,7 @@ impl Owner {
                 self.spawn_operation(vec![busy], "attach", None, async move {
                     let changes = vec![
                         Change::SetVolumeState(name.clone(), VolumeState::Attached),
-                        note(
-                            None,
-                            Some(&name),
-                            "the attach that was interrupted is finished",
-                        ),
+                        note(None, Some(&name), HistoryEvent::AttachFinished),
                     ];
                     context.record(&object, changes).await?;
                     Ok(Done::changed(Vec::new()))
@@ -306,7 +302,7 @@ impl Owner {
         let seen = position::seen(status, pair);
         let volume = pair.volume.clone();
         let set = |field| Change::SetPair(key.clone(), field);
-        let tell = |what: String| note(Some(&key.session), Some(&volume), what);
+        let tell = |event| note(Some(&key.session), Some(&volume), event);
         let changes = match settle(pair.phase, &seen) {
             Settlement::Nothing => {
                 let Some(side) = seen
@@ -315,32 +311,30 @@ impl Owner {
                 else {
                     return false;
                 };
-                let what = match &status.degraded {
-                    Some(failed) if status.counters.fail_overs > 0 => format!(
-                        "the {} failed, and the {side} has become authoritative automatically; now {failed}",
-                        side.other()
-                    ),
-                    Some(_) | None => format!("found: the {side} is authoritative"),
+                let to = side.into();
+                let event = match &status.degraded {
+                    Some(failed) if status.counters.fail_overs > 0 => HistoryEvent::FailedOver {
+                        from: side.other().into(),
+                        to,
+                        cause: failed.clone(),
+                    },
+                    Some(_) | None => HistoryEvent::AuthoritativeFound { to },
                 };
-                vec![set(PairField::Authoritative(side)), tell(what)]
+                vec![set(PairField::Authoritative(side)), tell(event)]
             }
             Settlement::Becomes(Phase::Committed) => {
                 let mut changes = ended_changes(&key.session, key.position, pair, Side::Target);
                 let retires = |session: &SessionRow| session.options.retire.is_some();
                 if self.model.sessions.get(&key.session).is_some_and(retires) {
-                    changes.push(tell(format!(
-                        "{} was not retired, because the commit was interrupted; next: `shunt retire {}`",
-                        pair.source, key.session
-                    )));
+                    let lun = pair.source.paths().clone();
+                    changes.push(tell(HistoryEvent::RetireInterrupted { lun }));
                 }
                 changes
             }
             Settlement::Becomes(Phase::Cancelled) => {
                 let mut changes = ended_changes(&key.session, key.position, pair, Side::Source);
-                changes.push(tell(format!(
-                    "whether {} is a copy is not known, because the cancel was interrupted: take it for none",
-                    pair.target
-                )));
+                let target = pair.target.paths().clone();
+                changes.push(tell(HistoryEvent::CopyUnknown { target }));
                 let target = pair.target.clone();
                 if pair.copy_of.is_some() {
                     tokio::spawn(async move {
@@ -358,24 +352,19 @@ impl Owner {
                 Finish::TakenBack => interrupted(key, pair, &seen, Phase::Active),
             },
             Settlement::Contradiction => {
-                let next = match (seen.ours, seen.route.authoritative()) {
-                    (true, Side::Source) => format!("`shunt cancel {}` ends it", key.session),
-                    (true, Side::Target) => format!("`shunt commit {}` ends it", key.session),
-                    // No verb of this session can do anything with those LUNs.
-                    (false, _) => failure::REBUILD.to_owned(),
+                let truth = Truth::of_status(status);
+                let event = HistoryEvent::RouteContradicts {
+                    phase: pair.phase,
+                    route: status.route,
+                    source: truth.luns(Side::Source),
+                    target: truth.luns(Side::Target),
+                    is_own: seen.ours,
                 };
-                let problem = format!(
-                    "it is recorded as {}, but the volume {}: {next}",
-                    pair.phase.name(),
-                    Truth::of_status(status).text()
-                );
+                let problem = history::sentence(&event, Some(&key.session), Some(&volume));
                 if pair.problem.as_ref() == Some(&problem) {
                     return false;
                 }
-                let mut changes = vec![
-                    tell(problem.clone()),
-                    set(PairField::Problem(Some(problem))),
-                ];
+                let mut changes = vec![tell(event), set(PairField::Problem(Some(problem)))];
                 // The route takes precedence over the recorded side too.
                 if seen.ours {
                     changes.push(set(PairField::Authoritative(seen.route.authoritative())));
@@ -450,29 +439,23 @@ impl Owner {
         let Some((_, pair)) = self.session_and_pair(key) else {
             return;
         };
-        let other_problem =
-            ended.problem != pair.problem && (ended.in_sync || ended.problem.is_some());
-        if other_problem {
-            changes.push(Change::SetPair(
-                key.clone(),
-                PairField::Problem(ended.problem.clone()),
-            ));
-            if let Some(problem) = ended.problem {
-                changes.push(note(Some(&key.session), Some(&volume), problem));
+        let problem = ended.problem.as_ref();
+        let problem =
+            problem.map(|event| history::sentence(event, Some(&key.session), Some(&volume)));
+        if problem != pair.problem && (ended.in_sync || problem.is_some()) {
+            changes.push(Change::SetPair(key.clone(), PairField::Problem(problem)));
+            if let Some(event) = ended.problem {
+                changes.push(note(Some(&key.session), Some(&volume), event));
             }
         }
         if ended.in_sync {
             let now_ms = steady_ms();
-            let took = took(pair.progress, now_ms);
+            let event = in_sync(ended.copied_bytes, pair.progress, now_ms);
             if pair.progress.in_sync_ms.is_none() {
                 let field = PairField::InSync(Some(now_ms));
                 changes.push(Change::SetPair(key.clone(), field));
             }
-            let what = format!(
-                "in sync; {} bytes were copied since the start{took}",
-                ended.copied_bytes
-            );
-            changes.push(note(Some(&key.session), Some(&volume), what));
+            changes.push(note(Some(&key.session), Some(&volume), event));
         }
         if ended.found.is_some() {
             self.record_comparison(key.clone(), changes);
@@ -483,15 +466,14 @@ impl Owner {
     }
 }
 
-/// The text that says how long the first complete copy took, and how long was expected; empty if
-/// this was not the first one.
-fn took(progress: Progress, now_ms: u64) -> String {
-    let (Some(begun_ms), None) = (progress.begun_ms, progress.in_sync_ms) else {
-        return String::new();
-    };
-    let took = units::duration(Duration::from_millis(now_ms.saturating_sub(begun_ms)));
-    let expected = progress.estimate.map_or_else(String::new, |estimate| {
-        expected_text(units::duration(Duration::from_secs(estimate.copy_seconds)))
-    });
-    format!(", in {took}{expected}")
+/// The event that a pair is in sync. Only for the first complete copy it says how long the copy
+/// took, and how long was expected.
+fn in_sync(copied_bytes: u64, progress: Progress, now_ms: u64) -> HistoryEvent {
+    let begun_ms = progress.begun_ms.filter(|_| progress.in_sync_ms.is_none());
+    let expected = progress.estimate.filter(|_| begun_ms.is_some());
+    HistoryEvent::InSync {
+        copied_bytes,
+        took_ms: begun_ms.map(|begun_ms| now_ms.saturating_sub(begun_ms)),
+        expected_seconds: expected.map(|estimate| estimate.copy_seconds),
+    }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use migration_proto::manager::{
-    ApplicationRecord, EVENTS_WAIT_MS, EventRecord, Failure, JSON_SCHEMA, PairRecord, Record,
-    Response,
+    ApplicationRecord, EVENTS_WAIT_MS, EventRecord, Failure, HistoryEvent, JSON_SCHEMA, PairRecord,
+    Record, Response,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -236,9 +236,10 @@ impl Owner {
                 at_ms: now_ms(),
                 session,
                 volume,
-                what: (*state).to_owned(),
                 who: None,
-                state: Some((*state).to_owned()),
+                event: HistoryEvent::StateChanged {
+                    state: (*state).to_owned(),
+                },
             });
         }
         if *concern == Concern::Everything {

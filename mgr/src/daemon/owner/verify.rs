@@ -3,7 +3,7 @@
 use copier::compare::Found;
 use migration_core::session::may_be_compared;
 use migration_core::verify::Comparison;
-use migration_proto::manager::{Failure, Response};
+use migration_proto::manager::{Failure, HistoryEvent, Response};
 use tokio::sync::oneshot;
 use tracing::warn;
 
@@ -53,8 +53,7 @@ impl Owner {
         let mut notes = Vec::new();
         for key in keys {
             let volume = &session.pairs[key.position].volume;
-            let what = "verify: both legs are compared; what differs is copied again".to_owned();
-            notes.push(note(Some(name), Some(volume), what));
+            notes.push(note(Some(name), Some(volume), HistoryEvent::CompareBegun));
             self.sessions.to_compare.insert(key.clone(), asked);
             if self.copies.copiers.is_comparing(&key) {
                 self.stop_comparing(&key);

@@ -6,9 +6,12 @@
 
 use std::collections::BTreeSet;
 
+use migration_proto::manager::HistoryEvent;
+
 use crate::daemon::context::{Context, now_ms};
 use crate::daemon::failure::{self, Answer, Done};
 use crate::daemon::sessions::retire::retired_leg;
+use crate::history;
 use crate::store::{Change, LegRow, Lock, Model, Note, lock_key};
 
 /// Frees the locks that nobody holds; with `dry_run` only lists them.
@@ -27,7 +30,10 @@ pub(crate) async fn free(context: Context, dry_run: bool) -> Answer {
     let (orphans, changes) = freed
         .await
         .map_err(|error| failure::store(object, &error))?;
-    let mut messages: Vec<String> = orphans.iter().map(text).collect();
+    let mut messages: Vec<String> = orphans
+        .iter()
+        .map(|lock| history::sentence(&event(lock), None, None))
+        .collect();
     if orphans.is_empty() {
         messages.push("every lock has its holder".to_owned());
     }
@@ -58,16 +64,15 @@ fn changes(lock: &Lock, who: Option<u32>) -> [Change; 2] {
         at_ms: now_ms(),
         session: None,
         volume: None,
-        what: text(lock),
+        event: event(lock),
         who,
     };
     [Change::Unlock(lock.key.clone()), Change::Note(note)]
 }
 
-fn text(lock: &Lock) -> String {
-    format!(
-        "the lock on {} is freed: its holder is {}, but no volume, no live session and no retired leg has this lun",
-        lock.path.display(),
-        lock.holder
-    )
+fn event(lock: &Lock) -> HistoryEvent {
+    HistoryEvent::LockFreed {
+        lun: lock.path.clone(),
+        holder: lock.holder.clone(),
+    }
 }

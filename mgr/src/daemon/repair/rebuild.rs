@@ -17,6 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use migration_core::route::{Route, Side};
+use migration_proto::manager::HistoryEvent;
 use migration_proto::route::MapSummary;
 use tracing::{info, warn};
 
@@ -25,6 +26,7 @@ use crate::daemon::failure::{self, StartError};
 use crate::daemon::paths::Config;
 use crate::daemon::volumes::process;
 use crate::daemon::volumes::truth::{self, Truth};
+use crate::history;
 use crate::names;
 use crate::store::{Change, LegRow, Model, Store, StoreError, VolumeRow, VolumeState};
 
@@ -85,9 +87,8 @@ async fn follow_the_maps(
                 failure::other_volume_next(&name)
             )),
             Some(row) => truth::adoption(&model, row, &Truth::of_map(&found)),
-            None => changes(&name, &found).map(|(mut changes, line)| {
-                let what = format!("the database is older than the map file: {line}");
-                changes.push(note(None, Some(&name), what));
+            None => changes(&name, &found, true).map(|(mut changes, event)| {
+                changes.push(note(None, Some(&name), event));
                 changes
             }),
         };
@@ -158,26 +159,31 @@ async fn rebuild(config: &Config, why: &str) -> Result<(Store, Model), StartErro
         .apply(&[note(
             None,
             None,
-            format!("{why}: another database was made from the map files; sessions that were not mirrored, and the history, are lost"),
+            HistoryEvent::DatabaseRebuilt {
+                cause: why.to_owned(),
+            },
         )])
         .map_err(failed)?;
     for name in volumes(config)? {
-        let line = match restore(config, &mut store, &name).await.map_err(failed)? {
-            Ok(line) => {
-                info!(volume = name, "{line}");
-                line
+        let event = match restore(config, &mut store, &name).await.map_err(failed)? {
+            Ok(event) => {
+                info!(
+                    volume = name,
+                    "{}",
+                    history::sentence(&event, None, Some(&name))
+                );
+                event
             }
             Err(cause) => {
                 warn!(volume = name, cause, "the volume could not be restored");
-                format!(
-                    "not restored: {cause}; if it is being served, it continues without shuntd; next: correct that, end shuntd, move {} \
-                     away, start shuntd",
-                    database.display()
-                )
+                HistoryEvent::VolumeNotRestored {
+                    cause,
+                    database: database.display().to_string(),
+                }
             }
         };
         store
-            .apply(&[note(None, Some(&name), line)])
+            .apply(&[note(None, Some(&name), event)])
             .map_err(failed)?;
     }
     // Closing the database moves everything into the one file that is renamed.
@@ -194,29 +200,34 @@ async fn rebuild(config: &Config, why: &str) -> Result<(Store, Model), StartErro
     open_and_load(&database).map_err(|source| store_error(&database, source))
 }
 
-/// Records one volume as its map file describes it. The inner result is a line for the operator.
+/// Records one volume as its map file describes it. The inner result is the event for the history.
 async fn restore(
     config: &Config,
     store: &mut Store,
     name: &str,
-) -> Result<Result<String, String>, StoreError> {
+) -> Result<Result<HistoryEvent, String>, StoreError> {
     let found = match process::describe(&config.ublk_target, &config.map(name)).await {
         Ok(found) => found,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let (changes, line) = match changes(name, &found) {
+    let (changes, event) = match changes(name, &found, false) {
         Ok(changes) => changes,
         Err(cause) => return Ok(Err(cause)),
     };
     match store.apply(&changes) {
-        Ok(()) => Ok(Ok(line)),
+        Ok(()) => Ok(Ok(event)),
         Err(error) if error.is_conflict() => Ok(Err(error.to_string())),
         Err(error) => Err(error),
     }
 }
 
-/// The changes that record one volume as its map file describes it, and a line for the operator.
-fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), String> {
+/// The changes that record one volume as its map file describes it, and the event for the history.
+/// `older_database`: whether there is a database that lacks the volume.
+fn changes(
+    name: &str,
+    found: &MapSummary,
+    older_database: bool,
+) -> Result<(Vec<Change>, HistoryEvent), String> {
     let descriptor = &found.descriptor;
     names::check(name).map_err(|error| error.to_string())?;
     if descriptor.volume != name {
@@ -249,14 +260,21 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
     changes.extend(locks.into_iter().map(Change::Lock));
     let authoritative = route.authoritative();
     if !route.has_map() {
-        let line = format!("restored: it uses {first} alone");
-        return Ok((changes, line));
+        let event = HistoryEvent::VolumeRestored {
+            older_database,
+            lun: first.paths().clone(),
+        };
+        return Ok((changes, event));
     }
     let target = leg(Side::Target)?;
     let session = truth::session_name(name, &descriptor.volume_id);
-    let line = format!(
-        "restored as session {session}, paused: {first} to {target}, the {authoritative} is authoritative"
-    );
+    let event = HistoryEvent::SessionRestored {
+        older_database,
+        found_session: session.clone(),
+        source: first.paths().clone(),
+        target: target.paths().clone(),
+        authoritative: authoritative.into(),
+    };
     changes.extend(truth::found_session(
         &row,
         session,
@@ -265,7 +283,7 @@ fn changes(name: &str, found: &MapSummary) -> Result<(Vec<Change>, String), Stri
         authoritative,
         FOUND,
     ));
-    Ok((changes, line))
+    Ok((changes, event))
 }
 
 /// Renames what is left of a database, with its WAL and shared-memory files, so that the new

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use migration_core::operation::recover::{Found, Known, LivePair, Refusal};
 use migration_core::route::Side;
-use migration_proto::manager::Failure;
+use migration_proto::manager::{Failure, HistoryEvent};
 use migration_proto::route::{Descriptor, MapSummary};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -30,6 +30,7 @@ use crate::daemon::volumes::attach;
 use crate::daemon::volumes::process::{self, DescribeError};
 use crate::daemon::volumes::supervisor::supervise;
 use crate::daemon::volumes::truth::Truth;
+use crate::history;
 use crate::store::{Change, LegRow, PairField, PairKey, PairRow, VolumeRow, leg_of};
 
 /// How long the volume may take to come up with the new map file.
@@ -193,7 +194,7 @@ impl Recovery {
             "its map file says that it {}, which is not what is recorded: the database is older than the map file",
             truth.text()
         );
-        Err(failure::refused(self.object(), cause, failure::REBUILD))
+        Err(failure::refused(self.object(), cause, history::REBUILD))
     }
 
     fn check(&self, known: &Known) -> Result<(), Failure> {
@@ -273,9 +274,12 @@ impl Recovery {
     /// Records the phase that the route of the new map file will settle.
     async fn intend(&self, damage: &str, known: &Known) -> Result<(), Failure> {
         let (name, side) = (&self.row.name, self.params.side);
-        let what = format!("recover on the {side}: {damage}");
+        let event = HistoryEvent::RecoverBegun {
+            leg: side.into(),
+            cause: damage.to_owned(),
+        };
         let session = self.pair.as_ref().map(|(key, _)| key.session.as_str());
-        let mut changes = vec![note(session, Some(name), what)];
+        let mut changes = vec![note(session, Some(name), event)];
         let phase = known.intention(side).and_then(|entry| entry.phase());
         if let (Some((key, _)), Some(phase)) = (&self.pair, phase) {
             changes.push(Change::SetPair(key.clone(), PairField::Phase(phase)));

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use migration_core::pair::Phase;
 use migration_core::route::Side;
 use migration_proto::luns::LunPaths;
-use migration_proto::manager::{Failure, PRIORITY_MAX, SessionOptions};
+use migration_proto::manager::{Failure, HistoryEvent, PRIORITY_MAX, SessionOptions};
 
 use super::cutover;
 use super::hours;
@@ -16,7 +16,6 @@ use crate::daemon::context::{Context, note, now_ms};
 use crate::daemon::failure::{self, Answer, Done};
 use crate::daemon::luns::checks::{self, Accepted, Candidate, Used, check_target};
 use crate::daemon::luns::twice;
-use crate::daemon::luns::weak;
 use crate::store::{Change, PairRow, Progress, SessionRow, VolumeRow};
 
 /// The parameters of a new session.
@@ -141,19 +140,14 @@ async fn record(context: &Context, row: &SessionRow) -> Result<(), Failure> {
     for pair in &row.pairs {
         let holder = failure::target_of(&pair.volume, &row.name);
         changes.extend(pair.target.locks(&holder).into_iter().map(Change::Lock));
-        let what = format!(
-            "created: {} to {} ({}){}{}",
-            pair.source,
-            pair.target,
-            pair.target.describe(),
-            weak::accepted_text(&pair.target),
-            if row.options.overwrite {
-                ", what it holds may be overwritten"
-            } else {
-                ""
-            }
-        );
-        changes.push(note(Some(&row.name), Some(&pair.volume), what));
+        let event = HistoryEvent::Created {
+            source: pair.source.paths().clone(),
+            target: pair.target.paths().clone(),
+            identity: pair.target.describe(),
+            weak_identity: pair.target.weak().map(|lun| lun.path.clone()).collect(),
+            overwrite: row.options.overwrite,
+        };
+        changes.push(note(Some(&row.name), Some(&pair.volume), event));
     }
     context.record(&failure::session(&row.name), changes).await
 }

@@ -14,16 +14,16 @@ use migration_core::cutover::{Action, Cutover, Misfit, Phase, Policy, Sample, St
 use migration_core::pair::PairState;
 use migration_core::units::Time;
 use migration_proto::manager::{
-    CUTOVER_OVER, CutoverAction, CutoverOptions, CutoverRecord, SessionMode, SessionOptions,
-    VerifyPolicy,
+    CUTOVER_OVER, CutoverAction, CutoverMisfit, CutoverOptions, CutoverRecord, HistoryEvent,
+    SessionMode, SessionOptions, VerifyPolicy,
 };
 use migration_proto::target::{Request, Status};
 
 use super::sight::Sight;
 use crate::daemon::context::{Context, note};
 use crate::daemon::copies::copiers::Copiers;
+use crate::history;
 use crate::store::{PairKey, SessionRow};
-use crate::units;
 
 /// How long ublk-target slows writes after one request, in milliseconds.
 const THROTTLE_MS: u64 = 5_000;
@@ -31,7 +31,9 @@ const THROTTLE_MS: u64 = 5_000;
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// How long a ublk-target may take to answer a throttle request.
 const TELL_MAX: Duration = Duration::from_secs(4);
+const NANOSECONDS_PER_MICROSECOND: u64 = 1000;
 const NANOSECONDS_PER_MILLISECOND: u64 = 1_000_000;
+const NANOSECONDS_PER_SECOND: u64 = 1_000_000_000;
 
 /// The upper bounds of the options.
 pub(crate) const ATTEMPTS_MAX: u32 = 100;
@@ -66,10 +68,13 @@ struct Running {
 pub(crate) enum Next {
     /// Nothing: the state of a volume is not known.
     Waits,
-    /// It ends without success.
-    Over { cause: String, next: String },
-    /// A step, and what it means in words.
-    Step { step: Step, said: Option<String> },
+    /// It ends without success, by this event.
+    Over(HistoryEvent),
+    /// A step, and the event that it is.
+    Step {
+        step: Step,
+        event: Option<HistoryEvent>,
+    },
 }
 
 impl Default for Cutovers {
@@ -104,7 +109,7 @@ impl Cutovers {
     pub(crate) fn record(&self, session: &str) -> Option<CutoverRecord> {
         let running = self.running.get(session)?;
         let decisions = &running.decisions;
-        let (failures, misfit) = decisions.failures();
+        let (policy, (failures, misfit)) = (decisions.policy(), decisions.failures());
         let throttle: u64 = decisions.throttles().sum();
         Some(CutoverRecord {
             phase: match running.over {
@@ -115,8 +120,8 @@ impl Cutovers {
             cause: running
                 .over
                 .clone()
-                .or_else(|| misfit.map(|misfit| misfit_text(decisions, misfit))),
-            max_pause_ms: decisions.policy().max_pause / NANOSECONDS_PER_MILLISECOND,
+                .or_else(|| misfit.map(|misfit| misfit_words(policy, misfit))),
+            max_pause_ms: policy.max_pause / NANOSECONDS_PER_MILLISECOND,
             predicted_pause_ms: decisions
                 .predicted_pause()
                 .map(|pause| pause / NANOSECONDS_PER_MILLISECOND),
@@ -136,20 +141,19 @@ impl Cutovers {
     }
 
     /// Begins a cutover. If one is in progress, it continues immediately with the new policy.
-    /// Returns in words what was done.
     pub(crate) fn begin(
         &mut self,
         row: &SessionRow,
         pairs: Vec<usize>,
         max_pause_ms: u64,
-    ) -> String {
+    ) -> HistoryEvent {
         let name = &row.name;
         let policy = policy(&row.options.cutover, max_pause_ms);
         let under_way = self.is_running(name);
-        let what = match self.running.get_mut(name) {
+        match self.running.get_mut(name) {
             Some(running) if under_way => {
                 running.decisions.ask_again(policy);
-                "the cutover is requested again"
+                HistoryEvent::CutoverRequestedAgain { max_pause_ms }
             }
             Some(_) | None => {
                 let running = Running {
@@ -163,11 +167,9 @@ impl Cutovers {
                     over: None,
                 };
                 self.running.insert(name.clone(), running);
-                "the cutover begins"
+                HistoryEvent::CutoverBegun { max_pause_ms }
             }
-        };
-        let pause = units::pause(max_pause_ms.saturating_mul(1000));
-        format!("{what}: requests will be held for {pause} at most")
+        }
     }
 
     /// Observes the volumes of a session, and decides on the next step of its cutover.
@@ -184,7 +186,7 @@ impl Cutovers {
         for pair in &running.pairs {
             match positions[*pair].state {
                 PairState::Tracking | PairState::SourceSelected => {}
-                state @ (PairState::Setup
+                pair_state @ (PairState::Setup
                 | PairState::Queued
                 | PairState::Syncing
                 | PairState::Paused
@@ -195,10 +197,10 @@ impl Cutovers {
                 | PairState::Committed
                 | PairState::Retired
                 | PairState::Cancelled) => {
-                    let volume = &row.pairs[*pair].volume;
-                    let cause = format!("the pair of volume {volume} is {state}");
-                    let next = format!("`shunt status {name}`");
-                    return Next::Over { cause, next };
+                    return Next::Over(HistoryEvent::CutoverStopped {
+                        pair_volume: row.pairs[*pair].volume.clone(),
+                        pair_state,
+                    });
                 }
                 PairState::Failed
                 | PairState::NeedsRecovery
@@ -240,48 +242,43 @@ impl Cutovers {
             None => running.decisions.observe(now, &samples),
         };
         let write_rate = running.decisions.write_rate();
-        let mut said = None;
+        let mut event = None;
         if before != Phase::Administrative && running.decisions.phase() == Phase::Administrative {
             running.write_rate_before = Some(write_rate);
-            said = Some(format!(
-                "the cutover slows writes: applications write {}, the copier can copy {}, and requests would be held for {}",
-                units::rate(write_rate),
-                units::rate(running.decisions.copy_rate()),
-                running.decisions.predicted_pause().map_or_else(
-                    || "an unknown time".to_owned(),
-                    |pause| units::pause(pause / 1000)
-                ),
-            ));
+            let predicted = running.decisions.predicted_pause();
+            event = Some(HistoryEvent::CutoverSlowsWrites {
+                write_bytes_per_second: write_rate,
+                copy_bytes_per_second: running.decisions.copy_rate(),
+                predicted_pause_us: predicted.map(|pause| pause / NANOSECONDS_PER_MICROSECOND),
+            });
         }
-        Next::Step { step, said }
+        Next::Step { step, event }
     }
 
-    /// Why the last attempt of a cutover did not fit, in words.
-    pub(crate) fn misfit(&self, name: &str) -> Option<String> {
-        let running = self.running.get(name);
-        running.and_then(|running| {
-            let (_, misfit) = running.decisions.failures();
-            misfit.map(|misfit| misfit_text(&running.decisions, misfit))
+    /// The event by which a cutover ends whose attempts have all failed.
+    pub(crate) fn gave_up(&self, name: &str) -> Option<HistoryEvent> {
+        let running = self.running.get(name)?;
+        let (_, misfit) = running.decisions.failures();
+        let policy = running.decisions.policy();
+        Some(HistoryEvent::CutoverGaveUp {
+            misfit: misfit.map(misfit_of),
+            max_pause_us: policy.max_pause / NANOSECONDS_PER_MICROSECOND,
+            floor_bytes_per_second: policy.floor,
+            duration_seconds: policy.duration / NANOSECONDS_PER_SECOND,
         })
     }
 
-    /// The pairs of a cutover that holds requests now, for `hold_ms` at most, and what that means
-    /// in words.
-    pub(crate) fn hold(&self, name: &str, hold_ms: u64) -> Option<(Vec<usize>, String)> {
+    /// The pairs of a cutover that holds requests now, for `hold_ms` at most, and the event that
+    /// this is.
+    pub(crate) fn hold(&self, name: &str, hold_ms: u64) -> Option<(Vec<usize>, HistoryEvent)> {
         let running = self.running.get(name)?;
-        let decisions = &running.decisions;
-        let write_rate = decisions.write_rate();
-        let slowed = match running.write_rate_before {
-            Some(before) => format!(" ({} before)", units::rate(before)),
-            None => String::new(),
+        let event = HistoryEvent::CutoverHoldsRequests {
+            hold_max_ms: hold_ms,
+            write_bytes_per_second: running.decisions.write_rate(),
+            unslowed_bytes_per_second: running.write_rate_before,
+            copy_bytes_per_second: running.decisions.copy_rate(),
         };
-        let what = format!(
-            "the cutover holds requests for {} at most; applications write {}{slowed}, the copier can copy {}",
-            units::pause(hold_ms.saturating_mul(1000)),
-            units::rate(write_rate),
-            units::rate(decisions.copy_rate()),
-        );
-        Some((running.pairs.clone(), what))
+        Some((running.pairs.clone(), event))
     }
 
     /// Handles the result of the operation that exchanges the roles.
@@ -298,21 +295,19 @@ impl Cutovers {
         }
     }
 
-    /// Ends a cutover without success.
+    /// Ends a cutover without success, by `event`.
     pub(crate) fn end(
         &mut self,
         context: &Context,
         sight: Sight<'_>,
         name: &str,
-        cause: String,
-        next: &str,
+        event: HistoryEvent,
     ) {
         let Some(mut running) = self.running.remove(name) else {
             return;
         };
-        let what =
-            format!("the cutover is over, the source stays authoritative: {cause}; next: {next}");
-        context.record_aside(vec![note(Some(name), None, what)]);
+        let (cause, _) = history::cutover_end(&event, name);
+        context.record_aside(vec![note(Some(name), None, event)]);
         send_throttles(sight, name, &mut running, &[]);
         running.over = Some(cause);
         self.running.insert(name.to_owned(), running);
@@ -355,7 +350,9 @@ pub(crate) fn check(session: &SessionOptions) -> Result<(), String> {
 fn policy(options: &CutoverOptions, max_pause_ms: u64) -> Policy {
     Policy {
         max_pause: max_pause_ms.saturating_mul(NANOSECONDS_PER_MILLISECOND),
-        duration: options.duration_seconds.saturating_mul(1_000_000_000),
+        duration: options
+            .duration_seconds
+            .saturating_mul(NANOSECONDS_PER_SECOND),
         floor: options.floor_bytes_per_second,
         action: match options.action {
             CutoverAction::Retry => Action::Retry,
@@ -368,26 +365,20 @@ fn policy(options: &CutoverOptions, max_pause_ms: u64) -> Policy {
     }
 }
 
-fn misfit_text(decisions: &Cutover, misfit: Misfit) -> String {
-    let Policy {
-        max_pause,
-        duration,
-        floor,
-        ..
-    } = *decisions.policy();
-    let pause = units::pause(max_pause / 1000);
+fn misfit_words(policy: &Policy, misfit: Misfit) -> String {
+    history::cutover_misfit(
+        misfit_of(misfit),
+        policy.max_pause / NANOSECONDS_PER_MICROSECOND,
+        policy.floor,
+        policy.duration / NANOSECONDS_PER_SECOND,
+    )
+}
+
+const fn misfit_of(misfit: Misfit) -> CutoverMisfit {
     match misfit {
-        Misfit::Floor => format!(
-            "writes were slowed down to the floor of {}, and what was left did not fit a pause of {pause}",
-            units::rate(floor)
-        ),
-        Misfit::Duration => format!(
-            "writes were slowed for {}, and what was left did not fit a pause of {pause}",
-            units::duration(Duration::from_nanos(duration))
-        ),
-        Misfit::Pause => {
-            format!("what was left could not be copied while requests were held, at most {pause}")
-        }
+        Misfit::Floor => CutoverMisfit::Floor,
+        Misfit::Duration => CutoverMisfit::Duration,
+        Misfit::Pause => CutoverMisfit::Pause,
     }
 }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use migration_core::hours::{self, FirstCopy, MINUTES_OF_A_DAY};
-use migration_proto::manager::{EVERY_SECONDS_MAX, Hours, SessionOptions};
+use migration_proto::manager::{EVERY_SECONDS_MAX, HistoryEvent, Hours, SessionOptions};
 
 use super::operation::Operation;
 use crate::daemon::clock::time;
@@ -13,7 +13,6 @@ use crate::daemon::context::{note, now_ms};
 use crate::daemon::failure::{Answer, Done};
 use crate::moments;
 use crate::store::{Change, SessionRow};
-use crate::units;
 
 /// Checks the copy window and the maximum duration. The error is the reason to refuse them.
 pub(crate) fn check(options: &SessionOptions) -> Result<(), String> {
@@ -45,19 +44,6 @@ pub(crate) fn check_start(at_ms: u64) -> Result<(), String> {
     Ok(())
 }
 
-/// Describes the copy window.
-pub(crate) fn text(hours: Hours) -> String {
-    let clock = |minute: u16| format!("{:02}:{:02}", minute / 60, minute % 60);
-    match hours.is_always() {
-        true => "it is copied at any hour".to_owned(),
-        false => format!(
-            "it is copied from {} to {} only",
-            clock(hours.from_minute),
-            clock(hours.to_minute)
-        ),
-    }
-}
-
 /// Whether a session has exceeded its maximum duration without reaching sync. `now_ms`: the current
 /// time of the steady clock.
 pub(crate) fn takes_too_long(row: &SessionRow, now_ms: u64) -> bool {
@@ -75,18 +61,16 @@ impl Operation {
     pub(crate) async fn time_is_up(mut self) -> Answer {
         let mut changes = self.stop_copiers().await?;
         let name = &self.session.name;
-        let took = Duration::from_secs(self.session.options.max_duration_seconds);
-        let what = format!(
-            "paused: it is not in sync after {}, its --max-duration; `shunt resume {name}` continues",
-            units::duration(took)
-        );
+        let event = HistoryEvent::MaxDurationOver {
+            max_duration_seconds: self.session.options.max_duration_seconds,
+        };
         let options = SessionOptions {
             max_duration_seconds: 0,
             ..self.session.options.clone()
         };
         changes.push(Change::SetPaused(name.clone(), true));
         changes.push(Change::SetOptions(name.clone(), options));
-        changes.push(note(Some(name), None, what));
+        changes.push(note(Some(name), None, event));
         self.record(changes).await?;
         Ok(Done::changed(Vec::new()))
     }
@@ -94,8 +78,15 @@ impl Operation {
     /// Stops the copiers until the copy window of the session opens again.
     pub(crate) async fn stop_outside_hours(mut self) -> Answer {
         let mut changes = self.stop_copiers().await?;
-        let what = format!("its hours are over: {}", text(self.session.options.hours));
-        changes.push(note(Some(&self.session.name), None, what));
+        let Hours {
+            from_minute,
+            to_minute,
+        } = self.session.options.hours;
+        let event = HistoryEvent::HoursOver {
+            from_minute,
+            to_minute,
+        };
+        changes.push(note(Some(&self.session.name), None, event));
         self.record(changes).await?;
         Ok(Done::changed(Vec::new()))
     }

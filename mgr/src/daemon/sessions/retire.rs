@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use lun::{Lun, OpenError, OpenOptions, Saved, bring_online};
 use migration_core::retire::{self, AfterFailure, Decision, How};
 use migration_core::route::Side;
-use migration_proto::manager::{Failure, FailureKind, RetireHow};
+use migration_proto::manager::{Failure, FailureKind, HistoryEvent, RetireHow};
 use tracing::warn;
 
 use super::sight::Sight;
@@ -20,6 +20,7 @@ use crate::daemon::context::{Context, blocking, note};
 use crate::daemon::event::Event;
 use crate::daemon::failure::{self, Answer, Done};
 use crate::daemon::luns::checks::open_recorded;
+use crate::history;
 use crate::store::{
     Change, LegRow, LunRow, Model, PairField, PairKey, PairRow, Retired, SessionRow, leg_of,
     lock_key,
@@ -122,8 +123,13 @@ impl Leg {
         Change::SetPair(self.key.clone(), PairField::Retired(retired))
     }
 
-    fn note(&self, what: String) -> Change {
-        note(Some(&self.key.session), Some(&self.volume), what)
+    fn note(&self, event: HistoryEvent) -> Change {
+        note(Some(&self.key.session), Some(&self.volume), event)
+    }
+
+    fn sentence(&self, event: &HistoryEvent) -> String {
+        let sentence = history::sentence(event, Some(&self.key.session), Some(&self.volume));
+        format!("{}: {sentence}", self.volume)
     }
 
     /// Makes durable that the leg is retired, with the blocks that will be wiped, and that its
@@ -165,21 +171,16 @@ impl Leg {
         if !How::from(how).can_be_taken_back() {
             changes.extend(self.row.unlock());
         }
-        let path = &self.row;
-        let what = match how {
-            RetireHow::ReadOnly => format!("the {} {path} is read-only", self.side),
-            RetireHow::Offline => format!("the {} {path} is offline", self.side),
-            RetireHow::Hold => format!("the {} {path} is held by shuntd", self.side),
-            RetireHow::WipeSignatures => format!(
-                "the signatures on the {} {path} are wiped, {} blocks",
-                self.side,
-                retired.saved.iter().map(Vec::len).sum::<usize>()
-            ),
-            RetireHow::Discard => format!("the {} {path} is discarded", self.side),
+        let blocks: usize = retired.saved.iter().map(Vec::len).sum();
+        let event = HistoryEvent::Retired {
+            leg: self.side.into(),
+            lun: self.row.paths().clone(),
+            how,
+            blocks: (how == RetireHow::WipeSignatures).then_some(blocks as u64),
         };
-        changes.push(self.note(what.clone()));
+        changes.push(self.note(event.clone()));
         context.record(&self.object(), changes).await?;
-        Ok(format!("{}: {what}", self.volume))
+        Ok(self.sentence(&event))
     }
 
     /// Records what becomes of the leg after its LUN with this index could not be retired. The
@@ -196,7 +197,9 @@ impl Leg {
         match How::from(how).after_failure(lun) {
             AfterFailure::PartLost => {
                 let cause = format!("{cause}; part of it may be discarded already");
-                changes.push(self.note(format!("not retired: {cause}")));
+                changes.push(self.note(HistoryEvent::NotRetired {
+                    cause: cause.clone(),
+                }));
                 context.record(&self.object(), changes).await?;
                 let next = format!("`shunt retire {} --how discard` again", self.key.session);
                 Err(failure::failed(self.object(), cause, next))
@@ -299,11 +302,14 @@ impl Leg {
                 .and_then(|done| done)
                 .map_err(|cause| self.failed(cause))?;
         }
-        let what = format!("the {} {} is taken back", self.side, self.row);
-        let mut changes = vec![self.set(None), self.note(what.clone())];
+        let event = HistoryEvent::RetireTakenBack {
+            leg: self.side.into(),
+            lun: self.row.paths().clone(),
+        };
+        let mut changes = vec![self.set(None), self.note(event.clone())];
         changes.extend(self.row.unlock());
         context.record(&self.object(), changes).await?;
-        Ok(Some(format!("{}: {what}", self.volume)))
+        Ok(Some(self.sentence(&event)))
     }
 
     /// Retires the leg again after a boot, or the end of shuntd, has undone that.

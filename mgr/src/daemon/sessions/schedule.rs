@@ -9,10 +9,10 @@
 
 use std::time::Duration;
 
-use migration_core::pair::Position;
+use migration_core::pair::{Position, Verb};
 use migration_core::schedule::{self, DueAction, Policy, Schedule, ScheduledPair};
 use migration_core::units::WallTime;
-use migration_proto::manager::{SessionMode, SessionOptions, SwitchPolicy};
+use migration_proto::manager::{HistoryEvent, SessionOptions, SwitchPolicy};
 
 use crate::daemon::context::{note, now_ms};
 use crate::store::{Change, SessionRow};
@@ -48,25 +48,6 @@ pub(crate) fn start_at(row: &SessionRow) -> Option<WallTime> {
     (at_ms != 0).then_some(WallTime(at_ms))
 }
 
-/// The policy in words.
-pub(crate) fn text(policy: &SwitchPolicy, mode: SessionMode) -> String {
-    let done = match mode {
-        SessionMode::Mirror | SessionMode::Track => "switched",
-        SessionMode::Copy => "split",
-    };
-    match policy {
-        SwitchPolicy::Manual => format!("it is {done} when the operator says so"),
-        SwitchPolicy::WhenSynced => format!("it is {done} as soon as it is in sync"),
-        SwitchPolicy::At(at_ms) => format!(
-            "it is {done} as soon as it is in sync, not before {}",
-            moments::text(at_ms / 1000)
-        ),
-        SwitchPolicy::OnEvent(event) => {
-            format!("it is {done} as soon as it is in sync, after `shunt signal {event}`")
-        }
-    }
-}
-
 /// Checks a policy. The error says why it is refused.
 pub(crate) fn check(policy: &SwitchPolicy) -> Result<(), String> {
     match policy {
@@ -82,12 +63,12 @@ pub(crate) fn check(policy: &SwitchPolicy) -> Result<(), String> {
     }
 }
 
-/// Changes that set the switch policy to manual. `why`: a word for the history.
-pub(super) fn by_hand_from_now_on(session: &SessionRow, why: &str) -> Vec<Change> {
+/// Changes that set the switch policy to manual after `verb`.
+pub(super) fn by_hand_from_now_on(session: &SessionRow, verb: Verb) -> Vec<Change> {
     if session.options.switch == SwitchPolicy::Manual {
         return Vec::new();
     }
-    with_policy(session, SwitchPolicy::Manual, why)
+    after_verb(session, SwitchPolicy::Manual, verb)
 }
 
 /// The policy after a split: the time of the next split, or manual if there is none.
@@ -95,20 +76,37 @@ pub(super) fn after_split(session: &SessionRow, now_ms: u64) -> Vec<Change> {
     let options = &session.options;
     let every = Duration::from_secs(options.every_seconds);
     match schedule::next_split(Policy::from(&options.switch), every, WallTime(now_ms)) {
-        Some(WallTime(at_ms)) => with_policy(session, SwitchPolicy::At(at_ms), "split"),
-        None => by_hand_from_now_on(session, "split"),
+        Some(WallTime(at_ms)) => after_verb(session, SwitchPolicy::At(at_ms), Verb::Split),
+        None => by_hand_from_now_on(session, Verb::Split),
     }
 }
 
-pub(crate) fn with_policy(session: &SessionRow, policy: SwitchPolicy, why: &str) -> Vec<Change> {
-    let what = format!("{why}: {}", text(&policy, session.options.mode));
+fn after_verb(session: &SessionRow, policy: SwitchPolicy, verb: Verb) -> Vec<Change> {
+    let event = HistoryEvent::SwitchPolicySet {
+        verb,
+        policy: policy.clone(),
+        mode: session.options.mode,
+    };
+    with_policy(session, policy, event)
+}
+
+/// Changes that switch a session as soon as it is in sync, after the event `signal`.
+pub(crate) fn signalled(session: &SessionRow, signal: &str) -> Vec<Change> {
+    let event = HistoryEvent::Signalled {
+        signal: signal.to_owned(),
+        mode: session.options.mode,
+    };
+    with_policy(session, SwitchPolicy::WhenSynced, event)
+}
+
+fn with_policy(session: &SessionRow, policy: SwitchPolicy, event: HistoryEvent) -> Vec<Change> {
     let options = SessionOptions {
         switch: policy,
         ..session.options.clone()
     };
     vec![
         Change::SetOptions(session.name.clone(), options),
-        note(Some(&session.name), None, what),
+        note(Some(&session.name), None, event),
     ]
 }
 

@@ -5,10 +5,11 @@
 use copier::compare::Found;
 use migration_core::pair::{PairState, Position, Verb};
 use migration_core::verify::{self, Unproved};
-use migration_proto::manager::{Failure, Verification, VerifyPolicy};
+use migration_proto::manager::{Failure, HistoryEvent, Verification, VerifyPolicy};
 
 use crate::daemon::context::{note, now_ms};
 use crate::daemon::failure;
+use crate::history;
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow};
 
 /// Why the legs of a pair cannot be compared now, and what to do first.
@@ -63,36 +64,22 @@ pub(crate) fn compared(
         repaired,
     };
     let name = &key.session;
-    let mut what = match (found.first_difference_bytes, repaired) {
-        (None, _) => format!(
-            "verify: {} bytes compared, nothing differs",
-            found.compared_bytes
-        ),
-        (Some(at), true) => format!(
-            "verify: {} of {} bytes differed, the first at {at}; they are copied again",
-            found.differing_bytes, found.compared_bytes
-        ),
-        (Some(at), false) => format!(
-            "verify: {} of {} bytes differed, the first at {at}; they are copied again, and no role moves before \
-             `shunt verify {name}` finds nothing",
-            found.differing_bytes, found.compared_bytes
-        ),
+    let error = found.error.as_ref();
+    let event = HistoryEvent::Compared {
+        compared_bytes: found.compared_bytes,
+        differing_bytes: found.differing_bytes,
+        first_difference_bytes: found.first_difference_bytes,
+        unknown_bytes: found.unknown_bytes,
+        repaired,
+        cause: error.map(|error| error.cause.clone()),
     };
-    if found.unknown_bytes > 0 {
-        what.push_str(&format!(
-            "; {} bytes could not be compared",
-            found.unknown_bytes
-        ));
-        if let Some(error) = &found.error {
-            what.push_str(&format!(" ({})", error.cause));
-        }
-    }
-    let problem = (!found_now.is_clean()).then(|| what.clone());
+    let problem =
+        (!found_now.is_clean()).then(|| history::sentence(&event, Some(name), Some(&pair.volume)));
     let set = |field| Change::SetPair(key.clone(), field);
     vec![
         set(PairField::Problem(problem)),
         set(PairField::Verification(found_now)),
-        note(Some(name), Some(&pair.volume), what),
+        note(Some(name), Some(&pair.volume), event),
     ]
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use migration_core::route::Side;
 use migration_proto::disks::Disks;
 use migration_proto::luns::LunPaths;
-use migration_proto::manager::Failure;
+use migration_proto::manager::{Failure, HistoryEvent};
 use migration_proto::route::Descriptor;
 use migration_proto::target::Status;
 use nix::errno::Errno;
@@ -35,7 +35,6 @@ use crate::daemon::folders::{make_directory, sync_parent};
 use crate::daemon::handle::{AskError, VolumeHandle};
 use crate::daemon::luns::checks::{self, Candidate, Purpose, Used};
 use crate::daemon::luns::twice;
-use crate::daemon::luns::weak;
 use crate::daemon::paths::{self, SOCKET_PATH_BYTES_MAX};
 use crate::store::{Change, OpenMapRow, VolumeRow, VolumeState};
 
@@ -111,12 +110,11 @@ pub(crate) async fn attach(
         ));
     }
     let row = row_of(&name, &leg).map_err(|cause| failure::refused(&object, cause, &again))?;
-    let intent = format!(
-        "attach to {} ({}){}",
-        row.leg,
-        row.leg.describe(),
-        weak::accepted_text(&row.leg)
-    );
+    let intent = HistoryEvent::AttachBegun {
+        lun: row.leg.paths().clone(),
+        identity: row.leg.describe(),
+        weak_identity: row.leg.weak().map(|lun| lun.path.clone()).collect(),
+    };
     let mut changes = vec![
         Change::AddVolume(row.clone()),
         note(None, Some(&name), intent),
@@ -165,7 +163,9 @@ async fn finish_attach(
                 note(
                     None,
                     Some(&row.name),
-                    format!("attached as {}", status.device.display()),
+                    HistoryEvent::Attached {
+                        device: status.device.clone(),
+                    },
                 ),
             ],
         )
@@ -316,9 +316,12 @@ async fn bring_up(
 
 async fn undo_attach(context: &Context, row: &VolumeRow, cause: &str) -> Result<(), String> {
     remove_files(context, &row.name).map_err(|error| error.to_string())?;
+    let failed = HistoryEvent::AttachFailed {
+        cause: cause.to_owned(),
+    };
     let mut changes = vec![
         Change::RemoveVolume(row.name.clone()),
-        note(None, Some(&row.name), format!("attach failed: {cause}")),
+        note(None, Some(&row.name), failed),
     ];
     changes.extend(row.leg.unlock());
     context
@@ -360,7 +363,7 @@ pub(crate) async fn detach(
     if row.state != VolumeState::Detaching {
         let changes = vec![
             Change::SetVolumeState(row.name.clone(), VolumeState::Detaching),
-            note(None, Some(&row.name), "detach"),
+            note(None, Some(&row.name), HistoryEvent::DetachBegun),
         ];
         context.record(&object, changes).await?;
         crash_point::here("intention-after");
@@ -369,9 +372,11 @@ pub(crate) async fn detach(
         Ok(()) => {}
         Err(NotDown::Unknown(failure)) => {
             // The detach continues when the volume's ublk-target answers again.
-            let what = format!("whether it is detached is not known: {}", failure.cause);
+            let unknown = HistoryEvent::DetachUnknown {
+                cause: failure.cause.clone(),
+            };
             context
-                .record(&object, vec![note(None, Some(&row.name), what)])
+                .record(&object, vec![note(None, Some(&row.name), unknown)])
                 .await?;
             return Err(failure);
         }
@@ -391,9 +396,12 @@ pub(crate) async fn detach(
 }
 
 fn not_detached(name: &str, cause: &str) -> Vec<Change> {
+    let event = HistoryEvent::NotDetached {
+        cause: cause.to_owned(),
+    };
     vec![
         Change::SetVolumeState(name.to_owned(), VolumeState::Attached),
-        note(None, Some(name), format!("not detached: {cause}")),
+        note(None, Some(name), event),
     ]
 }
 
@@ -421,9 +429,12 @@ pub(crate) async fn forget(context: &Context, row: &VolumeRow) -> Result<(), Fai
             &again,
         )
     })?;
+    let detached = HistoryEvent::Detached {
+        lun: row.leg.paths().clone(),
+    };
     let mut changes = vec![
         Change::RemoveVolume(row.name.clone()),
-        note(None, Some(&row.name), format!("detached from {}", row.leg)),
+        note(None, Some(&row.name), detached),
     ];
     changes.extend(row.leg.unlock());
     context.record(&object, changes).await

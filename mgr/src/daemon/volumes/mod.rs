@@ -13,7 +13,7 @@ pub(super) mod truth;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use migration_core::route::Side;
+use migration_proto::manager::HistoryEvent;
 use migration_proto::target::Status;
 use tracing::warn;
 
@@ -39,7 +39,7 @@ pub(super) struct Volumes {
     watched: BTreeSet<String>,
     /// For each volume, the lines that the history has got since the start of shuntd about LUNs
     /// that have grown or are found under a different name.
-    noted: BTreeMap<String, BTreeSet<String>>,
+    noted: BTreeMap<String, Vec<HistoryEvent>>,
     /// For each volume, the connection in which its partitions were last searched.
     partitioned: BTreeMap<String, u64>,
 }
@@ -130,26 +130,22 @@ impl Volumes {
     /// Notes in the history that a LUN is larger than recorded, or is found under another name.
     /// Each note is made once in the life of shuntd.
     pub(super) fn note_luns(&mut self, context: &Context, row: &VolumeRow, status: &Status) {
-        let grown = opened::grown(status).map(|(path, size_bytes)| {
-            format!(
-                "{} has grown to {size_bytes} bytes; the volume keeps its size of {} bytes: to use the rest, detach it and attach \
-                 the LUN again",
-                path.display(),
-                row.size_bytes
-            )
+        let grown = opened::grown(status).map(|(path, lun_bytes)| HistoryEvent::LunGrown {
+            lun: path.to_owned(),
+            lun_bytes,
+            volume_bytes: row.size_bytes,
         });
-        let elsewhere = opened::elsewhere(status).map(|(path, open)| {
-            format!(
-                "{} does not lead to the LUN that was recorded; by its identity it is found as {}",
-                path.display(),
-                open.display()
-            )
-        });
+        let elsewhere =
+            opened::elsewhere(status).map(|(path, open)| HistoryEvent::LunFoundElsewhere {
+                lun: path.to_owned(),
+                found: open.to_owned(),
+            });
         let mut notes = Vec::new();
-        for what in grown.chain(elsewhere) {
+        for event in grown.chain(elsewhere) {
             let noted = self.noted.entry(row.name.clone()).or_default();
-            if noted.insert(what.clone()) {
-                notes.push(note(None, Some(&row.name), what));
+            if !noted.contains(&event) {
+                noted.push(event.clone());
+                notes.push(note(None, Some(&row.name), event));
             }
         }
         if !notes.is_empty() {
@@ -174,12 +170,12 @@ impl Volumes {
         };
         let volume = pair.volume.clone();
         if self.doubted.insert(volume.clone(), status.claim) != Some(status.claim) {
-            let authoritative: Side = status.route.authoritative().into();
-            let what = format!(
-                "the legs are compared again, the {authoritative} is authoritative: {doubt}"
-            );
-            warn!(volume, "{what}");
-            context.record_aside(vec![note(Some(&key.session), Some(&volume), what)]);
+            let event = HistoryEvent::LegsInDoubt {
+                authoritative: status.route.authoritative(),
+                cause: doubt.clone(),
+            };
+            warn!(volume, doubt, "the legs are compared again");
+            context.record_aside(vec![note(Some(&key.session), Some(&volume), event)]);
         }
     }
 

@@ -7,7 +7,8 @@
 
 use migration_core::pair::Phase;
 use migration_core::route::Side;
-use migration_proto::manager::{Failure, SessionOptions};
+use migration_proto::luns::LunPaths;
+use migration_proto::manager::{Failure, HistoryEvent, SessionOptions};
 use migration_proto::route::{Leg, MapSummary, Route};
 use migration_proto::target::Status;
 
@@ -15,6 +16,7 @@ use super::process;
 use crate::daemon::context::{Context, note, now_ms};
 use crate::daemon::failure;
 use crate::daemon::handle::{View, VolumeHandle};
+use crate::history;
 use crate::names;
 use crate::store::{Change, LegRow, Model, PairRow, Progress, SessionRow, VolumeRow, VolumeState};
 
@@ -90,25 +92,15 @@ impl Truth {
     }
 
     pub(crate) fn text(&self) -> String {
-        let authoritative = migration_core::route::Route::from(self.route).authoritative();
-        let name = |side| self.leg(side).map_or_else(|| "no LUN".to_owned(), paths);
-        let (source, target) = (name(Side::Source), name(Side::Target));
-        match self.route {
-            Route::Single { .. } => format!("uses {} alone", name(authoritative)),
-            Route::Mirrored { .. } => format!(
-                "is mirrored, {source} to {target}, and the {authoritative} is authoritative"
-            ),
-            Route::Split => format!("is on {source}, and split from its target {target}"),
-        }
+        let (source, target) = (self.luns(Side::Source), self.luns(Side::Target));
+        history::route_words(self.route, source.as_ref(), target.as_ref())
     }
-}
 
-fn paths(leg: &Leg) -> String {
-    let paths = leg.extents.iter();
-    let paths: Vec<String> = paths
-        .map(|extent| extent.path.display().to_string())
-        .collect();
-    paths.join(",")
+    /// The LUNs of a leg, if there is one.
+    pub(crate) fn luns(&self, side: Side) -> Option<LunPaths> {
+        let extents = self.leg(side)?.extents.iter();
+        LunPaths::new(extents.map(|extent| extent.path.clone()).collect()).ok()
+    }
 }
 
 /// The route and legs of a volume, from its running ublk-target or else from its map file. `None`:
@@ -155,7 +147,7 @@ pub(super) async fn require_single(
         Ok(Some(truth)) => Err(failure::refused(
             object,
             against(row, &truth),
-            failure::REBUILD,
+            history::REBUILD,
         )),
         // An attach has not made the map file yet, or a detach has removed it.
         Ok(None) if row.state != VolumeState::Attached => Ok(()),
@@ -183,11 +175,7 @@ pub(super) async fn require_single(
 }
 
 fn against(row: &VolumeRow, truth: &Truth) -> String {
-    format!(
-        "the volume {}, but the database has recorded {} alone: the database is older than the map file",
-        truth.text(),
-        row.leg
-    )
+    history::older_database(&truth.text(), row.leg.paths())
 }
 
 /// How the volume contradicts the database, if no session explains that.
@@ -282,7 +270,12 @@ pub(crate) fn adoption(
     let mut changes = vec![note(
         None,
         Some(&row.name),
-        format!("found: {}", against(row, truth)),
+        HistoryEvent::RouteFound {
+            route: truth.route,
+            source: truth.luns(Side::Source),
+            target: truth.luns(Side::Target),
+            recorded: row.leg.paths().clone(),
+        },
     )];
     if first != row.leg {
         changes.extend(row.leg.unlock());

@@ -21,9 +21,9 @@ const DETACH_LIMIT: Duration = Duration::from_secs(5);
 const DETACH_AGAIN_AFTER: Duration = Duration::from_millis(100);
 const VOLUME: &str = "bench";
 const SESSION: &str = "bench";
-/// How the history's lines for begin and end of a copy start.
-const HISTORY_STARTED: &str = "mirrored onto ";
-const HISTORY_IN_SYNC: &str = "in sync";
+/// The codes of the history's events for begin and end of a copy.
+const CODE_STARTED: &str = "started";
+const CODE_IN_SYNC: &str = "in_sync";
 
 /// A shuntd that only this run uses; ended when dropped.
 #[derive(Debug)]
@@ -143,14 +143,10 @@ impl Daemon {
             .with_context(|| format!("shunt {} did not print the record: {text}", words.join(" ")))
     }
 
-    /// The time of the last history line that starts with `beginning`, in milliseconds since 1970.
-    fn history_ms(&self, beginning: &str) -> anyhow::Result<u64> {
-        let said = |record: &Value| {
-            record["what"]
-                .as_str()
-                .is_some_and(|what| what.starts_with(beginning))
-        };
-        let record = self.record(&["history", SESSION, "--json"], said)?;
+    /// The time of the last event of the history with this code, in milliseconds since 1970.
+    fn history_ms(&self, code: &str) -> anyhow::Result<u64> {
+        let is_wanted = |record: &Value| record["code"] == code;
+        let record = self.record(&["history", SESSION, "--json"], is_wanted)?;
         record["at_ms"].as_u64().context("an event without a time")
     }
 }
@@ -173,8 +169,8 @@ impl Volume<'_> {
         daemon.shunt(&["start", SESSION])?;
         daemon.shunt(&["wait", SESSION, "--for", "source-selected"])?;
         let (started, ended) = (
-            daemon.history_ms(HISTORY_STARTED)?,
-            daemon.history_ms(HISTORY_IN_SYNC)?,
+            daemon.history_ms(CODE_STARTED)?,
+            daemon.history_ms(CODE_IN_SYNC)?,
         );
         Ok(Duration::from_millis(ended.saturating_sub(started).max(1)))
     }

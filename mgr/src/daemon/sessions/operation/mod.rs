@@ -5,7 +5,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`steps`] | one step with one pair |
-//! | [`words`] | what is recorded, and what the operator reads |
+//! | [`words`] | what the operator reads, and in `entries` what is recorded |
 
 mod steps;
 mod words;
@@ -18,7 +18,7 @@ use copier::Copier;
 use migration_core::operation::{self as core, Effect, Entry, Event, Plan, PlannedPair, Step};
 use migration_core::pair::{PairState, Phase, Verb};
 use migration_core::schedule::is_to_be_switched;
-use migration_proto::manager::{Failure, SessionOptions};
+use migration_proto::manager::{Failure, HistoryEvent, SessionOptions};
 use tokio::task::JoinSet;
 
 use crate::daemon::context::{Context, blocking, note, now_ms};
@@ -26,10 +26,11 @@ use crate::daemon::failure::{self, Answer};
 use crate::daemon::handle::VolumeHandle;
 use crate::daemon::luns::checks::{Accepted, Used, check_target};
 use crate::daemon::luns::standing::{self, Place};
+use crate::history;
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow, VolumeRow};
 use steps::{OperationPair, Outcome};
 use words::Report;
-pub(crate) use words::{ended_changes, expected_text};
+pub(crate) use words::entries::ended_changes;
 
 /// Delay before queued pairs are retried after a failure that no single pair caused.
 const QUEUE_RETRY: Duration = Duration::from_secs(1);
@@ -86,7 +87,8 @@ impl Operation {
             Ok(()) => {
                 let plan = self.plan(positions, later, states, false);
                 let machine = core::Operation::new(verb, plan);
-                self.run(verb, verb.name(), machine, terms).await
+                let intent = HistoryEvent::VerbBegun { verb };
+                self.run(verb, intent, machine, terms).await
             }
             Err(failure) => Err(failure),
         };
@@ -104,8 +106,9 @@ impl Operation {
             ..Terms::default()
         };
         let machine = core::Operation::new(Verb::Switch, plan);
-        self.run(Verb::Switch, Verb::Switch.name(), machine, terms)
-            .await
+        let verb = Verb::Switch;
+        let intent = HistoryEvent::VerbBegun { verb };
+        self.run(verb, intent, machine, terms).await
     }
 
     /// Starts pairs that were queued. A pair that no longer fits does not hold up the others.
@@ -116,7 +119,7 @@ impl Operation {
             ..Terms::default()
         };
         let begun = self
-            .run(Verb::Start, "its turn has come", machine, terms)
+            .run(Verb::Start, HistoryEvent::TurnCame, machine, terms)
             .await;
         if begun.is_err() {
             // The pairs that are still queued are retried when this answer is evaluated.
@@ -167,11 +170,11 @@ impl Operation {
         }
     }
 
-    /// Performs a verb; `intent` is its name in the history.
+    /// Performs a verb; `intent` is its event in the history.
     async fn run(
         &mut self,
         verb: Verb,
-        intent: &'static str,
+        intent: HistoryEvent,
         mut machine: core::Operation,
         terms: Terms,
     ) -> Answer {
@@ -329,8 +332,12 @@ impl Operation {
         Ok(())
     }
 
-    fn note(&self, pair: &PairRow, what: impl Into<String>) -> Change {
-        note(Some(&self.session.name), Some(&pair.volume), what)
+    fn note(&self, pair: &PairRow, event: HistoryEvent) -> Change {
+        note(Some(&self.session.name), Some(&pair.volume), event)
+    }
+
+    fn sentence(&self, pair: &PairRow, event: &HistoryEvent) -> String {
+        history::sentence(event, Some(&self.session.name), Some(&pair.volume))
     }
 
     /// Whether the target of a pair may be written; otherwise all reasons against it.
