@@ -219,24 +219,28 @@ impl Frames {
 
 #[cfg(test)]
 mod tests {
-    use migration_proto::Hello;
+    use migration_proto::{Hello, PROTOCOLS, Protocols};
 
     use super::*;
 
     #[test]
     fn messages_are_found_however_the_stream_is_cut() {
+        let other = Protocols {
+            oldest: 7,
+            newest: 9,
+        };
         let mut bytes = frame::encode(&Hello::current()).unwrap();
-        bytes.extend(frame::encode(&Hello { protocol: 7 }).unwrap());
+        bytes.extend(frame::encode(&Hello { protocols: other }).unwrap());
         for cut in 1..=bytes.len() {
             let mut frames = Frames::default();
             let mut found = Vec::new();
             for part in bytes.chunks(cut) {
                 frames.push(part);
                 while let Some(hello) = frames.next::<Hello>().unwrap() {
-                    found.push(hello.protocol);
+                    found.push(hello.protocols);
                 }
             }
-            assert_eq!(found, [Hello::current().protocol, 7], "cut at {cut}");
+            assert_eq!(found, [PROTOCOLS, other], "cut at {cut}");
             assert!(frames.bytes.is_empty());
         }
     }

@@ -111,17 +111,12 @@ fn prepare<'a>(
 
 /// The exchange before the first claim.
 fn greet(line: &mut Line<'_>) -> Result<Opened, Abort> {
-    match line.ask(&Hello::current())? {
-        Welcome::Ready { .. } => {}
-        Welcome::WrongProtocol { speaks } => {
-            return Err(Abort::Ended(Outcome::Refused {
-                reason: Refusal::Malformed,
-                cause: format!(
-                    "ublk-target speaks protocol {speaks}, the copier {}",
-                    migration_proto::PROTOCOL_VERSION
-                ),
-            }));
-        }
+    let welcome: Welcome = line.ask(&Hello::current())?;
+    if let Err(error) = welcome.accept() {
+        return Err(Abort::Ended(Outcome::Refused {
+            reason: Refusal::Malformed,
+            cause: format!("no common protocol with ublk-target: {error}"),
+        }));
     }
     // The status is needed only to name the sides. A change of the roles in between shows in the
     // epoch.

@@ -16,7 +16,7 @@ pub enum Kind {
 
 /// A file on this host, as `stat(2)` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct FileId {
     /// `st_dev`. It can change at a reboot, when disks are found in another order.
     pub device: u64,
@@ -29,7 +29,7 @@ pub struct FileId {
 /// Recorded when a LUN is accepted, and compared ([`Identity::matches`]) at every later open,
 /// before the first write and before a switch. Texts are spelled as in the kernel, and trimmed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Identity {
     /// Block device or regular file.
     pub kind: Kind,
@@ -473,7 +473,7 @@ pub(crate) mod tests {
         let text = serde_json::to_string(&disk()).unwrap();
         assert_eq!(
             text,
-            r#"{"kind":"block-device","size-bytes":1073741824,"logical-block-bytes":512,"wwn":"naa.600","serial":"S1"}"#
+            r#"{"kind":"block-device","size_bytes":1073741824,"logical_block_bytes":512,"wwn":"naa.600","serial":"S1"}"#
         );
         let bare = Identity {
             wwn: None,
@@ -482,7 +482,7 @@ pub(crate) mod tests {
         };
         assert_eq!(
             serde_json::to_string(&bare).unwrap(),
-            r#"{"kind":"block-device","size-bytes":1073741824,"logical-block-bytes":512}"#
+            r#"{"kind":"block-device","size_bytes":1073741824,"logical_block_bytes":512}"#
         );
         assert_eq!(serde_json::from_str::<Identity>(&text).unwrap(), disk());
         assert_eq!(
@@ -494,7 +494,7 @@ pub(crate) mod tests {
     #[test]
     fn record_with_an_unknown_field_is_refused() {
         let text =
-            r#"{"kind":"block-device","size-bytes":1,"logical-block-bytes":512,"colour":"red"}"#;
+            r#"{"kind":"block-device","size_bytes":1,"logical_block_bytes":512,"colour":"red"}"#;
         assert!(
             serde_json::from_str::<Identity>(text)
                 .unwrap_err()

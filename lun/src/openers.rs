@@ -27,7 +27,6 @@ const SCAN_MAX: Duration = Duration::from_secs(20);
 
 /// A process that has a LUN open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct Opener {
     /// Process id.
     pub pid: u32,

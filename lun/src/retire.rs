@@ -21,7 +21,7 @@ const BLOCK_BYTES: u64 = 4096;
 
 /// A block as it was before a signature was wiped from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Saved {
     /// Offset of the block, in bytes from the start of the LUN.
     pub offset_bytes: u64,

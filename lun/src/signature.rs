@@ -27,7 +27,6 @@ const BLKID_AMBIVALENT: i32 = 8;
 
 /// A mark on a LUN by which a program would take it for its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
 pub struct Signature {
     /// libblkid's name: `ext4`, `LVM2_member`, `crypto_LUKS`, `gpt`; `ambivalent` for several that
     /// contradict each other (`blkid` only).

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// The contents of the file, as JSON.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Disks {
     /// The boot in which the disk numbers hold.
     pub boot_id: String,
@@ -21,7 +21,7 @@ pub struct Disks {
 
 /// A LUN without a name of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Disk {
     /// The recorded path.
     pub path: PathBuf,

@@ -130,8 +130,9 @@ mod tests {
     }
 
     #[test]
-    fn unknown_fields_are_refused() {
-        let error = decode::<Hello>(br#"{"protocol":1,"more":2}"#).unwrap_err();
+    fn unknown_fields_of_a_request_are_refused() {
+        let text = br#"{"request":"claim","regions_max":1,"more":2}"#;
+        let error = decode::<crate::target::Request>(text).unwrap_err();
         assert!(matches!(error, FrameError::Malformed(_)), "{error}");
     }
 }

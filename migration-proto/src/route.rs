@@ -52,7 +52,7 @@ impl Route {
 
 /// A contiguous part of a LUN.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Extent {
     /// A way to find the LUN; `identity` says whether it is the right one.
     pub path: PathBuf,
@@ -66,7 +66,7 @@ pub struct Extent {
 
 /// One leg: the extents that make up its address space, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Leg {
     /// The extents, in the order of the volume's addresses.
     pub extents: Vec<Extent>,
@@ -84,7 +84,7 @@ impl Leg {
 
 /// What a volume is: the contents of the descriptor in its map file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Descriptor {
     /// The name that the operator gave.
     pub volume: String,
@@ -104,7 +104,7 @@ pub struct Descriptor {
 
 /// What a map file says, as `ublk-target describe` prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct MapSummary {
     /// The epoch of the role record that holds.
     pub epoch: u64,

@@ -236,7 +236,7 @@ pub const WATCH_REGIONS_MAX: usize = migration_core::volume::WATCHED_REGIONS_MAX
 
 /// Why a region could not be copied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct CopyError {
     /// The leg that failed.
     pub side: crate::route::Side,
@@ -248,7 +248,7 @@ pub struct CopyError {
 
 /// The answer to a [`Request`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "response", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(tag = "response", rename_all = "kebab-case")]
 pub enum Response {
     /// The answer to [`Request::Status`].
     Status(Box<Status>),
@@ -356,7 +356,6 @@ pub enum Refusal {
 
 /// The current state of a volume.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Status {
     /// The name of the volume.
     pub volume: String,
@@ -435,7 +434,6 @@ pub struct Status {
 
 /// The descriptor of a LUN that `ublk-target` has open.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct HeldLun {
     /// The path of the LUN, without symbolic links.
     pub path: std::path::PathBuf,
@@ -446,7 +444,6 @@ pub struct HeldLun {
 /// A leg, and the devices that `ublk-target` has open for it. A copier refuses to use other
 /// devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct ServedLeg {
     /// The leg.
     pub leg: Leg,
@@ -456,7 +453,6 @@ pub struct ServedLeg {
 
 /// A LUN that `ublk-target` has open, as it was at the open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct OpenLun {
     /// The path of the LUN, without symbolic links.
     pub path: std::path::PathBuf,
@@ -490,7 +486,6 @@ impl OpenLun {
 
 /// The counters of `ublk-target`, since its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Counters {
     /// Read requests answered.
     pub reads: u64,

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use lun::Lun;
 use migration_proto::route::Leg;
 use migration_proto::target::Response;
-use migration_proto::{Hello, Welcome, frame};
+use migration_proto::{Hello, Protocols, Welcome, frame};
 
 use stand_in::*;
 
@@ -527,9 +527,16 @@ fn another_protocol_is_refused() {
     let (_copier, ended) = start(config(&socket), &Arc::default());
     let (mut stream, _) = listener.accept().unwrap();
     let _: Hello = frame::read(&mut stream).unwrap();
-    frame::write(&mut stream, &Welcome::WrongProtocol { speaks: 99 }).unwrap();
+    let speaks = Protocols {
+        oldest: 98,
+        newest: 99,
+    };
+    frame::write(&mut stream, &Welcome::WrongProtocol { speaks }).unwrap();
     let outcome = ended.recv_timeout(DEADLINE).unwrap();
-    assert!(matches!(outcome, Outcome::Refused { .. }), "{outcome:?}");
+    let Outcome::Refused { cause, .. } = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert!(cause.contains("protocols 98 to 99"), "{cause}");
 }
 
 #[test]

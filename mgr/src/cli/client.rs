@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use migration_proto::frame::{self, FrameError};
 use migration_proto::manager::{EVENTS_WAIT_MS, Request, Response};
-use migration_proto::{Hello, PROTOCOL_VERSION, Welcome};
+use migration_proto::{Hello, NoCommonProtocol, Welcome};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
@@ -75,18 +75,13 @@ pub enum ConnectError {
         /// Why the greeting failed.
         source: ExchangeError,
     },
-    /// shuntd speaks a different version of the protocol.
-    #[error(
-        "protocols differ on the socket {}: shunt speaks protocol {ours}, shuntd speaks protocol {theirs}",
-        socket.display()
-    )]
+    /// shuntd speaks none of the versions of the protocol that this build speaks.
+    #[error("no common protocol with shuntd on the socket {}: {source}", socket.display())]
     WrongProtocol {
         /// The socket.
         socket: PathBuf,
-        /// The protocol version of this build.
-        ours: u32,
-        /// The protocol version of shuntd.
-        theirs: u32,
+        /// The versions.
+        source: NoCommonProtocol,
     },
 }
 
@@ -133,18 +128,19 @@ impl Client {
             socket: socket.to_owned(),
             source,
         };
-        match exchange(&stream, &Hello::current(), limits.greeting).map_err(greeting)? {
-            Welcome::Ready { program_version } => Ok(Self {
-                stream,
-                limits,
-                program_version,
-            }),
-            Welcome::WrongProtocol { speaks } => Err(ConnectError::WrongProtocol {
+        let welcome: Welcome =
+            exchange(&stream, &Hello::current(), limits.greeting).map_err(greeting)?;
+        let program_version = welcome
+            .accept()
+            .map_err(|source| ConnectError::WrongProtocol {
                 socket: socket.to_owned(),
-                ours: PROTOCOL_VERSION,
-                theirs: speaks,
-            }),
-        }
+                source,
+            })?;
+        Ok(Self {
+            stream,
+            limits,
+            program_version,
+        })
     }
 
     /// The program version of the connected shuntd.

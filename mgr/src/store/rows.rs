@@ -352,7 +352,7 @@ pub struct Estimate {
 
 /// What was done to a leg to make it inaccessible.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Retired {
     /// How.
     pub how: RetireHow,

@@ -33,7 +33,7 @@ use migration_proto::manager::{
     PairRecord, PairSpec, Record, Request, Response, SessionOptions, SessionRecord, VolumeRecord,
 };
 use migration_proto::route::Side;
-use migration_proto::{Hello, Welcome};
+use migration_proto::{Hello, Protocols, Welcome};
 use serde_json::Value;
 
 /// The time limit of a command. A command that takes longer is killed, and its test fails.

@@ -50,11 +50,15 @@ fn without_permission_it_says_that_root_is_needed() {
 
 #[test]
 fn a_shuntd_of_another_protocol_is_named_with_both_versions() {
-    let bytes = frame::encode(&Welcome::WrongProtocol { speaks: 4711 }).unwrap();
+    let speaks = Protocols {
+        oldest: 4710,
+        newest: 4711,
+    };
+    let bytes = frame::encode(&Welcome::WrongProtocol { speaks }).unwrap();
     let fake = FakeShuntd::start_with_greeting(Reply::Bytes(bytes));
-    let ours = format!("protocol {},", migration_proto::PROTOCOL_VERSION);
+    let ours = migration_proto::PROTOCOLS.to_string();
     fake.run(&["status"])
-        .expect_error(Exit::Unreachable, &["protocol 4711", &ours]);
+        .expect_error(Exit::Unreachable, &["protocols 4710 to 4711", &ours]);
 }
 
 /// Invalid answers, which no shuntd sends.

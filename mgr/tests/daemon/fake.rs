@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use migration_proto::frame;
+use migration_proto::frame::{self, FrameError};
 use migration_proto::route::{Descriptor, Leg, MapSummary, Route, Side};
 use migration_proto::target::{
     CopyMode, Counters, EXIT_MAP_DAMAGED, EXIT_OTHER_VOLUME, OnAuthoritativeFailure, OpenLun,
     Refusal, Request, Response, ServedLeg, Status, Suspended, abstract_name,
 };
+use migration_proto::{Hello, Protocols, Welcome};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -61,6 +62,10 @@ pub(crate) enum Whim {
     LetGo,
     /// Refuses a change of the route as busy, and makes the change when the file is gone.
     Later,
+    /// Is of a later release, which speaks this protocol too, and says more in every answer.
+    LaterRelease,
+    /// Is of a release that speaks only other protocols, 7 to 9.
+    OtherProtocols,
 }
 
 impl Whim {
@@ -255,18 +260,35 @@ impl Conversation {
         }
     }
 
-    fn converse(&mut self, stream: &mut UnixStream) -> Result<(), frame::FrameError> {
-        let hello: migration_proto::Hello = frame::read(stream)?;
-        frame::write(stream, &hello.answer())?;
+    fn converse(&mut self, stream: &mut UnixStream) -> Result<(), FrameError> {
+        let hello: Hello = frame::read(stream)?;
+        let speaks = Protocols {
+            oldest: 7,
+            newest: 9,
+        };
+        let welcome = if Whim::OtherProtocols.is_set(&self.server.path) {
+            Welcome::WrongProtocol { speaks }
+        } else {
+            hello.answer()
+        };
+        self.send(stream, &welcome)?;
         loop {
             let request: Request = frame::read(stream)?;
             let stop = request == Request::Stop && !Whim::DeviceOpen.is_set(&self.server.path);
             let response = self.answer(request);
-            frame::write(stream, &response)?;
+            self.send(stream, &response)?;
             if stop {
                 std::process::exit(0);
             }
         }
+    }
+
+    fn send<T: Serialize>(&self, stream: &mut UnixStream, answer: &T) -> Result<(), FrameError> {
+        let mut answer = serde_json::to_value(answer)?;
+        if Whim::LaterRelease.is_set(&self.server.path) {
+            answer["of_a_later_release"] = true.into();
+        }
+        frame::write(stream, &answer)
     }
 
     fn map(&self) -> MutexGuard<'_, Map> {

@@ -13,6 +13,7 @@ mod plan;
 mod processes;
 mod queue;
 mod refusals;
+mod releases;
 mod restarts;
 mod retire;
 mod schedule;

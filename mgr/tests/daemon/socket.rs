@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 
 use migration_proto::frame::{self, FRAME_BYTES_MAX};
 use migration_proto::manager::{FailureKind, Request, Response};
-use migration_proto::{Hello, Welcome};
+use migration_proto::{Hello, Protocols, Welcome};
 
 use crate::world::World;
 
@@ -51,7 +51,11 @@ fn a_malformed_message_is_answered_and_ends_the_connection() {
 fn a_client_of_another_protocol_is_told_so() {
     let world = World::new();
     let mut stream = UnixStream::connect(world.config.control_socket()).unwrap();
-    frame::write(&mut stream, &Hello { protocol: 99 }).unwrap();
+    let protocols = Protocols {
+        oldest: 98,
+        newest: 99,
+    };
+    frame::write(&mut stream, &Hello { protocols }).unwrap();
     let welcome: Welcome = frame::read(&mut stream).unwrap();
     assert!(matches!(welcome, Welcome::WrongProtocol { .. }));
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);

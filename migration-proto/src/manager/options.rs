@@ -17,7 +17,7 @@ pub const PAIRS_MAX_MAX: u32 = 1024;
 
 /// The limits of a session that can be changed while it lives; `None` changes nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct SessionLimits {
     /// As [`SessionOptions::rate_bytes_per_second`].
     pub rate_bytes_per_second: Option<u64>,
@@ -81,7 +81,7 @@ pub enum SwitchPairs {
 
 /// How a session that tracks is switched: writes are slowed until the rest fits into the pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct CutoverOptions {
     /// What follows when an attempt fails.
     pub action: CutoverAction,
@@ -138,7 +138,7 @@ impl RetireHow {
 /// Hours of the day, in local time: from one minute of the day to a later one, or over midnight to
 /// an earlier one. Two equal minutes mean the whole day.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Hours {
     /// The first minute of the hours, counted from midnight.
     pub from_minute: u16,

@@ -16,7 +16,6 @@ pub const JSON_SCHEMA: u32 = 2;
 
 /// The result of comparing both legs of a pair. All bytes are counted in whole regions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Verification {
     /// When the comparison ended, in milliseconds since 1970.
     pub at_ms: u64,
@@ -54,7 +53,7 @@ impl Verification {
 
 /// One line of `shunt status --json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "snake_case")]
 pub enum Record {
     /// This host.
     Host(HostRecord),
@@ -74,7 +73,6 @@ pub enum Record {
 
 /// This host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct HostRecord {
     /// [`JSON_SCHEMA`].
     pub schema: u32,
@@ -90,7 +88,6 @@ pub struct HostRecord {
 
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct VolumeRecord {
     /// [`JSON_SCHEMA`].
     pub schema: u32,
@@ -123,7 +120,6 @@ pub struct VolumeRecord {
 
 /// A session.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SessionRecord {
     /// [`JSON_SCHEMA`].
     pub schema: u32,
@@ -150,7 +146,6 @@ pub const CUTOVER_OVER: &str = "over";
 
 /// A cutover of a session that tracks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct CutoverRecord {
     /// `baseline`, `update`, `administrative`, `cutover`, or [`CUTOVER_OVER`].
     pub phase: String,
@@ -172,7 +167,6 @@ pub struct CutoverRecord {
 
 /// A pair.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PairRecord {
     /// [`JSON_SCHEMA`].
     pub schema: u32,
@@ -227,7 +221,6 @@ pub struct PairRecord {
 
 /// A part of a volume that its source could not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct UnreadablePart {
     /// The start of the part, in bytes.
     pub offset_bytes: u64,
@@ -237,7 +230,6 @@ pub struct UnreadablePart {
 
 /// The plan of a pair, as far as a short check can find out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PlanRecord {
     /// [`JSON_SCHEMA`].
     pub schema: u32,
@@ -267,7 +259,6 @@ pub struct PlanRecord {
 
 /// The load of applications on a volume, in the last second or two.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ApplicationRecord {
     /// What was read, in bytes a second.
     pub read_bytes_per_second: u64,
@@ -284,7 +275,6 @@ pub struct ApplicationRecord {
 
 /// A sample of a pair's progress in the seconds before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SampleRecord {
     /// [`JSON_SCHEMA`].
     pub schema: u32,

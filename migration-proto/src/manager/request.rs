@@ -184,7 +184,7 @@ pub const EVENTS_WAIT_MS: u64 = 10_000;
 
 /// One pair of a session to be created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct PairSpec {
     /// The volume to move.
     pub volume: String,

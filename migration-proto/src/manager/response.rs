@@ -6,7 +6,7 @@ use super::records::Record;
 
 /// The answer to a [`Request`](super::Request).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "response", rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(tag = "response", rename_all = "kebab-case")]
 pub enum Response {
     /// The request was done.
     Done {
@@ -37,7 +37,6 @@ pub enum Response {
 
 /// An error as the operator reads it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct Failure {
     /// The kind of failure; it decides the exit code.
     pub kind: FailureKind,

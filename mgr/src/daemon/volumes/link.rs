@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use migration_proto::frame::{self, FrameError, HEADER_BYTES};
 use migration_proto::target::{Request, Response, abstract_name};
-use migration_proto::{Hello, PROTOCOL_VERSION, Welcome};
+use migration_proto::{Hello, Welcome};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -107,11 +107,13 @@ impl TargetLink {
             read::<Welcome>(&mut link.stream).await
         });
         match greeting.await {
-            Ok(Ok(Welcome::Ready { .. })) => Ok(link),
-            Ok(Ok(Welcome::WrongProtocol { speaks })) => Err(ConnectError::Strange(format!(
-                "the running ublk-target (pid {pid}) speaks protocol {speaks}, this shuntd speaks {PROTOCOL_VERSION}: \
-                 start the shuntd of the version that it belongs to"
-            ))),
+            Ok(Ok(welcome)) => match welcome.accept() {
+                Ok(_) => Ok(link),
+                Err(error) => Err(ConnectError::Strange(format!(
+                    "no common protocol with the running ublk-target (pid {pid}): {error}; start the shuntd of the \
+                     release that it belongs to"
+                ))),
+            },
             // The process ended during the greeting.
             Ok(Err(FrameError::Closed | FrameError::Io(_))) => Err(ConnectError::Nobody(
                 io::Error::from(io::ErrorKind::ConnectionReset),
