@@ -9,11 +9,7 @@ use crate::openers::Opener;
 /// A reason not to use a LUN as a leg. The text follows the LUN's name: "/dev/sdb is mounted at
 /// ...".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    tag = "finding",
-    rename_all = "kebab-case",
-    rename_all_fields = "kebab-case"
-)]
+#[serde(tag = "finding", rename_all = "kebab-case")]
 pub enum Finding {
     /// A file system on the LUN is mounted.
     Mounted {

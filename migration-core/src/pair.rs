@@ -322,6 +322,12 @@ impl Phase {
         Self::ALL.into_iter().find(|phase| phase.name() == name)
     }
 
+    /// Whether the pair is ending on the source, or has ended there.
+    #[must_use]
+    pub const fn is_cancelled(self) -> bool {
+        matches!(self, Self::Cancelling | Self::Cancelled)
+    }
+
     /// Whether the phase is the last one.
     #[must_use]
     pub const fn is_ended(self) -> bool {

@@ -95,7 +95,9 @@ pub struct Schedule {
 pub struct ScheduledPair {
     /// Its position.
     pub position: Position,
-    /// Whether its target has become authoritative, and the operator has not taken that back.
+    /// Its phase.
+    pub phase: Phase,
+    /// Whether its target has become authoritative, and the role has not moved back since.
     pub switched: bool,
 }
 
@@ -112,10 +114,12 @@ pub struct DueAction {
 }
 
 impl Schedule {
-    /// The action that is due now, if there is one.
+    /// The action that is due now, if there is one. None is due in a session that was cancelled in
+    /// part: all of its pairs are to end on the source, and a split target that is left is a copy
+    /// to be kept.
     #[must_use]
     pub fn due(&self, pairs: &[ScheduledPair], now: WallTime) -> Option<DueAction> {
-        if !self.policy.is_due(now) {
+        if !self.policy.is_due(now) || pairs.iter().any(|pair| pair.phase.is_cancelled()) {
             return None;
         }
         let (verb, pairs) = match (self.scope, self.mode) {
@@ -138,13 +142,8 @@ impl Schedule {
     }
 
     /// The pairs that are switched each on its own. A pair whose role a failure of the target has
-    /// moved back is not switched again. No pair is switched in a session that was cancelled in
-    /// part: all of its pairs are to end on the source.
+    /// moved back is not switched again.
     fn pairs_to_switch(&self, pairs: &[ScheduledPair]) -> Vec<usize> {
-        let is_cancelled = |pair: &ScheduledPair| pair.position.state == PairState::Cancelled;
-        if pairs.iter().any(is_cancelled) {
-            return Vec::new();
-        }
         let is_ready = |pair: &ScheduledPair| {
             !pair.switched && self.may_switch(core::slice::from_ref(&pair.position))
         };
@@ -185,8 +184,9 @@ fn pairs_to_do(verb: Verb, positions: &[Position]) -> Option<Vec<usize>> {
     }
 }
 
-/// Whether a pair may still be switched automatically. While one is left, a switch of others does
-/// not set the policy to manual ([`Plan::is_last`](crate::operation::Plan::is_last)).
+/// Whether a pair is left to be switched, as far as it alone decides that. While one is left, a
+/// switch of others does not set the policy to manual
+/// ([`Plan::is_last`](crate::operation::Plan::is_last)).
 #[must_use]
 pub const fn is_to_be_switched(phase: Phase, authoritative: Side, switched: bool) -> bool {
     matches!(authoritative, Side::Source) && !switched && !phase.is_ended()
@@ -281,10 +281,15 @@ mod tests {
     }
 
     fn pair(state: PairState) -> ScheduledPair {
-        let switched = false;
+        let phase = match state {
+            PairState::Cancelled => Phase::Cancelled,
+            PairState::Committed | PairState::Retired => Phase::Committed,
+            _ => Phase::Active,
+        };
         ScheduledPair {
             position: at(state),
-            switched,
+            phase,
+            switched: false,
         }
     }
 
@@ -414,6 +419,21 @@ mod tests {
             let may = matches!(by_hand, SessionDecision::Do(_));
             assert_eq!(may, switched.is_some(), "{ended}");
         }
+        // A cancel that has not ended yet shows in the phase only.
+        let cancelling = ScheduledPair {
+            phase: Phase::Cancelling,
+            ..pair(PairState::NeedsRecovery)
+        };
+        let pairs = [pair(PairState::SourceSelected), cancelling];
+        assert_eq!(due(&each, &pairs), None);
+    }
+
+    #[test]
+    fn a_copy_that_a_cancel_has_left_is_not_overwritten() {
+        let copies = schedule(Mode::Copy, Scope::Together);
+        let split = pair(PairState::Split);
+        assert_eq!(due(&copies, &[split]), Some((Verb::Resume, vec![0])));
+        assert_eq!(due(&copies, &[split, pair(PairState::Cancelled)]), None);
     }
 
     #[test]

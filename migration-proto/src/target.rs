@@ -3,7 +3,7 @@
 //! `ublk-target` alone decides the route. Every request that could change the route names the epoch
 //! that the client knows; a stale client is refused.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::route::{Leg, Route};
 
@@ -18,6 +18,16 @@ pub const EXIT_OTHER_VOLUME: u8 = 5;
 #[must_use]
 pub fn abstract_name(volume_id: &str) -> String {
     format!("shunt/ublk-target/{volume_id}")
+}
+
+/// Reads a field that may be null, but not missing: serde would read a missing one as null, which
+/// would mean that there is no problem.
+fn present<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Option::deserialize(deserializer)
 }
 
 /// A request to `ublk-target`.
@@ -268,6 +278,7 @@ pub enum Response {
     Resumed {
         /// Why requests were held; absent if the suspension had already ended (by its deadline), or
         /// there was none.
+        #[serde(deserialize_with = "present")]
         ended: Option<Suspended>,
     },
     /// This connection is the copier's from now on.
@@ -383,11 +394,14 @@ pub struct Status {
     /// Regions copied since this process started (a region copied twice counts twice), in bytes.
     pub copied_bytes: u64,
     /// Why the mirror leg is not written; absent if it is.
+    #[serde(deserialize_with = "present")]
     pub degraded: Option<String>,
     /// The number of writes that the mirror leg has not ended, if it was given up because it kept
     /// other writes waiting.
+    #[serde(deserialize_with = "present")]
     pub stalled_writes: Option<u32>,
     /// The last failure of the authoritative leg, if it failed since the roles were exchanged.
+    #[serde(deserialize_with = "present")]
     pub authoritative_problem: Option<String>,
     /// What to do when the authoritative leg fails.
     pub on_authoritative_failure: OnAuthoritativeFailure,
@@ -396,6 +410,7 @@ pub struct Status {
     /// The limit to the rate of writes, in bytes a second; 0: writes are not slowed.
     pub throttle_bytes_per_second: u64,
     /// Why the map file cannot be written, if it cannot; writes that need a mark in it wait.
+    #[serde(deserialize_with = "present")]
     pub map_problem: Option<String>,
     /// Whether new requests are held.
     pub suspended: bool,
@@ -406,6 +421,7 @@ pub struct Status {
     /// The source leg.
     pub source: Leg,
     /// The target leg.
+    #[serde(deserialize_with = "present")]
     pub target: Option<Leg>,
     /// The open LUN of each extent of the source leg; empty if the leg is not open.
     pub source_open: Vec<OpenLun>,
@@ -427,6 +443,7 @@ pub struct Status {
     pub held: Vec<HeldLun>,
     /// Why the whole mirror leg is copied or compared again; absent when that is done, or not
     /// needed.
+    #[serde(deserialize_with = "present")]
     pub doubt: Option<String>,
     /// Whether this process took over a device whose process had died.
     pub recovered: bool,
@@ -444,6 +461,7 @@ pub struct HeldLun {
 /// A leg, and the devices that `ublk-target` has open for it. A copier refuses to use other
 /// devices.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ServedLeg {
     /// The leg.
     pub leg: Leg,
@@ -453,14 +471,17 @@ pub struct ServedLeg {
 
 /// A LUN that `ublk-target` has open, as it was at the open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct OpenLun {
     /// The path of the LUN, without symbolic links.
     pub path: std::path::PathBuf,
     /// The size of the LUN, in bytes. It may be larger than the recorded size.
     pub size_bytes: u64,
     /// The major and minor number, if the LUN is a block device.
+    #[serde(deserialize_with = "present")]
     pub device: Option<(u32, u32)>,
     /// The number of the disk; the kernel gives it to no other disk in this boot.
+    #[serde(deserialize_with = "present")]
     pub disk_sequence: Option<u64>,
 }
 

@@ -6,8 +6,12 @@
 
 use std::collections::BTreeSet;
 
+use lun::{Identity, Kind};
 use migration_proto::PROTOCOLS;
-use migration_proto::target::{OnAuthoritativeFailure, Refusal, Request, Response, Suspended};
+use migration_proto::route::{Route, Side};
+use migration_proto::target::{
+    CopyMode, OnAuthoritativeFailure, Refusal, Request, Response, Suspended,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -48,6 +52,9 @@ fn variants<T: DeserializeOwned>(json: &str) -> BTreeSet<String> {
         .collect()
 }
 
+/// The fields of an identity that each LUN has.
+const OF_EVERY_LUN: [&str; 3] = ["kind", "size_bytes", "logical_block_bytes"];
+
 /// The values of a field in all messages that have it.
 fn values(text: &str, field: &str) -> BTreeSet<String> {
     lines(text)
@@ -74,6 +81,20 @@ fn every_variant_is_among_the_messages() {
     assert_eq!(values(REQUESTS, "policy"), known, "{ADVICE}");
     let known = variants::<Suspended>(r#""?""#);
     assert_eq!(values(RESPONSES, "ended"), known, "{ADVICE}");
+    let known = variants::<CopyMode>(r#""?""#);
+    assert_eq!(values(REQUESTS, "mode"), known, "{ADVICE}");
+    for (known, field) in [
+        (variants::<Route>(r#"{"kind":"?"}"#), r#""route":{"kind":"#),
+        (variants::<Kind>(r#""?""#), r#""identity":{"kind":"#),
+        (variants::<Side>(r#""?""#), r#""side":"#),
+    ] {
+        for name in known {
+            assert!(
+                REQUESTS.contains(&format!("{field}\"{name}\"")),
+                "{field}{name}; {ADVICE}"
+            );
+        }
+    }
 }
 
 /// A request may set a condition in the field that is not known. An answer may only say more.
@@ -96,16 +117,83 @@ fn an_unknown_field_is_refused_in_a_request_and_ignored_in_an_answer() {
     }
 }
 
+/// A field that is missing would mean "no problem" if it were read as null.
 #[test]
-fn a_leg_with_an_unknown_field_is_never_used() {
+fn an_answer_without_one_of_its_fields_is_refused() {
     for message in lines(RESPONSES) {
-        let Some(leg) = message.get("source") else {
-            continue;
-        };
-        let mut extended = message.clone();
-        let mut more = leg.clone();
-        more["extents"][0]["stripe_bytes"] = Value::from(65536);
-        extended["source"] = more;
-        serde_json::from_value::<Response>(extended).unwrap_err();
+        for place in places(&message, "") {
+            let mut cut = message.clone();
+            let (object, field) = place.rsplit_once('/').unwrap();
+            let object = cut.pointer_mut(object).unwrap().as_object_mut().unwrap();
+            object.remove(field).unwrap();
+            let read = serde_json::from_value::<Response>(cut);
+            assert!(read.is_err(), "without {place}: {message}");
+        }
     }
+}
+
+/// The JSON pointers of all fields of a message, except those of an identity that may be absent.
+fn places(message: &Value, above: &str) -> Vec<String> {
+    let inner = |(name, value): (String, &Value)| {
+        let place = format!("{above}/{name}");
+        let is_optional = above.ends_with("/identity") && !OF_EVERY_LUN.contains(&name.as_str());
+        let own = (message.is_object() && !is_optional).then(|| place.clone());
+        own.into_iter().chain(places(value, &place))
+    };
+    match message {
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| (name.clone(), value));
+            fields.flat_map(inner).collect()
+        }
+        Value::Array(items) => {
+            let items = items.iter().enumerate();
+            items
+                .map(|(at, item)| (at.to_string(), item))
+                .flat_map(inner)
+                .collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What says where data lies is read whole or not at all.
+#[test]
+fn an_unknown_field_in_a_leg_or_an_open_lun_is_refused() {
+    let mut found = 0;
+    for message in lines(RESPONSES) {
+        let places = places(&message, "");
+        let of_lun = [
+            "extents/0/path",
+            "identity/kind",
+            "open/0/path",
+            "source_open/0/path",
+        ];
+        for place in places
+            .iter()
+            .filter(|place| of_lun.iter().any(|end| place.ends_with(end)))
+        {
+            let mut extended = message.clone();
+            let (object, _) = place.rsplit_once('/').unwrap();
+            extended.pointer_mut(object).unwrap()["stripe_bytes"] = Value::from(65536);
+            let read = serde_json::from_value::<Response>(extended);
+            assert!(read.is_err(), "{place}: {message}");
+            found += 1;
+        }
+    }
+    assert!(found > 10, "{found}");
+}
+
+/// An identity that an older program refuses makes every request with a leg fail, so a field that
+/// is new in it needs a new version, also if it may be absent.
+#[test]
+fn every_field_of_an_identity_is_among_the_messages() {
+    let known = variants::<Identity>(r#"{"?":1}"#);
+    let mut found = BTreeSet::new();
+    for message in lines(REQUESTS) {
+        let extents = message.pointer("/target/extents").and_then(Value::as_array);
+        for extent in extents.into_iter().flatten() {
+            found.extend(extent["identity"].as_object().unwrap().keys().cloned());
+        }
+    }
+    assert_eq!(found, known, "{ADVICE}");
 }

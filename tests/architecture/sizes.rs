@@ -11,7 +11,7 @@ const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 100;
 
 /// The files that are still longer, with their lines. The list may only become shorter.
-const LONG_FILES: &[(&str, usize)] = &[("mgr/src/daemon/volumes/supervisor.rs", 647)];
+const LONG_FILES: &[(&str, usize)] = &[("mgr/src/daemon/volumes/supervisor.rs", 620)];
 
 /// The functions that are still longer, with their lines. The list may only become shorter.
 const LONG_FUNCTIONS: &[(&str, usize)] = &[];

@@ -251,6 +251,7 @@ impl Daemon {
         let pairs: Vec<ScheduledPair> = pairs
             .map(|(position, row)| ScheduledPair {
                 position,
+                phase: row.phase,
                 switched: row.switched,
             })
             .collect();

@@ -66,6 +66,8 @@ pub(crate) enum Whim {
     LaterRelease,
     /// Is of a release that speaks only other protocols, 7 to 9.
     OtherProtocols,
+    /// Reports a status with something in a leg that nobody knows.
+    StrangeLeg,
 }
 
 impl Whim {
@@ -287,6 +289,9 @@ impl Conversation {
         let mut answer = serde_json::to_value(answer)?;
         if Whim::LaterRelease.is_set(&self.server.path) {
             answer["of_a_later_release"] = true.into();
+        }
+        if Whim::StrangeLeg.is_set(&self.server.path) && answer["source"].is_object() {
+            answer["source"]["striped"] = true.into();
         }
         frame::write(stream, &answer)
     }

@@ -1,6 +1,7 @@
 //! Tests with programs of different releases: a running ublk-target outlives updates of the others.
 
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use migration_proto::frame;
 use serde_json::Value;
@@ -41,6 +42,25 @@ fn a_ublk_target_without_a_common_protocol_is_left_running_and_the_remedy_is_nam
     world.unset("db", Whim::OtherProtocols);
     let after = world.wait("it is managed again", |world| {
         world.volume("db").filter(|volume| volume.pid.is_some())
+    });
+    assert_eq!((after.pid, after.restarts), (before.pid, 0));
+}
+
+/// It serves, so it must not be taken for one that is silent.
+#[test]
+fn a_ublk_target_whose_status_is_not_understood_is_not_ended() {
+    let mut world = World::stopped();
+    world.config.silent_max = Duration::from_secs(1);
+    world.start();
+    world.changes(&attach("db", &world.lun("a", MIB, 1)));
+    let before = world.volume("db").unwrap();
+    world.set("db", Whim::StrangeLeg);
+    let problem = world.wait("a problem", |world| world.volume("db")?.problem);
+    assert!(problem.contains("not understood"), "{problem}");
+    std::thread::sleep(3 * world.config.silent_max);
+    world.unset("db", Whim::StrangeLeg);
+    let after = world.wait("it is managed again", |world| {
+        world.volume("db").filter(|volume| volume.problem.is_none())
     });
     assert_eq!((after.pid, after.restarts), (before.pid, 0));
 }

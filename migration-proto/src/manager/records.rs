@@ -16,6 +16,7 @@ pub const JSON_SCHEMA: u32 = 2;
 
 /// The result of comparing both legs of a pair. All bytes are counted in whole regions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Verification {
     /// When the comparison ended, in milliseconds since 1970.
     pub at_ms: u64,
@@ -221,6 +222,7 @@ pub struct PairRecord {
 
 /// A part of a volume that its source could not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct UnreadablePart {
     /// The start of the part, in bytes.
     pub offset_bytes: u64,

@@ -182,6 +182,14 @@ impl Cutovers {
         let Some(running) = self.running.get(name) else {
             return Next::Waits;
         };
+        // In a session that was cancelled in part, all pairs are to end on the source.
+        let mut pairs = row.pairs.iter().zip(&positions);
+        if let Some((pair, found)) = pairs.find(|(pair, _)| pair.phase.is_cancelled()) {
+            return Next::Over(HistoryEvent::CutoverStopped {
+                pair_volume: pair.volume.clone(),
+                pair_state: found.state,
+            });
+        }
         let (mut samples, mut reports) = (Vec::new(), Vec::new());
         for pair in &running.pairs {
             match positions[*pair].state {

@@ -36,6 +36,7 @@ pub(crate) fn due(row: &SessionRow, positions: &[Position], now: WallTime) -> Op
         .zip(&row.pairs)
         .map(|(position, pair)| ScheduledPair {
             position: *position,
+            phase: pair.phase,
             switched: pair.progress.switched_ms.is_some(),
         })
         .collect();

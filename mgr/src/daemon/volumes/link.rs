@@ -80,6 +80,9 @@ pub(crate) struct TargetLink {
     stream: UnixStream,
     /// The process at the other end, as the kernel reports it.
     pub(crate) pid: u32,
+    /// Whether an answer came that this program does not understand: the process may be of another
+    /// release, and serves.
+    pub(crate) is_strange: bool,
 }
 
 impl TargetLink {
@@ -101,7 +104,11 @@ impl TargetLink {
             .and_then(|peer| peer.pid())
             .and_then(|pid| u32::try_from(pid).ok())
             .ok_or_else(|| strange(&"the kernel does not say which process it is"))?;
-        let mut link = Self { stream, pid };
+        let mut link = Self {
+            stream,
+            pid,
+            is_strange: false,
+        };
         let greeting = timeout(GREETING_MAX, async {
             write(&mut link.stream, &Hello::current()).await?;
             read::<Welcome>(&mut link.stream).await
@@ -152,6 +159,14 @@ impl TargetLink {
         });
         match exchange.await {
             Ok(Ok(response)) => Ok(response),
+            Ok(Err(error @ (FrameError::Malformed(_) | FrameError::TooLarge(_)))) => {
+                self.is_strange = true;
+                Err(format!(
+                    "ublk-target (pid {}) gives an answer that is not understood ({error}); start the shuntd of the \
+                     release that it belongs to",
+                    self.pid
+                ))
+            }
             Ok(Err(error)) => Err(format!(
                 "the connection to ublk-target (pid {}) ended: {error}",
                 self.pid

@@ -1,6 +1,7 @@
 //! The room of the volumes: one supervised ublk-target each, its names, and what it reports.
 
 pub(super) mod attach;
+mod backoff;
 mod held;
 pub(super) mod link;
 pub(super) mod names;

@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{info, warn};
 
+use super::backoff::Backoff;
 use super::held::HeldLuns;
 use super::link::{ConnectError, TargetLink};
 use super::process::{ProcessEnd, Setup, last_log_line, spawn_serve};
@@ -44,11 +45,6 @@ const START_REPORTED_AFTER: Duration = Duration::from_secs(10);
 const SILENT_RETRY: Duration = Duration::from_secs(1);
 /// How long a stopped ublk-target may take to end.
 const STOP_MAX: Duration = Duration::from_secs(60);
-/// The first and the longest delay before ublk-target is started again.
-const BACKOFF_FIRST: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// A connection that lasted at least this long resets the back-off.
-const STEADY_AFTER: Duration = Duration::from_secs(1);
 
 /// How a connection ended.
 enum End {
@@ -490,7 +486,12 @@ impl Supervisor {
 
     /// Requests the status and publishes it.
     async fn refresh(&mut self, link: &mut TargetLink) -> Result<(), String> {
-        let status = match link.ask(&Request::Status, STATUS_MAX).await? {
+        let answer = link.ask(&Request::Status, STATUS_MAX).await;
+        if link.is_strange {
+            // It is not silent: it must not be ended because this program is older.
+            self.answered = Instant::now();
+        }
+        let status = match answer? {
             Response::Status(status) => status,
             Response::Refused { cause, .. } => {
                 return Err(format!("ublk-target does not report its status: {cause}"));
@@ -615,53 +616,5 @@ async fn refuse_while_down(
             }
             Command::Abandon { reply } => return Some(reply),
         }
-    }
-}
-
-/// The delay before ublk-target is started (again).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Backoff {
-    delay: Duration,
-}
-
-impl Backoff {
-    const fn new() -> Self {
-        Self {
-            delay: Duration::ZERO,
-        }
-    }
-
-    fn failed(&mut self) {
-        self.delay = (self.delay * 2).clamp(BACKOFF_FIRST, BACKOFF_MAX);
-    }
-
-    /// Adapts the delay to how long the last connection lasted: no delay if that was long enough.
-    fn lived(&mut self, life: Duration) {
-        if life >= STEADY_AFTER {
-            self.delay = Duration::ZERO;
-        } else {
-            self.failed();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn repeated_failures_wait_longer_up_to_a_limit() {
-        let mut backoff = Backoff::new();
-        assert_eq!(backoff.delay, Duration::ZERO);
-        let mut delays = Vec::new();
-        for _ in 0..9 {
-            backoff.failed();
-            delays.push(u64::try_from(backoff.delay.as_millis()).unwrap());
-        }
-        assert_eq!(delays, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000]);
-        backoff.lived(STEADY_AFTER / 2);
-        assert_eq!(backoff.delay, BACKOFF_MAX);
-        backoff.lived(STEADY_AFTER);
-        assert_eq!(backoff.delay, Duration::ZERO);
     }
 }

@@ -8,7 +8,7 @@ mod tests;
 use std::path::PathBuf;
 
 use migration_core::pair::{PairState, Phase, Verb};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::options::{RetireHow, SessionMode, SwitchPolicy};
 use crate::luns::LunPaths;
@@ -21,7 +21,7 @@ use fields::{pair_state, phase, verb};
 /// No field has the name of a field of [`EventRecord`](super::EventRecord), of which an event is a
 /// part. A `cause` is text from elsewhere: an error of the kernel, or a reason to refuse.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "code", rename_all = "snake_case")]
+#[serde(tag = "code", rename_all = "snake_case", remote = "Self")]
 pub enum HistoryEvent {
     /// An attach has begun.
     AttachBegun {
@@ -533,9 +533,24 @@ pub enum HistoryEvent {
         /// The name of the new state.
         state: String,
     },
-    /// An event that this version does not know. Never made.
+    /// An event that this version does not know, or of which it does not know a value. Never made.
     #[serde(other)]
     Unknown,
+}
+
+impl Serialize for HistoryEvent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        // The derived function, which `remote` makes an inherent one.
+        Self::serialize(self, serializer)
+    }
+}
+
+/// One event that is not understood must not hide all others: the history is only read.
+impl<'de> Deserialize<'de> for HistoryEvent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        Ok(Self::deserialize(value).unwrap_or(Self::Unknown))
+    }
 }
 
 impl HistoryEvent {
@@ -551,13 +566,17 @@ impl HistoryEvent {
         }
         if let Self::VerbInterrupted {
             from,
+            to,
             authoritative,
-            ..
         } = self
         {
+            // A failure can move the role during a commit or cancel, which then does not end.
             let moved = matches!(
-                (from, authoritative),
-                (Phase::Switching, Side::Target) | (Phase::Undoing, Side::Source)
+                (from, to, authoritative),
+                (Phase::Switching, _, Side::Target)
+                    | (Phase::Undoing, _, Side::Source)
+                    | (Phase::Committing, Phase::Active, Side::Source)
+                    | (Phase::Cancelling, Phase::Active, Side::Target)
             );
             return moved.then_some(*authoritative);
         }
