@@ -30,7 +30,9 @@ const RATE_SAMPLES_MAX: usize = 64;
 /// The first and the longest back-off before a copier is restarted.
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// A copier that ran at least this long resets the back-off.
+/// A copier that runs at least this long is steady: the problem of the one before is over, and the
+/// back-off begins anew. Before, it may be at a region that can be copied, on its way to the one
+/// that cannot.
 const STEADY_AFTER: Duration = Duration::from_secs(10);
 /// A locked mirror leg is reported when the back-off has reached this delay: udev locks a disk for
 /// a moment whenever the disk has changed.
@@ -248,11 +250,13 @@ impl Copiers {
         felt.impact.baseline().map(|time| time / 1000)
     }
 
-    /// Whether the running copier has copied anything.
-    pub(crate) fn has_copied(&self, key: &PairKey) -> bool {
-        self.running
-            .get(key)
-            .is_some_and(|running| running.copied_bytes() > running.base_bytes)
+    /// Whether the running copier copies without a problem: it has copied something, and runs for
+    /// so long that it is not one of those that fail again and again.
+    pub(crate) fn is_steady(&self, key: &PairKey, now: Instant) -> bool {
+        self.running.get(key).is_some_and(|running| {
+            running.copied_bytes() > running.base_bytes
+                && now.duration_since(running.started) >= STEADY_AFTER
+        })
     }
 
     /// Starts a copier, unless one is running or the back-off has not ended.

@@ -174,7 +174,7 @@ impl Owner {
             .model
             .pair(key)
             .is_some_and(|pair| pair.problem.is_some());
-        if had_problem && self.copies.copiers.has_copied(key) {
+        if had_problem && self.copies.copiers.is_steady(key, now) {
             self.context
                 .record_aside(vec![Change::SetPair(key.clone(), PairField::Problem(None))]);
         }
