@@ -31,8 +31,8 @@ const RATE_SAMPLES_MAX: usize = 64;
 const BACKOFF_FIRST: Duration = Duration::from_millis(250);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A copier that runs at least this long is steady: the problem of the one before is over, and the
-/// back-off begins anew. Before, it may be at a region that can be copied, on its way to the one
-/// that cannot.
+/// back-off starts at its first delay again. Before, the copier may be at a region that can be
+/// copied, on its way to the one that cannot.
 const STEADY_AFTER: Duration = Duration::from_secs(10);
 /// A locked mirror leg is reported when the back-off has reached this delay: udev locks a disk for
 /// a moment whenever the disk has changed.
@@ -250,8 +250,8 @@ impl Copiers {
         felt.impact.baseline().map(|time| time / 1000)
     }
 
-    /// Whether the running copier copies without a problem: it has copied something, and runs for
-    /// so long that it is not one of those that fail again and again.
+    /// Whether the running copier copies without a problem: it has copied something, and has run for
+    /// [`STEADY_AFTER`], unlike a copier that fails each time at the same region.
     pub(crate) fn is_steady(&self, key: &PairKey, now: Instant) -> bool {
         self.running.get(key).is_some_and(|running| {
             running.copied_bytes() > running.base_bytes

@@ -33,19 +33,35 @@ pub(crate) async fn set_read_only(leg: &LegRow, read_only: bool) -> Result<(), S
     each(leg, set).await.map(drop)
 }
 
-/// Whether the target of a pair is unchanged since the split. `None`: it is. `Some`: why that is
-/// not known. An error: why it has, or may have, changed.
-pub(crate) async fn untouched(pair: &PairRow) -> Result<Option<String>, String> {
-    let (now, read_only) = inspect(&pair.target).await?;
+/// What is found out about the seal of a target.
+#[derive(Debug)]
+pub(crate) enum SealState {
+    /// The target is unchanged since the split.
+    Unbroken,
+    /// Why it is not known whether the target has changed.
+    Unknown(String),
+    /// Why the target has changed, or may have.
+    Broken(String),
+}
+
+/// Whether the target of a pair is unchanged since the split. A target that cannot be inspected may
+/// have changed.
+pub(crate) async fn check_seal(pair: &PairRow) -> SealState {
+    let (now, read_only) = match inspect(&pair.target).await {
+        Ok(found) => found,
+        Err(cause) => return SealState::Broken(cause),
+    };
     let copy_of = pair.copy_of.as_ref();
     let sealed = copy_of.and_then(|copy_of| copy_of.sealed.as_ref());
     let same_boot = sealed.is_some_and(|sealed| sealed.boot_id == now.boot_id);
     let Err(doubt) = seal::judge(sealed.map(state), state(&now), same_boot, read_only) else {
-        return Ok(None);
+        return SealState::Unbroken;
     };
     match doubt.seal() {
-        operation::Seal::Broken => Err(format!("{} {doubt}", pair.target)),
-        operation::Seal::Unbroken | operation::Seal::Unknown => Ok(Some(doubt.to_string())),
+        operation::Seal::Broken => SealState::Broken(format!("{} {doubt}", pair.target)),
+        operation::Seal::Unbroken | operation::Seal::Unknown => {
+            SealState::Unknown(doubt.to_string())
+        }
     }
 }
 

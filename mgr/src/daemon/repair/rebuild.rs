@@ -166,7 +166,7 @@ async fn rebuild(config: &Config, why: &str) -> Result<(Store, Model), StartErro
         .map_err(failed)?;
     for name in volumes(config)? {
         let event = match restore(config, &mut store, &name).await.map_err(failed)? {
-            Ok(event) => {
+            Restored::Recorded(event) => {
                 info!(
                     volume = name,
                     "{}",
@@ -174,7 +174,7 @@ async fn rebuild(config: &Config, why: &str) -> Result<(Store, Model), StartErro
                 );
                 event
             }
-            Err(cause) => {
+            Restored::Refused(cause) => {
                 warn!(volume = name, cause, "the volume could not be restored");
                 HistoryEvent::VolumeNotRestored {
                     cause,
@@ -200,23 +200,27 @@ async fn rebuild(config: &Config, why: &str) -> Result<(Store, Model), StartErro
     open_and_load(&database).map_err(|source| store_error(&database, source))
 }
 
-/// Records one volume as its map file describes it. The inner result is the event for the history.
-async fn restore(
-    config: &Config,
-    store: &mut Store,
-    name: &str,
-) -> Result<Result<HistoryEvent, String>, StoreError> {
+/// What became of a volume whose map file was found.
+enum Restored {
+    /// It is recorded; this is the event for the history.
+    Recorded(HistoryEvent),
+    /// Why it cannot be recorded.
+    Refused(String),
+}
+
+/// Records one volume as its map file describes it.
+async fn restore(config: &Config, store: &mut Store, name: &str) -> Result<Restored, StoreError> {
     let found = match process::describe(&config.ublk_target, &config.map(name)).await {
         Ok(found) => found,
-        Err(error) => return Ok(Err(error.to_string())),
+        Err(error) => return Ok(Restored::Refused(error.to_string())),
     };
     let (changes, event) = match changes(name, &found, false) {
         Ok(changes) => changes,
-        Err(cause) => return Ok(Err(cause)),
+        Err(cause) => return Ok(Restored::Refused(cause)),
     };
     match store.apply(&changes) {
-        Ok(()) => Ok(Ok(event)),
-        Err(error) if error.is_conflict() => Ok(Err(error.to_string())),
+        Ok(()) => Ok(Restored::Recorded(event)),
+        Err(error) if error.is_conflict() => Ok(Restored::Refused(error.to_string())),
         Err(error) => Err(error),
     }
 }

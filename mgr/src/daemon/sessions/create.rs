@@ -16,7 +16,7 @@ use crate::daemon::context::{Context, note, now_ms};
 use crate::daemon::failure::{self, Answer, Done};
 use crate::daemon::luns::checks::{self, Accepted, Candidate, Used, check_target};
 use crate::daemon::luns::twice;
-use crate::store::{Change, PairRow, Progress, SessionRow, VolumeRow};
+use crate::store::{Change, LegRow, PairRow, Progress, SessionRow, VolumeRow};
 
 /// The parameters of a new session.
 #[derive(Debug, Clone)]
@@ -55,8 +55,8 @@ pub(crate) async fn create(context: Context, wanted: CreateParams) -> Answer {
                     lun: candidate.lun.clone(),
                     holder: format!("the target of {} in this session", volume.name),
                 }));
-                match pair_of(&context, volume, &leg).await? {
-                    Ok(pair) => pairs.push(pair),
+                match checks::leg_row(&leg) {
+                    Ok(target) => pairs.push(pair_of(&context, volume, target, &leg).await?),
                     Err(cause) => refusals.push(format!("pair {}: {cause}", volume.name)),
                 }
             }
@@ -152,28 +152,24 @@ async fn record(context: &Context, row: &SessionRow) -> Result<(), Failure> {
     context.record(&failure::session(&row.name), changes).await
 }
 
-/// Builds the row of a pair. The inner error is a reason to refuse for the operator, the outer
-/// error a failure of the database.
+/// Builds the row of a pair, whose target is the leg `found`. Fails if the database does.
 async fn pair_of(
     context: &Context,
     volume: &VolumeRow,
-    leg: &[Candidate],
-) -> Result<Result<PairRow, String>, Failure> {
-    let target = match checks::leg_row(leg) {
-        Ok(target) => target,
-        Err(cause) => return Ok(Err(cause)),
-    };
+    target: LegRow,
+    found: &[Candidate],
+) -> Result<PairRow, Failure> {
     let (name, key) = (volume.name.clone(), target.key());
     let estimate = context
         .store
         .call(move |store| store.estimate(&name, &key))
         .await
         .map_err(|error| failure::store(failure::volume(&volume.name), &error))?;
-    Ok(Ok(PairRow {
+    Ok(PairRow {
         volume: volume.name.clone(),
         source: volume.leg.clone(),
         target,
-        target_contents: checks::contents_words(leg),
+        target_contents: checks::contents_words(found),
         size_bytes: volume.size_bytes,
         phase: Phase::Setup,
         authoritative: Side::Source,
@@ -188,7 +184,7 @@ async fn pair_of(
             estimate,
             ..Progress::default()
         },
-    }))
+    })
 }
 
 #[cfg(test)]

@@ -215,8 +215,9 @@ impl Operation {
                 Effect::CheckTargets(pairs) => {
                     let mut unfit = Vec::new();
                     for pair in pairs {
-                        if let Err(cause) = self.check_target(pair, &terms.used).await? {
-                            report.refused(self.row(pair), pair, cause);
+                        let reasons = self.reasons_against_target(pair, &terms.used).await?;
+                        if !reasons.is_empty() {
+                            report.refused(self.row(pair), pair, reasons.join("; "));
                             unfit.push(pair);
                         }
                     }
@@ -340,12 +341,12 @@ impl Operation {
         history::sentence(event, Some(&self.session.name), Some(&pair.volume))
     }
 
-    /// Whether the target of a pair may be written; otherwise all reasons against it.
-    async fn check_target(
+    /// All reasons why the target of a pair must not be written; none if it may be.
+    async fn reasons_against_target(
         &self,
         position: usize,
         used: &[Used],
-    ) -> Result<Result<(), String>, Failure> {
+    ) -> Result<Vec<String>, Failure> {
         let row = self.row(position);
         let volume = self
             .volumes
@@ -366,10 +367,7 @@ impl Operation {
             Ok(found) => reasons.extend(found.into_values()),
             Err(cause) => reasons.push(cause),
         }
-        match reasons.is_empty() {
-            true => Ok(Ok(())),
-            false => Ok(Err(reasons.join("; "))),
-        }
+        Ok(reasons)
     }
 
     /// The kernel's device of a volume, as it was reported last.

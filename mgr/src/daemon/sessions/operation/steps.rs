@@ -8,7 +8,7 @@ use migration_proto::target::{Refusal, Request, Response, Status, Suspended};
 use crate::daemon::context::Context;
 use crate::daemon::handle::VolumeHandle;
 use crate::daemon::luns::marks::mark_unfinished;
-use crate::daemon::luns::sealed::{seal, set_read_only, untouched};
+use crate::daemon::luns::sealed::{SealState, check_seal, seal, set_read_only};
 use crate::daemon::sessions::retire::retire_source;
 use crate::daemon::volumes::position;
 use crate::daemon::volumes::route_change::{
@@ -121,13 +121,13 @@ impl OperationPair {
                 },
                 Err(cause) => Outcome::refused(cause),
             },
-            Step::CheckSeal => match untouched(row).await {
-                Ok(None) => Outcome::of(Answer::Seal(Seal::Unbroken)),
-                Ok(Some(why)) => Outcome {
+            Step::CheckSeal => match check_seal(row).await {
+                SealState::Unbroken => Outcome::of(Answer::Seal(Seal::Unbroken)),
+                SealState::Unknown(why) => Outcome {
                     text: Some(why),
                     ..Outcome::of(Answer::Seal(Seal::Unknown))
                 },
-                Err(cause) => Outcome {
+                SealState::Broken(cause) => Outcome {
                     answer: Answer::Seal(Seal::Broken),
                     ..Outcome::refused(cause)
                 },
