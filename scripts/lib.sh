@@ -5,6 +5,8 @@
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 cache=${SHUNT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/shunt}
 kernels=(6.12 7.2)
+# Where the programs are that a virtual machine or the demo runs.
+programs=${SHUNT_PROGRAMS:-$checkout/target/release}
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 

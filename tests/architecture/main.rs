@@ -129,6 +129,26 @@ fn dependencies_point_in_one_direction() {
 /// The core that can break its own rules is a separate crate, which only the tests use. In
 /// migration-core, which the programs are built with, the feature stays off.
 #[test]
+fn no_program_is_built_with_crash_points_unless_that_is_asked_for() {
+    for package in packages() {
+        let name = package["name"].as_str().expect("a name");
+        let arms = |text: &str| text.contains("crash-points") || text.contains("/armed");
+        for dependency in package["dependencies"].as_array().expect("dependencies") {
+            let features = dependency["features"].to_string();
+            let is_armed = dependency["name"] == "crash-point" && features.contains("armed");
+            assert!(!is_armed && !arms(&features), "{name}: {dependency}");
+        }
+        for (feature, enables) in package["features"].as_object().expect("features") {
+            let enables = enables.to_string();
+            assert!(
+                feature == "crash-points" || !arms(&enables),
+                "{name}: {feature} = {enables}"
+            );
+        }
+    }
+}
+
+#[test]
 fn no_program_is_built_with_rules_that_can_be_broken() {
     for package in packages() {
         let name = package["name"].as_str().expect("a name");

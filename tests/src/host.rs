@@ -29,8 +29,8 @@ pub struct Host {
     folder: tempfile::TempDir,
     state: PathBuf,
     shuntd: Option<Child>,
-    /// The folder of the programs; if it is empty, they are found on PATH.
-    programs: PathBuf,
+    /// Whether the programs can be ended at named places.
+    crash_points: bool,
 }
 
 /// The result of a command.
@@ -52,15 +52,12 @@ impl Host {
         Self::without_driver()
     }
 
-    /// Starts a shuntd that, like its ublk-targets, can be ended at named places. `scripts/test`
-    /// has built these programs.
-    ///
-    /// # Panics
-    /// If the programs are missing.
+    /// Starts a shuntd that, like its ublk-targets, can be ended at named places. The programs must
+    /// have been built with the feature `crash-points`, as `scripts/test` does.
     #[must_use]
     pub fn with_crash_points() -> Self {
         load_module("ublk_drv");
-        Self::begin_with(None, crash_point_programs())
+        Self::begin_with(None, true)
     }
 
     /// Arms a crash point: from now on the first process that reaches it ends there.
@@ -102,24 +99,24 @@ impl Host {
     /// Starts a shuntd without loading the driver.
     #[must_use]
     pub fn without_driver() -> Self {
-        Self::begin_with(None, PathBuf::new())
+        Self::begin_with(None, false)
     }
 
     /// Starts a shuntd that keeps its state in the folder `state`.
     #[must_use]
     pub fn with_state(state: &Path) -> Self {
         load_module("ublk_drv");
-        Self::begin_with(Some(state), PathBuf::new())
+        Self::begin_with(Some(state), false)
     }
 
-    fn begin_with(state: Option<&Path>, programs: PathBuf) -> Self {
+    fn begin_with(state: Option<&Path>, crash_points: bool) -> Self {
         let folder = tempfile::tempdir_in("/run").expect("a folder");
         let state = state.map_or_else(|| folder.path().join("state"), Path::to_owned);
         let mut host = Self {
             folder,
             state,
             shuntd: None,
-            programs,
+            crash_points,
         };
         host.start_shuntd();
         host
@@ -178,8 +175,11 @@ impl Host {
             .append(true)
             .create(true)
             .open(self.folder.path().join("log"));
-        let child = Command::new(self.programs.join("shuntd"))
-            .env("SHUNT_CRASH_POINT_FILE", self.crash_point_file())
+        let mut command = Command::new("shuntd");
+        if self.crash_points {
+            command.env("SHUNT_CRASH_POINT_FILE", self.crash_point_file());
+        }
+        let child = command
             .args([Path::new("--state-dir"), &self.state_dir()])
             .args([Path::new("--runtime-dir"), &self.folder.path().join("run")])
             .stdin(Stdio::null())
@@ -439,23 +439,6 @@ impl Host {
         }
         text
     }
-}
-
-/// The folder `target/crash-points`, beside the folder of the profile that this test is built with.
-///
-/// # Panics
-/// If it is not there.
-#[must_use]
-pub fn crash_point_programs() -> PathBuf {
-    let test = std::env::current_exe().expect("this test's path");
-    let target = test.ancestors().nth(3).expect("the folder `target`");
-    let programs = target.join("crash-points");
-    assert!(
-        programs.join("shuntd").exists(),
-        "{} lacks the programs with crash points: see scripts/test",
-        programs.display()
-    );
-    programs
 }
 
 impl Default for Host {

@@ -3,11 +3,9 @@
 //!
 //! The programs are built with the feature `crash-points`; see the crate `crash-point`.
 
-use std::{fs, path::PathBuf};
-
 use migration_proto::{route::Side, target::Request};
 use tests::{
-    host::{Host, crash_point_programs},
+    host::Host,
     lun::{self, LoopDevice},
     steady::Steady,
     wait_until,
@@ -108,25 +106,6 @@ fn start_load() -> Steady {
     let load = Steady::start(&Host::device("db"), 8 << 20);
     load.go_on();
     load
-}
-
-fn on_path(program: &str) -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap();
-    let mut places = std::env::split_paths(&path).map(|folder| folder.join(program));
-    places.find(|place| place.exists()).unwrap()
-}
-
-#[test]
-fn only_the_programs_for_tests_have_crash_points() {
-    let has = |program: PathBuf| {
-        let bytes = fs::read(program).unwrap();
-        let marker = b"SHUNT_CRASH_POINT_FILE";
-        bytes.windows(marker.len()).any(|window| window == marker)
-    };
-    for program in ["ublk-target", "shuntd"] {
-        assert!(has(crash_point_programs().join(program)), "{program}");
-        assert!(!has(on_path(program)), "{program}");
-    }
 }
 
 #[test]
