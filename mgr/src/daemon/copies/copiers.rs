@@ -250,8 +250,8 @@ impl Copiers {
         felt.impact.baseline().map(|time| time / 1000)
     }
 
-    /// Whether the running copier copies without a problem: it has copied something, and has run for
-    /// [`STEADY_AFTER`], unlike a copier that fails each time at the same region.
+    /// Whether the running copier copies without a problem: it has copied something, and has run
+    /// for [`STEADY_AFTER`], unlike a copier that fails each time at the same region.
     pub(crate) fn is_steady(&self, key: &PairKey, now: Instant) -> bool {
         self.running.get(key).is_some_and(|running| {
             running.copied_bytes() > running.base_bytes
