@@ -14,6 +14,7 @@ const ESCAPE: char = '\\';
 /// The LUNs of a leg, end to end, as paths. Written with commas between them, as in
 /// `/dev/sdb,/dev/sdc`; a comma in a path is written `\,`, a backslash `\\`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema), schemars(with = "String"))]
 #[serde(try_from = "String", into = "String")]
 pub struct LunPaths(Vec<PathBuf>);
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// One side of a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Side {
     /// Where the data was at the start of the migration.
@@ -16,6 +17,7 @@ pub enum Side {
 
 /// Which legs a volume uses, and which of them is authoritative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Route {
     /// One leg, no mirror.

@@ -143,6 +143,7 @@ pub enum Request {
 /// What to do when the authoritative leg fails to write or to flush. Under every policy, reads of
 /// what both legs have are done on the mirror leg.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum OnAuthoritativeFailure {
     /// As `switch` while the target is authoritative, otherwise as `error`.

@@ -89,6 +89,7 @@ fn dependencies_point_in_one_direction() {
                 "lun",
                 "map-file",
                 "copier",
+                "schema-check",
             ],
         ),
         (
@@ -103,11 +104,13 @@ fn dependencies_point_in_one_direction() {
                 "lun",
                 "map-file",
                 "seeded-core",
+                "schema-check",
                 "copier",
                 "mgr",
             ],
         ),
         ("seeded-core", &[]),
+        ("schema-check", &[]),
         (
             "fuzz",
             &["migration-core", "migration-proto", "lun", "map-file"],

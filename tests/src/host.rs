@@ -243,17 +243,27 @@ impl Host {
     }
 
     /// Runs `shunt`.
+    ///
+    /// # Panics
+    /// With `--json`: if it prints a line that `docs/schema` does not allow.
     #[must_use]
     pub fn shunt(&self, arguments: &[&str]) -> CommandOutput {
         let socket = self.socket();
         let mut all = vec!["--socket", socket.to_str().expect("a plain path")];
         all.extend(arguments);
         let output = run("shunt", &all);
-        CommandOutput {
+        let output = CommandOutput {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
             error: String::from_utf8_lossy(&output.stderr).into_owned(),
+        };
+        if arguments.contains(&"--json") {
+            let _ = schema_check::parse_lines(&output.out);
+            // Messages for people may stand before the record of an error.
+            let records = output.error.lines().filter(|line| line.starts_with('{'));
+            records.for_each(|line| drop(schema_check::parse_lines(line)));
         }
+        output
     }
 
     /// Runs `shunt`, which must succeed.
@@ -312,9 +322,7 @@ impl Host {
     fn status(&self, session: &[&str]) -> Vec<Value> {
         let mut arguments = vec!["status", "--json"];
         arguments.extend(session);
-        let said = self.shunt(&arguments);
-        let parse = |line| serde_json::from_str(line).expect("a JSON object a line");
-        said.out.lines().map(parse).collect()
+        schema_check::parse_lines(&self.shunt(&arguments).out)
     }
 
     /// The record of a volume.

@@ -50,7 +50,7 @@ fn regions_that_are_written_all_the_time_are_compared_too() {
     load.go_on();
     host.ok(&["verify", "move"]);
     let pair = host.pair("move");
-    assert_eq!(pair["verification"]["compared_bytes"], pair["total_bytes"]);
+    assert_eq!(pair["verification"]["compared_bytes"], pair["size_bytes"]);
     load.go_on();
     // The comparison begins again when ublk-target dies.
     host.ok(&["verify", "move", "--no-wait"]);
@@ -89,7 +89,7 @@ fn a_target_that_does_not_keep_what_it_is_given_is_found_out_during_the_copy() {
     // The pair is in sync, and was compared.
     host.wait_for("move", "source-selected");
     let pair = host.pair("move");
-    assert_eq!(pair["verification"]["compared_bytes"], pair["total_bytes"]);
+    assert_eq!(pair["verification"]["compared_bytes"], pair["size_bytes"]);
     host.ok(&["switch", "move"]);
     host.assert_legs_equal("db", &source, &target.path());
     host.ok(&["commit", "move", "--yes"]);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use migration_proto::manager::{Record, Request, Response};
+use migration_proto::manager::{Cursor, Record, Request, Response};
 
 use super::client::{Client, ConnectError, ExchangeError, Limits};
 use super::exit::Exit;
@@ -29,6 +29,17 @@ pub struct Shuntd {
 enum Trouble {
     Connect(ConnectError),
     Exchange(ExchangeError),
+}
+
+/// A part of the stream of events.
+#[derive(Debug)]
+pub struct Events {
+    /// The place in the history up to which the records have everything.
+    pub cursor: Cursor,
+    /// Whether the records are the current state instead of events.
+    pub present: bool,
+    /// The records.
+    pub records: Vec<Record>,
 }
 
 impl Shuntd {
@@ -122,37 +133,69 @@ impl Poll {
         self.exchange(limit)?.map(records_of).transpose()
     }
 
-    /// The next records, and whether they are the current state instead of events; `None` while
-    /// shuntd is absent.
+    /// The next records; `None` while shuntd is absent.
     ///
     /// # Errors
     /// As [`Poll::look`].
-    pub fn events(&mut self) -> Result<Option<(bool, Vec<Record>)>, Problem> {
+    pub fn events(&mut self) -> Result<Option<Events>, Problem> {
         match self.exchange(Duration::MAX)? {
             Some(Response::Events {
                 next,
+                cursor,
                 present,
                 records,
             }) => {
                 if let Request::Events { after, .. } = &mut self.request {
                     *after = Some(next);
                 }
-                Ok(Some((present, records)))
+                Ok(Some(Events {
+                    cursor,
+                    present,
+                    records,
+                }))
             }
             Some(_) => Err(wrong_answer()),
             None => Ok(None),
         }
     }
 
+    /// The next lines of the history after a place in it, of the same session; none if there are no
+    /// more. `None` while shuntd is absent.
+    ///
+    /// # Errors
+    /// As [`Poll::look`]; it is not known what came after the place.
+    pub fn missed(&mut self, after: &Cursor) -> Result<Option<Vec<Record>>, Problem> {
+        let session = match &self.request {
+            Request::Events { session, .. } => session.clone(),
+            _ => None,
+        };
+        let request = Request::History {
+            session,
+            after: Some(after.clone()),
+        };
+        self.exchange_once(&request, Duration::MAX)?
+            .map(records_of)
+            .transpose()
+    }
+
     fn exchange(&mut self, limit: Duration) -> Result<Option<Response>, Problem> {
-        let limit = limit.min(self.shuntd.limits.for_request(&self.request));
-        match self.shuntd.exchange(&self.request, limit) {
+        let request = self.request.clone();
+        self.exchange_once(&request, limit)
+    }
+
+    fn exchange_once(
+        &mut self,
+        request: &Request,
+        limit: Duration,
+    ) -> Result<Option<Response>, Problem> {
+        let limit = limit.min(self.shuntd.limits.for_request(request));
+        match self.shuntd.exchange(request, limit) {
             Ok(response) => {
                 self.answered_at = Some(Instant::now());
                 without_failure(response).map(Some)
             }
             Err(trouble) if trouble.is_absence() && self.may_be_absent() => Ok(None),
-            Err(trouble) => Err(trouble.into_problem(&self.request)),
+            Err(trouble) => Err(trouble.into_problem(request)),
         }
     }
 
@@ -325,7 +368,7 @@ fn subject(request: &Request) -> Subject<'_> {
             Subject::Everything
         }
         Request::Status { session }
-        | Request::History { session }
+        | Request::History { session, .. }
         | Request::Events { session, .. } => session
             .as_deref()
             .map_or(Subject::Everything, Subject::Session),

@@ -2,8 +2,7 @@
 
 use std::io::{self, Write};
 
-use migration_proto::manager::{Failure, FailureKind, JSON_SCHEMA};
-use serde::Serialize;
+use migration_proto::manager::{ErrorRecord, Failure, FailureKind, JSON_SCHEMA, Line};
 
 use super::exit::Exit;
 use crate::units::printable;
@@ -28,16 +27,6 @@ pub enum Stop {
     Problem(Problem),
     /// The reader of standard output has ended, as `head` does. This is not reported.
     PipeClosed,
-}
-
-#[derive(Serialize)]
-struct ErrorRecord<'a> {
-    r#type: &'static str,
-    schema: u32,
-    kind: &'static str,
-    object: &'a str,
-    cause: &'a str,
-    next: &'a str,
 }
 
 impl Problem {
@@ -74,15 +63,13 @@ impl Problem {
     pub fn text(&self, json: bool) -> String {
         if json {
             let record = ErrorRecord {
-                r#type: "error",
                 schema: JSON_SCHEMA,
                 kind: self.exit.row().kind,
                 object: &self.object,
                 cause: &self.cause,
                 next: &self.next,
             };
-            let line = serde_json::to_string(&record).expect("strings and numbers are always JSON");
-            return line + "\n";
+            return Line::Error(record).text();
         }
         let mut text = format!(
             "shunt: {}: {}\n",

@@ -1,12 +1,12 @@
 //! Renders records as text for people, and as JSON for programs.
 
 use migration_proto::manager::{
-    CutoverRecord, EventRecord, HostRecord, PairRecord, PlanRecord, Record, SessionMode,
-    SessionRecord, SwitchPairs, SwitchPolicy, UnreadablePart, Verification, VolumeRecord,
+    CutoverRecord, EventRecord, HostRecord, Line, LiveRecord, PairRecord, PlanRecord, Record,
+    SessionMode, SessionRecord, SwitchPairs, SwitchPolicy, UnreadablePart, Verification,
+    VolumeRecord,
 };
 use migration_proto::route::Side;
 use nix::unistd::{Uid, User};
-use serde::Serialize;
 
 use super::values;
 use super::when;
@@ -22,29 +22,8 @@ const BAR_WIDTH: usize = 20;
 /// as `what`.
 #[must_use]
 pub fn json_lines(records: &[Record]) -> String {
-    #[derive(Serialize)]
-    struct Line<'a> {
-        #[serde(flatten)]
-        record: &'a Record,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        what: Option<String>,
-    }
-    let mut text = String::new();
-    for record in records {
-        let what = match record {
-            Record::Event(event) => Some(history::of_record(event)),
-            Record::Host(_)
-            | Record::Volume(_)
-            | Record::Session(_)
-            | Record::Pair(_)
-            | Record::Sample(_)
-            | Record::Plan(_) => None,
-        };
-        let line = Line { record, what };
-        text.push_str(&serde_json::to_string(&line).expect("a record that was read is JSON"));
-        text.push('\n');
-    }
-    text
+    let line = |record| Line::of(record, history::of_record).text();
+    records.iter().map(line).collect()
 }
 
 /// The records that `list` shows.
@@ -98,7 +77,7 @@ pub fn list(records: &[Record]) -> String {
             printable(&session.session),
             printable(&session.state),
             count(session.pairs, "pair"),
-            format!("created {}", moments::text(session.created_at)),
+            format!("created {}", moments::text(session.created_at_ms / 1000)),
         ]);
     }
     units::table(&rows, 0)
@@ -122,6 +101,15 @@ pub fn history(records: &[Record]) -> String {
     units::table(&rows, 0)
 }
 
+/// Renders the mark after which events follow.
+#[must_use]
+pub fn mark(mark: &LiveRecord) -> String {
+    format!(
+        "events from here on (`shunt events --after {}` continues here)\n",
+        mark.cursor
+    )
+}
+
 /// Renders planned pairs with estimates, notes and problems.
 #[must_use]
 pub fn plan(records: &[Record]) -> String {
@@ -139,7 +127,7 @@ fn plan_part(plan: &PlanRecord) -> String {
         printable(&plan.volume),
         printable(&plan.source.to_string()),
         printable(&plan.target.to_string()),
-        units::bytes(plan.total_bytes),
+        units::bytes(plan.size_bytes),
         known(plan.source_bytes_per_second),
         known(plan.target_bytes_per_second),
         known(plan.write_bytes_per_second),
@@ -331,7 +319,7 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
         printable(&session.state),
         count(session.pairs, "pair"),
         session.options.priority,
-        moments::text(session.created_at),
+        moments::text(session.created_at_ms / 1000),
         units::table(&rows, 2),
         allowed(session),
     )
@@ -352,8 +340,8 @@ pub(super) fn cutover(cutover: &CutoverRecord) -> String {
         units::rate(cutover.copy_bytes_per_second)
     ));
     let allowed = units::pause(cutover.max_pause_ms.saturating_mul(1000));
-    if let Some(pause) = cutover.predicted_pause_ms {
-        let pause = units::pause(pause.saturating_mul(1000));
+    if let Some(pause) = cutover.predicted_pause_us {
+        let pause = units::pause(pause);
         text.push_str(&format!(
             ", the pause would be {pause} of {allowed} allowed"
         ));
@@ -367,9 +355,9 @@ pub(super) fn cutover(cutover: &CutoverRecord) -> String {
 
 fn pair_row(pair: &PairRecord) -> Vec<String> {
     let left_bytes = pair.compared_bytes.map_or(pair.dirty_bytes, |compared| {
-        pair.total_bytes.saturating_sub(compared)
+        pair.size_bytes.saturating_sub(compared)
     });
-    let percent = units::percent_done(pair.total_bytes, left_bytes);
+    let percent = units::percent_done(pair.size_bytes, left_bytes);
     vec![
         printable(&pair.volume),
         printable(&pair.state),
@@ -389,18 +377,18 @@ fn pair_notes(pair: &PairRecord) -> String {
         "  {name}: {} -> {}, {}, {} copied\n",
         printable(&pair.source.to_string()),
         printable(&pair.target.to_string()),
-        units::bytes(pair.total_bytes),
+        units::bytes(pair.size_bytes),
         units::bytes(pair.copied_bytes),
     );
     if let Some(found) = &pair.verification {
-        let what = verification(found, pair.total_bytes);
+        let what = verification(found, pair.size_bytes);
         let when = moments::text(found.at_ms / 1000);
         text.push_str(&format!("  {name}: {what} ({when})\n"));
     }
     if let Some(what) = unreadable(&pair.unreadable) {
         text.push_str(&format!("  {name}: {what}\n"));
     }
-    if let Some(at_ms) = pair.copy_of_ms {
+    if let Some(at_ms) = pair.copy_of_at_ms {
         let when = moments::text(at_ms / 1000);
         text.push_str(&format!("  {name}: the target is a copy as of {when}\n"));
     }
@@ -465,7 +453,7 @@ fn cost_of_both(pair: &PairRecord) -> Option<String> {
 
 /// Renders the result of a comparison.
 #[must_use]
-pub fn verification(found: &Verification, total_bytes: u64) -> String {
+pub fn verification(found: &Verification, size_bytes: u64) -> String {
     let mut text = match found.first_difference_bytes {
         None if found.unknown_bytes == 0 => "compared, nothing differs".to_owned(),
         None => format!(
@@ -475,7 +463,7 @@ pub fn verification(found: &Verification, total_bytes: u64) -> String {
         Some(at) => format!(
             "compared, {} of {} {}, the first at {at}",
             units::bytes(found.differing_bytes),
-            units::bytes(total_bytes),
+            units::bytes(size_bytes),
             if found.repaired {
                 "differed and were marked to be copied again"
             } else {
@@ -568,7 +556,7 @@ mod tests {
                     ..SessionOptions::default()
                 },
                 cutover: None,
-                created_at: 0,
+                created_at_ms: 0,
             }),
             Record::Pair(PairRecord {
                 schema: JSON_SCHEMA,
@@ -579,7 +567,7 @@ mod tests {
                 target: "/dev/b".parse().unwrap(),
                 authoritative: Side::Source,
                 weak_identity: Vec::new(),
-                total_bytes: 4 << 30,
+                size_bytes: 4 << 30,
                 dirty_bytes: 1 << 30,
                 copied_bytes: 3 << 30,
                 dirty_percent: None,
@@ -598,7 +586,7 @@ mod tests {
                 }),
                 last_pause_us: Some(1500),
                 application: None,
-                copy_of_ms: None,
+                copy_of_at_ms: None,
                 problem: Some("a \u{1b}[31mred\n problem".into()),
             }),
         ]

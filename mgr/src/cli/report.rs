@@ -92,7 +92,7 @@ impl<'a> Report<'a> {
                 body {
                     h1 { "Session " (session.session) ": " (session.state) }
                     p {
-                        "Created " (moments::text(session.created_at)) "; " (options(&session.options))
+                        "Created " (moments::text(session.created_at_ms / 1000)) "; " (options(&session.options))
                         ". This page was made " (moments::text(self.made_at)) ", all times are UTC."
                     }
                     @if let Some(cause) = session.cutover.as_ref().and_then(|last| last.cause.as_ref()) {
@@ -121,7 +121,7 @@ impl<'a> Report<'a> {
                         td { (pair.volume) } td { (pair.state) }
                         td { (pair.source) } td { (pair.target) }
                         td { (migration_core::route::Side::from(pair.authoritative)) }
-                        td.num { (units::bytes(pair.total_bytes)) }
+                        td.num { (units::bytes(pair.size_bytes)) }
                         td.num { (units::bytes(pair.copied_bytes)) }
                         td.num { (units::bytes(pair.dirty_bytes)) }
                         td.num { @if let Some(pause) = pair.last_pause_us { (units::pause(pause)) } }
@@ -137,7 +137,7 @@ impl<'a> Report<'a> {
                     }
                     @if let Some(found) = &pair.verification {
                         tr { td {} td colspan="8" {
-                            (super::render::verification(found, pair.total_bytes))
+                            (super::render::verification(found, pair.size_bytes))
                             " (" (moments::text(found.at_ms / 1000)) ")"
                         } }
                     }
@@ -432,7 +432,7 @@ mod tests {
             allowed: Vec::new(),
             options: SessionOptions::default(),
             cutover: None,
-            created_at: 1_763_687_825,
+            created_at_ms: 1_763_687_825_000,
         })
     }
 
@@ -446,7 +446,7 @@ mod tests {
             target: "/dev/b".parse().unwrap(),
             authoritative: Side::Target,
             weak_identity: Vec::new(),
-            total_bytes: 8 << 30,
+            size_bytes: 8 << 30,
             dirty_bytes: 0,
             copied_bytes: 8 << 30,
             dirty_percent: None,
@@ -458,7 +458,7 @@ mod tests {
             unreadable: Vec::new(),
             last_pause_us: Some(3034),
             application: None,
-            copy_of_ms: None,
+            copy_of_at_ms: None,
             problem: None,
         })
     }
@@ -466,6 +466,7 @@ mod tests {
     fn event(at_ms: u64, event: HistoryEvent) -> Record {
         Record::Event(EventRecord {
             schema: JSON_SCHEMA,
+            cursor: "a-7-1".parse().unwrap(),
             at_ms,
             session: Some("night".into()),
             volume: Some("db".into()),
@@ -498,6 +499,7 @@ mod tests {
         let switched = HistoryEvent::RoleMoved {
             from: Side::Source,
             to: Side::Target,
+            epoch: Some(4),
             held_us: Some(3034),
             expected_us: None,
         };
@@ -549,6 +551,7 @@ mod tests {
                 HistoryEvent::RoleMoved {
                     from: Side::Source,
                     to: Side::Target,
+                    epoch: Some(4),
                     held_us: Some(0),
                     expected_us: None,
                 },

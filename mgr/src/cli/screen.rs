@@ -263,9 +263,9 @@ fn draw_pair(frame: &mut Frame<'_>, pair: &PairRecord, area: Rect) {
     ]);
     frame.render_widget(names, row(0));
     let left_bytes = pair.compared_bytes.map_or(pair.dirty_bytes, |compared| {
-        pair.total_bytes.saturating_sub(compared)
+        pair.size_bytes.saturating_sub(compared)
     });
-    let percent = units::percent_done(pair.total_bytes, left_bytes);
+    let percent = units::percent_done(pair.size_bytes, left_bytes);
     let gauge = Gauge::default()
         .gauge_style(Style::new().fg(Color::Blue).bg(Color::DarkGray))
         .percent(u16::from(percent))
@@ -355,7 +355,7 @@ mod tests {
             allowed: vec!["pause".into(), "cancel".into()],
             options: SessionOptions::default(),
             cutover: None,
-            created_at: 0,
+            created_at_ms: 0,
         })
     }
 
@@ -369,7 +369,7 @@ mod tests {
             target: "/dev/b".parse().unwrap(),
             authoritative: Side::Source,
             weak_identity: Vec::new(),
-            total_bytes: 4 << 30,
+            size_bytes: 4 << 30,
             dirty_bytes: 1 << 30,
             dirty_percent: Some(vec![0, 1, 50, 100]),
             copied_bytes: 3 << 30,
@@ -387,7 +387,7 @@ mod tests {
                 p99_us: Some(4100),
                 undisturbed_p99_us: None,
             }),
-            copy_of_ms: None,
+            copy_of_at_ms: None,
             problem: problem.map(str::to_owned),
         })
     }

@@ -387,19 +387,9 @@ fn located(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
-/// The format in which `show` prints a session.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// the format that create -f reads
-    #[default]
-    Toml,
-    /// the same as one JSON object
-    Json,
-}
-
 /// The file of a session with its current state, as text.
 #[must_use]
-pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) -> String {
+pub(super) fn show(session: &SessionRecord, records: &[Record]) -> String {
     let file = SessionFile {
         session: session.session.clone(),
         overwrite: session.options.overwrite,
@@ -427,7 +417,7 @@ pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) 
             schema: JSON_SCHEMA,
             id: session.id.clone(),
             state: session.state.clone(),
-            created: moments::text(session.created_at),
+            created: moments::text(session.created_at_ms / 1000),
             allowed: session.allowed.clone(),
         }),
         pairs: render::pairs(records, &session.session)
@@ -435,13 +425,7 @@ pub(super) fn show(session: &SessionRecord, records: &[Record], format: Format) 
             .map(pair_entry)
             .collect(),
     };
-    match format {
-        Format::Toml => toml::to_string(&file).expect("numbers, names and paths that were text"),
-        Format::Json => {
-            serde_json::to_string_pretty(&file).expect("numbers, names and paths that were text")
-                + "\n"
-        }
-    }
+    toml::to_string(&file).expect("numbers, names and paths that were text")
 }
 
 fn pair_entry(pair: &PairRecord) -> PairEntry<PairStatus> {
@@ -452,7 +436,7 @@ fn pair_entry(pair: &PairRecord) -> PairEntry<PairStatus> {
             state: pair.state.clone(),
             source: pair.source.clone(),
             authoritative: pair.authoritative,
-            total_bytes: pair.total_bytes,
+            total_bytes: pair.size_bytes,
             dirty_bytes: pair.dirty_bytes,
             copied_bytes: pair.copied_bytes,
             rate_bytes_per_second: pair.rate_bytes_per_second,

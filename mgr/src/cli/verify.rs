@@ -85,7 +85,7 @@ fn judge(
         );
         return Err(Problem::failed(object, cause, again));
     };
-    let text = render::verification(found, pair.total_bytes);
+    let text = render::verification(found, pair.size_bytes);
     if found.is_different() {
         let next =
             format!("shunt wait {session} --for source-selected, then shunt verify {session}");

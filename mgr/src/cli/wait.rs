@@ -185,9 +185,9 @@ impl Progress {
             cutover_failed: over.is_some(),
         };
         for pair in render::pairs(records, session) {
-            progress.total_bytes = progress.total_bytes.saturating_add(pair.total_bytes);
+            progress.total_bytes = progress.total_bytes.saturating_add(pair.size_bytes);
             let left_bytes = pair.compared_bytes.map_or(pair.dirty_bytes, |compared| {
-                pair.total_bytes.saturating_sub(compared)
+                pair.size_bytes.saturating_sub(compared)
             });
             progress.comparing |= pair.compared_bytes.is_some();
             progress.left_bytes = progress.left_bytes.saturating_add(left_bytes);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use migration_proto::manager::{Failure, HistoryEvent};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::event::Event;
 use super::failure;
 use super::paths::Config;
-use crate::store::{Change, Note, StoreError, StoreHandle};
+use crate::store::{Change, Note, Store, StoreError, StoreHandle};
 
 /// How long reading LUNs may take.
 const READING_MAX: Duration = Duration::from_secs(60);
@@ -25,6 +25,8 @@ pub(super) struct Context {
     pub(super) events: mpsc::Sender<Event>,
     /// The user id of the user who gave the command; `None` if shuntd acts automatically.
     pub(super) who: Option<u32>,
+    /// Held while changes are made durable and sent to the owner.
+    pub(super) turn: Arc<Mutex<()>>,
 }
 
 impl Context {
@@ -35,14 +37,30 @@ impl Context {
                 note.who = self.who;
             }
         }
-        let stored = changes.clone();
-        self.store.call(move |store| store.apply(&stored)).await?;
+        self.commit_made(move |_| Ok(((), changes))).await
+    }
+
+    /// Makes the changes durable that `make` returns, then sends them to the owner. Nothing else
+    /// changes the database in between. Returns what else `make` returns.
+    pub(super) async fn commit_made<T: Send + 'static>(
+        &self,
+        make: impl FnOnce(&Store) -> Result<(T, Vec<Change>), StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        // The owner gets the lines of the history in their order: a client that has seen one of
+        // them has seen all before it.
+        let _turn = self.turn.lock().await;
+        let made = self.store.call(move |store| {
+            let (result, mut changes) = make(store)?;
+            store.apply_and_place(&mut changes)?;
+            Ok((result, changes))
+        });
+        let (result, changes) = made.await?;
         self.committed(changes).await;
-        Ok(())
+        Ok(result)
     }
 
     /// Sends durable changes to the owner, and logs the history notes among them.
-    pub(super) async fn committed(&self, changes: Vec<Change>) {
+    async fn committed(&self, changes: Vec<Change>) {
         for change in &changes {
             if let Change::Note(note) = change {
                 let Note {
@@ -112,6 +130,7 @@ pub(super) fn note(session: Option<&str>, volume: Option<&str>, event: HistoryEv
         volume: volume.map(str::to_owned),
         event,
         who: None,
+        cursor: None,
     })
 }
 

@@ -33,6 +33,10 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     let folders = Folders::prepare(&config)?;
     clock::begin(&config.runtime_directory);
     let (store, model) = rebuild::open(&config).await?;
+    let history_end = store.history_end().map_err(|source| StartError::Store {
+        path: config.database(),
+        source,
+    })?;
     let store = StoreHandle::start(store).map_err(|source| StartError::Io {
         what: "start a thread for",
         path: config.database(),
@@ -63,6 +67,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
         store: store.clone(),
         events: events_in,
         who: None,
+        turn: Arc::default(),
     };
     if config.host_checks.ublk && !model.volumes.is_empty() {
         // After a reboot the module may not be loaded yet.
@@ -70,7 +75,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
             warn!(problem, "volumes cannot come up");
         }
     }
-    let mut owner = Owner::new(context, model);
+    let mut owner = Owner::new(context, model, history_end);
     owner.bring_up();
     let events = work(&mut owner, events, calls, shutdown).await;
     owner.end(events).await;

@@ -286,6 +286,7 @@ pub fn sentence(event: &HistoryEvent, session: Option<&str>, volume: Option<&str
         HistoryEvent::RoleMoved {
             from: _,
             to,
+            epoch: _,
             held_us,
             expected_us,
         } => format!(
@@ -319,11 +320,11 @@ pub fn sentence(event: &HistoryEvent, session: Option<&str>, volume: Option<&str
         HistoryEvent::Split {
             source,
             target,
-            copy_of_ms,
+            copy_of_at_ms,
             held_us,
         } => format!(
             "{target} is a copy of {source} as of {}{}",
-            moments::text(copy_of_ms / 1000),
+            moments::text(copy_of_at_ms / 1000),
             pause(*held_us)
         ),
         HistoryEvent::NotSplit { cause } => format!("no copy: {cause}"),

@@ -25,6 +25,7 @@ fn the_sentences_about_moved_roles_have_the_pause_and_the_estimate_if_there_are_
     let moved = |held_us, expected_us| E::RoleMoved {
         from: Side::Source,
         to: Side::Target,
+        epoch: Some(4),
         held_us,
         expected_us,
     };
@@ -57,7 +58,7 @@ fn the_sentences_about_moved_roles_have_the_pause_and_the_estimate_if_there_are_
     let split = E::Split {
         source: lun("/dev/a"),
         target: lun("/dev/b,/dev/c"),
-        copy_of_ms: 1_763_687_825_999,
+        copy_of_at_ms: 1_763_687_825_999,
         held_us: Some(900),
     };
     reads(

@@ -10,6 +10,7 @@
 //! Calls block. [`StoreHandle`] gives them a thread of their own, in order.
 
 mod handle;
+mod history;
 mod model;
 mod read;
 mod rows;
@@ -20,10 +21,12 @@ use std::path::{Path, PathBuf};
 
 use lun::Seen;
 use migration_core::route::Side;
+use migration_proto::manager::Cursor;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 use serde::Serialize;
 
 pub use handle::StoreHandle;
+pub use history::Lost;
 pub use model::{Change, Model, PairField, leg_of};
 pub use rows::{
     CopyOf, Estimate, LegRow, Lock, LunRow, Note, OpenMapRow, PairKey, PairRow, Progress, Retired,
@@ -35,9 +38,6 @@ pub use samples::Sample;
 const BUSY_TIMEOUT_MS: u64 = 5_000;
 /// The mode of the database.
 const PRIVATE: u32 = 0o600;
-
-/// The most lines of history that are kept.
-const HISTORY_LINES_MAX: i64 = 100_000;
 
 /// Why the store could not be read or changed. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +137,8 @@ impl StoreError {
 #[derive(Debug)]
 pub struct Store {
     connection: Connection,
+    /// The name of the history ([`Cursor::history`]).
+    history: String,
 }
 
 impl Store {
@@ -153,7 +155,11 @@ impl Store {
         connection.pragma_update(None, "foreign_keys", true)?;
         schema::step_up(&mut connection)?;
         examine(&connection)?;
-        Ok(Self { connection })
+        let history = history::name_of(&connection)?;
+        Ok(Self {
+            connection,
+            history,
+        })
     }
 
     /// Makes all changes durable, or none.
@@ -162,12 +168,39 @@ impl Store {
     /// [`StoreError::Locked`] if a LUN is in use already; [`StoreError::Missing`] if a row does not
     /// exist; errors of SQLite.
     pub fn apply(&mut self, changes: &[Change]) -> Result<(), StoreError> {
+        self.transact(changes).map(drop)
+    }
+
+    /// As [`Self::apply`]; each line of the history among the changes gets its place.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn apply_and_place(&mut self, changes: &mut [Change]) -> Result<(), StoreError> {
+        let mut numbers = self.transact(changes)?.into_iter();
+        for change in changes {
+            if let Change::Note(note) = change {
+                note.cursor = numbers.next().map(|line| Cursor {
+                    history: self.history.clone(),
+                    line,
+                    at_ms: note.at_ms,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes all changes durable, or none; returns the numbers of the lines of the history.
+    fn transact(&mut self, changes: &[Change]) -> Result<Vec<u64>, StoreError> {
         let transaction = self.connection.transaction()?;
+        let mut numbers = Vec::new();
         for change in changes {
             apply_one(&transaction, change)?;
+            if matches!(change, Change::Note(_)) {
+                numbers.push(transaction.last_insert_rowid().unsigned_abs());
+            }
         }
         transaction.commit()?;
-        Ok(())
+        Ok(numbers)
     }
 
     /// The lock of a LUN, if the LUN is in use.
@@ -200,14 +233,6 @@ impl Store {
     /// Errors of SQLite; a row that this program did not write.
     pub fn estimate(&self, volume: &str, target: &str) -> Result<Option<Estimate>, StoreError> {
         read::estimate(&self.connection, volume, target)
-    }
-
-    /// The last lines of the history, oldest first; only those of `session` if it is named.
-    ///
-    /// # Errors
-    /// Errors of SQLite.
-    pub fn history(&self, session: Option<&str>, lines_max: u32) -> Result<Vec<Note>, StoreError> {
-        read::history(&self.connection, session, lines_max)
     }
 
     /// The samples of a session's pairs in the order of time, at most `lines_max`.
@@ -312,7 +337,7 @@ fn apply_one(transaction: &Transaction<'_>, change: &Change) -> Result<(), Store
             transaction.execute("DELETE FROM locks WHERE key = ?1", params![key])?;
             Ok(())
         }
-        Change::Note(note) => add_note(transaction, note),
+        Change::Note(note) => history::add_note(transaction, note),
         Change::Sample(sample) => samples::add(transaction, sample),
         Change::KeepEstimate {
             volume,
@@ -482,24 +507,6 @@ fn add_lock(transaction: &Transaction<'_>, lock: &Lock) -> Result<(), StoreError
         }
         Err(error) => Err(error.into()),
     }
-}
-
-fn add_note(transaction: &Transaction<'_>, note: &Note) -> Result<(), StoreError> {
-    transaction.execute(
-        "INSERT INTO history (at_ms, session, volume, event, who) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![
-            integer(note.at_ms),
-            note.session,
-            note.volume,
-            json_text(&note.event),
-            note.who
-        ],
-    )?;
-    transaction.execute(
-        "DELETE FROM history WHERE id <= ?1 - ?2",
-        params![transaction.last_insert_rowid(), HISTORY_LINES_MAX],
-    )?;
-    Ok(())
 }
 
 fn one_row(changed: usize, object: impl FnOnce() -> String) -> Result<(), StoreError> {

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::de::DeserializeOwned;
 
 use super::{
-    Estimate, Lock, Model, Note, OpenMapRow, PairRow, Progress, SessionRow, StoreError, VolumeRow,
+    Estimate, Lock, Model, OpenMapRow, PairRow, Progress, SessionRow, StoreError, VolumeRow,
     VolumeState,
 };
 
@@ -83,30 +83,6 @@ pub(super) fn estimate(
         )
         .optional()?;
     json_or_none(found, "estimates.estimate")
-}
-
-pub(super) fn history(
-    connection: &Connection,
-    session: Option<&str>,
-    lines_max: u32,
-) -> Result<Vec<Note>, StoreError> {
-    let mut query = connection.prepare(
-        "SELECT at_ms, session, volume, event, who FROM history
-         WHERE ?1 IS NULL OR session = ?1 ORDER BY id DESC LIMIT ?2",
-    )?;
-    let mut rows = query.query(params![session, lines_max])?;
-    let mut notes = Vec::new();
-    while let Some(row) = rows.next()? {
-        notes.push(Note {
-            at_ms: unsigned(row.get(0)?, "history.at_ms")?,
-            session: row.get(1)?,
-            volume: row.get(2)?,
-            event: json(row.get(3)?, "history.event")?,
-            who: row.get(4)?,
-        });
-    }
-    notes.reverse();
-    Ok(notes)
 }
 
 fn volume(row: &Row<'_>) -> Result<VolumeRow, StoreError> {
@@ -219,7 +195,7 @@ fn json_or_none<T: DeserializeOwned>(
     text.map(|text| json(text, column)).transpose()
 }
 
-fn unsigned(value: i64, column: &'static str) -> Result<u64, StoreError> {
+pub(super) fn unsigned(value: i64, column: &'static str) -> Result<u64, StoreError> {
     u64::try_from(value).map_err(|_| StoreError::Unreadable {
         column,
         value: value.to_string(),

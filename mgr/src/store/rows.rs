@@ -8,7 +8,7 @@ use migration_core::pair::Phase;
 use migration_core::route::Side;
 use migration_proto::luns::LunPaths;
 use migration_proto::manager::{
-    HistoryEvent, RetireHow, SessionOptions, UnreadablePart, Verification,
+    Cursor, HistoryEvent, RetireHow, SessionOptions, UnreadablePart, Verification,
 };
 use migration_proto::route::{Extent, Leg};
 use serde::{Deserialize, Serialize};
@@ -393,6 +393,8 @@ pub struct Note {
     pub event: HistoryEvent,
     /// The number of the user who asked for it; `None` if shuntd acted automatically.
     pub who: Option<u32>,
+    /// The place in the history after the line; `None` until the line is stored.
+    pub cursor: Option<Cursor>,
 }
 
 impl Note {

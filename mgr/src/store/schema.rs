@@ -7,6 +7,7 @@
 //! | sessions, pairs | what the operator asked for; the state is derived, never stored |
 //! | locks | the LUNs in use, each once |
 //! | history | one line for everything that changed something; the event is JSON |
+//! | history_name | the name of the history: a random number that no other database has |
 //! | host | the settings of this host; no row until one is set |
 //!
 //! Times are milliseconds since 1970. Identities are `lun::Identity` as JSON, options
@@ -18,7 +19,7 @@ use super::StoreError;
 
 /// The number of the schema that the first step makes. Databases with a lower number were made by
 /// programs that were never released.
-const FIRST: i64 = 2;
+const FIRST: i64 = 3;
 
 /// Every step, in order. A step is never changed after a release: a change is a new step.
 const STEPS: [&str; 1] = ["
@@ -96,6 +97,13 @@ CREATE TABLE history (
 ) STRICT;
 
 CREATE INDEX history_session ON history (session, id);
+
+CREATE TABLE history_name (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    name TEXT NOT NULL
+) STRICT;
+
+INSERT INTO history_name (id, name) VALUES (1, lower(hex(randomblob(4))));
 
 CREATE TABLE samples (
     session TEXT NOT NULL,

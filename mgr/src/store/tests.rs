@@ -188,6 +188,7 @@ fn changes() -> Vec<Change> {
             volume: None,
             event: HistoryEvent::Paused,
             who: None,
+            cursor: None,
         }),
     ]
 }
@@ -272,6 +273,7 @@ fn an_ended_session_makes_room_for_its_name_and_a_live_one_does_not() {
             volume: None,
             event,
             who: None,
+            cursor: None,
         })
     };
     store
@@ -320,6 +322,7 @@ fn history_gives_the_last_lines_in_order_and_of_one_session() {
             volume: None,
             event: HistoryEvent::Paused,
             who: (session == "b").then_some(1000),
+            cursor: None,
         };
         store.apply(&[Change::Note(note)]).unwrap();
     }
@@ -333,6 +336,68 @@ fn history_gives_the_last_lines_in_order_and_of_one_session() {
     };
     assert_eq!(times(None, 2), [2, 3]);
     assert_eq!(times(Some("a"), 10), [1, 3]);
+}
+
+#[test]
+fn the_history_continues_after_a_place_or_says_why_what_followed_is_not_known() {
+    let (_directory, mut store) = opened();
+    let begin = store.history_end().unwrap();
+    assert_eq!((begin.line, begin.at_ms), (0, 0));
+    let places: Vec<Cursor> = [(10, "a"), (20, "b"), (30, "a")]
+        .into_iter()
+        .map(|(at_ms, session)| {
+            let mut changes = [Change::Note(Note {
+                at_ms,
+                session: Some(session.into()),
+                volume: None,
+                event: HistoryEvent::Paused,
+                who: None,
+                cursor: None,
+            })];
+            store.apply_and_place(&mut changes).unwrap();
+            let [Change::Note(note)] = changes else {
+                unreachable!()
+            };
+            note.cursor.unwrap()
+        })
+        .collect();
+    let after = |store: &Store, place: &Cursor, session| {
+        let found = store.history_after(place, session, 2).unwrap()?;
+        Ok(found.into_iter().map(|note| note.at_ms).collect())
+    };
+    let lines = |lines: &[u64]| Ok(lines.to_vec());
+    assert_eq!(after(&store, &begin, None), lines(&[10, 20]), "two at most");
+    assert_eq!(after(&store, &places[0], None), lines(&[20, 30]));
+    assert_eq!(after(&store, &places[0], Some("a")), lines(&[30]));
+    assert_eq!(after(&store, &places[2], None), lines(&[]));
+    assert_eq!(store.history_end().unwrap(), places[2]);
+
+    let other = Cursor {
+        history: "0".into(),
+        ..places[0].clone()
+    };
+    assert_eq!(after(&store, &other, None), Err(Lost::OtherHistory));
+    let never = Cursor {
+        line: 4,
+        ..places[2].clone()
+    };
+    assert_eq!(after(&store, &never, None), Err(Lost::OlderDatabase));
+    let replaced = Cursor {
+        at_ms: 21,
+        ..places[1].clone()
+    };
+    assert_eq!(after(&store, &replaced, None), Err(Lost::OlderDatabase));
+    store
+        .connection
+        .execute("DELETE FROM history WHERE id <= 2", [])
+        .unwrap();
+    assert_eq!(after(&store, &begin, None), Err(Lost::TooOld));
+    assert_eq!(after(&store, &places[1], None), Err(Lost::TooOld));
+    assert_eq!(after(&store, &places[2], None), lines(&[]));
+
+    let (_directory, another) = opened();
+    let begin_of_another = another.history_end().unwrap();
+    assert_ne!(begin_of_another.history, begin.history);
 }
 
 #[test]

@@ -228,15 +228,7 @@ impl Ended {
 
 #[track_caller]
 fn json_lines(text: &str) -> Vec<Value> {
-    let values: Vec<Value> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
-        .collect();
-    for value in &values {
-        assert!(value["type"].is_string(), "{value}");
-        assert_eq!(value["schema"], JSON_SCHEMA, "{value}");
-    }
-    values
+    schema_check::parse_lines(text)
 }
 
 fn shunt(arguments: &[&str]) -> Command {
@@ -340,7 +332,7 @@ fn session(state: &str) -> Record {
         allowed: vec!["switch".into(), "cancel".into()],
         options: SessionOptions::default(),
         cutover: None,
-        created_at: 1_763_687_825,
+        created_at_ms: 1_763_687_825_000,
     })
 }
 
@@ -354,7 +346,7 @@ fn pair(state: &str, dirty_bytes: u64) -> Record {
         target: "/dev/b".parse().unwrap(),
         authoritative: Side::Source,
         weak_identity: Vec::new(),
-        total_bytes: 1 << 30,
+        size_bytes: 1 << 30,
         dirty_bytes,
         copied_bytes: (1 << 30) - dirty_bytes,
         dirty_percent: None,
@@ -366,7 +358,7 @@ fn pair(state: &str, dirty_bytes: u64) -> Record {
         retired: None,
         last_pause_us: Some(1234),
         application: None,
-        copy_of_ms: None,
+        copy_of_at_ms: None,
         problem: None,
     })
 }

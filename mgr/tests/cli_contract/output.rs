@@ -1,7 +1,7 @@
 //! Output and exit codes.
 
 use migration_core::pair::Verb;
-use migration_proto::manager::HostRecord;
+use migration_proto::manager::{Cursor, HostRecord};
 
 use super::*;
 
@@ -84,7 +84,7 @@ fn status_json_prints_the_records_as_they_are() {
         "source",
         "target",
         "authoritative",
-        "total_bytes",
+        "size_bytes",
         "dirty_bytes",
         "copied_bytes",
         "rate_bytes_per_second",
@@ -157,6 +157,7 @@ fn history_is_printed_with_times() {
     let fake = FakeShuntd::answering(Response::Records {
         records: vec![Record::Event(EventRecord {
             schema: JSON_SCHEMA,
+            cursor: cursor(7),
             at_ms: 1_763_687_825_123,
             session: Some("s1".into()),
             volume: None,
@@ -174,6 +175,7 @@ fn history_is_printed_with_times() {
     let expected = serde_json::json!({
         "type": "event",
         "schema": JSON_SCHEMA,
+        "cursor": "a-7-1",
         "at_ms": 1_763_687_825_123_u64,
         "session": "s1",
         "volume": null,
@@ -230,42 +232,74 @@ fn queued_pairs_are_explained() {
     assert!(ended.stderr.contains("shunt attach"), "{}", ended.stderr);
 }
 
+/// The place after a line of the history.
+fn cursor(line: u64) -> Cursor {
+    format!("a-{line}-1").parse().unwrap()
+}
+
+/// The event with which the state of a pair changes, after a line of the history.
+fn state_changed(line: u64, state: &str) -> Record {
+    Record::Event(EventRecord {
+        schema: JSON_SCHEMA,
+        cursor: cursor(line),
+        at_ms: 1_763_687_825_123,
+        session: Some("s1".into()),
+        volume: Some("db".into()),
+        who: None,
+        event: HistoryEvent::StateChanged {
+            state: state.into(),
+        },
+    })
+}
+
+/// The current state, after a line of the history.
+fn present(next: u64, line: u64) -> Response {
+    Response::Events {
+        next,
+        cursor: cursor(line),
+        present: true,
+        records: vec![session("syncing"), pair("syncing", 4096)],
+    }
+}
+
+/// A shuntd that gives these answers, in order.
+fn saying(answers: Vec<Reply>) -> FakeShuntd {
+    FakeShuntd::start(move |number, _| answers[number].clone())
+}
+
+/// What is printed: the types of the records, and of an event its state.
+fn printed(ended: &Ended) -> Vec<String> {
+    let name = |record: Value| {
+        let name = record["state"]
+            .as_str()
+            .filter(|_| record["type"] == "event");
+        name.or(record["type"].as_str()).unwrap().to_owned()
+    };
+    ended.json().into_iter().map(name).collect()
+}
+
 #[test]
-fn events_begin_with_what_is_so_and_go_on_from_there() {
-    let event = |state: &str| {
-        Record::Event(EventRecord {
-            schema: JSON_SCHEMA,
-            at_ms: 1_763_687_825_123,
-            session: Some("s1".into()),
-            volume: Some("db".into()),
-            who: None,
-            event: HistoryEvent::StateChanged {
-                state: state.into(),
-            },
-        })
-    };
+fn events_begin_with_what_is_so_and_a_mark_and_go_on_from_there() {
     let answers = vec![
-        Response::Events {
-            next: 7,
-            present: true,
-            records: vec![session("syncing"), pair("syncing", 4096)],
-        },
-        Response::Events {
+        Reply::Response(present(7, 3)),
+        Reply::Response(Response::Events {
             next: 8,
+            cursor: cursor(3),
             present: false,
-            records: vec![event("source-selected")],
-        },
-        failure(FailureKind::NotFound),
+            records: vec![state_changed(3, "source-selected")],
+        }),
+        Reply::Response(failure(FailureKind::NotFound)),
     ];
-    let saying = |answers: Vec<Response>| {
-        FakeShuntd::start(move |number, _| Reply::Response(answers[number].clone()))
-    };
     let fake = saying(answers.clone());
     let ended = fake.run(&["events", "s1"]);
     ended.expect(Exit::NotFound);
-    let last = ended.stdout.lines().last().unwrap();
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    let [.., state, mark, last] = lines[..] else {
+        panic!("{lines:?}");
+    };
+    assert!(state.contains("you may now"), "{state}");
+    assert!(mark.contains("shunt events --after a-3-1"), "{mark}");
     assert_eq!(last, "2025-11-21 01:17:05Z  s1  db  source-selected");
-    assert!(ended.stdout.contains("you may now"), "{}", ended.stdout);
     let asked = |after| Request::Events {
         session: Some("s1".into()),
         after,
@@ -274,9 +308,75 @@ fn events_begin_with_what_is_so_and_go_on_from_there() {
         fake.requests(),
         [asked(None), asked(Some(7)), asked(Some(8))]
     );
-    let records = saying(answers).run(&["events", "--json"]).json();
-    let types: Vec<&Value> = records.iter().map(|record| &record["type"]).collect();
-    assert_eq!(types, ["session", "pair", "event"]);
+    let ended = saying(answers).run(&["events", "--json"]);
+    assert_eq!(
+        printed(&ended),
+        ["session", "pair", "live", "source-selected"]
+    );
+    assert_eq!(ended.json()[2]["cursor"], "a-3-1");
+}
+
+#[test]
+fn events_after_a_cursor_begin_with_the_lines_that_were_missed() {
+    let lines = |lines: &[u64]| {
+        let records = lines
+            .iter()
+            .map(|line| state_changed(*line, &line.to_string()));
+        Reply::Response(Response::Records {
+            records: records.collect(),
+        })
+    };
+    let fake = saying(vec![
+        Reply::Response(present(7, 6)),
+        lines(&[3, 4]),
+        // The connection is lost, as when shuntd is restarted, and the last lines come later as
+        // events too.
+        Reply::Close,
+        lines(&[5, 6, 7]),
+        Reply::Response(Response::Events {
+            next: 8,
+            cursor: cursor(7),
+            present: false,
+            records: vec![state_changed(7, "7")],
+        }),
+        // shuntd was restarted: it does not know the number of the next event.
+        Reply::Response(present(100, 8)),
+        lines(&[8]),
+        Reply::Response(present(200, 8)),
+        Reply::Response(failure(FailureKind::NotFound)),
+    ]);
+    let ended = fake.run(&["events", "s1", "--json", "--after", "a-2-1"]);
+    ended.expect(Exit::NotFound);
+    let expected = "3 4 5 6 session pair live 7 8 session pair live session pair live";
+    assert_eq!(printed(&ended).join(" "), expected);
+    let after = |request: &Request| match request {
+        Request::History { session, after } => {
+            assert_eq!(session.as_deref(), Some("s1"));
+            after.clone()
+        }
+        _ => None,
+    };
+    let asked: Vec<Cursor> = fake.requests().iter().filter_map(after).collect();
+    assert_eq!(asked, [2, 4, 4, 7].map(cursor));
+}
+
+#[test]
+fn a_cursor_that_is_none_or_is_not_known_ends_the_command() {
+    let fake = saying(Vec::new());
+    let ended = fake.run(&["events", "--after", "yesterday"]);
+    ended.expect(Exit::Usage);
+    assert!(ended.stderr.contains("not a cursor"), "{}", ended.stderr);
+    assert_eq!(fake.requests(), []);
+    let fake = saying(vec![
+        Reply::Response(present(7, 3)),
+        Reply::Response(failure(FailureKind::Refused)),
+    ]);
+    let ended = fake.run(&["events", "--after", "b-2-1"]);
+    ended.expect_error(Exit::Refused, &["the state is syncing"]);
+    assert_eq!(
+        ended.stdout, "",
+        "the current state would look like all there is"
+    );
 }
 
 #[test]

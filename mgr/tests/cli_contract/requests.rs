@@ -371,7 +371,7 @@ fn a_plan_is_asked_for_like_a_session_and_what_speaks_against_it_is_a_refusal() 
         volume: "db".into(),
         source: "/dev/a".parse().unwrap(),
         target: "/dev/b".parse().unwrap(),
-        total_bytes: 1 << 30,
+        size_bytes: 1 << 30,
         source_bytes_per_second: Some(100 << 20),
         target_bytes_per_second: None,
         write_bytes_per_second: Some(1 << 20),
@@ -482,10 +482,10 @@ fn what_show_prints_can_be_given_to_create() {
         options: SessionOptions::default(),
     };
     assert_eq!(fake.requests().last(), Some(&expected));
-    let values = fake.run(&["show", "s1", "--format", "json"]);
-    let value: Value = serde_json::from_str(&values.stdout).unwrap();
-    assert_eq!(value["pair"][0]["status"]["state"], "syncing");
-    assert_eq!(value["rate"], "unlimited");
+    let shown = fake.run(&["show", "s1", "--json"]);
+    let status = fake.run(&["status", "s1", "--json"]);
+    assert_eq!(shown.json(), status.json());
+    assert_eq!(shown.json()[2]["type"], "pair");
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn wait_ends_when_the_cutover_is_over() {
             failures: 1,
             cause: Some("what was left did not fit".to_owned()),
             max_pause_ms: 100,
-            predicted_pause_ms: Some(2000),
+            predicted_pause_us: Some(2_000_000),
             write_bytes_per_second: 9 << 20,
             copy_bytes_per_second: 8 << 20,
             throttle_bytes_per_second: None,

@@ -31,7 +31,7 @@ fn kept(world: &World) -> Vec<PathBuf> {
         .collect()
 }
 
-fn remove_database(world: &World) {
+pub(crate) fn remove_database(world: &World) {
     for companion in ["", "-wal", "-shm"] {
         let path = format!("{}{companion}", world.config.database().display());
         let _ = std::fs::remove_file(path);

@@ -23,7 +23,7 @@ mod table;
 mod verify;
 mod world;
 
-use migration_proto::manager::FailureKind;
+use migration_proto::manager::{EventRecord, FailureKind, HistoryEvent, Record};
 use migration_proto::route::{Route, Side};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -89,7 +89,7 @@ fn a_lun_moves_there_and_back_and_there_for_good() {
     );
     let pair = &world.pairs("s1")[0];
     assert_eq!(
-        (pair.dirty_bytes, pair.authoritative, pair.total_bytes),
+        (pair.dirty_bytes, pair.authoritative, pair.size_bytes),
         (0, Side::Source, 4 * MIB)
     );
     world.wait("what was copied is counted", |world| {
@@ -118,6 +118,16 @@ fn a_lun_moves_there_and_back_and_there_for_good() {
         (volume.lun, volume.route),
         (paths(&target), Some(Route::Single { leg: Side::Target }))
     );
+    let history = world.records(&whole_history());
+    let epochs = history.iter().filter_map(|record| match record {
+        Record::Event(EventRecord {
+            event: HistoryEvent::RoleMoved { epoch, .. },
+            ..
+        }) => Some(*epoch),
+        _ => None,
+    });
+    // The mirror leg was added with epoch 2.
+    assert_eq!(epochs.collect::<Vec<_>>(), [Some(3), Some(4), Some(5)]);
 }
 
 #[test]

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mgr::history;
 use migration_proto::manager::{
-    EventRecord, HistoryEvent, HostRecord, Record, Request, Response, SessionLimits,
+    Cursor, EventRecord, HistoryEvent, HostRecord, Record, Request, Response, SessionLimits,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::fake::Whim;
+use super::lost::remove_database;
 use super::world::*;
 
 fn set_host(pairs_max: u32) -> Request {
@@ -87,9 +88,11 @@ fn state(world: &World, session: &str, volume: &str) -> String {
     pairs.find(|pair| pair.volume == volume).unwrap().state
 }
 
-/// The events since the subscription began; `present` is the state at its beginning.
+/// The events since the subscription began; `present` is the state at its beginning, and `cursor`
+/// the place in the history after the last event.
 struct Watched {
     next: u64,
+    cursor: Cursor,
     present: Vec<Record>,
     events: Vec<EventRecord>,
 }
@@ -103,13 +106,18 @@ impl Watched {
         match world.ask(&asked) {
             Response::Events {
                 next,
+                cursor,
                 present: true,
                 records,
-            } => Self {
-                next,
-                present: records,
-                events: Vec::new(),
-            },
+            } => {
+                records.iter().for_each(see_that_schema_allows);
+                Self {
+                    next,
+                    cursor,
+                    present: records,
+                    events: Vec::new(),
+                }
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -123,18 +131,38 @@ impl Watched {
         match world.ask(&asked) {
             Response::Events {
                 next,
+                cursor,
                 present: false,
                 records,
             } => {
-                self.next = next;
-                let events = records.into_iter().map(|record| match record {
-                    Record::Event(event) => event,
-                    other => panic!("{other:?}"),
-                });
-                self.events.extend(events);
+                records.iter().for_each(see_that_schema_allows);
+                (self.next, self.cursor) = (next, cursor);
+                for record in records {
+                    let Record::Event(event) = record else {
+                        panic!("{record:?}");
+                    };
+                    self.see_that_cursor_follows(&event, session.is_some());
+                    self.events.push(event);
+                }
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    /// A client that has the cursor of an event has seen all lines of the history before it.
+    fn see_that_cursor_follows(&self, event: &EventRecord, is_one_session: bool) {
+        let last = self.events.last().map_or(0, |last| last.cursor.line);
+        let line = event.cursor.line;
+        let is_line = !matches!(event.event, HistoryEvent::StateChanged { .. });
+        let follows = match (last, is_line) {
+            // The history has lines from before the subscription.
+            (0, _) => true,
+            (last, true) if is_one_session => line > last,
+            (last, true) => line == last + 1,
+            (last, false) if is_one_session => line >= last,
+            (last, false) => line == last,
+        };
+        assert!(follows, "{event:?} after line {last}");
     }
 
     /// The highest number of pairs that were in this state at once.
@@ -413,4 +441,58 @@ fn events_begin_with_what_is_so_and_are_told_in_order() {
         Response::Events { present: true, .. } => {}
         other => panic!("{other:?}"),
     }
+}
+
+/// The codes of the lines of the history after a place.
+fn codes_after(world: &World, session: Option<&str>, after: &Cursor) -> Vec<String> {
+    let request = history_after(session, after);
+    let code = |record: &Record| serde_json::to_value(record).unwrap()["code"].clone();
+    let codes = world.records(&request);
+    codes
+        .iter()
+        .map(|record| code(record).as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn history_after(session: Option<&str>, after: &Cursor) -> Request {
+    Request::History {
+        session: session.map(str::to_owned),
+        after: Some(after.clone()),
+    }
+}
+
+#[test]
+fn a_client_that_was_away_gets_the_lines_that_it_missed_or_reads_that_they_are_lost() {
+    let mut world = World::new();
+    let begin = Watched::begin(&world, None);
+    assert_eq!(begin.cursor.line, 0);
+    world.changes(&attach("db", &world.lun("a", MIB, 1)));
+    let seen = Watched::begin(&world, None).cursor;
+    let attached = ["attach_begun", "attached"];
+    assert_eq!(codes_after(&world, None, &begin.cursor), attached);
+    assert_eq!(codes_after(&world, None, &seen), [""; 0]);
+
+    world.changes(&create("s1", &[("db", &world.lun("b", MIB, 0))]));
+    world.stop();
+    world.start();
+    world.changes(&attach("other", &world.lun("other", MIB, 1)));
+    let missed = ["created", "attach_begun", "attached"];
+    assert_eq!(codes_after(&world, None, &seen), missed);
+    assert_eq!(codes_after(&world, Some("s1"), &seen), ["created"]);
+    // The current state is as new as its cursor says, also before the first event of this shuntd.
+    world.stop();
+    world.start();
+    let now = Watched::begin(&world, None).cursor;
+    assert_eq!(now.line, seen.line + 3);
+    assert_eq!(codes_after(&world, None, &now), [""; 0]);
+
+    world.stop();
+    remove_database(&world);
+    world.start();
+    let failure = world.refused(&history_after(None, &seen));
+    assert!(failure.object.contains(&seen.to_string()), "{failure:?}");
+    assert!(failure.cause.contains("made again"), "{failure:?}");
+    assert!(failure.next.contains("shunt events"), "{failure:?}");
+    let new = Watched::begin(&world, None).cursor;
+    assert_ne!(new.history, seen.history);
 }

@@ -99,7 +99,7 @@ fn a_command_waits_for_what_nobody_has_asked_for_and_is_refused_beside_another_c
     world.changes(&undo("s1"));
     assert_eq!(chosen(&world), SwitchPolicy::Manual);
     let who = |verb: Verb| {
-        let records = world.records(&Request::History { session: None });
+        let records = world.records(&whole_history());
         records.into_iter().find_map(|record| match record {
             Record::Event(event) if event.event == (HistoryEvent::VerbBegun { verb }) => {
                 Some(event.who)

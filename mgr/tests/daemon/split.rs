@@ -48,7 +48,7 @@ fn in_sync(world: &World) {
 
 fn copies_of(world: &World) -> Vec<Option<u64>> {
     let pairs = world.pairs("s1");
-    pairs.into_iter().map(|pair| pair.copy_of_ms).collect()
+    pairs.into_iter().map(|pair| pair.copy_of_at_ms).collect()
 }
 
 #[test]
@@ -118,7 +118,10 @@ fn a_cancel_that_is_refused_leaves_the_copies_what_they_are() {
     assert!(failure.cause.contains("is a copy as before"), "{failure:?}");
     let pairs = world.pairs("s1");
     let log = pairs.iter().find(|pair| pair.volume == "log").unwrap();
-    assert_eq!((log.state.as_str(), log.copy_of_ms), ("split", copies[1]));
+    assert_eq!(
+        (log.state.as_str(), log.copy_of_at_ms),
+        ("split", copies[1])
+    );
     world.unset("log", Whim::RefuseSingle);
     world.changes(&cancel("s1"));
 }

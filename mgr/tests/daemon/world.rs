@@ -13,7 +13,7 @@ use mgr::history;
 use migration_proto::frame;
 use migration_proto::luns::LunPaths;
 use migration_proto::manager::{
-    Failure, FailureKind, PairRecord, PairSpec, Record, Request, Response, SessionOptions,
+    Failure, FailureKind, Line, PairRecord, PairSpec, Record, Request, Response, SessionOptions,
     SessionRecord, VerifyPolicy, VolumeRecord,
 };
 use migration_proto::route::Side;
@@ -206,7 +206,10 @@ impl World {
 
     pub(crate) fn records(&self, request: &Request) -> Vec<Record> {
         match self.ask(request) {
-            Response::Records { records } => records,
+            Response::Records { records } => {
+                records.iter().for_each(see_that_schema_allows);
+                records
+            }
             other => panic!("{request:?}: {other:?}"),
         }
     }
@@ -245,7 +248,7 @@ impl World {
 
     /// The history as sentences.
     pub(crate) fn history(&self) -> Vec<String> {
-        let records = self.records(&Request::History { session: None });
+        let records = self.records(&whole_history());
         records
             .into_iter()
             .map(|record| match record {
@@ -316,6 +319,19 @@ fn is_served(volume: &Path) -> bool {
         return false;
     };
     nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock).is_err()
+}
+
+/// Checks a record as `shunt --json` prints it.
+pub(crate) fn see_that_schema_allows(record: &Record) {
+    let line = Line::of(record, history::of_record).text();
+    let _ = schema_check::parse_lines(&line);
+}
+
+pub(crate) fn whole_history() -> Request {
+    Request::History {
+        session: None,
+        after: None,
+    }
 }
 
 /// Parses a path, or several paths with commas between them.

@@ -55,6 +55,7 @@ pub struct SessionLimits {
 
 /// When a session is switched.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum SwitchPolicy {
     /// Only when the operator asks for it.
@@ -62,14 +63,17 @@ pub enum SwitchPolicy {
     Manual,
     /// As soon as all pairs are in sync.
     WhenSynced,
-    /// As soon as all pairs are in sync, but not before this time, in milliseconds since 1970.
+    /// As soon as all pairs are in sync, but not before this time, in milliseconds since the Unix epoch.
+    #[serde(rename = "at_ms")]
     At(u64),
     /// As soon as all pairs are in sync after this event was signalled.
+    #[serde(rename = "on_event")]
     OnEvent(String),
 }
 
 /// Which pairs of a session are switched together when the switch is automatic.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum SwitchPairs {
     /// All of them, or none.
@@ -81,6 +85,7 @@ pub enum SwitchPairs {
 
 /// How a session that tracks is switched: writes are slowed until the rest fits into the pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CutoverOptions {
     /// What follows when an attempt fails.
@@ -106,6 +111,7 @@ impl Default for CutoverOptions {
 
 /// How a leg that is no longer used is made inaccessible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum RetireHow {
     /// The kernel refuses writes to the LUN, until the next boot.
@@ -138,6 +144,7 @@ impl RetireHow {
 /// Hours of the day, in local time: from one minute of the day to a later one, or over midnight to
 /// an earlier one. Two equal minutes mean the whole day.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Hours {
     /// The first minute of the hours, counted from midnight.
@@ -165,6 +172,7 @@ pub const EVERY_SECONDS_MAX: u64 = 366 * 24 * 3600;
 
 /// The purpose of the targets of a session, and what writes of applications do to the targets.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum SessionMode {
     /// The data moves to the targets. Writes are done there too, where the legs are equal.
@@ -173,7 +181,7 @@ pub enum SessionMode {
     /// The data moves to the targets. Before the switch, what was written is copied in passes.
     Track,
     /// The targets become copies at an instant: the session is split, and never switched. Writes as
-    /// in `Mirror`.
+    /// in `mirror`.
     Copy,
 }
 
@@ -200,6 +208,7 @@ impl SessionMode {
 
 /// What follows when an attempt to cut over fails.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum CutoverAction {
     /// Try again, up to the number of attempts that is allowed.
@@ -232,6 +241,7 @@ impl CutoverAction {
 
 /// The options of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SessionOptions {
     /// Accept targets that hold a signature.
@@ -266,7 +276,7 @@ pub struct SessionOptions {
     pub every_seconds: u64,
     /// The hours of the day in which pairs are copied.
     pub hours: Hours,
-    /// When the session starts automatically, in milliseconds since 1970; 0: it does not.
+    /// When the session starts automatically, in milliseconds since the Unix epoch; 0: it does not.
     pub start_at_ms: u64,
     /// The maximum duration from the start until all pairs are in sync, in seconds; 0: unlimited.
     /// At most [`EVERY_SECONDS_MAX`]. When the time is over, the session is paused and this is set
@@ -274,7 +284,7 @@ pub struct SessionOptions {
     pub max_duration_seconds: u64,
     /// How the session is switched while it tracks.
     pub cutover: CutoverOptions,
-    /// How the source is automatically made inaccessible when the session is committed; `None`: it
+    /// How the source is automatically made inaccessible when the session is committed; `null`: it
     /// is not.
     pub retire: Option<RetireHow>,
 }
@@ -306,6 +316,7 @@ impl Default for SessionOptions {
 
 /// What a copy has to prove before it counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum VerifyPolicy {
     /// The LUN acknowledged it.
@@ -313,6 +324,6 @@ pub enum VerifyPolicy {
     None,
     /// It reads back as it was written.
     ReadBack,
-    /// As `ReadBack`, and the whole volume is compared once before a switch.
+    /// As `read-back`, and the whole volume is compared once before a switch.
     Full,
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::cursor::Cursor;
 use super::options::{RetireHow, SessionLimits, SessionOptions};
 
 use crate::luns::LunPaths;
@@ -156,10 +157,14 @@ pub enum Request {
         session: Option<String>,
     },
     /// Report the history: who did what, and when. Answer:
-    /// [`Response::Records`](super::Response::Records) of [`Record::Event`](super::Record::Event).
+    /// [`Response::Records`](super::Response::Records) of [`Record::Event`](super::Record::Event),
+    /// oldest first.
     History {
         /// Only this session.
         session: Option<String>,
+        /// Report the first lines after this place instead of the last ones of the history; none
+        /// if there are no more. Refused if it is not known what came after the place.
+        after: Option<Cursor>,
     },
     /// Report the progress of the pairs of a session. Answer:
     /// [`Response::Records`](super::Response::Records) of

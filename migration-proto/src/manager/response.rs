@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::cursor::Cursor;
 use super::records::Record;
 
 /// The answer to a [`Request`](super::Request).
@@ -25,6 +26,8 @@ pub enum Response {
         /// The value of [`Request::Events::after`](super::Request::Events::after) for the next
         /// request.
         next: u64,
+        /// The place in the history up to which the records have everything.
+        cursor: Cursor,
         /// Whether the records are the current state: at the beginning, and when events were
         /// missed.
         present: bool,

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use crate::cli::session_file::Format;
 use crate::cli::state::Goal;
 use crate::cli::values::timeout;
 
@@ -28,16 +27,14 @@ pub enum ShowCommand {
     },
     /// Print a session as a file that create -f reads, with its current state
     ///
-    /// The state is in the tables named status, which create ignores.
+    /// The state is in the tables named status, which create ignores. With --json prints the same
+    /// records as status.
     #[command(after_help = "EXAMPLES:
   shunt show s1 > s1.toml
-  shunt show s1 --format json")]
+  shunt show s1 --json")]
     Show {
         /// The session
         session: String,
-        /// The format
-        #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
-        format: Format,
     },
     /// List volumes and sessions, one line each
     ///

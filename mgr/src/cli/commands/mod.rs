@@ -10,8 +10,7 @@ mod volume;
 
 use std::path::Path;
 
-use migration_proto::manager::{JSON_SCHEMA, Request, Response};
-use serde::Serialize;
+use migration_proto::manager::{DoneRecord, JSON_SCHEMA, Line, Request, Response};
 
 use crate::cli::args::{Arguments, Command, Global};
 use crate::cli::ask::{self, Shuntd};
@@ -41,13 +40,6 @@ pub(super) fn shuntd(global: &Global) -> Shuntd {
 
 /// Sends a request that changes something, and shows the messages of the answer.
 pub(super) fn change(global: &Global, request: &Request) -> Result<(), Stop> {
-    #[derive(Serialize)]
-    struct DoneRecord<'a> {
-        r#type: &'static str,
-        schema: u32,
-        changed: bool,
-        messages: &'a [String],
-    }
     let (changed, messages) = match shuntd(global).ask(request)? {
         Response::Done { changed, messages } => (changed, messages),
         Response::Records { .. } | Response::Events { .. } | Response::Failed(_) => {
@@ -56,13 +48,11 @@ pub(super) fn change(global: &Global, request: &Request) -> Result<(), Stop> {
     };
     if global.json {
         let record = DoneRecord {
-            r#type: "done",
             schema: JSON_SCHEMA,
             changed,
             messages: &messages,
         };
-        let line = serde_json::to_string(&record).expect("strings and numbers are always JSON");
-        return print((line + "\n").as_bytes());
+        return print(Line::Done(record).text().as_bytes());
     }
     for message in &messages {
         say(global, message);

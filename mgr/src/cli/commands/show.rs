@@ -13,7 +13,7 @@ use crate::cli::{render, session_file, wait};
 pub(super) fn run(global: &Global, command: ShowCommand) -> Result<(), Stop> {
     match command {
         ShowCommand::Status { session, watch } => status(global, session, watch),
-        ShowCommand::Show { session, format } => show_session(global, session, format),
+        ShowCommand::Show { session } => show_session(global, session),
         ShowCommand::List => list(global),
         ShowCommand::Wait {
             session,
@@ -39,21 +39,16 @@ fn status(global: &Global, session: Option<String>, watch: bool) -> Result<(), S
     show(global, &records, render::status)
 }
 
-fn show_session(
-    global: &Global,
-    session: String,
-    format: session_file::Format,
-) -> Result<(), Stop> {
+fn show_session(global: &Global, session: String) -> Result<(), Stop> {
     let request = Request::Status {
         session: Some(session.clone()),
     };
     let records = shuntd(global).records(&request)?;
     let found = render::find_session(&records, &session).ok_or_else(ask::wrong_answer)?;
-    let format = match global.json {
-        true => session_file::Format::Json,
-        false => format,
-    };
-    print(session_file::show(found, &records, format).as_bytes())
+    if global.json {
+        return print(render::json_lines(&records).as_bytes());
+    }
+    print(session_file::show(found, &records).as_bytes())
 }
 
 fn list(global: &Global) -> Result<(), Stop> {

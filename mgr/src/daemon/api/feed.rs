@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use migration_proto::manager::{EventRecord, Record, Request, Response};
+use migration_proto::manager::{Cursor, EventRecord, Record, Request, Response};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -31,6 +31,8 @@ pub(crate) struct Feed {
 #[derive(Debug)]
 struct Kept {
     next: u64,
+    /// The place in the history after the last event.
+    cursor: Cursor,
     events: VecDeque<EventRecord>,
 }
 
@@ -42,11 +44,13 @@ pub(crate) enum Watched {
 }
 
 impl Feed {
-    pub(crate) fn new() -> Self {
+    /// An empty feed that begins at the end of the history.
+    pub(crate) fn new(history_end: Cursor) -> Self {
         let next = steady_ms().saturating_mul(NUMBERS_A_MS);
         Self {
             kept: Arc::new(Mutex::new(Kept {
                 next,
+                cursor: history_end,
                 events: VecDeque::new(),
             })),
             next: watch::Sender::new(next),
@@ -62,6 +66,7 @@ impl Feed {
     pub(crate) fn push(&self, event: EventRecord) {
         let next = {
             let mut kept = self.lock();
+            kept.cursor = event.cursor.clone();
             kept.events.push_back(event);
             if kept.events.len() > KEPT_MAX {
                 kept.events.pop_front();
@@ -76,9 +81,15 @@ impl Feed {
         self.lock().next
     }
 
-    /// The events from number `after` on, and the number of the next event. `None` if some of these
-    /// events are no longer kept, or never existed.
-    fn since(&self, after: u64, session: Option<&str>) -> Option<(u64, Vec<Record>)> {
+    /// The place in the history after the last event.
+    pub(crate) fn cursor(&self) -> Cursor {
+        self.lock().cursor.clone()
+    }
+
+    /// The events from number `after` on, the number of the next event, and the place in the
+    /// history after the last one. `None` if some of these events are no longer kept, or never
+    /// existed.
+    fn since(&self, after: u64, session: Option<&str>) -> Option<(u64, Cursor, Vec<Record>)> {
         let kept = self.lock();
         let missing = kept.next.checked_sub(after)?;
         let first = kept
@@ -93,7 +104,7 @@ impl Feed {
             .cloned()
             .map(Record::Event)
             .collect();
-        Some((kept.next, records))
+        Some((kept.next, kept.cursor.clone(), records))
     }
 
     /// Waits for events from number `after` on, until `limit`.
@@ -106,11 +117,12 @@ impl Feed {
         let mut news = self.next.subscribe();
         let until = Instant::now() + limit;
         loop {
-            let (next, records) = self.since(after, session.as_deref())?;
+            let (next, cursor, records) = self.since(after, session.as_deref())?;
             let enough = !records.is_empty() || Instant::now() >= until;
             if enough {
                 return Some(Response::Events {
                     next,
+                    cursor,
                     present: false,
                     records,
                 });
@@ -149,9 +161,18 @@ mod tests {
 
     use super::*;
 
+    fn place(line: u64) -> Cursor {
+        Cursor {
+            history: "a".to_owned(),
+            line,
+            at_ms: 1,
+        }
+    }
+
     fn event(session: &str, state: &str) -> EventRecord {
         EventRecord {
             schema: JSON_SCHEMA,
+            cursor: place(7),
             at_ms: 1,
             session: Some(session.to_owned()),
             volume: None,
@@ -164,14 +185,20 @@ mod tests {
 
     #[test]
     fn every_event_is_told_once_and_what_is_lost_is_known() {
-        let feed = Feed::new();
+        let feed = Feed::new(place(3));
         let begin = feed.next();
-        assert_eq!(feed.since(begin, None), Some((begin, Vec::new())));
+        assert_eq!(feed.since(begin, None), Some((begin, place(3), Vec::new())));
         feed.push(event("s1", "a"));
         feed.push(event("s2", "b"));
         let of_s2 = vec![Record::Event(event("s2", "b"))];
-        assert_eq!(feed.since(begin, Some("s2")), Some((begin + 2, of_s2)));
-        assert_eq!(feed.since(begin + 2, None), Some((begin + 2, Vec::new())));
+        assert_eq!(
+            feed.since(begin, Some("s2")),
+            Some((begin + 2, place(7), of_s2))
+        );
+        assert_eq!(
+            feed.since(begin + 2, None),
+            Some((begin + 2, place(7), Vec::new()))
+        );
         // The number of an event of a different shuntd.
         assert_eq!(feed.since(begin - 1, None), None);
         assert_eq!(feed.since(begin + 3, None), None);
@@ -179,13 +206,13 @@ mod tests {
             feed.push(event("s1", "more"));
         }
         assert_eq!(feed.since(begin + 1, None), None);
-        let (_, records) = feed.since(begin + 2, None).unwrap();
+        let (_, _, records) = feed.since(begin + 2, None).unwrap();
         assert_eq!(records.len(), KEPT_MAX);
     }
 
     #[tokio::test]
     async fn a_watcher_waits_for_its_own_session_and_not_for_ever() {
-        let feed = Feed::new();
+        let feed = Feed::new(place(3));
         let begin = feed.next();
         let mine = || Some("s1".to_owned());
         let waiting = tokio::spawn(feed.clone().wait(begin, mine(), Duration::from_secs(60)));
@@ -194,6 +221,7 @@ mod tests {
         feed.push(event("s1", "this"));
         let expected = Response::Events {
             next: begin + 2,
+            cursor: place(7),
             present: false,
             records: vec![Record::Event(event("s1", "this"))],
         };
@@ -201,6 +229,7 @@ mod tests {
         feed.push(event("s2", "nor this"));
         let nothing = Response::Events {
             next: begin + 3,
+            cursor: place(7),
             present: false,
             records: Vec::new(),
         };

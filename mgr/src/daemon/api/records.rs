@@ -7,8 +7,8 @@ use migration_core::pair::{PairState, Position, Verb};
 use migration_core::session;
 use migration_core::verify::Comparison;
 use migration_proto::manager::{
-    ApplicationRecord, CutoverRecord, EventRecord, HostRecord, JSON_SCHEMA, PairRecord, Record,
-    SessionMode, SessionRecord, VolumeRecord,
+    ApplicationRecord, Cursor, CutoverRecord, EventRecord, HostRecord, JSON_SCHEMA, PairRecord,
+    Record, SessionMode, SessionRecord, VolumeRecord,
 };
 use migration_proto::route::Side;
 use migration_proto::target::Status;
@@ -146,7 +146,7 @@ pub(crate) fn session(
         allowed: names,
         options: row.options.clone(),
         cutover,
-        created_at: row.created_at_ms / 1000,
+        created_at_ms: row.created_at_ms,
     })
 }
 
@@ -210,7 +210,7 @@ pub(crate) fn pair(
         target: row.target.paths().clone(),
         authoritative: position.authoritative.into(),
         weak_identity: weak_paths([&row.source, &row.target]),
-        total_bytes: row.size_bytes,
+        size_bytes: row.size_bytes,
         dirty_bytes,
         dirty_percent: status
             .filter(|_| !ended)
@@ -226,7 +226,7 @@ pub(crate) fn pair(
         retired: row.retired.as_ref().map(|retired| retired.how),
         last_pause_us: row.last_pause_us,
         application: application.filter(|_| !ended && view.is_some_and(|view| view.connected)),
-        copy_of_ms: row
+        copy_of_at_ms: row
             .copy_of
             .as_ref()
             .map(|copy_of| copy_of.at_ms)
@@ -235,9 +235,11 @@ pub(crate) fn pair(
     }
 }
 
-pub(crate) fn event(note: Note) -> EventRecord {
+/// The record of a line of the history. `end`: the place after a line that is not stored.
+pub(crate) fn event(note: Note, end: &Cursor) -> EventRecord {
     EventRecord {
         schema: JSON_SCHEMA,
+        cursor: note.cursor.unwrap_or_else(|| end.clone()),
         at_ms: note.at_ms,
         session: note.session,
         volume: note.volume,

@@ -242,8 +242,9 @@ mod tests {
             store: StoreHandle::start(Store::open(&path("shunt.db")).unwrap()).unwrap(),
             events,
             who: None,
+            turn: Arc::default(),
         };
-        let mut owner = Owner::new(context, model());
+        let mut owner = Owner::new(context, model(), "a-0-0".parse().unwrap());
         let mut views = Vec::new();
         for name in owner.model.volumes.keys() {
             let (handle, _, view) = VolumeHandle::new(name.clone());

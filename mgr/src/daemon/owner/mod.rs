@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use migration_core::route::Side;
-use migration_proto::manager::{Failure, FailureKind, Response};
+use migration_proto::manager::{Cursor, Failure, FailureKind, Response};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -70,7 +70,8 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(context: Context, model: Model) -> Self {
+    /// `history_end`: the end of the history at the start.
+    pub(super) fn new(context: Context, model: Model, history_end: Cursor) -> Self {
         let copies = Copies::new(context.events.clone());
         Self {
             context,
@@ -81,7 +82,7 @@ impl Owner {
             standing: Standing::default(),
             busy: BTreeMap::new(),
             deferred: Deferred::default(),
-            feed: Feed::new(),
+            feed: Feed::new(history_end),
             published: Published::default(),
             problems: Vec::new(),
             everything_at: Instant::now(),

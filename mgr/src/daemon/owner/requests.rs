@@ -105,7 +105,7 @@ impl Owner {
             Request::SetHost { pairs_max } => self.set_host(pairs_max, reply),
             Request::Status { session } => self.refresh_then_reply(session, false, reply),
             Request::Events { session, after } => self.events(session, after, reply),
-            Request::History { session } => self.history(session, reply),
+            Request::History { session, after } => self.history(session, after, reply),
             Request::Samples { session } => self.samples(&session, reply),
             Request::Verify { session, repair } => self.verify(&session, repair, reply),
             Request::Recover {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use migration_proto::manager::{
-    ApplicationRecord, EVENTS_WAIT_MS, EventRecord, Failure, HistoryEvent, JSON_SCHEMA, PairRecord,
-    Record, Response,
+    ApplicationRecord, Cursor, EVENTS_WAIT_MS, EventRecord, Failure, HistoryEvent, JSON_SCHEMA,
+    PairRecord, Record, Response,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -22,6 +22,8 @@ use crate::store::{Note, PairKey, SessionRow};
 
 /// The most lines of history in one answer.
 const HISTORY_LINES_MAX: u32 = 2_000;
+/// The most lines of history after a place in one answer; the client asks again for the rest.
+const HISTORY_LINES_AFTER_MAX: u32 = 500;
 
 type Reply = oneshot::Sender<Response>;
 
@@ -139,11 +141,14 @@ impl Owner {
         Ok(records)
     }
 
-    pub(super) fn history(&self, session: Option<String>, reply: Reply) {
+    pub(super) fn history(&self, session: Option<String>, after: Option<Cursor>, reply: Reply) {
+        if let Some(after) = after {
+            return self.history_after(session, after, reply);
+        }
         let known = session
             .as_ref()
             .is_none_or(|name| self.model.sessions.contains_key(name));
-        let store = self.context.store.clone();
+        let (store, end) = (self.context.store.clone(), self.feed.cursor());
         tokio::spawn(async move {
             let name = session.clone();
             let notes = store
@@ -156,10 +161,37 @@ impl Owner {
                 (Ok(notes), _) => Response::Records {
                     records: notes
                         .into_iter()
-                        .map(|note| Record::Event(records::event(note)))
+                        .map(|note| Record::Event(records::event(note, &end)))
                         .collect(),
                 },
                 (Err(error), _) => Response::Failed(failure::store("history", &error)),
+            };
+            // The client may have disconnected.
+            let _ = reply.send(response);
+        });
+    }
+
+    /// Answers with the lines of the history after a place in it.
+    fn history_after(&self, session: Option<String>, after: Cursor, reply: Reply) {
+        let store = self.context.store.clone();
+        tokio::spawn(async move {
+            let place = after.clone();
+            let notes = store.call(move |store| {
+                store.history_after(&place, session.as_deref(), HISTORY_LINES_AFTER_MAX)
+            });
+            let response = match notes.await {
+                Ok(Ok(notes)) => Response::Records {
+                    records: notes
+                        .into_iter()
+                        .map(|note| Record::Event(records::event(note, &after)))
+                        .collect(),
+                },
+                Ok(Err(lost)) => Response::Failed(failure::refused(
+                    format!("cursor {after}"),
+                    format!("what happened after it is not known: {lost}"),
+                    "`shunt events` for the current state and a new cursor; `shunt history` has what is kept",
+                )),
+                Err(error) => Response::Failed(failure::store("history", &error)),
             };
             // The client may have disconnected.
             let _ = reply.send(response);
@@ -193,13 +225,14 @@ impl Owner {
     pub(super) fn events_begin(&self, records: Vec<Record>) -> Response {
         Response::Events {
             next: self.feed.next(),
+            cursor: self.feed.cursor(),
             present: true,
             records,
         }
     }
 
     pub(super) fn on_note(&self, note: &Note) {
-        let event = records::event(note.clone());
+        let event = records::event(note.clone(), &self.feed.cursor());
         self.feed.push(event);
     }
 
@@ -233,6 +266,7 @@ impl Owner {
             };
             self.feed.push(EventRecord {
                 schema: JSON_SCHEMA,
+                cursor: self.feed.cursor(),
                 at_ms: now_ms(),
                 session,
                 volume,

@@ -19,15 +19,15 @@ pub(crate) async fn free(context: Context, dry_run: bool) -> Answer {
     let object = "locks";
     // One database call, so that nobody takes a lock between the check and the change.
     let who = context.who;
-    let freed = context.store.call(move |store| {
+    let orphans = context.commit_made(move |store| {
         let orphans = orphans(&store.load()?, store.locks()?);
-        let changes: Vec<Change> = orphans.iter().flat_map(|lock| changes(lock, who)).collect();
-        if !dry_run {
-            store.apply(&changes)?;
-        }
+        let changes = match dry_run {
+            true => Vec::new(),
+            false => orphans.iter().flat_map(|lock| changes(lock, who)).collect(),
+        };
         Ok((orphans, changes))
     });
-    let (orphans, changes) = freed
+    let orphans = orphans
         .await
         .map_err(|error| failure::store(object, &error))?;
     let mut messages: Vec<String> = orphans
@@ -36,9 +36,6 @@ pub(crate) async fn free(context: Context, dry_run: bool) -> Answer {
         .collect();
     if orphans.is_empty() {
         messages.push("every lock has its holder".to_owned());
-    }
-    if !dry_run {
-        context.committed(changes).await;
     }
     Ok(Done {
         changed: !orphans.is_empty(),
@@ -66,6 +63,7 @@ fn changes(lock: &Lock, who: Option<u32>) -> [Change; 2] {
         volume: None,
         event: event(lock),
         who,
+        cursor: None,
     };
     [Change::Unlock(lock.key.clone()), Change::Note(note)]
 }

@@ -122,9 +122,9 @@ impl Cutovers {
                 .clone()
                 .or_else(|| misfit.map(|misfit| misfit_words(policy, misfit))),
             max_pause_ms: policy.max_pause / NANOSECONDS_PER_MILLISECOND,
-            predicted_pause_ms: decisions
+            predicted_pause_us: decisions
                 .predicted_pause()
-                .map(|pause| pause / NANOSECONDS_PER_MILLISECOND),
+                .map(|pause| pause / NANOSECONDS_PER_MICROSECOND),
             write_bytes_per_second: decisions.write_rate(),
             copy_bytes_per_second: decisions.copy_rate(),
             throttle_bytes_per_second: (throttle > 0).then_some(throttle),

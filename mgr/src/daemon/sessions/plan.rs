@@ -119,7 +119,7 @@ fn record(
         volume: volume.name.clone(),
         source: volume.leg.paths().clone(),
         target: target.clone(),
-        total_bytes: volume.size_bytes,
+        size_bytes: volume.size_bytes,
         source_bytes_per_second: source.map(|pace| pace.bytes_per_second),
         target_bytes_per_second: goal.map(|pace| pace.bytes_per_second),
         write_bytes_per_second: written,

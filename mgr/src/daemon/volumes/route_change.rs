@@ -32,6 +32,18 @@ pub(crate) struct Changed {
     /// The pause, in microseconds; unknown if ublk-target died during the change, or the route was
     /// the requested one already.
     pub(crate) pause_us: Option<u64>,
+    /// The epoch of the route.
+    pub(crate) epoch: u64,
+}
+
+impl Changed {
+    /// The status of the volume shows the requested route.
+    const fn found(status: &Status) -> Self {
+        Self {
+            pause_us: None,
+            epoch: status.epoch,
+        }
+    }
 }
 
 /// Why the route is not the requested one, or is not known to be.
@@ -166,12 +178,15 @@ async fn change(
     for _ in 0..ATTEMPTS_MAX {
         let status = handle.status(COME_BACK_MAX).await?;
         if done(&status) {
-            return Ok(Changed { pause_us: None });
+            return Ok(Changed::found(&status));
         }
         match handle.ask(request(&status), limit).await {
-            Ok(Response::RouteChanged { pause_us, .. }) => {
+            Ok(Response::RouteChanged {
+                pause_us, epoch, ..
+            }) => {
                 return Ok(Changed {
                     pause_us: Some(pause_us),
+                    epoch,
                 });
             }
             Ok(Response::Refused { reason, cause }) => {
@@ -211,7 +226,7 @@ async fn change(
     // The last attempt may have been done before its answer was lost.
     let status = handle.status(COME_BACK_MAX).await?;
     if done(&status) {
-        Ok(Changed { pause_us: None })
+        Ok(Changed::found(&status))
     } else {
         Err(last)
     }

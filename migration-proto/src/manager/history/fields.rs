@@ -7,6 +7,7 @@ use crate::target::OnAuthoritativeFailure;
 
 /// The task of a copier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CopierTask {
     /// To make the legs equal.
@@ -17,6 +18,7 @@ pub enum CopierTask {
 
 /// Why an attempt of a cutover failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CutoverMisfit {
     /// Writes were slowed to the lowest rate, and the rest did not fit the pause.
@@ -30,9 +32,10 @@ pub enum CutoverMisfit {
 /// A limit of a session that was changed, with its new value; the limits are those of
 /// [`SessionOptions`](super::super::SessionOptions).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum LimitChange {
-    /// The highest rate of the copy; 0: unlimited.
+    /// The highest rate of the copy, in bytes a second; 0: unlimited.
     RateBytesPerSecond(u64),
     /// The priority of the session.
     Priority(u8),
@@ -45,21 +48,21 @@ pub enum LimitChange {
         /// The mode of the session, with which it is switched or split.
         mode: SessionMode,
     },
-    /// By how much the copy may raise the latency of applications; 0: unlimited.
+    /// By how much the copy may raise the latency of applications, in percent; 0: unlimited.
     MaxLatencyImpactPercent(u32),
     /// How many bytes of a source may be unreadable.
     AcceptUnreadableBytes(u64),
     /// The purpose of the targets.
     Mode(SessionMode),
-    /// The interval from a split to the next one; 0: no next one.
+    /// The interval from a split to the next one, in seconds; 0: no next one.
     EverySeconds(u64),
     /// The hours of the day in which pairs are copied.
     Hours(Hours),
-    /// When the session starts automatically; 0: it does not.
+    /// When the session starts automatically, in milliseconds since the Unix epoch; 0: it does not.
     StartAtMs(u64),
     /// Which pairs are switched together.
     SwitchPairs(SwitchPairs),
-    /// The maximum duration until all pairs are in sync; 0: unlimited.
+    /// The maximum duration until all pairs are in sync, in seconds; 0: unlimited.
     MaxDurationSeconds(u64),
     /// How the session is switched while it tracks.
     Cutover(CutoverOptions),
@@ -67,7 +70,27 @@ pub enum LimitChange {
 
 /// Makes a module by which serde writes a value of a core type as its name.
 macro_rules! by_name {
-    ($module:ident, $named:ty) => {
+    ($module:ident, $named:ty, $schema:ident) => {
+        /// The schema of such a name.
+        #[cfg(test)]
+        pub(super) struct $schema;
+
+        #[cfg(test)]
+        impl schemars::JsonSchema for $schema {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($schema).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                let names = <$named>::ALL.map(|value| value.name());
+                schemars::json_schema!({ "type": "string", "enum": names })
+            }
+        }
+
         pub(super) mod $module {
             use serde::de::Error;
             use serde::{Deserialize, Deserializer, Serializer};
@@ -90,6 +113,6 @@ macro_rules! by_name {
     };
 }
 
-by_name!(verb, migration_core::pair::Verb);
-by_name!(phase, migration_core::pair::Phase);
-by_name!(pair_state, migration_core::pair::PairState);
+by_name!(verb, migration_core::pair::Verb, VerbName);
+by_name!(phase, migration_core::pair::Phase, PhaseName);
+by_name!(pair_state, migration_core::pair::PairState, PairStateName);

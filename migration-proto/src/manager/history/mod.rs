@@ -21,6 +21,7 @@ use fields::{pair_state, phase, verb};
 /// No field has the name of a field of [`EventRecord`](super::EventRecord), of which an event is a
 /// part. A `cause` is text from elsewhere: an error of the kernel, or a reason to refuse.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "code", rename_all = "snake_case", remote = "Self")]
 pub enum HistoryEvent {
     /// An attach has begun.
@@ -81,7 +82,7 @@ pub enum HistoryEvent {
     LunRecognised {
         /// The LUN.
         lun: PathBuf,
-        /// The contents that only this LUN has.
+        /// The contents that only this LUN has; `null` if that is not known.
         contents: Option<String>,
     },
     /// The operator accepted a LUN without a name of its own again.
@@ -90,16 +91,16 @@ pub enum HistoryEvent {
         lun: PathBuf,
         /// The size of the LUN, in bytes.
         lun_bytes: u64,
-        /// The UUID or label on the LUN, if there is one.
+        /// The UUID or label on the LUN; `null` if there is none.
         contents: Option<String>,
     },
     /// A volume's route in the map file is newer than the database, and was recorded.
     RouteFound {
         /// The route in the map file.
         route: Route,
-        /// The LUNs of the source leg.
+        /// The LUNs of the source leg; `null` if the map file names none.
         source: Option<LunPaths>,
-        /// The LUNs of the target leg.
+        /// The LUNs of the target leg; `null` if the map file names none.
         target: Option<LunPaths>,
         /// The LUNs that were recorded.
         recorded: LunPaths,
@@ -108,12 +109,13 @@ pub enum HistoryEvent {
     RouteContradicts {
         /// The recorded phase.
         #[serde(with = "phase")]
+        #[cfg_attr(test, schemars(with = "fields::PhaseName"))]
         phase: Phase,
         /// The route of the volume.
         route: Route,
-        /// The LUNs of the source leg.
+        /// The LUNs of the source leg; `null` if the map file names none.
         source: Option<LunPaths>,
-        /// The LUNs of the target leg.
+        /// The LUNs of the target leg; `null` if the map file names none.
         target: Option<LunPaths>,
         /// Whether the volume uses legs of the pair.
         is_own: bool,
@@ -183,6 +185,7 @@ pub enum HistoryEvent {
     VerbBegun {
         /// The verb.
         #[serde(with = "verb")]
+        #[cfg_attr(test, schemars(with = "fields::VerbName"))]
         verb: Verb,
     },
     /// The start of a queued pair has begun.
@@ -191,6 +194,7 @@ pub enum HistoryEvent {
     DueVerbRefused {
         /// The verb.
         #[serde(with = "verb")]
+        #[cfg_attr(test, schemars(with = "fields::VerbName"))]
         verb: Verb,
         /// The reason to refuse.
         cause: String,
@@ -199,6 +203,7 @@ pub enum HistoryEvent {
     VerbFailed {
         /// The verb.
         #[serde(with = "verb")]
+        #[cfg_attr(test, schemars(with = "fields::VerbName"))]
         verb: Verb,
         /// The cause.
         cause: String,
@@ -207,6 +212,7 @@ pub enum HistoryEvent {
     VerbUnknown {
         /// The verb.
         #[serde(with = "verb")]
+        #[cfg_attr(test, schemars(with = "fields::VerbName"))]
         verb: Verb,
         /// The cause.
         cause: String,
@@ -215,9 +221,11 @@ pub enum HistoryEvent {
     VerbInterrupted {
         /// The recorded phase.
         #[serde(with = "phase")]
+        #[cfg_attr(test, schemars(with = "fields::PhaseName"))]
         from: Phase,
         /// The phase from now on.
         #[serde(with = "phase")]
+        #[cfg_attr(test, schemars(with = "fields::PhaseName"))]
         to: Phase,
         /// The authoritative leg.
         authoritative: Side,
@@ -248,9 +256,9 @@ pub enum HistoryEvent {
     InSync {
         /// What was copied since the start, in bytes.
         copied_bytes: u64,
-        /// How long the first complete copy took, in milliseconds; absent after later ones.
+        /// How long the first complete copy took, in milliseconds; `null` after later ones.
         took_ms: Option<u64>,
-        /// How long `shunt plan` expected the copy to take, in seconds.
+        /// How long `shunt plan` expected the copy to take, in seconds; `null` without a plan.
         expected_seconds: Option<u64>,
     },
     /// The copy of a session was paused.
@@ -274,7 +282,7 @@ pub enum HistoryEvent {
     CopierBlocked {
         /// The task of the copier.
         task: CopierTask,
-        /// Whether the task is retried; absent if it waits until the mirror leg is accepted again.
+        /// Whether the task is retried; `null` if it waits until the mirror leg is accepted again.
         retried: Option<bool>,
         /// The cause.
         cause: String,
@@ -325,13 +333,13 @@ pub enum HistoryEvent {
         compared_bytes: u64,
         /// How much of that differed, in bytes.
         differing_bytes: u64,
-        /// The address of the first region that differed, in bytes.
+        /// The address of the first region that differed, in bytes; `null` if none did.
         first_difference_bytes: Option<u64>,
         /// How much could not be compared, in bytes.
         unknown_bytes: u64,
         /// Whether a difference is no reason to refuse a switch once it is copied again.
         repaired: bool,
-        /// Why a part could not be compared, if an error was the reason.
+        /// Why a part could not be compared; `null` if no error was the reason.
         cause: Option<String>,
     },
 
@@ -341,16 +349,18 @@ pub enum HistoryEvent {
         from: Side,
         /// The leg that is authoritative now.
         to: Side,
-        /// How long requests were held, in microseconds.
+        /// The epoch of the new route; `null` if it is not known.
+        epoch: Option<u64>,
+        /// How long requests were held, in microseconds; `null` if that is not known.
         held_us: Option<u64>,
-        /// How long `shunt plan` expected requests to be held, in microseconds.
+        /// How long `shunt plan` expected requests to be held, in microseconds; `null` without a plan.
         expected_us: Option<u64>,
     },
     /// The role of a pair moved back, because another pair of the session did not follow.
     RoleMovedBack {
         /// The leg that is authoritative again.
         to: Side,
-        /// How long requests were held, in microseconds.
+        /// How long requests were held, in microseconds; `null` if that is not known.
         held_us: Option<u64>,
     },
     /// A switch or an undo did not move the role of a pair.
@@ -395,9 +405,9 @@ pub enum HistoryEvent {
         source: LunPaths,
         /// The LUNs of the target.
         target: LunPaths,
-        /// The instant, in milliseconds since 1970.
-        copy_of_ms: u64,
-        /// How long requests were held, in microseconds.
+        /// The instant, in milliseconds since the Unix epoch.
+        copy_of_at_ms: u64,
+        /// How long requests were held, in microseconds; `null` if that is not known.
         held_us: Option<u64>,
     },
     /// A split failed; the target is no copy.
@@ -407,7 +417,7 @@ pub enum HistoryEvent {
     },
     /// The target of a split pair is mirrored again.
     MirroredAgain {
-        /// Why everything is copied; absent if only what was written since the split is.
+        /// Why everything is copied; `null` if only what was written since the split is.
         full_copy_cause: Option<String>,
     },
     /// The target of a split pair could not be mirrored again.
@@ -437,7 +447,7 @@ pub enum HistoryEvent {
         write_bytes_per_second: u64,
         /// What can be copied, in bytes a second.
         copy_bytes_per_second: u64,
-        /// How long requests would be held now, in microseconds, if that is known.
+        /// How long requests would be held now, in microseconds; `null` if that is not known.
         predicted_pause_us: Option<u64>,
     },
     /// A cutover holds requests.
@@ -446,14 +456,15 @@ pub enum HistoryEvent {
         hold_max_ms: u64,
         /// What applications write, in bytes a second.
         write_bytes_per_second: u64,
-        /// What applications wrote before writes were slowed, in bytes a second, if they were.
+        /// What applications wrote before writes were slowed, in bytes a second; `null` if they were
+        /// not.
         unslowed_bytes_per_second: Option<u64>,
         /// What can be copied, in bytes a second.
         copy_bytes_per_second: u64,
     },
     /// All attempts of a cutover failed.
     CutoverGaveUp {
-        /// Why the last attempt failed.
+        /// Why the last attempt failed; `null` if that is not known.
         misfit: Option<CutoverMisfit>,
         /// How long requests might be held, in microseconds.
         max_pause_us: u64,
@@ -468,6 +479,7 @@ pub enum HistoryEvent {
         pair_volume: String,
         /// The state of the pair.
         #[serde(with = "pair_state")]
+        #[cfg_attr(test, schemars(with = "fields::PairStateName"))]
         pair_state: PairState,
     },
 
@@ -479,7 +491,7 @@ pub enum HistoryEvent {
         lun: LunPaths,
         /// How the leg was made inaccessible.
         how: RetireHow,
-        /// With [`RetireHow::WipeSignatures`]: the number of blocks that were wiped.
+        /// With [`RetireHow::WipeSignatures`]: the number of blocks that were wiped; `null` otherwise.
         blocks: Option<u64>,
     },
     /// A leg could not be made inaccessible.
@@ -514,6 +526,7 @@ pub enum HistoryEvent {
     SwitchPolicySet {
         /// The verb.
         #[serde(with = "verb")]
+        #[cfg_attr(test, schemars(with = "fields::VerbName"))]
         verb: Verb,
         /// The new policy.
         policy: SwitchPolicy,

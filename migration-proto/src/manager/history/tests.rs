@@ -194,6 +194,7 @@ examples! {
     E::RoleMoved { .. } => E::RoleMoved {
         from: Side::Source,
         to: Side::Target,
+        epoch: Some(4),
         held_us: Some(3034),
         expected_us: Some(4000),
     },
@@ -220,7 +221,7 @@ examples! {
     E::Split { .. } => E::Split {
         source: lun("/dev/a"),
         target: lun("/dev/b"),
-        copy_of_ms: 1_763_687_825_123,
+        copy_of_at_ms: 1_763_687_825_123,
         held_us: Some(900),
     },
     E::NotSplit { .. } => E::NotSplit { cause: cause() },
@@ -304,6 +305,7 @@ examples! {
 fn record(event: HistoryEvent) -> EventRecord {
     EventRecord {
         schema: JSON_SCHEMA,
+        cursor: "a-7-1".parse().unwrap(),
         at_ms: 1_763_687_825_123,
         session: Some("night".into()),
         volume: Some("db".into()),
@@ -361,6 +363,7 @@ fn an_unknown_code_is_read_as_unknown_and_an_unknown_field_is_ignored() {
         "type": "event",
         "schema": JSON_SCHEMA,
         "at_ms": 1,
+        "cursor": "a-7-1",
         "session": null,
         "volume": "db",
         "who": null,

@@ -249,7 +249,7 @@ impl Operation {
         let mut asked = JoinSet::new();
         if steps.iter().any(|(_, step)| *step == Step::Release) {
             // If the split succeeds, all volumes hold requests at this moment.
-            report.copy_of_ms = now_ms();
+            report.copy_of_at_ms = now_ms();
         }
         for (index, (pair, step)) in steps.iter().copied().enumerate() {
             let hold_ms = report.hold_ms(step, terms.max_pause_ms);

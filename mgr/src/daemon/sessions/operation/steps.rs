@@ -34,6 +34,8 @@ pub(crate) struct Outcome {
     pub(crate) answer: Answer,
     /// How long requests were held, in microseconds.
     pub(crate) pause_us: Option<u64>,
+    /// The epoch of the changed route.
+    pub(crate) epoch: Option<u64>,
     /// Why it was not done.
     pub(crate) error: Option<NotChanged>,
     /// What a seal looks like.
@@ -47,6 +49,7 @@ impl Outcome {
         Self {
             answer,
             pause_us: None,
+            epoch: None,
             error: None,
             sealed: None,
             text: None,
@@ -79,8 +82,9 @@ impl From<NotChanged> for Outcome {
 impl From<Result<Changed, NotChanged>> for Outcome {
     fn from(changed: Result<Changed, NotChanged>) -> Self {
         match changed {
-            Ok(Changed { pause_us }) => Self {
+            Ok(Changed { pause_us, epoch }) => Self {
                 pause_us,
+                epoch: Some(epoch),
                 ..Self::of(Answer::Done)
             },
             Err(error) => error.into(),

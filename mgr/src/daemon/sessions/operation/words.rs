@@ -30,8 +30,10 @@ pub(crate) struct Report {
     errors: BTreeMap<usize, NotChanged>,
     /// How long the last change of a pair held requests, in microseconds.
     pauses: BTreeMap<usize, Option<u64>>,
+    /// The epoch after the last change of a pair.
+    epochs: BTreeMap<usize, u64>,
     /// The instant of a split, in milliseconds since 1970.
-    pub(crate) copy_of_ms: u64,
+    pub(crate) copy_of_at_ms: u64,
     seals: BTreeMap<usize, Sealed>,
     /// Why everything is copied again to a target that was split off.
     from_scratch: BTreeMap<usize, String>,
@@ -58,7 +60,8 @@ impl Report {
             copied: Vec::new(),
             errors: BTreeMap::new(),
             pauses: BTreeMap::new(),
-            copy_of_ms: 0,
+            epochs: BTreeMap::new(),
+            copy_of_at_ms: 0,
             seals: BTreeMap::new(),
             from_scratch: BTreeMap::new(),
             not_moved: None,
@@ -105,6 +108,7 @@ impl Report {
         let Outcome {
             answer,
             pause_us,
+            epoch,
             error,
             sealed,
             text,
@@ -116,6 +120,7 @@ impl Report {
         {
             self.pauses.insert(pair, pause_us);
         }
+        self.epochs.extend(epoch.map(|epoch| (pair, epoch)));
         if let Some(sealed) = sealed {
             self.seals.insert(pair, sealed);
         }

@@ -26,7 +26,7 @@ impl Report {
             Entry::SwitchByHand => {
                 return schedule::by_hand_from_now_on(session, self.verb);
             }
-            Entry::NextSplit => return schedule::after_split(session, self.copy_of_ms),
+            Entry::NextSplit => return schedule::after_split(session, self.copy_of_at_ms),
             Entry::Intended { pair, .. }
             | Entry::Queued(pair)
             | Entry::Started(pair)
@@ -84,7 +84,7 @@ impl Report {
             Entry::Copy(_) => changes.extend(self.copy(operation, pair, key, row)),
             Entry::Sealed(_) => {
                 let copy_of = CopyOf {
-                    at_ms: self.copy_of_ms,
+                    at_ms: self.copy_of_at_ms,
                     sealed: self.seals.get(&pair).cloned(),
                 };
                 changes.push(set(PairField::CopyOf(Some(copy_of))));
@@ -301,6 +301,7 @@ impl Report {
         let event = HistoryEvent::RoleMoved {
             from: to.other().into(),
             to: to.into(),
+            epoch: self.epochs.get(&pair).copied(),
             held_us,
             expected_us: expected.map(|estimate| estimate.pause_us),
         };
@@ -337,13 +338,13 @@ impl Report {
         let set = |field| Change::SetPair(key.clone(), field);
         let pause_us = self.pause_us(pair);
         let copy_of = CopyOf {
-            at_ms: self.copy_of_ms,
+            at_ms: self.copy_of_at_ms,
             sealed: None,
         };
         let event = HistoryEvent::Split {
             source: row.source.paths().clone(),
             target: row.target.paths().clone(),
-            copy_of_ms: self.copy_of_ms,
+            copy_of_at_ms: self.copy_of_at_ms,
             held_us: pause_us,
         };
         let what = operation.sentence(row, &event);
