@@ -1,6 +1,9 @@
 //! The messages to and from `ublk-target`, compared with those of each version of the protocol that
 //! is spoken. A `ublk-target` outlives updates of the other programs, so a message that changes
 //! needs a new version.
+//!
+//! The messages to and from `shuntd` are compared in the same way, without the records in the
+//! answers: these have a number of their own (`JSON_SCHEMA`), and a table of digests.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,6 +11,10 @@ use std::collections::BTreeSet;
 
 use lun::{Identity, Kind};
 use migration_proto::PROTOCOLS;
+use migration_proto::manager::{
+    self, CutoverAction, FailureKind, RetireHow, SessionLimits, SessionMode, SessionOptions,
+    SwitchPairs, SwitchPolicy, VerifyPolicy,
+};
 use migration_proto::route::{Route, Side};
 use migration_proto::target::{
     CopyMode, OnAuthoritativeFailure, Refusal, Request, Response, Suspended,
@@ -20,8 +27,12 @@ use serde_json::Value;
 const REQUESTS: &str = include_str!("protocol-1/target-requests.jsonl");
 const RESPONSES: &str = include_str!("protocol-1/target-responses.jsonl");
 
-const ADVICE: &str = "the protocol to ublk-target has changed: a running ublk-target of an earlier release does not know \
-                      that. Give PROTOCOLS a new version, keep speaking the old one, and add the new messages beside \
+/// The messages of the protocol to `shuntd`, as above.
+const MANAGER_REQUESTS: &str = include_str!("protocol-1/manager-requests.jsonl");
+const MANAGER_RESPONSES: &str = include_str!("protocol-1/manager-responses.jsonl");
+
+const ADVICE: &str = "the protocol has changed: a running ublk-target or shuntd of an earlier release does not know that. \
+                      Give PROTOCOLS a new version, keep speaking the old one, and add the new messages beside \
                       the old ones";
 
 fn lines(text: &str) -> impl Iterator<Item = Value> {
@@ -70,6 +81,68 @@ fn all_messages_of_version_1_are_as_they_were() {
 }
 
 #[test]
+fn all_messages_of_version_1_to_shuntd_are_as_they_were() {
+    assert!(PROTOCOLS.contains(1), "remove the messages of version 1");
+    lines(MANAGER_REQUESTS).for_each(|message| assert_unchanged::<manager::Request>(&message));
+    lines(MANAGER_RESPONSES).for_each(|message| assert_unchanged::<manager::Response>(&message));
+}
+
+#[test]
+fn every_variant_is_among_the_messages_to_shuntd() {
+    let known = variants::<manager::Request>(r#"{"request":"?"}"#);
+    assert_eq!(values(MANAGER_REQUESTS, "request"), known, "{ADVICE}");
+    let known = variants::<manager::Response>(r#"{"response":"?"}"#);
+    assert_eq!(values(MANAGER_RESPONSES, "response"), known, "{ADVICE}");
+    let known = variants::<FailureKind>(r#""?""#);
+    assert_eq!(values(MANAGER_RESPONSES, "kind"), known, "{ADVICE}");
+    for (known, field) in [
+        (
+            variants::<OnAuthoritativeFailure>(r#""?""#),
+            "on_authoritative_failure",
+        ),
+        (variants::<VerifyPolicy>(r#""?""#), "verify"),
+        (variants::<SwitchPairs>(r#""?""#), "switch_pairs"),
+        (variants::<SessionMode>(r#""?""#), "mode"),
+        (variants::<CutoverAction>(r#""?""#), "action"),
+        (variants::<RetireHow>(r#""?""#), "how"),
+    ] {
+        for name in known {
+            let text = format!("\"{field}\":\"{name}\"");
+            assert!(MANAGER_REQUESTS.contains(&text), "{text}; {ADVICE}");
+        }
+    }
+    for name in variants::<SwitchPolicy>(r#""?""#) {
+        let [alone, with_value] =
+            ["\"switch\":", "\"switch\":{"].map(|start| format!("{start}\"{name}\""));
+        let found = MANAGER_REQUESTS.contains(&alone) || MANAGER_REQUESTS.contains(&with_value);
+        assert!(found, "{alone}; {ADVICE}");
+    }
+}
+
+/// A request without an option, or with another one, is refused: so a change of these fields is a
+/// change of the protocol.
+#[test]
+fn every_option_and_limit_is_among_the_messages_to_shuntd() {
+    let fields = |key: &str| -> BTreeSet<String> {
+        let all = lines(MANAGER_REQUESTS);
+        let objects = all.filter_map(|message| message.get(key)?.as_object().cloned());
+        objects
+            .flat_map(|object| object.into_iter().map(|(name, _)| name))
+            .collect()
+    };
+    assert_eq!(
+        fields("options"),
+        variants::<SessionOptions>(r#"{"?":1}"#),
+        "{ADVICE}"
+    );
+    assert_eq!(
+        fields("limits"),
+        variants::<SessionLimits>(r#"{"?":1}"#),
+        "{ADVICE}"
+    );
+}
+
+#[test]
 fn every_variant_is_among_the_messages() {
     let known = variants::<Request>(r#"{"request":"?"}"#);
     assert_eq!(values(REQUESTS, "request"), known, "{ADVICE}");
@@ -113,6 +186,14 @@ fn an_unknown_field_is_refused_in_a_request_and_ignored_in_an_answer() {
     }
     for message in lines(RESPONSES) {
         let read: Response = serde_json::from_value(with_more(message.clone())).unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), message);
+    }
+    for message in lines(MANAGER_REQUESTS).map(with_more) {
+        let read = serde_json::from_value::<manager::Request>(message.clone());
+        assert!(read.is_err(), "{message}");
+    }
+    for message in lines(MANAGER_RESPONSES) {
+        let read: manager::Response = serde_json::from_value(with_more(message.clone())).unwrap();
         assert_eq!(serde_json::to_value(&read).unwrap(), message);
     }
 }
