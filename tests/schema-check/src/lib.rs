@@ -91,9 +91,9 @@ impl Check<'_> {
                 self.value(found, value, place)
             }
             "items" => {
-                let items = list(value).iter().enumerate();
+                let mut items = list(value).iter().enumerate();
                 let check = |(at, item)| self.value(argument, item, &format!("{place}[{at}]"));
-                items.map(check).collect()
+                items.try_for_each(check)
             }
             "required" => {
                 let missing = list(argument).iter().filter_map(Value::as_str);
