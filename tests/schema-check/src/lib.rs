@@ -4,6 +4,9 @@
 //! all of JSON Schema (the crate `jsonschema`) would bring forty more crates, and would switch on
 //! features of crates that the programs use too, so that they would be compiled twice.
 
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
 use serde_json::{Map, Value};
 
 /// The schema of each type of line.
@@ -41,12 +44,17 @@ pub fn parse_lines(text: &str) -> Vec<Value> {
 pub fn parse_line(line: &str) -> Result<Value, String> {
     let value: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
     let name = value["type"].as_str().ok_or("the line has no type")?;
-    let schema = SCHEMAS.iter().find(|(known, _)| *known == name);
-    let (_, schema) = schema.ok_or_else(|| format!("the line has the type {name:?}"))?;
-    let root: Value = serde_json::from_str(schema).map_err(|error| error.to_string())?;
-    Check { root: &root }.value(&root, &value, name)?;
+    let root = SCHEMAS_PARSED.get(name);
+    let root = root.ok_or_else(|| format!("the line has the type {name:?}"))?;
+    Check { root }.value(root, &value, name)?;
     Ok(value)
 }
+
+/// The schemas as JSON, by the type of line.
+static SCHEMAS_PARSED: LazyLock<BTreeMap<&str, Value>> = LazyLock::new(|| {
+    let parse = |(name, text)| (name, serde_json::from_str(text).expect("a schema is JSON"));
+    SCHEMAS.into_iter().map(parse).collect()
+});
 
 /// A check against the definitions of one file.
 struct Check<'a> {
