@@ -196,7 +196,8 @@ pub const fn is_to_be_switched(phase: Phase, authoritative: Side, switched: bool
 /// was started before is not started again.
 #[must_use]
 pub fn due_start(at: WallTime, positions: &[Position], now: WallTime) -> Option<DueAction> {
-    if at > now || session::state(positions) != Some(PairState::Setup) {
+    let has_ended = positions.iter().any(|position| position.state.is_ended());
+    if at > now || has_ended || session::state(positions) != Some(PairState::Setup) {
         return None;
     }
     Some(DueAction {

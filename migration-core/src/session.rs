@@ -19,9 +19,12 @@
 //! * A pair whose source is authoritative never blocks an undo, whatever else is wrong with that
 //!   pair. So a switch that a crash interrupted half-way can always be taken back.
 //! * A pair that has ended does not block a verb that brings the others to where it ended: a
-//!   resume, and after a commit a switch. While the other pairs are not in sync, it does not block
-//!   their end either, on whichever side. The role of a pair may have moved automatically while the
-//!   session ended, and there must be a next command.
+//!   resume, and after a commit a switch. Nor does it block a start while a target is authoritative
+//!   anywhere, so that the session cannot just be cancelled. While the other pairs are not in sync,
+//!   it does not block their end either, on whichever side. The role of a pair may have moved
+//!   automatically while the session ended, and there must be a next command. When pairs have ended
+//!   on both sides, none of them blocks a switch, an undo or an end of the others: the session can
+//!   no longer be in one place.
 //! * A split concerns all pairs or none: copies of one instant are made at one instant.
 
 use crate::pair::{Decision, PairState, Phase, Position, Reason, Verb, decide};
@@ -122,12 +125,21 @@ fn follows(verb: Verb, pairs: &[Position], ended: usize, to_do: &[usize]) -> boo
         let state = pairs[*index].state;
         rank(state) < rank(PairState::SourceSelected) && state != PairState::Verifying
     };
+    let ended_on = |side: Side| {
+        let mut pairs = pairs.iter();
+        pairs.any(|pair| pair.state.is_ended() && pair.authoritative == side)
+    };
+    let apart = ended_on(Side::Source) && ended_on(Side::Target);
+    let mut all = pairs.iter();
+    let any_on_target = all.any(|pair| pair.authoritative == Side::Target);
     state.is_ended()
         && match verb {
             Verb::Resume => true,
-            Verb::Switch => authoritative == Side::Target,
-            Verb::Commit | Verb::Cancel => to_do.iter().all(differs),
-            Verb::Start | Verb::Pause | Verb::Undo | Verb::Split => false,
+            Verb::Switch => apart || authoritative == Side::Target,
+            Verb::Undo => apart,
+            Verb::Commit | Verb::Cancel => apart || to_do.iter().all(differs),
+            Verb::Start => any_on_target,
+            Verb::Pause | Verb::Split => false,
         }
 }
 
@@ -400,6 +412,46 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Every combination of up to three pairs. What is under way ends, also a copy, a queued pair
+    /// gets its turn, and a volume that does not answer, or whose route contradicts the record, is
+    /// brought back first.
+    #[test]
+    fn a_session_that_has_not_ended_has_a_next_command() {
+        use PairState as P;
+        let all: Vec<Position> = P::ALL
+            .into_iter()
+            .flat_map(|state| {
+                [Side::Source, Side::Target].map(|authoritative| Position {
+                    state,
+                    authoritative,
+                })
+            })
+            .filter(|position| match position.state {
+                P::Paused | P::Degraded | P::Verifying => true,
+                P::TargetSelected | P::Committed | P::Retired => {
+                    position.authoritative == Side::Target
+                }
+                P::Setup | P::Tracking | P::SourceSelected | P::Split | P::Cancelled => {
+                    position.authoritative == Side::Source
+                }
+                P::Queued | P::Syncing | P::Splitting | P::Switching | P::Committing => false,
+                P::Failed | P::NeedsRecovery => false,
+            })
+            .collect();
+        let mut sessions: Vec<Vec<Position>> = vec![Vec::new()];
+        for _ in 0..3 {
+            let longer = sessions.iter().flat_map(|session| {
+                all.iter()
+                    .map(|position| session.iter().copied().chain([*position]).collect())
+            });
+            sessions = longer.chain([Vec::new()]).collect();
+        }
+        let is_live = |session: &&Vec<Position>| session.iter().any(|pair| !pair.state.is_ended());
+        let stuck = |session: &&Vec<Position>| allowed(session).is_empty();
+        let stuck: Vec<_> = sessions.iter().filter(is_live).filter(stuck).collect();
+        assert!(stuck.is_empty(), "{} {stuck:#?}", stuck.len());
     }
 
     #[test]
