@@ -53,6 +53,10 @@ impl Owner {
 
     /// Starts the sessions whose scheduled start is due.
     pub(super) fn start_due_sessions(&mut self, concern: &Concern) {
+        // As in `fill_places`: a start gives places to pairs.
+        if self.volumes.are_awaited() {
+            return;
+        }
         let now = WallTime(now_ms());
         let may_be_due = |row: &SessionRow| schedule::start_at(row).is_some() && row.is_live();
         for row in self.idle_sessions(concern, may_be_due) {

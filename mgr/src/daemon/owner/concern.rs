@@ -153,6 +153,7 @@ mod tests {
 
     use super::*;
     use crate::daemon::context::{Context, note};
+    use crate::daemon::event::Busy;
     use crate::daemon::failure::Done;
     use crate::daemon::handle::{View, VolumeHandle};
     use crate::daemon::paths::Config;
@@ -232,11 +233,18 @@ mod tests {
         model
     }
 
-    #[tokio::test]
-    async fn a_report_of_a_volume_visits_the_session_of_that_volume_and_no_other() {
+    /// What the owner's volumes and events need while a test runs.
+    struct Surroundings {
+        _folder: tempfile::TempDir,
+        received: mpsc::Receiver<Event>,
+        _views: Vec<tokio::sync::watch::Sender<View>>,
+    }
+
+    /// An owner of 200 sessions whose volumes are connected.
+    fn owner() -> (Owner, Surroundings) {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        let (events, mut received) = mpsc::channel(4096);
+        let (events, received) = mpsc::channel(4096);
         let context = Context {
             config: Arc::new(Config::new(path("state"), path("run"), "/bin/true".into())),
             store: StoreHandle::start(Store::open(&path("shunt.db")).unwrap()).unwrap(),
@@ -255,6 +263,33 @@ mod tests {
             owner.volumes.add(handle);
             views.push(view);
         }
+        let surroundings = Surroundings {
+            _folder: folder,
+            received,
+            _views: views,
+        };
+        (owner, surroundings)
+    }
+
+    #[tokio::test]
+    async fn a_session_is_not_started_at_its_time_before_every_volume_has_reported() {
+        let (mut owner, mut surroundings) = owner();
+        let row = owner.model.sessions.get_mut("s11").unwrap();
+        row.pairs[0].phase = Phase::Setup;
+        row.options.start_at_ms = 1;
+        owner.volumes.await_report("v0");
+        let busy = Busy::Session("s11".to_owned());
+        owner.visit_everything();
+        assert!(!owner.is_busy(&busy), "which pairs have a place is unknown");
+        owner.wait_no_longer();
+        owner.visit_everything();
+        assert!(owner.is_busy(&busy), "it is due");
+        surroundings.received.close();
+    }
+
+    #[tokio::test]
+    async fn a_report_of_a_volume_visits_the_session_of_that_volume_and_no_other() {
+        let (mut owner, mut surroundings) = owner();
         let everything: BTreeSet<String> = owner.model.sessions.keys().cloned().collect();
         let only = |name: &str| BTreeSet::from([name.to_owned()]);
         // The first event visits everything, and so does each that comes a second later.
@@ -295,6 +330,6 @@ mod tests {
         owner.everything_at = std::time::Instant::now();
         owner.apply(Event::Folders(Vec::new()));
         assert_eq!(take_visited(), everything);
-        received.close();
+        surroundings.received.close();
     }
 }

@@ -90,6 +90,12 @@ impl Volumes {
         !self.silent.is_empty()
     }
 
+    /// As a volume that is supervised from the start of shuntd on.
+    #[cfg(test)]
+    pub(super) fn await_report(&mut self, name: &str) {
+        self.silent.insert(name.to_owned());
+    }
+
     /// A volume has reported.
     pub(super) fn heard(&mut self, name: &str) {
         self.silent.remove(name);
