@@ -86,7 +86,7 @@ mod decision;
 mod settlement;
 
 pub use decision::{Decision, Reason, allowed, decide};
-pub use settlement::{Settlement, settle};
+pub use settlement::{Settlement, has_switched, settle};
 
 use core::fmt;
 

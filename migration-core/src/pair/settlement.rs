@@ -79,3 +79,12 @@ pub fn settle(phase: Phase, seen: &Seen) -> Settlement {
         },
     }
 }
+
+/// Whether a switch that was interrupted has happened, as the volume reports it. Then what a switch
+/// records is recorded ([`operation::Entry`](crate::operation::Entry)): that the pair was switched,
+/// and, if no other pair is left to be switched, that the session is switched by hand from now on.
+#[must_use]
+pub fn has_switched(phase: Phase, seen: &Seen) -> bool {
+    let settled = settle(phase, seen) == Settlement::Becomes(Phase::Active);
+    settled && phase == Phase::Switching && seen.mirrored() == Some(Side::Target)
+}

@@ -485,3 +485,26 @@ fn phase_names_are_read_back() {
     }
     assert_eq!(Phase::from_name("other"), None);
 }
+
+#[test]
+fn a_switch_that_a_crash_interrupted_has_happened_if_the_target_is_authoritative() {
+    for (phase, side) in Phase::ALL
+        .into_iter()
+        .flat_map(|phase| [Side::Source, Side::Target].map(|side| (phase, side)))
+    {
+        let mut seen = Seen {
+            route: Route::Mirrored {
+                authoritative: side,
+            },
+            ours: true,
+            dirty: false,
+            tracks: false,
+            degraded: false,
+            changing: false,
+        };
+        let expected = phase == Phase::Switching && side == Side::Target;
+        assert_eq!(has_switched(phase, &seen), expected, "{phase:?} {side}");
+        seen.changing = true;
+        assert!(!has_switched(phase, &seen), "{phase:?} {side}");
+    }
+}

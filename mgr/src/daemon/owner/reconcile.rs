@@ -4,8 +4,9 @@
 use std::time::{Duration, Instant};
 
 use copier::{Config, Outcome, Task};
-use migration_core::pair::{PairState, Phase, Seen, Settlement, Verb, settle};
+use migration_core::pair::{PairState, Phase, Seen, Settlement, Verb, has_switched, settle};
 use migration_core::route::Side;
+use migration_core::schedule::is_to_be_switched;
 use migration_core::session;
 use migration_core::verify::Comparison;
 use migration_proto::manager::{HistoryEvent, VerifyPolicy};
@@ -14,14 +15,14 @@ use tracing::{info, warn};
 
 use super::Owner;
 use crate::daemon::clock::steady_ms;
-use crate::daemon::context::note;
+use crate::daemon::context::{note, now_ms};
 use crate::daemon::event::Busy;
 use crate::daemon::failure::{self, Done};
 use crate::daemon::handle::{View, VolumeHandle};
 use crate::daemon::luns::sealed::set_read_only;
 use crate::daemon::luns::{unreadable, weak};
 use crate::daemon::sessions::operation::ended_changes;
-use crate::daemon::sessions::verify;
+use crate::daemon::sessions::{schedule, verify};
 use crate::daemon::volumes::attach;
 use crate::daemon::volumes::position;
 use crate::daemon::volumes::truth::Truth;
@@ -345,7 +346,11 @@ impl Owner {
                 }
                 changes
             }
-            Settlement::Becomes(phase) => interrupted(key, pair, &seen, phase),
+            Settlement::Becomes(phase) => {
+                let mut changes = interrupted(key, pair, &seen, phase);
+                changes.extend(self.switched(key, pair.phase, &seen));
+                changes
+            }
             Settlement::Finish(verb) => match self.finish_verb(&key.session.clone(), verb) {
                 Finish::Waits => return false,
                 Finish::Begun => return true,
@@ -385,6 +390,26 @@ impl Owner {
             },
         );
         true
+    }
+
+    /// What is recorded if the route of a pair shows that a switch has happened. If no other pair
+    /// is left to be switched, the session is switched by hand from now on.
+    fn switched(&self, key: &PairKey, phase: Phase, seen: &Seen) -> Vec<Change> {
+        let session = self.model.sessions.get(&key.session);
+        let Some(session) = session.filter(|_| has_switched(phase, seen)) else {
+            return Vec::new();
+        };
+        let switched = PairField::Switched(Some(now_ms()));
+        let mut changes = vec![Change::SetPair(key.clone(), switched)];
+        let mut others = session.pairs.iter().enumerate();
+        let is_last = others.all(|(position, pair)| {
+            let switched = pair.progress.switched_ms.is_some();
+            position == key.position || !is_to_be_switched(pair.phase, pair.authoritative, switched)
+        });
+        if is_last {
+            changes.extend(schedule::by_hand_from_now_on(session, Verb::Switch));
+        }
+        changes
     }
 
     /// Continues a commit or a cancel that a crash interrupted, as soon as all volumes of the

@@ -65,7 +65,7 @@ pub(crate) fn check(policy: &SwitchPolicy) -> Result<(), String> {
 }
 
 /// Changes that set the switch policy to manual after `verb`.
-pub(super) fn by_hand_from_now_on(session: &SessionRow, verb: Verb) -> Vec<Change> {
+pub(crate) fn by_hand_from_now_on(session: &SessionRow, verb: Verb) -> Vec<Change> {
     if session.options.switch == SwitchPolicy::Manual {
         return Vec::new();
     }
