@@ -401,7 +401,11 @@ pub fn write_custody(
 }
 
 /// Reads the role record that holds, and the descriptor that it names.
-fn read_role(file: &impl FileExt, path: &Path) -> Result<(Chosen, Descriptor), MapFileError> {
+/// Reads the role record that holds and the descriptor, whatever the rest of the map file is.
+///
+/// # Errors
+/// [`MapFileError`], if there is no role or no descriptor.
+pub fn read_role(file: &impl FileExt, path: &Path) -> Result<(Chosen, Descriptor), MapFileError> {
     let damaged = |source| MapFileError::Damaged {
         path: path.to_owned(),
         source,

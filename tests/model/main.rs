@@ -6,6 +6,8 @@ mod check;
 mod disk;
 mod event;
 mod hash;
+#[path = "../shared/intention.rs"]
+mod intention;
 mod search;
 mod session;
 mod setup;
@@ -13,6 +15,8 @@ mod world;
 mod worlds;
 
 use std::{io::Write, time::Instant};
+
+use seeded_core::operation::SeededBug;
 
 fn run(setup: &setup::Setup) {
     let begun = Instant::now();
@@ -85,22 +89,28 @@ fn every_broken_rule_is_noticed() {
 
 #[test]
 fn a_session_of_two_volumes_can_always_be_ended_in_one_place() {
-    let begun = Instant::now();
-    let found = session::explore(None);
-    let _ = writeln!(
-        std::io::stderr(),
-        "model: session of two volumes: {} states, {} transitions, {:.1} s",
-        found.states,
-        found.transitions,
-        begun.elapsed().as_secs_f64()
-    );
-    assert_eq!(found.violation, None);
+    for (loss, text) in [
+        (session::Loss::Never, ""),
+        (session::Loss::Possible, ", one map file is lost"),
+    ] {
+        let begun = Instant::now();
+        let found = session::explore(None, loss);
+        let _ = writeln!(
+            std::io::stderr(),
+            "model: session of two volumes{text}: {} states, {} transitions, {:.1} s",
+            found.states,
+            found.transitions,
+            begun.elapsed().as_secs_f64()
+        );
+        assert_eq!(found.violation, None);
+    }
 }
 
 #[test]
 fn every_broken_rule_of_operations_is_noticed() {
-    for broken in session::BROKEN {
-        let found = session::explore(Some(broken));
+    let of_operations = SeededBug::ALL.map(session::Broken::Operation);
+    for broken in session::BROKEN.into_iter().chain(of_operations) {
+        let found = session::explore(Some(broken), session::Loss::Possible);
         let violation = found
             .violation
             .unwrap_or_else(|| panic!("{broken:?} is not noticed"));

@@ -2,23 +2,28 @@
 //! operations (`operation`), states (`pair`) and decisions (`session`).
 //!
 //! A volume here is its route, a change that may still happen, and whether its legs may differ. A
-//! change is done, refused, or not answered; one without an answer happens later, or never.
+//! change is done, refused, or not answered; one without an answer happens later, or never. In one
+//! of the worlds the map file of the first volume is damaged or lost once, at any moment; the
+//! operator recovers it (`operation::recover`).
+
+mod recovery;
+mod steps;
 
 use std::collections::HashMap;
 
 use seeded_core::{
-    operation::{
-        Answer, Effect, Entry, Event, Freshness, Legs, Operation, Plan, PlannedPair, Seal, Step,
-    },
+    operation::{Answer, Effect, Entry, Event, Operation, Plan, PlannedPair, SeededBug},
     pair::{Facts, PairState, Phase, Position, Seen, Settlement, Verb, settle},
     retire::left_behind,
     route::{Route, Side},
     session::{self, SessionDecision, Silence},
 };
 
-/// A rule of operations that is broken on purpose.
+/// A rule that is broken on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Broken {
+    /// A rule of operations.
+    Operation(SeededBug),
     /// A change without an answer counts as refused.
     UnknownIsRefused,
     /// The intention never becomes durable.
@@ -33,6 +38,22 @@ pub(crate) enum Broken {
     EndedTooEarly,
 }
 
+impl Broken {
+    /// The rule, if it is one of operations.
+    const fn of_operations(self) -> Option<SeededBug> {
+        match self {
+            Self::Operation(rule) => Some(rule),
+            Self::UnknownIsRefused
+            | Self::NoIntention
+            | Self::SettledWhileChanging
+            | Self::EndedUnseen
+            | Self::NothingIsTakenBack
+            | Self::EndedTooEarly => None,
+        }
+    }
+}
+
+/// The rules of the world; those of operations are `SeededBug::ALL`.
 pub(crate) const BROKEN: [Broken; 6] = [
     Broken::UnknownIsRefused,
     Broken::NoIntention,
@@ -63,6 +84,28 @@ struct Pair {
     held: bool,
     /// shuntd has had a report since it began.
     known: bool,
+    /// The target bears the mark that it is no copy.
+    marked: bool,
+    /// Somebody else has written to the target since it was detached.
+    written: bool,
+    map: Map,
+}
+
+/// The map file of a volume. The route is the truth all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Map {
+    Whole,
+    /// Only its route can be read.
+    Damaged,
+    Lost,
+}
+
+/// Whether the map file of the first volume is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Loss {
+    Never,
+    Possible,
+    Happened,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -70,10 +113,17 @@ struct World {
     pairs: [Pair; 2],
     paused: bool,
     operation: Option<(Operation, Vec<Effect>)>,
+    loss: Loss,
+    /// Copiers may be writing.
+    copies: bool,
+    /// All volumes have held requests at the same time since the split began.
+    instant: bool,
+    /// The rule that the last event has broken.
+    wrong: Option<&'static str>,
 }
 
 /// Visits every state of the session, until a rule does not hold.
-pub(crate) fn explore(broken: Option<Broken>) -> Found {
+pub(crate) fn explore(broken: Option<Broken>, loss: Loss) -> Found {
     let first = Pair {
         phase: Phase::Setup,
         authoritative: Side::Source,
@@ -83,11 +133,18 @@ pub(crate) fn explore(broken: Option<Broken>) -> Found {
         dirty: false,
         held: false,
         known: true,
+        marked: false,
+        written: false,
+        map: Map::Whole,
     };
     let first = World {
         pairs: [first; 2],
         paused: false,
         operation: None,
+        loss,
+        copies: false,
+        instant: false,
+        wrong: None,
     };
     let mut numbers = HashMap::from([(first.clone(), 0_usize)]);
     let mut before: Vec<Vec<usize>> = vec![Vec::new()];
@@ -161,6 +218,7 @@ impl Pair {
         );
         self.dirty &= !matches!(route, Route::Single(_));
         self.held = route == Route::Split;
+        self.written &= route == Route::Split;
         self.route = route;
     }
 }
@@ -189,6 +247,9 @@ impl World {
 
     /// The rule that does not hold in this state.
     fn violation(&self) -> Option<String> {
+        if let Some(wrong) = self.wrong {
+            return Some(format!("{wrong}: {self:?}"));
+        }
         for (index, pair) in self.pairs.iter().enumerate() {
             let ended = left_behind(pair.phase).map(Side::other);
             let is_there = |side| pair.route == Route::Single(side) && pair.pending.is_none();
@@ -204,9 +265,10 @@ impl World {
             }
         }
         let phases = self.pairs.map(|pair| pair.phase);
-        if phases == [Phase::Committed, Phase::Cancelled]
-            || phases == [Phase::Cancelled, Phase::Committed]
-        {
+        let apart = phases == [Phase::Committed, Phase::Cancelled]
+            || phases == [Phase::Cancelled, Phase::Committed];
+        // Where a volume is recovered, its pair ends, wherever the other one is.
+        if apart && self.loss != Loss::Happened {
             return Some(format!("the session has ended in two places: {self:?}"));
         }
         let at_rest = |pair: usize| {
@@ -227,13 +289,16 @@ impl World {
         for index in 0..2 {
             worlds.extend(self.of_volume(index, broken));
         }
+        if self.loss == Loss::Possible {
+            worlds.extend(self.loses_map());
+        }
         match &self.operation {
             Some((_, effects)) => {
                 for index in 0..effects.len() {
                     worlds.extend(self.perform(index, broken));
                 }
                 let mut dead = self.clone();
-                dead.operation = None;
+                dead.idle();
                 for pair in &mut dead.pairs {
                     pair.known = false;
                 }
@@ -246,12 +311,20 @@ impl World {
                     .filter(|verb| self.answers(*verb) || broken == Some(Broken::EndedUnseen))
                 {
                     let mut world = self.clone();
-                    world.begin(verb);
+                    world.begin(verb, broken);
                     worlds.push(world);
                 }
+                worlds.extend(self.recover(broken));
             }
         }
         worlds
+    }
+
+    /// No operation is in progress any more.
+    fn idle(&mut self) {
+        self.operation = None;
+        self.copies = false;
+        self.instant = false;
     }
 
     /// As `require_answering` in `mgr/src/daemon/sessions/sight.rs`.
@@ -261,7 +334,8 @@ impl World {
         };
         pairs.into_iter().all(|index| {
             let pair = &self.pairs[index];
-            let silence = Silence::of(0, pair.known);
+            let failures = u32::from(pair.map != Map::Whole);
+            let silence = Silence::of(failures, pair.known);
             session::require_contact(verb, pair.phase, silence).is_ok()
         })
     }
@@ -285,10 +359,20 @@ impl World {
             // The deadline.
             with(&|pair| pair.held = false);
         }
-        if pair.dirty && matches!(pair.route, Route::Mirrored { .. }) {
-            with(&|pair| pair.dirty = false);
+        let is_up = pair.map == Map::Whole;
+        if is_up && pair.dirty && matches!(pair.route, Route::Mirrored { .. }) {
+            with(&|pair| {
+                pair.dirty = false;
+                // The copy overwrites it.
+                pair.marked = false;
+            });
         }
-        if self.operation.is_none() {
+        // One volume is enough. While an operation works on it, nobody writes to a sealed target.
+        let is_copy = pair.route == Route::Split && pair.phase == Phase::Split;
+        if index == 0 && is_copy && !pair.written && self.operation.is_none() {
+            with(&|pair| pair.written = true);
+        }
+        if self.operation.is_none() && is_up {
             worlds.extend(self.report(index, broken));
         }
         worlds
@@ -318,7 +402,7 @@ impl World {
                 let all_answer = world.pairs.iter().all(answers);
                 match session::can_finish(verb, &world.positions()) {
                     _ if !all_answer => {}
-                    true => world.begin(verb),
+                    true => world.begin(verb, broken),
                     false if broken == Some(Broken::NothingIsTakenBack) => {}
                     false => {
                         let pair = &mut world.pairs[index];
@@ -331,7 +415,7 @@ impl World {
         (world != *self).then_some(world)
     }
 
-    fn begin(&mut self, verb: Verb) {
+    fn begin(&mut self, verb: Verb, broken: Option<Broken>) {
         let positions = self.positions();
         let SessionDecision::Do(pairs) = session::decide_session(verb, &positions) else {
             return;
@@ -347,9 +431,11 @@ impl World {
             later: Vec::new(),
             copies_rest: false,
             is_last: true,
-            retire: false,
+            retire: true,
         };
         let mut operation = Operation::new(verb, plan);
+        operation.break_rule(broken.and_then(Broken::of_operations));
+        self.copies = true;
         let effects = operation.begin();
         self.operation = Some((operation, effects));
     }
@@ -360,7 +446,10 @@ impl World {
             return Vec::new();
         };
         match effects.remove(index) {
-            Effect::StopCopiers => vec![world.after(&Event::CopiersStopped)],
+            Effect::StopCopiers => {
+                world.copies = false;
+                vec![world.after(&Event::CopiersStopped)]
+            }
             Effect::CheckTargets(_) | Effect::CheckStanding(_) => {
                 vec![world.after(&Event::Checked { unfit: Vec::new() })]
             }
@@ -372,6 +461,10 @@ impl World {
                     }
                 }
                 vec![world.after(&Event::Recorded)]
+            }
+            Effect::Volume(step) => {
+                let led_to = world.volume_step(step).into_iter();
+                led_to.map(|(world, event)| world.after(&event)).collect()
             }
             Effect::Pair(pair, step) => {
                 let answers = world.step(pair, step);
@@ -385,7 +478,7 @@ impl World {
                 answers.into_iter().map(after).collect()
             }
             Effect::End(_) => {
-                world.operation = None;
+                world.idle();
                 vec![world]
             }
         }
@@ -403,6 +496,9 @@ impl World {
             Entry::Paused(paused) => self.paused = paused,
             entry => {
                 let Some(pair) = entry.pair() else { return };
+                if matches!(entry, Entry::Copy(_)) && !self.instant {
+                    self.wrong = Some("a target counts as a copy, but there was no instant");
+                }
                 let pair = &mut self.pairs[pair];
                 pair.phase = entry.phase().unwrap_or(pair.phase);
                 pair.authoritative = entry.authoritative().unwrap_or(pair.authoritative);
@@ -418,67 +514,5 @@ impl World {
                 }
             }
         }
-    }
-
-    /// What a step can lead to, each with the state of the world then.
-    fn step(self, index: usize, step: Step) -> Vec<(Self, Answer)> {
-        let pair = self.pairs[index];
-        match step {
-            Step::Inspect(freshness) => {
-                let legs = Answer::Legs(Legs::of(&pair.seen()));
-                match freshness {
-                    Freshness::Last => vec![(self, legs)],
-                    Freshness::Fresh => vec![(self.clone(), legs), (self, Answer::Unknown)],
-                    Freshness::Settled if pair.pending.is_some() => vec![(self, Answer::Unknown)],
-                    Freshness::Settled => vec![(self, legs)],
-                }
-            }
-            Step::AddMirror => self.change(
-                index,
-                Route::Mirrored {
-                    authoritative: Side::Source,
-                },
-            ),
-            Step::SetRoute { route, .. } => self.change(index, route),
-            Step::Release => {
-                let mut world = self;
-                let held = std::mem::take(&mut world.pairs[index].held);
-                let answer = if held { Answer::Done } else { Answer::Refused };
-                vec![(world, answer)]
-            }
-            Step::CheckSeal => [Seal::Unbroken, Seal::Unknown]
-                .map(|seal| (self.clone(), Answer::Seal(seal)))
-                .into(),
-            Step::MarkUnfinished | Step::SetReadOnly(_) => {
-                vec![(self.clone(), Answer::Done), (self, Answer::Refused)]
-            }
-            Step::Seal | Step::RetryMirror | Step::Retire => vec![(self, Answer::Done)],
-        }
-    }
-
-    fn change(self, index: usize, route: Route) -> Vec<(Self, Answer)> {
-        let pair = self.pairs[index];
-        if pair.route == route && pair.pending.is_none() {
-            return vec![(self, Answer::Done)];
-        }
-        if pair.pending.is_some() {
-            return vec![(self, Answer::Unknown)];
-        }
-        let (mut done, mut unanswered) = (self.clone(), self.clone());
-        done.pairs[index].becomes(route);
-        unanswered.pairs[index].pending = Some(route);
-        let mut worlds = vec![(self, Answer::Refused), (unanswered, Answer::Unknown)];
-        // A volume whose legs may differ refuses to move its role, and to be split.
-        let needs_sync = match route {
-            Route::Mirrored { authoritative } => pair.route.authoritative() != authoritative,
-            Route::Split => true,
-            Route::Single(_) => false,
-        };
-        if needs_sync && pair.dirty {
-            worlds.pop();
-        } else {
-            worlds.push((done, Answer::Done));
-        }
-        worlds
     }
 }

@@ -1,9 +1,7 @@
 //! What the targets of a split must hold: copies of one instant.
 
-use migration_core::{
-    pair::Phase,
-    route::{Route, Side},
-};
+use migration_core::route::{Route, Side};
+use seeded_core::pair::Phase;
 
 use crate::{
     disk::Value,

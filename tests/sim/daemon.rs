@@ -5,15 +5,18 @@
 use std::time::Duration;
 
 use migration_core::{
-    operation::{Entry, Operation, Plan, PlannedPair},
-    pair::{Facts, PairState, Phase, Position, Seen, Settlement, Verb, settle},
+    units::Time,
+    volume::{CopyMode, OnAuthoritativeFailure},
+};
+use seeded_core::{
+    operation::{Entry, Operation, Plan, PlannedPair, SeededBug},
+    pair::{Facts, PairState, Phase, Position, Seen, Settlement, Verb, has_switched, settle},
     route::{Route, Side},
     schedule::{
         Attempts, DueAction, Mode, Policy, Schedule, ScheduledPair, Scope, is_to_be_switched,
     },
     session::{self, SessionDecision, Silence, Waiting},
-    units::{Time, WallTime},
-    volume::{CopyMode, OnAuthoritativeFailure},
+    units::{Time as Instant, WallTime},
 };
 
 use crate::operation::Running;
@@ -133,10 +136,14 @@ pub(crate) struct Daemon {
     pub(crate) alive: bool,
     pub(crate) views: Vec<View>,
     pub(crate) operation: Option<Running>,
+    /// The rule of operations that is broken on purpose.
+    pub(crate) broken: Option<SeededBug>,
     attempts: Attempts,
     /// Whether the operator has ended pairs on another side than the pairs that had ended before: a
     /// failure had moved their role meanwhile.
     pub(crate) apart: bool,
+    /// Whether the only pair of the session was switched, whatever is recorded.
+    pub(crate) has_switched: bool,
 }
 
 impl Daemon {
@@ -149,14 +156,16 @@ impl Daemon {
                 policy: settings.policy,
                 mode: settings.mode,
                 pairs_max: settings.pairs_max,
-                retire: settings.volumes > 1,
+                retire: true,
                 automatic: Automatic::NOTHING,
             },
             alive: true,
             views: vec![View::default(); volumes],
             operation: None,
+            broken: None,
             attempts: Attempts::default(),
             apart: false,
+            has_switched: false,
         }
     }
 
@@ -262,7 +271,7 @@ impl Daemon {
     /// anything.
     pub(crate) fn run_due_action(&mut self, now: Time) -> Option<&'static str> {
         let action = self.due(now)?;
-        if !self.attempts.begin(&action, now) {
+        if !self.attempts.begin(&action, Instant(now.0)) {
             return None;
         }
         let DueAction { verb, pairs, .. } = action;
@@ -273,6 +282,10 @@ impl Daemon {
         assert!(
             verb != Verb::Switch || !pairs.iter().any(undone),
             "what the operator has taken back is switched automatically: {self:?}"
+        );
+        assert!(
+            verb != Verb::Switch || !self.has_switched,
+            "a switch is repeated automatically: {self:?}"
         );
         self.launch_on(verb, pairs);
         Some(match verb {
@@ -367,8 +380,15 @@ impl Daemon {
                 Some("phases settled")
             }
             Settlement::Becomes(phase) => {
+                let has_switched = has_switched(row.phase, &seen);
                 row.phase = phase;
                 row.authoritative = seen.mirrored().unwrap_or(Side::Source);
+                row.switched |= has_switched;
+                let left =
+                    |row: &PairRow| is_to_be_switched(row.phase, row.authoritative, row.switched);
+                if has_switched && !self.store.pairs.iter().any(left) {
+                    self.store.automatic.policy = Policy::Manual;
+                }
                 Some("phases settled")
             }
             Settlement::Finish(verb) => {

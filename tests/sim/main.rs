@@ -4,13 +4,17 @@
 #![allow(clippy::expect_used)]
 
 mod application;
+mod border;
 mod copier;
 mod copies;
 mod daemon;
 mod dice;
 mod disk;
+#[path = "../shared/intention.rs"]
+mod intention;
 mod io;
 mod operation;
+mod recovery;
 mod settings;
 mod site;
 mod world;
@@ -23,13 +27,14 @@ use std::{
 };
 
 use clap::Parser;
+use seeded_core::operation::SeededBug;
 use settings::Counts;
-use world::World;
+use world::{World, Wrong};
 
 /// The number of worlds of an ordinary run.
 const SEEDS: u64 = 4000;
 /// The number of worlds with a wrong rule, of which at least one must fail.
-const WRONG_RULE_SEEDS: u64 = 100;
+const WRONG_RULE_SEEDS: u64 = 1000;
 
 /// Seeds that failed once, one a line; what follows a `#` says why.
 const OLD_SEEDS: &str = include_str!("../seeds");
@@ -57,6 +62,9 @@ const MUST_HAPPEN: &[(&str, u64)] = &[
     ("flushes of the authoritative leg that failed", 200),
     ("ghosts of a copier", 5),
     ("LUNs found under another name", 20),
+    ("map files damaged", 20),
+    ("map files lost", 20),
+    ("map files made again", 10),
     ("LUNs without a name that were not accepted", 5),
     ("ghosts of ublk-target", 1),
     ("mirror legs given up", 60),
@@ -69,6 +77,7 @@ const MUST_HAPPEN: &[(&str, u64)] = &[
     ("pairs undone", 13),
     ("power losses", 2),
     ("queued pairs started", 7),
+    ("recoveries done", 10),
     ("reads from the mirror", 150),
     ("resumes that were due", 400),
     ("roles moved by a failure", 600),
@@ -128,7 +137,7 @@ fn main() -> ExitCode {
     let mut counts = Counts::new();
     let mut failed = Vec::new();
     for seed in &seeds {
-        match catch_unwind(|| World::new(*seed, false).run()) {
+        match catch_unwind(|| World::new(*seed, Wrong::Nothing).run()) {
             Ok(of_seed) => {
                 for (what, count) in of_seed {
                     *counts.entry(what).or_default() += count;
@@ -149,8 +158,14 @@ fn main() -> ExitCode {
             eprintln!("too few {what}: a world in which nothing happens proves nothing");
         }
     }
-    if arguments.seeds >= SEEDS && !is_wrong_rule_noticed() {
-        eprintln!("LUNs known by their size only did no harm: names are not exchanged");
+    let unnoticed = match arguments.seeds >= SEEDS {
+        true => unnoticed_rules(),
+        false => Vec::new(),
+    };
+    for wrong in &unnoticed {
+        eprintln!("{wrong:?} is wrong in {WRONG_RULE_SEEDS} worlds, and nobody notices");
+    }
+    if !unnoticed.is_empty() {
         return ExitCode::FAILURE;
     }
     if failed.is_empty() && (missing.is_empty() || arguments.seeds < SEEDS) {
@@ -162,14 +177,23 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether the wrong rule, which lost data once, loses data in the simulation.
-fn is_wrong_rule_noticed() -> bool {
+/// The rules of which nobody notices that they are wrong: one that lost data once, and those of
+/// operations.
+fn unnoticed_rules() -> Vec<Wrong> {
     let hook = panic::take_hook();
     panic::set_hook(Box::new(|_| {}));
-    let noticed =
-        (0..WRONG_RULE_SEEDS).any(|seed| catch_unwind(|| World::new(seed, true).run()).is_err());
+    let fails = |wrong, seed| catch_unwind(|| World::new(seed, wrong).run()).is_err();
+    let rules = SeededBug::ALL.map(Wrong::Operation).into_iter();
+    let unnoticed = rules.chain([Wrong::LunsBySizeOnly]).filter(|wrong| {
+        let first = (0..WRONG_RULE_SEEDS).find(|seed| fails(*wrong, *seed));
+        if let Some(seed) = first {
+            println!("{wrong:?} is wrong: noticed with seed {seed}");
+        }
+        first.is_none()
+    });
+    let unnoticed = unnoticed.collect();
     panic::set_hook(hook);
-    noticed
+    unnoticed
 }
 
 fn report(counts: &Counts, seeds: usize, took: Duration) {

@@ -5,16 +5,20 @@
 use std::collections::BTreeMap;
 
 use migration_core::{
+    units::Time,
+    volume::{Call, ChangeError, CopyMode, Reply, Suspended},
+};
+use seeded_core::{
     operation::{self, Answer, Effect, End, Entry, Event, Freshness, Legs, Seal, Step},
     pair::{Phase, Verb},
     route::{Route, Side},
     schedule::{Policy, next_split},
-    units::Time,
-    volume::{Call, ChangeError, CopyMode, Reply, Suspended},
 };
 
 use crate::{
+    border::asked,
     daemon::{Daemon, PairRow, seen, wall},
+    intention::is_intended,
     world::World,
 };
 
@@ -24,12 +28,29 @@ const ATTEMPTS_MAX: u32 = 4;
 /// An operation in progress.
 #[derive(Debug)]
 pub(crate) struct Running {
-    verb: Verb,
+    doing: Doing,
     machine: operation::Operation,
     /// The effects that have not ended.
     effects: Vec<Effect>,
     /// For each pair, the change of the route that its volume was asked for.
     changes: BTreeMap<usize, Asking>,
+}
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy)]
+enum Doing {
+    Verb(Verb),
+    /// A volume is recovered.
+    Recovery(usize),
+}
+
+/// What is true of the target of a pair, whatever is recorded.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct TargetTruth {
+    /// It bears the mark that it is no copy.
+    marked: bool,
+    /// Somebody else may have written to it since it was detached.
+    written: bool,
 }
 
 /// A change of the route that is requested until its outcome is known.
@@ -41,9 +62,9 @@ struct Asking {
 }
 
 impl Running {
-    pub(crate) fn new(verb: Verb, mut machine: operation::Operation) -> Self {
+    fn new(doing: Doing, mut machine: operation::Operation) -> Self {
         Self {
-            verb,
+            doing,
             effects: machine.begin(),
             machine,
             changes: BTreeMap::new(),
@@ -57,9 +78,9 @@ impl World {
         let Some(running) = &self.daemon.operation else {
             return;
         };
-        let (verb, index) = (running.verb, self.dice.below(running.effects.len()));
+        let (doing, index) = (running.doing, self.dice.below(running.effects.len()));
         let effect = running.effects[index].clone();
-        let Some(event) = self.perform_effect(verb, effect) else {
+        let Some(event) = self.perform_effect(doing, effect) else {
             return;
         };
         let Some(running) = &mut self.daemon.operation else {
@@ -78,7 +99,7 @@ impl World {
     }
 
     /// Returns the event that the effect led to; `None`: it has not ended.
-    fn perform_effect(&mut self, verb: Verb, effect: Effect) -> Option<Event> {
+    fn perform_effect(&mut self, doing: Doing, effect: Effect) -> Option<Event> {
         match effect {
             Effect::StopCopiers => {
                 let mut running = false;
@@ -95,17 +116,22 @@ impl World {
             }
             Effect::Record(entries) => {
                 for entry in entries {
-                    self.record(verb, entry);
+                    self.record(doing, entry);
                 }
                 Some(Event::Recorded)
             }
             Effect::Pair(pair, step) => {
-                let answer = self.perform_step(verb, pair, step)?;
+                let answer = self.perform_step(doing, pair, step)?;
                 Some(Event::Pair(pair, answer))
             }
+            Effect::Volume(step) => match doing {
+                Doing::Recovery(index) => self.perform_volume_step(index, step),
+                Doing::Verb(verb) => panic!("{step:?} in a {verb}"),
+            },
             Effect::End(end) => {
                 self.daemon.operation = None;
                 self.note(match end {
+                    End::Done if matches!(doing, Doing::Recovery(_)) => "recoveries done",
                     End::Done => "verbs done",
                     End::Failed => "verbs that failed",
                     End::Refused => "verbs refused while they ran",
@@ -115,14 +141,14 @@ impl World {
         }
     }
 
-    fn perform_step(&mut self, verb: Verb, pair: usize, step: Step) -> Option<Answer> {
+    fn perform_step(&mut self, doing: Doing, pair: usize, step: Step) -> Option<Answer> {
         match step {
             Step::Inspect(freshness) => self.inspect(pair, freshness),
-            Step::AddMirror => self.ask_route(verb, pair, None),
+            Step::AddMirror => self.ask_route(doing, pair, step, None),
             Step::SetRoute { route, copies_rest } => {
                 // The sites take the mode of the volume instead.
                 debug_assert!(!copies_rest || self.daemon.store.mode == CopyMode::Track);
-                self.ask_route(verb, pair, Some(route))
+                self.ask_route(doing, pair, step, Some(route))
             }
             Step::Release => {
                 let (site, view) = (&mut self.sites[pair], &self.daemon.views[pair]);
@@ -148,19 +174,74 @@ impl World {
                     Some(Err(_)) | None => Some(Answer::Refused),
                 }
             }
-            Step::CheckSeal => Some(Answer::Seal(match self.dice.below(8) {
-                0 => Seal::Unknown,
-                1 => Seal::Broken,
-                // Nobody else writes to a target that is split off.
-                _ => Seal::Unbroken,
-            })),
+            Step::CheckSeal => {
+                let dice = self.dice.below(8);
+                let truth = &mut self.targets[pair];
+                truth.written |= dice == 0;
+                Some(Answer::Seal(match dice {
+                    0 => Seal::Unknown,
+                    1 => Seal::Broken,
+                    _ if truth.written => Seal::Unknown,
+                    _ => Seal::Unbroken,
+                }))
+            }
             // Signatures and read-only flags are not simulated; that they cannot be made is.
-            Step::MarkUnfinished | Step::Seal | Step::SetReadOnly(_) | Step::Retire => {
+            Step::MarkUnfinished => {
+                let done = !self.dice.one_in(100);
+                self.targets[pair].marked |= done;
+                Some(if done { Answer::Done } else { Answer::Refused })
+            }
+            Step::Seal | Step::SetReadOnly(_) | Step::Retire => {
+                let row = &self.daemon.store.pairs[pair];
+                assert!(
+                    step != Step::Retire || row.phase == Phase::Committed,
+                    "the source of {row:?} is made inaccessible"
+                );
                 Some(match self.dice.one_in(100) {
                     true => Answer::Refused,
                     false => Answer::Done,
                 })
             }
+        }
+    }
+
+    /// Checks the moment at which a volume is asked for a route.
+    fn check_asked(&mut self, pair: usize, step: Step) {
+        let row = &self.daemon.store.pairs[pair];
+        let Some(status) = self.sites[pair].status() else {
+            return;
+        };
+        assert!(
+            is_intended(row.phase, status.route, step),
+            "{step:?} is not recorded as intended: {row:?}, {status:?}"
+        );
+        let drops = matches!(row.phase, Phase::Committing | Phase::Cancelling);
+        assert!(
+            !drops || !self.sites[pair].copying.is_running(),
+            "a copier may write to the leg that is dropped: {row:?}"
+        );
+        let truth = &mut self.targets[pair];
+        match step {
+            Step::AddMirror => {
+                assert!(truth.marked, "the target of {row:?} is not marked");
+                *truth = TargetTruth::default();
+            }
+            Step::SetRoute {
+                route: Route::Mirrored { .. },
+                ..
+            } => assert!(
+                !truth.written || status.route != Route::Split,
+                "what somebody else wrote to the target stays there: {row:?}"
+            ),
+            Step::SetRoute { .. }
+            | Step::Inspect(_)
+            | Step::Release
+            | Step::MarkUnfinished
+            | Step::Seal
+            | Step::CheckSeal
+            | Step::SetReadOnly(_)
+            | Step::RetryMirror
+            | Step::Retire => {}
         }
     }
 
@@ -181,16 +262,31 @@ impl World {
 
     /// As `route_change`: requests the route until it is known whether it is as wanted. `None`: not
     /// yet known.
-    fn ask_route(&mut self, verb: Verb, pair: usize, wanted: Option<Route>) -> Option<Answer> {
-        let answer = self.ask_route_once(verb, pair, wanted)?;
+    fn ask_route(
+        &mut self,
+        doing: Doing,
+        pair: usize,
+        step: Step,
+        wanted: Option<Route>,
+    ) -> Option<Answer> {
+        let running = self.daemon.operation.as_ref()?;
+        if !running.changes.contains_key(&pair) {
+            self.check_asked(pair, step);
+        }
+        let answer = self.ask_route_once(doing, pair, wanted)?;
         let running = self.daemon.operation.as_mut()?;
         running.changes.remove(&pair);
         Some(answer)
     }
 
-    fn ask_route_once(&mut self, verb: Verb, pair: usize, wanted: Option<Route>) -> Option<Answer> {
+    fn ask_route_once(
+        &mut self,
+        doing: Doing,
+        pair: usize,
+        wanted: Option<Route>,
+    ) -> Option<Answer> {
         // The end of a pair is rare, and a missing answer matters most there.
-        let ends = matches!(verb, Verb::Commit | Verb::Cancel);
+        let ends = matches!(doing, Doing::Verb(Verb::Commit | Verb::Cancel));
         let patient = !self.dice.one_in(if ends { 20 } else { 300 });
         let (site, view) = (&mut self.sites[pair], &mut self.daemon.views[pair]);
         let row = &self.daemon.store.pairs[pair];
@@ -228,7 +324,7 @@ impl World {
         }
         asking.attempts += 1;
         let target = row.target;
-        match site.change_route(self.now, status.epoch, wanted, target) {
+        match site.change_route(self.now, status.epoch, wanted.map(asked), target) {
             Some(Ok(call)) => {
                 asking.asked = Some((call, site.incarnation));
                 None
@@ -260,17 +356,29 @@ impl World {
         view.status = status.or(view.status);
     }
 
-    fn record(&mut self, verb: Verb, entry: Entry) {
-        if let Entry::Copy(pair) = entry {
-            self.require_held(pair);
+    fn record(&mut self, doing: Doing, entry: Entry) {
+        match entry {
+            Entry::Copy(pair) => self.require_held(pair),
+            // What may still happen is not recorded as not done.
+            Entry::NotStarted(pair) | Entry::NotMoved(pair) | Entry::NotEnded { pair, .. } => {
+                assert!(
+                    !self.sites[pair].has_requested_change(),
+                    "{entry:?}, but its volume changes its route"
+                );
+            }
+            _ => {}
         }
         self.daemon.store.record(entry, self.now);
-        let ends = matches!(verb, Verb::Commit | Verb::Cancel);
+        let ends = matches!(doing, Doing::Verb(Verb::Commit | Verb::Cancel));
         if ends && matches!(entry, Entry::Unknown(_)) {
             self.note("ends of which the outcome is unknown");
         }
         self.note(match entry {
-            Entry::Intended { .. } | Entry::Paused(_) | Entry::Retried(_) => "other records",
+            Entry::Intended { .. }
+            | Entry::Recovers { .. }
+            | Entry::MovesBack { .. }
+            | Entry::Paused(_)
+            | Entry::Retried(_) => "other records",
             Entry::Queued(_) => "pairs queued",
             Entry::Started(_) => "pairs started",
             Entry::Moved {
@@ -307,7 +415,17 @@ impl World {
 impl Daemon {
     /// Begins what a verb does with these pairs.
     pub(crate) fn begin(&mut self, verb: Verb, machine: operation::Operation) {
-        self.operation = Some(Running::new(verb, machine));
+        self.run(Doing::Verb(verb), machine);
+    }
+
+    /// Begins to recover a volume.
+    pub(crate) fn begin_recovery(&mut self, volume: usize, machine: operation::Operation) {
+        self.run(Doing::Recovery(volume), machine);
+    }
+
+    fn run(&mut self, doing: Doing, mut machine: operation::Operation) {
+        machine.break_rule(self.broken);
+        self.operation = Some(Running::new(doing, machine));
     }
 }
 
@@ -318,7 +436,8 @@ impl PairRow {
             self.authoritative = side;
             self.switched = side == Side::Target;
         }
-        self.undone |= entry.phase() == Some(Phase::Undoing);
+        let intends = matches!(entry, Entry::Intended { .. });
+        self.undone |= intends && entry.phase() == Some(Phase::Undoing);
     }
 }
 

@@ -39,7 +39,8 @@ pub(crate) enum Process {
     /// The map file is read, the role settled, and the legs are claimed.
     Prepared(Box<Contents>, Takeover),
     Serving(Box<Serving>),
-    /// The map file is damaged: nothing is served until the operator says which leg is right.
+    /// The map file is damaged or lost: nothing is served until the operator says which leg is
+    /// right.
     Refused,
 }
 
@@ -60,7 +61,7 @@ pub(crate) struct Serving {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Status {
     pub(crate) epoch: Epoch,
-    pub(crate) route: Route,
+    pub(crate) route: seeded_core::route::Route,
     pub(crate) source: usize,
     pub(crate) target: Option<usize>,
     pub(crate) dirty: bool,
@@ -90,6 +91,8 @@ pub(crate) struct Site {
     pub(crate) map: MapDisk,
     /// Sectors of the map file that were torn.
     torn: BTreeSet<u64>,
+    /// The route and the authoritative LUN of a map file that is lost.
+    lost: Option<(Route, usize)>,
     pub(crate) process: Process,
     /// A number that increases at each death, so that each process has its own.
     pub(crate) incarnation: u64,
@@ -153,36 +156,42 @@ pub(crate) fn geometry() -> Geometry {
     Geometry::new(SIZE, REGION).expect("the sizes fit")
 }
 
+/// A new map file. `source` and `target`: the LUNs of the legs.
+fn new_map(number: usize, route: Route, source: usize, target: Option<usize>) -> MapDisk {
+    let id = format!("00000000-0000-4000-8000-{number:012x}");
+    let volume_id = map_file::parse_volume_id(&id).expect("a UUID");
+    let descriptor = Descriptor {
+        volume: format!("v{number}"),
+        volume_id: id,
+        size_bytes: SIZE,
+        logical_block_bytes: 512,
+        physical_block_bytes: 512,
+        source: leg(source),
+        target: target.map(leg),
+    };
+    let bytes = serde_json::to_vec(&descriptor).expect("JSON");
+    let record = RoleRecord {
+        epoch: Epoch(1),
+        route,
+        descriptor_slot: 0,
+        descriptor_bytes: bytes.len() as u32,
+        descriptor_crc: map::checksum(&bytes),
+        volume_id,
+        geometry: geometry(),
+    };
+    let map = MapDisk::default();
+    for (offset, bytes) in map::initial_parts(&record, &bytes) {
+        for (offset, sector) in disk::sectors(offset, &bytes) {
+            map.put(offset, sector);
+        }
+    }
+    map
+}
+
 impl Site {
     pub(crate) fn new(number: usize, seed: u64, settings: Settings) -> Self {
         let names = Names::new(seed, number, settings.luns_by_size_only);
-        let id = format!("00000000-0000-4000-8000-{number:012x}");
-        let volume_id = map_file::parse_volume_id(&id).expect("a UUID");
-        let descriptor = Descriptor {
-            volume: format!("v{number}"),
-            volume_id: id,
-            size_bytes: SIZE,
-            logical_block_bytes: 512,
-            physical_block_bytes: 512,
-            source: leg(0),
-            target: None,
-        };
-        let bytes = serde_json::to_vec(&descriptor).expect("JSON");
-        let record = RoleRecord {
-            epoch: Epoch(1),
-            route: Route::Single(Side::Source),
-            descriptor_slot: 0,
-            descriptor_bytes: bytes.len() as u32,
-            descriptor_crc: map::checksum(&bytes),
-            volume_id,
-            geometry: geometry(),
-        };
-        let map = MapDisk::default();
-        for (offset, bytes) in map::initial_parts(&record, &bytes) {
-            for (offset, sector) in disk::sectors(offset, &bytes) {
-                map.put(offset, sector);
-            }
-        }
+        let map = new_map(number, Route::Single(Side::Source), 0, None);
         Self {
             number,
             dice: Dice::new(seed.wrapping_mul(1009).wrapping_add(number as u64 + 1)),
@@ -191,6 +200,7 @@ impl Site {
             luns: [Lun::new(BLOCKS, 0), Lun::new(BLOCKS, Value::MAX)],
             map,
             torn: BTreeSet::new(),
+            lost: None,
             process: Process::Down,
             incarnation: 0,
             ghosts: Vec::new(),

@@ -3,31 +3,52 @@
 use std::time::{Duration, Instant};
 
 use migration_core::{
-    pair::{PairState, Verb},
+    units::{Epoch, Time},
+    volume::CopyMode,
+};
+use seeded_core::{
+    operation::SeededBug,
+    pair::{PairState, Phase, Position, Verb},
     retire::left_behind,
     route::{Route, Side},
     schedule::{Policy, Scope},
     session,
-    units::{Epoch, Time, WallTime},
-    volume::CopyMode,
+    units::WallTime,
 };
 
 use crate::{
+    border::asked,
     copies::Moment,
     daemon::{Automatic, Daemon, PairRow, Store, wall},
     dice::Dice,
+    operation::TargetTruth,
+    recovery::Losses,
     settings::{Counts, MILLISECOND, Settings},
-    site::{Process, Site, Start},
+    site::{Site, Start},
 };
 
 /// How many steps a world may take to come to rest.
 const REST_STEPS_MAX: usize = 60_000;
+
+/// A rule that is wrong on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wrong {
+    Nothing,
+    /// A LUN without a name is identified by its size only.
+    LunsBySizeOnly,
+    /// A rule of operations is broken.
+    Operation(SeededBug),
+}
 
 pub(crate) struct World {
     pub(crate) dice: Dice,
     /// Decides what sessions do automatically. Separate from the dice of the world, so that worlds
     /// in which nothing is automatic do not change.
     automatic: Dice,
+    pub(crate) losses: Losses,
+    /// How rarely the operator commits: one chance in this number. Commits matter in some worlds,
+    /// and in others a migration lasts for a while.
+    commits: usize,
     settings: Settings,
     origin: Instant,
     pub(crate) now: Time,
@@ -35,23 +56,33 @@ pub(crate) struct World {
     pub(crate) daemon: Daemon,
     /// The contents of the volumes at the last split.
     pub(crate) moments: Vec<Moment>,
+    /// The targets of the pairs.
+    pub(crate) targets: Vec<TargetTruth>,
     /// Epochs that a client that was frozen may still use.
     old_epochs: Vec<(usize, Epoch)>,
     counts: Counts,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, luns_by_size_only: bool) -> Self {
+    pub(crate) fn new(seed: u64, wrong: Wrong) -> Self {
         let mut dice = Dice::new(seed);
         let settings = Settings {
-            luns_by_size_only,
+            luns_by_size_only: wrong == Wrong::LunsBySizeOnly,
             ..Settings::new(&mut dice)
         };
         let sites = (0..settings.volumes)
             .map(|number| Site::new(number, seed, settings.clone()))
             .collect();
+        let mut daemon = Daemon::new(settings.volumes, &settings);
+        daemon.broken = match wrong {
+            Wrong::Operation(rule) => Some(rule),
+            Wrong::Nothing | Wrong::LunsBySizeOnly => None,
+        };
         Self {
-            daemon: Daemon::new(settings.volumes, &settings),
+            daemon,
+            losses: Losses::new(seed),
+            commits: Dice::new(seed ^ 0xc0331).pick(&[80, 80, 80, 8]),
+            targets: vec![TargetTruth::default(); settings.volumes],
             automatic: Dice::new(seed.rotate_left(32) ^ 0x5eed),
             dice,
             origin: Instant::now(),
@@ -67,9 +98,6 @@ impl World {
     pub(crate) fn run(mut self) -> Counts {
         for _ in 0..self.settings.steps {
             self.step();
-            if self.has_refused() {
-                return self.into_counts();
-            }
         }
         self.come_to_rest();
         self.into_counts()
@@ -89,11 +117,6 @@ impl World {
             eprintln!("{:>16} session: {what}", self.now.0);
         }
         *self.counts.entry(what).or_default() += 1;
-    }
-
-    fn has_refused(&self) -> bool {
-        let mut sites = self.sites.iter();
-        sites.any(|site| matches!(site.process, Process::Refused))
     }
 
     fn step(&mut self) {
@@ -134,6 +157,9 @@ impl World {
         }
         self.perform();
         self.die_at_a_bad_moment(index);
+        self.may_lose_map(index);
+        self.may_recover();
+        self.note_switch();
         self.check_ended_pairs();
         self.check_copies();
     }
@@ -234,11 +260,11 @@ impl World {
         let may_die = self.settings.steps > 0;
         let (site, view) = (&mut self.sites[index], &mut self.daemon.views[index]);
         match site.start(self.now, may_die) {
-            Start::Waits | Start::Goes | Start::Refused => {
+            Start::Waits | Start::Goes => {
                 view.connected = false;
                 return;
             }
-            Start::Died => {
+            Start::Died | Start::Refused => {
                 view.connected = false;
                 view.failures += 1;
                 return;
@@ -289,7 +315,12 @@ impl World {
             return;
         }
         if !self.daemon.store.is_live() {
-            return self.create();
+            // The pairs of the next session take the place of those of this one, whose sources may
+            // still be retired.
+            if self.daemon.operation.is_none() {
+                self.create();
+            }
+            return;
         }
         let positions = self.daemon.positions();
         let allowed = session::allowed(&positions);
@@ -307,7 +338,11 @@ impl World {
         };
         // A migration must last for a while, and a copy must be able to end.
         let hinders = matches!(verb, Verb::Commit | Verb::Cancel | Verb::Pause);
-        if hinders && !self.dice.one_in(80) {
+        let chance = match verb {
+            Verb::Commit => self.commits,
+            _ => 80,
+        };
+        if hinders && !self.dice.one_in(chance) {
             return;
         }
         let what = self.daemon.ask(verb);
@@ -319,6 +354,8 @@ impl World {
         store.pairs = store.luns.iter().map(|lun| PairRow::new(*lun)).collect();
         store.paused = false;
         self.daemon.apart = false;
+        self.targets.fill(TargetTruth::default());
+        self.daemon.has_switched = false;
         self.daemon.store.automatic = self.choose_automatic();
         self.note("sessions");
     }
@@ -359,11 +396,21 @@ impl World {
             Route::Single(authoritative),
         ]);
         if self.sites[index]
-            .change_route(self.now, epoch, Some(route), 1)
+            .change_route(self.now, epoch, Some(asked(route)), 1)
             .is_some()
         {
             self.note("stale epochs refused");
         }
+    }
+
+    /// Notes that the only pair of the session is switched, whoever dies before that is recorded.
+    fn note_switch(&mut self) {
+        let ([site], [row]) = (&mut self.sites[..], &self.daemon.store.pairs[..]) else {
+            return;
+        };
+        let is_there = |route: Route| route.authoritative() == Side::Target;
+        let moves = row.phase == Phase::Switching;
+        self.daemon.has_switched |= moves && site.status().is_some_and(|s| is_there(s.route));
     }
 
     // ---- checks ----------------------------------------------------------------------------
@@ -374,14 +421,11 @@ impl World {
             let Some(left) = left_behind(row.phase) else {
                 continue;
             };
-            if matches!(site.process, Process::Refused) {
-                continue;
-            }
             let Ok((route, lun)) = site.durable_route() else {
                 continue;
             };
             assert!(
-                matches!(route, Route::Single(_)) && lun == row.lun(left.other()),
+                !route.has_map() && lun == row.lun(left.other()),
                 "the pair is {}, but the volume is {route:?} with lun {lun}: {row:?}",
                 row.phase.name()
             );
@@ -392,6 +436,7 @@ impl World {
     /// pairs must be on one side, unless the operator has ended them on two.
     fn come_to_rest(&mut self) {
         self.settings.calm();
+        self.losses.end();
         self.settings.steps = 0;
         self.daemon.store.mode = CopyMode::Mirror;
         // A session that is split again and again does not come to rest.
@@ -404,9 +449,6 @@ impl World {
         }
         for step in 0..REST_STEPS_MAX {
             self.rest_step();
-            if self.has_refused() {
-                return;
-            }
             if step % 16 == 0 && self.is_at_rest() {
                 break;
             }
@@ -439,6 +481,7 @@ impl World {
         self.perform();
         self.check_ended_pairs();
         self.check_copies();
+        self.may_recover();
         if self.dice.one_in(20) {
             self.ask_for_rest();
         }
@@ -465,7 +508,12 @@ impl World {
             "there is no next command: {positions:?} {:?}",
             daemon.store
         );
-        let ended = positions.iter().find(|position| position.state.is_ended());
+        let ended: Vec<Side> = positions
+            .iter()
+            .filter(|position| position.state.is_ended())
+            .map(|position| position.authoritative)
+            .collect();
+        let first = ended.first().copied();
         let wanted = if is(PairState::NeedsRecovery) {
             vec![Verb::Cancel, Verb::Commit]
         } else if is(PairState::Setup) {
@@ -473,7 +521,10 @@ impl World {
         } else if is(PairState::Degraded) || is(PairState::Paused) || is(PairState::Split) {
             vec![Verb::Resume]
         } else {
-            match ended.map(|position| position.authoritative) {
+            match first {
+                Some(side) if ended.iter().any(|other| *other != side) => {
+                    vec![Verb::Commit, Verb::Cancel]
+                }
                 Some(Side::Target) => vec![Verb::Commit, Verb::Switch],
                 Some(Side::Source) => vec![Verb::Cancel, Verb::Undo],
                 None if one_side(&positions) => vec![],
@@ -507,7 +558,7 @@ impl World {
     }
 }
 
-fn one_side(positions: &[migration_core::pair::Position]) -> bool {
+fn one_side(positions: &[Position]) -> bool {
     let first = positions.first().map(|position| position.authoritative);
     positions
         .iter()

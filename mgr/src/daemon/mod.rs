@@ -23,8 +23,8 @@
 //! | `owner` | all state: what an event or a request leads to, and what is due |
 //! | `loop` | this file and `start` |
 //!
-//! `base` is made of the files `clock`, `context`, `event`, `failure`, `folders`, `handle` and
-//! `paths`.
+//! `base` is made of the files `clock`, `context`, `event`, `failure`, `folders`, `handle`,
+//! `paths` and `perform`.
 //!
 //! Invariants:
 //! 1. The [`Model`](crate::store::Model) is what the database holds: it changes when a change is
@@ -47,6 +47,7 @@ mod handle;
 mod luns;
 mod owner;
 mod paths;
+mod perform;
 mod repair;
 mod sessions;
 mod start;

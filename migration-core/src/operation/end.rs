@@ -3,6 +3,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::seeded::{Broken, Rule};
 use super::{
     Answer, Effect, End, Entry, Event, Freshness, Legs, PlannedPair, Stage, Step, end, ended,
     enter, record, set_route, step, unexpected,
@@ -39,6 +40,7 @@ pub struct Finish {
     /// How the volume used the legs before one was dropped.
     legs: Legs,
     failed: bool,
+    pub(super) broken: Broken,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -100,6 +102,7 @@ impl Finish {
             stage: FinishStage::Inspecting,
             legs: Legs::Apart,
             failed: false,
+            broken: Broken::NOTHING,
         }
     }
 
@@ -126,6 +129,17 @@ impl Finish {
             (FinishStage::RecordingUnmirrored, Event::Recorded) => self.stop_copiers(),
             (FinishStage::Stopping, Event::CopiersStopped) => {
                 enter(&mut self.stage, FinishStage::Intending);
+                if self.broken.breaks(Rule::EndIsIntended) {
+                    return self.examine();
+                }
+                if self.broken.breaks(Rule::EndedAfterDrop) {
+                    let side = self.side;
+                    let ended = |ending: &PlannedPair| Entry::Ended {
+                        pair: ending.pair,
+                        side,
+                    };
+                    return record(self.mirrored.iter().map(ended));
+                }
                 let phase = match self.side {
                     Side::Target => Phase::Committing,
                     Side::Source => Phase::Cancelling,
@@ -206,6 +220,9 @@ impl Finish {
             return end(End::Done);
         }
         enter(&mut self.stage, FinishStage::Stopping);
+        if self.broken.breaks(Rule::CopiersStopBeforeDrop) {
+            return self.apply(&Event::CopiersStopped);
+        }
         vec![Effect::StopCopiers]
     }
 
@@ -240,9 +257,16 @@ impl Finish {
                     return step(pair, Step::MarkUnfinished);
                 }
                 (Side::Source | Side::Target, Legs::Mirrored { .. } | Legs::Apart) => {
+                    if self.retire && self.broken.breaks(Rule::RetiredAfterRecord) {
+                        enter(&mut self.stage, FinishStage::Marking);
+                        return step(pair, Step::Retire);
+                    }
                     return self.record_ended(pair);
                 }
             },
+            Answer::Unknown if self.broken.breaks(Rule::UnknownEndStaysUnknown) => {
+                return self.record_ended(pair);
+            }
             Answer::Unknown => Entry::Unknown(pair),
             Answer::Refused => {
                 let ending = self.mirrored[self.at];

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use super::seeded::{Broken, Rule};
 use super::{
     Answer, Effect, Event, Freshness, Legs, Stage, Step, enter, mirrored, set_route, step,
     unexpected,
@@ -23,6 +24,7 @@ pub(super) struct MirrorAgain {
     from_scratch: bool,
     stage: AgainStage,
     outcome: Answer,
+    broken: Broken,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,7 +73,7 @@ pub(super) enum Next {
 }
 
 impl MirrorAgain {
-    pub(super) fn begin(pair: usize, from_scratch: bool) -> (Self, Vec<Effect>) {
+    pub(super) fn begin(pair: usize, from_scratch: bool, broken: Broken) -> (Self, Vec<Effect>) {
         let (stage, first) = match from_scratch {
             true => (AgainStage::Dropping, set_route(Route::Single(Side::Source))),
             false => (AgainStage::Inspecting, Step::Inspect(Freshness::Settled)),
@@ -81,6 +83,7 @@ impl MirrorAgain {
             from_scratch,
             stage,
             outcome: Answer::Done,
+            broken,
         };
         (again, step(pair, first))
     }
@@ -98,7 +101,9 @@ impl MirrorAgain {
             // The split has not happened.
             (AgainStage::Inspecting, Answer::Legs(Legs::Apart | Legs::Mirrored { .. }))
             | (AgainStage::Joining, Answer::Done) => self.ended(false),
-            (AgainStage::Unsealing, Answer::Done) if self.from_scratch => {
+            (AgainStage::Unsealing, Answer::Done)
+                if self.from_scratch && !self.broken.breaks(Rule::NewMirrorIsMarked) =>
+            {
                 self.go(AgainStage::Marking, Step::MarkUnfinished)
             }
             (AgainStage::Unsealing | AgainStage::Marking, Answer::Done) => {

@@ -21,8 +21,9 @@
 //! | split | [`split`] | stop copiers, record, split all, release all, record, seal |
 //! | pause | [`pause`] | stop copiers, record |
 //! | resume | [`resume`] | check, record, mirror onto split targets again, retry failed ones |
+//! | recover | [`recover`] | examine, record, end ublk-target, make the map file, serve |
 //!
-//! [`recover`] is no verb of a session: it decides about a volume whose map file is made again.
+//! The last one is no verb of a session: it concerns a volume whose map file is lost or damaged.
 
 pub mod end;
 mod mirror_again;
@@ -30,6 +31,7 @@ pub mod pause;
 pub mod recover;
 pub mod resume;
 pub mod roles;
+mod seeded;
 pub mod split;
 pub mod start;
 #[cfg(test)]
@@ -40,6 +42,8 @@ use alloc::vec::Vec;
 
 use crate::pair::{Phase, Seen, Verb};
 use crate::route::{Route, Side};
+#[cfg(feature = "seeded-bugs")]
+pub use seeded::Rule as SeededBug;
 
 /// What the caller performs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -56,6 +60,9 @@ pub enum Effect {
     Record(Vec<Entry>),
     /// Do something with one pair. Answered by [`Event::Pair`].
     Pair(usize, Step),
+    /// Do something with the volume that is recovered. Answered by [`Event::Volume`], and an
+    /// examination by [`Event::Examined`].
+    Volume(recover::VolumeStep),
     /// Nothing more is to be done.
     End(End),
 }
@@ -159,9 +166,13 @@ pub enum Event {
     Recorded,
     /// The step with this pair has ended.
     Pair(usize, Answer),
+    /// What is left of the map file of the volume.
+    Examined(recover::Examined),
+    /// The step with the volume has ended: done, refused, or not known.
+    Volume(Answer),
 }
 
-/// What a step with one pair led to.
+/// What a step led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Answer {
     /// It is done.
@@ -197,6 +208,14 @@ pub enum Entry {
         /// The verb, as a phase.
         phase: Phase,
     },
+    /// The volume of the pair is about to be recovered. The operator has said which leg is right:
+    /// until there is a map file, that is what is known of the role.
+    Recovers {
+        /// The pair.
+        pair: usize,
+        /// The leg that the volume is to use alone.
+        side: Side,
+    },
     /// The pair is started later.
     Queued(usize),
     /// The operator stopped the copy, or lets it continue.
@@ -220,6 +239,13 @@ pub enum Entry {
         pair: usize,
         /// To where.
         to: Side,
+    },
+    /// The role is about to move back, because another pair did not follow.
+    MovesBack {
+        /// The pair.
+        pair: usize,
+        /// The change of the role, as a phase.
+        phase: Phase,
     },
     /// The role has not moved.
     NotMoved(usize),
@@ -288,12 +314,14 @@ impl Entry {
         match self {
             Self::Paused(_) | Self::SwitchByHand | Self::NextSplit => None,
             Self::Intended { pair, .. }
+            | Self::Recovers { pair, .. }
             | Self::Queued(pair)
             | Self::Started(pair)
             | Self::NotStarted(pair)
             | Self::Unknown(pair)
             | Self::Moved { pair, .. }
             | Self::MovedBack { pair, .. }
+            | Self::MovesBack { pair, .. }
             | Self::NotMoved(pair)
             | Self::Ended { pair, .. }
             | Self::NotEnded { pair, .. }
@@ -311,7 +339,11 @@ impl Entry {
     #[must_use]
     pub const fn phase(&self) -> Option<Phase> {
         match self {
-            Self::Intended { phase, .. } => Some(*phase),
+            Self::Intended { phase, .. } | Self::MovesBack { phase, .. } => Some(*phase),
+            Self::Recovers { side, .. } => Some(match side {
+                Side::Source => Phase::Cancelling,
+                Side::Target => Phase::Committing,
+            }),
             Self::Queued(_) => Some(Phase::Queued),
             Self::NotStarted(_) => Some(Phase::Setup),
             Self::Started(_)
@@ -355,11 +387,12 @@ impl Entry {
         match self {
             Self::Started(_) => Some(Side::Source),
             Self::Moved { to, .. } | Self::MovedBack { to, .. } => Some(*to),
-            Self::Ended { side, .. } => Some(*side),
+            Self::Ended { side, .. } | Self::Recovers { side, .. } => Some(*side),
             Self::Intended { .. }
             | Self::Queued(_)
             | Self::NotStarted(_)
             | Self::Unknown(_)
+            | Self::MovesBack { .. }
             | Self::NotMoved(_)
             | Self::NotEnded { .. }
             | Self::Copy(_)
@@ -376,7 +409,7 @@ impl Entry {
     }
 }
 
-/// One verb on some pairs of a session.
+/// One verb on some pairs of a session, or the recovery of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// Mirrors are added.
@@ -391,6 +424,8 @@ pub enum Operation {
     Pause(pause::Pause),
     /// The copy continues.
     Resume(resume::Resume),
+    /// The map file of a volume is made again.
+    Recover(recover::Recover),
 }
 
 /// What a verb is to be done with.
@@ -457,6 +492,7 @@ impl Operation {
             Self::Split(split) => split.begin(),
             Self::Pause(pause) => pause.begin(),
             Self::Resume(resume) => resume.begin(),
+            Self::Recover(recover) => recover.begin(),
         }
     }
 
@@ -469,6 +505,7 @@ impl Operation {
             Self::Split(split) => split.apply(event),
             Self::Pause(pause) => pause.apply(event),
             Self::Resume(resume) => resume.apply(event),
+            Self::Recover(recover) => recover.apply(event),
         }
     }
 }

@@ -4,6 +4,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::mirror_again::{MirrorAgain, Next};
+use super::seeded::{Broken, Rule};
 use super::{
     Answer, Effect, End, Entry, Event, Freshness, Legs, PlannedPair, Seal, Stage, Step, end, ended,
     enter, record, step, unexpected,
@@ -38,6 +39,7 @@ pub struct Resume {
     stage: ResumeStage,
     again: Option<MirrorAgain>,
     failed: bool,
+    pub(super) broken: Broken,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,6 +91,7 @@ impl Resume {
             stage: ResumeStage::Checking,
             again: None,
             failed: false,
+            broken: Broken::NOTHING,
         }
     }
 
@@ -122,7 +125,8 @@ impl Resume {
             (ResumeStage::Judging, Event::Pair(_, answer)) => match answer {
                 Answer::Seal(Seal::Broken) => end(End::Refused),
                 Answer::Seal(seal) => {
-                    self.split[self.at].from_scratch = *seal != Seal::Unbroken;
+                    let counts = self.broken.breaks(Rule::DoubtfulTargetIsCopiedAgain);
+                    self.split[self.at].from_scratch = *seal != Seal::Unbroken && !counts;
                     self.at += 1;
                     self.judge()
                 }
@@ -182,6 +186,9 @@ impl Resume {
         }
         self.at = 0;
         enter(&mut self.stage, ResumeStage::GivingUpCopies);
+        if self.broken.breaks(Rule::CopyIsGivenUpFirst) {
+            return self.mirror_again();
+        }
         record(self.split.iter().map(|split| Entry::CopyGivenUp {
             pair: split.pair,
             from_scratch: split.from_scratch,
@@ -194,7 +201,7 @@ impl Resume {
             return self.retry();
         };
         enter(&mut self.stage, ResumeStage::MirroringAgain);
-        let (again, effects) = MirrorAgain::begin(split.pair, split.from_scratch);
+        let (again, effects) = MirrorAgain::begin(split.pair, split.from_scratch, self.broken);
         self.again = Some(again);
         effects
     }

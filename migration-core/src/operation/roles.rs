@@ -3,6 +3,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::seeded::{Broken, Rule};
 use super::{
     Answer, Effect, End, Entry, Event, Stage, Step, end, ended, enter, mirrored, record, step,
     unexpected,
@@ -18,7 +19,7 @@ use crate::route::Side;
 ///                 |            | |   next   |
 ///   (cutover) ----+            +-|----------+
 ///                                v
-///                       MovingBack <--> RecordingBack
+///     IntendingBack --> MovingBack <--> RecordingBack
 ///                                |
 ///                                v
 ///                             GivingUp --> end
@@ -37,6 +38,7 @@ pub struct MoveRole {
     /// What the pair that did not follow answered: the place in `pairs`, and whether its outcome is
     /// unknown.
     failed: Option<(usize, bool)>,
+    pub(super) broken: Broken,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,6 +51,8 @@ enum MoveStage {
     Moving,
     /// That the role has moved is being recorded.
     Recording,
+    /// That roles move back is being recorded.
+    IntendingBack,
     /// The role of a pair is moving back.
     MovingBack,
     /// That the role has moved back is being recorded.
@@ -62,7 +66,10 @@ impl Stage for MoveStage {
         match self {
             Self::Stopping => matches!(next, Self::Intending),
             Self::Intending => matches!(next, Self::Moving),
-            Self::Moving => matches!(next, Self::Recording | Self::MovingBack | Self::GivingUp),
+            Self::Moving => {
+                matches!(next, Self::Recording | Self::IntendingBack | Self::GivingUp)
+            }
+            Self::IntendingBack => matches!(next, Self::MovingBack),
             Self::Recording => matches!(next, Self::Moving),
             Self::MovingBack => {
                 matches!(
@@ -89,6 +96,7 @@ impl MoveRole {
             at: 0,
             stage: MoveStage::Stopping,
             failed: None,
+            broken: Broken::NOTHING,
         }
     }
 
@@ -134,12 +142,14 @@ impl MoveRole {
                     )
                 }
                 Answer::Refused | Answer::Unknown => {
-                    self.failed = Some((self.at, *answer == Answer::Unknown));
-                    self.at = 0;
-                    self.move_back()
+                    let unknown = *answer == Answer::Unknown
+                        && !self.broken.breaks(Rule::UnknownMoveStaysUnknown);
+                    self.failed = Some((self.at, unknown));
+                    self.intend_back()
                 }
                 Answer::Legs(_) | Answer::Seal(_) => unexpected(self.stage, event),
             },
+            (MoveStage::IntendingBack, Event::Recorded) => self.move_back(),
             (MoveStage::MovingBack, Event::Pair(pair, answer)) => match answer {
                 Answer::Done => {
                     enter(&mut self.stage, MoveStage::RecordingBack);
@@ -148,8 +158,7 @@ impl MoveRole {
                         to: self.to.other(),
                     }])
                 }
-                // Its phase says nothing of the role: the route that the volume reports is
-                // recorded.
+                // The phase stays as intended: the route that the volume reports settles it.
                 Answer::Refused | Answer::Unknown => {
                     self.at += 1;
                     self.move_back()
@@ -169,10 +178,10 @@ impl MoveRole {
         if self.stage != MoveStage::Intending {
             enter(&mut self.stage, MoveStage::Intending);
         }
-        let phase = match self.to {
-            Side::Target => Phase::Switching,
-            Side::Source => Phase::Undoing,
-        };
+        if self.broken.breaks(Rule::MoveIsIntended) {
+            return self.advance();
+        }
+        let phase = moving(self.to);
         // What the operator takes back is not switched again automatically.
         let by_hand = (self.to == Side::Source).then_some(Entry::SwitchByHand);
         let intended = self
@@ -191,6 +200,20 @@ impl MoveRole {
         step(*pair, Step::SetRoute { route, copies_rest })
     }
 
+    /// That the role of a pair moves back is durable before it is asked for: until then the record
+    /// says that the role has moved.
+    fn intend_back(&mut self) -> Vec<Effect> {
+        let moved = self.at;
+        self.at = 0;
+        if moved == 0 {
+            return self.move_back();
+        }
+        enter(&mut self.stage, MoveStage::IntendingBack);
+        let phase = moving(self.to.other());
+        let back = |pair: &usize| Entry::MovesBack { pair: *pair, phase };
+        record(self.pairs[..moved].iter().map(back))
+    }
+
     /// The pairs before the one that did not follow move back, so that the session is in one place.
     fn move_back(&mut self) -> Vec<Effect> {
         let Some((failed, unknown)) = self.failed else {
@@ -207,5 +230,13 @@ impl MoveRole {
             true => Entry::Unknown(*pair),
             false => Entry::NotMoved(*pair),
         }))
+    }
+}
+
+/// The phase of a pair whose role moves to `to`.
+const fn moving(to: Side) -> Phase {
+    match to {
+        Side::Target => Phase::Switching,
+        Side::Source => Phase::Undoing,
     }
 }

@@ -9,6 +9,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::mirror_again::{MirrorAgain, Next};
+use super::seeded::{Broken, Rule};
 use super::{
     Answer, Effect, End, Entry, Event, Stage, Step, end, enter, record, set_route, step, unexpected,
 };
@@ -32,6 +33,7 @@ pub struct Split {
     stage: SplitStage,
     spoiled: bool,
     again: Option<MirrorAgain>,
+    pub(super) broken: Broken,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -83,6 +85,7 @@ impl Split {
             stage: SplitStage::Stopping,
             spoiled: false,
             again: None,
+            broken: Broken::NOTHING,
         }
     }
 
@@ -94,6 +97,9 @@ impl Split {
         match (self.stage, event) {
             (SplitStage::Stopping, Event::CopiersStopped) => {
                 enter(&mut self.stage, SplitStage::Intending);
+                if self.broken.breaks(Rule::SplitIsIntended) {
+                    return self.apply(&Event::Recorded);
+                }
                 let phase = Phase::Splitting;
                 let intended = self
                     .pairs
@@ -181,7 +187,9 @@ impl Split {
         if let Some(index) = self.pairs.iter().position(|known| *known == pair) {
             self.answers[index] = Some(answer);
         }
-        self.spoiled |= answer != Answer::Done;
+        let counts =
+            self.broken.breaks(Rule::CopyIsOfOneInstant) && self.stage == SplitStage::Releasing;
+        self.spoiled |= answer != Answer::Done && !counts;
         self.answers.iter().all(Option::is_some)
     }
 
@@ -206,7 +214,7 @@ impl Split {
             return end(End::Failed);
         };
         enter(&mut self.stage, SplitStage::MirroringAgain);
-        let (again, effects) = MirrorAgain::begin(*pair, false);
+        let (again, effects) = MirrorAgain::begin(*pair, false, self.broken);
         self.again = Some(again);
         effects
     }

@@ -3,6 +3,7 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use super::seeded::{Broken, Rule};
 use super::{
     Answer, Effect, End, Entry, Event, Stage, Step, end, ended, enter, record, step, unexpected,
 };
@@ -27,6 +28,7 @@ pub struct Start {
     at: usize,
     stage: StartStage,
     failed: bool,
+    pub(super) broken: Broken,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -79,6 +81,7 @@ impl Start {
             at: 0,
             stage: StartStage::Checking,
             failed: false,
+            broken: Broken::NOTHING,
         }
     }
 
@@ -126,6 +129,9 @@ impl Start {
             return ended(self.failed);
         }
         enter(&mut self.stage, StartStage::Intending);
+        if self.broken.breaks(Rule::StartIsIntended) {
+            return self.mark();
+        }
         let later = self.later.iter().map(|pair| Entry::Queued(*pair));
         let now = self.pairs.iter().map(|pair| Entry::Intended {
             pair: *pair,
@@ -138,6 +144,10 @@ impl Start {
         match self.pairs.get(self.at) {
             Some(pair) => {
                 enter(&mut self.stage, StartStage::Marking);
+                if self.broken.breaks(Rule::NewMirrorIsMarked) {
+                    enter(&mut self.stage, StartStage::Adding);
+                    return step(*pair, Step::AddMirror);
+                }
                 step(*pair, Step::MarkUnfinished)
             }
             None => ended(self.failed),

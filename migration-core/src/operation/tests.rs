@@ -129,6 +129,7 @@ impl World {
                 vec![self.after(&Event::Recorded)]
             }
             Effect::Pair(pair, step) => self.step(pair, step),
+            Effect::Volume(step) => panic!("{step:?} is no step of a session"),
             Effect::End(end) => {
                 assert!(self.effects.is_empty(), "it ends with effects in progress");
                 self.ended = Some(end);
@@ -209,6 +210,13 @@ impl World {
 
     fn change(self, pair: usize, route: Route) -> Vec<Self> {
         assert!(self.pairs[pair].intended, "{self:?}: nothing is intended");
+        if matches!(self.operation, Operation::MoveRole(_)) {
+            let moves = match route.authoritative() {
+                Side::Target => Phase::Switching,
+                Side::Source => Phase::Undoing,
+            };
+            assert_eq!(self.pairs[pair].phase, moves, "{self:?}");
+        }
         let mut worlds = Vec::new();
         let mut unknown = self.clone();
         unknown.pairs[pair].unknown = true;
@@ -234,7 +242,10 @@ impl World {
         };
         let all_split = self.pairs.iter().all(|pair| pair.route == Route::Split);
         let truth = &mut self.pairs[pair];
-        let intends = matches!(entry, Entry::Intended { .. } | Entry::CopyGivenUp { .. });
+        let intends = matches!(
+            entry,
+            Entry::Intended { .. } | Entry::CopyGivenUp { .. } | Entry::MovesBack { .. }
+        );
         truth.intended |= intends;
         let guess = !intends && entry.phase().is_some() && truth.unknown;
         assert!(!guess, "{entry:?} guesses what {truth:?} did");

@@ -11,6 +11,7 @@ use migration_core::{
 };
 
 use super::{Site, Status, leg, lun_of, lun_of_leg};
+use crate::border::reported;
 use crate::settings::{HOLD, SUSPENSION};
 
 impl Site {
@@ -67,7 +68,7 @@ impl Site {
         let regions = serving.volume.regions();
         Some(Status {
             epoch: record.epoch,
-            route: record.route,
+            route: reported(record.route),
             source: lun_of_leg(&serving.descriptor.source),
             target: serving.descriptor.target.as_ref().map(lun_of_leg),
             dirty: regions.is_some_and(|regions| regions.dirty_bytes() > 0),
@@ -131,6 +132,12 @@ impl Site {
         };
         serving.new_mirror = Some((call, descriptor, bytes));
         Ok(Target::AddMirror(new))
+    }
+
+    /// Whether a change of the route is requested that has not ended.
+    pub(crate) fn has_requested_change(&mut self) -> bool {
+        let serving = self.serving();
+        serving.is_some_and(|serving| !serving.changes.is_empty())
     }
 
     pub(crate) fn take_reply(&mut self, call: Call) -> Option<Reply> {

@@ -10,9 +10,9 @@ use migration_core::{
     volume::Volume,
 };
 
-use super::{Process, Serving, Site, Start, lun_of};
+use super::{Process, Serving, Site, Start, lun_of, new_map};
 use crate::{
-    application::Application,
+    disk::MapDisk,
     io::{Pending, ROLE_FIELDS_END},
     settings::CONFIG,
 };
@@ -116,7 +116,10 @@ impl Site {
                 ..
             }
         );
-        assert!(damaged && self.is_bitmap_torn(), "{error}");
+        assert!(
+            self.lost.is_some() || damaged && self.is_bitmap_torn(),
+            "{error}"
+        );
         self.note("torn map files refused");
         self.process = Process::Refused;
         Start::Refused
@@ -173,13 +176,7 @@ impl Site {
         }
         self.hung = [false; 2];
         (self.held, self.counted, self.boot) = (None, [0; 2], self.boot.wrapping_add(1));
-        if self.is_bitmap_torn()
-            && matches!(self.durable_route(), Err(MapFileError::Damaged { .. }))
-        {
-            self.application = Application::new();
-            return;
-        }
-        let (route, lun) = self.durable_route().expect("the map file is whole");
+        let (route, lun) = self.true_route();
         let Self {
             application, luns, ..
         } = self;
@@ -193,5 +190,55 @@ impl Site {
         let contents = map_file::read(&self.map, Path::new("map"))?;
         let route = contents.chosen.record.route;
         Ok((route, lun_of(&contents.descriptor, route.authoritative())))
+    }
+
+    /// The route and the authoritative LUN, whatever is left of the map file.
+    pub(crate) fn true_route(&self) -> (Route, usize) {
+        self.lost.unwrap_or_else(|| {
+            let role = map_file::read_role(&self.map, Path::new("map"));
+            let (chosen, descriptor) = role.expect("the role can be read");
+            let route = chosen.record.route;
+            (route, lun_of(&descriptor, route.authoritative()))
+        })
+    }
+
+    /// The route that can still be read of the map file.
+    pub(crate) fn readable_route(&self) -> Option<Route> {
+        self.lost.is_none().then(|| self.true_route().0)
+    }
+
+    pub(crate) const fn is_refused(&self) -> bool {
+        matches!(self.process, Process::Refused)
+    }
+
+    /// The process dies, and its map file is damaged or `removed`. What it was writing to the file
+    /// has landed before, or never does.
+    pub(crate) fn lose_map(&mut self, removed: bool) {
+        self.kill();
+        let ghosts = std::mem::take(&mut self.ghosts).into_iter();
+        let (of_legs, of_map) = ghosts.partition(|ghost| ghost.io.lun().is_some());
+        self.ghosts = of_legs;
+        let of_map: Vec<Pending> = of_map;
+        for mut ghost in of_map {
+            self.land_some(&mut ghost, false);
+        }
+        let (route, lun) = self.true_route();
+        if removed || !route.has_map() {
+            self.map = MapDisk::default();
+            self.torn.clear();
+            self.lost = Some((route, lun));
+        } else {
+            self.map.put(map::BITMAP_OFFSET, [0xa5; map::SECTOR_BYTES]);
+            self.torn.insert(map::BITMAP_OFFSET);
+        }
+        self.process = Process::Refused;
+    }
+
+    /// The operator has a new map file made. `source` and `target`: the LUNs of its legs.
+    pub(crate) fn make_map(&mut self, route: Route, source: usize, target: Option<usize>) {
+        self.map = new_map(self.number, route, source, target);
+        self.torn.clear();
+        self.lost = None;
+        self.process = Process::Down;
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use copier::Copier;
+use migration_core::operation::recover::Params;
 use migration_core::pair::{PairState, Verb};
 use migration_core::session::{self, SessionDecision};
 use migration_proto::luns::LunPaths;
@@ -19,7 +20,7 @@ use crate::daemon::failure::{self, Done};
 use crate::daemon::handle::VolumeHandle;
 use crate::daemon::luns::weak;
 use crate::daemon::repair::locks;
-use crate::daemon::repair::recover::{RecoverParams, Recovery};
+use crate::daemon::repair::recover::Recovery;
 use crate::daemon::sessions::create::{self, CreateParams};
 use crate::daemon::sessions::operation::{Operation, Terms};
 use crate::daemon::sessions::{cutover, plan, retire, split, verify};
@@ -114,7 +115,7 @@ impl Owner {
                 against_record,
                 dry_run,
             } => {
-                let params = RecoverParams {
+                let params = Params {
                     side: authoritative.into(),
                     against_record,
                     dry_run,
@@ -220,7 +221,7 @@ impl Owner {
         );
     }
 
-    fn recover(&mut self, name: &str, params: RecoverParams, reply: Reply) {
+    fn recover(&mut self, name: &str, params: Params, reply: Reply) {
         let Some(row) = self.model.volumes.get(name).cloned() else {
             return Self::refuse(reply, failure::no_volume(name));
         };

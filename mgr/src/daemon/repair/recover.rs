@@ -6,15 +6,22 @@
 //! session copies everything again. A map file that is whole is never replaced, and a damaged one
 //! that still says which leg is authoritative is believed.
 //!
-//! Which leg may be named, and what is recorded before the map file is made, is decided by
-//! [`migration_core::operation::recover`].
+//! Which leg may be named, in which order the steps are done, and what is recorded before the map
+//! file is made, is decided by [`migration_core::operation::recover`]; this module carries the
+//! steps out.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use migration_core::operation::recover::{Found, Known, LivePair, Refusal};
+use migration_core::operation::recover::{
+    Examined, Found, Known, LivePair, NotRecovered, Params, Recover, Refusal, VolumeStep,
+    has_both_legs,
+};
+use migration_core::operation::{
+    Answer as StepAnswer, Effect, End, Entry, Event as CoreEvent, Operation,
+};
 use migration_core::route::Side;
 use migration_proto::manager::{Failure, HistoryEvent};
 use migration_proto::route::{Descriptor, MapSummary};
@@ -26,6 +33,7 @@ use crate::daemon::event::Event;
 use crate::daemon::failure::{self, Answer, Done};
 use crate::daemon::folders::{make_directory, sync_parent};
 use crate::daemon::handle::VolumeHandle;
+use crate::daemon::perform::{self, Performer};
 use crate::daemon::volumes::attach;
 use crate::daemon::volumes::process::{self, DescribeError};
 use crate::daemon::volumes::supervisor::supervise;
@@ -36,14 +44,6 @@ use crate::store::{Change, LegRow, PairField, PairKey, PairRow, VolumeRow, leg_o
 /// How long the volume may take to come up with the new map file.
 const START_MAX: Duration = Duration::from_secs(60);
 
-/// The parameters of a recovery, as the operator requests it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RecoverParams {
-    pub(crate) side: Side,
-    pub(crate) against_record: bool,
-    pub(crate) dry_run: bool,
-}
-
 /// A recovery in progress.
 pub(crate) struct Recovery {
     pub(crate) context: Context,
@@ -51,45 +51,45 @@ pub(crate) struct Recovery {
     /// The live pair of the volume.
     pub(crate) pair: Option<(PairKey, PairRow)>,
     pub(crate) handle: Option<VolumeHandle>,
-    pub(crate) params: RecoverParams,
+    pub(crate) params: Params,
+}
+
+/// A recovery that is being performed.
+struct Performing {
+    recovery: Recovery,
+    /// What is wrong with the map file.
+    damage: String,
+    /// What can still be read of the map file.
+    summary: Option<MapSummary>,
+    /// Why a step was not done.
+    failure: Option<Failure>,
 }
 
 impl Recovery {
     pub(crate) async fn run(self) -> Answer {
-        let (damage, summary) = self.examine().await?;
-        let known = self.known(summary.as_ref());
-        self.check_legs(summary.as_ref(), &known)?;
-        self.check(&known)?;
-        let plan = self.plan(&damage, &known);
-        if self.params.dry_run {
-            return Ok(Done {
-                changed: false,
-                messages: plan,
-            });
-        }
-        self.intend(&damage, &known).await?;
-        if let Some(handle) = &self.handle {
-            handle.abandon().await;
-        }
-        let replaced = self.replace(summary.as_ref(), &known).await;
-        // Even if that failed, a supervisor must run for the volume.
-        let handle = supervise(
-            attach::setup(&self.context, &self.row),
-            self.context.events.clone(),
-        );
-        self.context.notify(Event::Supervised(handle.clone())).await;
-        replaced?;
-        let up = handle
-            .wait_for(START_MAX, |view| view.connected || view.failures > 0)
-            .await;
-        let problem = match up {
-            Ok(view) if view.connected => return Ok(Done::changed(plan)),
-            Ok(view) => view.problem.unwrap_or_default(),
-            Err(error) => error.to_string(),
+        let pair = self.pair.as_ref().map(|(key, pair)| LivePair {
+            pair: key.position,
+            phase: pair.phase,
+            authoritative: pair.authoritative,
+        });
+        let mut machine = Operation::Recover(Recover::new(pair, self.params));
+        let mut performing = Performing {
+            recovery: self,
+            damage: String::new(),
+            summary: None,
+            failure: None,
         };
-        let cause = format!("it has a new map file, but does not come up: {problem}");
-        let next = "correct the cause; it is restarted automatically";
-        Err(failure::failed(self.object(), cause, next))
+        let end = perform::run(&mut machine, &mut performing).await?;
+        match machine {
+            Operation::Recover(recover) => performing.answer(&recover, end),
+            // It does not become another operation.
+            Operation::Start(_)
+            | Operation::MoveRole(_)
+            | Operation::Finish(_)
+            | Operation::Split(_)
+            | Operation::Pause(_)
+            | Operation::Resume(_) => Ok(Done::changed(Vec::new())),
+        }
     }
 
     fn object(&self) -> String {
@@ -100,111 +100,12 @@ impl Recovery {
         self.context.config.map(&self.row.name)
     }
 
-    /// Returns what is wrong with the map file, and what can still be read of it. Refuses if
-    /// nothing is wrong with it.
-    async fn examine(&self) -> Result<(String, Option<MapSummary>), Failure> {
-        let status = format!(
-            "see `shunt status`, and `shunt history` for {}",
-            self.row.name
-        );
-        let view = self.handle.as_ref().map(VolumeHandle::view);
-        if view.as_ref().is_some_and(|view| view.connected) {
-            let cause = "it is being served: nothing is to be recovered";
-            return Err(failure::refused(self.object(), cause, status));
-        }
-        let map = self.map();
-        match map.try_exists() {
-            Ok(true) => {}
-            Ok(false) => return Ok((format!("{} is missing", map.display()), None)),
-            Err(error) => {
-                let cause = format!("{} cannot be examined: {error}", map.display());
-                return Err(failure::failed(self.object(), cause, status));
-            }
-        }
-        match process::describe(&self.context.config.ublk_target, &map).await {
-            Err(DescribeError::Damaged(damage)) => Ok((damage, None)),
-            Err(DescribeError::Unknown(cause)) => {
-                let cause = format!("whether its map file is damaged is not known: {cause}");
-                let next = "correct that, then the same command again";
-                Err(failure::failed(self.object(), cause, next))
-            }
-            Ok(summary) => self.judge(&map, summary, view.and_then(|view| view.problem)),
-        }
-    }
-
-    /// Judges a map file that can be read, at least in part.
-    fn judge(
-        &self,
-        map: &Path,
-        summary: MapSummary,
-        problem: Option<String>,
-    ) -> Result<(String, Option<MapSummary>), Failure> {
-        let Descriptor {
-            volume, volume_id, ..
-        } = &summary.descriptor;
-        let (is_ours, has_name) = (*volume_id == self.row.volume_id, *volume == self.row.name);
-        let map = map.display();
-        match Found::of(is_ours, has_name, summary.damage.is_some()) {
-            Found::OfAnother => {
-                let what = format!("{map} is that of another volume, {volume}");
-                Ok((what, None))
-            }
-            Found::Damaged => Ok((summary.damage.clone().unwrap_or_default(), Some(summary))),
-            // The volume was detached and attached again since.
-            Found::OfNamesake => {
-                let cause = format!(
-                    "{map} is that of another volume of this name: the database is older than the map file"
-                );
-                let next = failure::other_volume_next(&self.row.name);
-                Err(failure::refused(self.object(), cause, next))
-            }
-            Found::Whole => {
-                let problem = problem.unwrap_or_default();
-                let cause = format!(
-                    "its map file is whole, and is not replaced; what keeps the volume down: {problem}"
-                );
-                let next = "correct that; the volume is restarted automatically";
-                Err(failure::refused(self.object(), cause, next))
-            }
-        }
-    }
-
-    /// What is known of the volume. `summary`: what can still be read of its map file.
-    fn known(&self, summary: Option<&MapSummary>) -> Known {
-        Known {
-            pair: self.pair.as_ref().map(|(key, pair)| LivePair {
-                pair: key.position,
-                phase: pair.phase,
-                authoritative: pair.authoritative,
-            }),
-            route: summary.map(|summary| summary.route.into()),
-        }
-    }
-
-    /// Checks that what can be read of the map file names the recorded legs.
-    fn check_legs(&self, summary: Option<&MapSummary>, known: &Known) -> Result<(), Failure> {
-        let (source, target) = self.legs(known);
-        let Some(truth) = summary.map(Truth::of_map) else {
-            return Ok(());
-        };
-        if truth.is_single_on(&self.row.leg) || truth.is_of(&source, target.as_ref()) {
-            return Ok(());
-        }
-        let cause = format!(
-            "its map file says that it {}, which is not what is recorded: the database is older than the map file",
-            truth.text()
-        );
-        Err(failure::refused(self.object(), cause, history::REBUILD))
-    }
-
-    fn check(&self, known: &Known) -> Result<(), Failure> {
+    /// Why the leg may not be named, and what to do next.
+    fn leg_refusal(&self, refusal: Refusal) -> (String, String) {
         let (name, side) = (&self.row.name, self.params.side);
-        let Err(refusal) = known.may_name(side, self.params.against_record) else {
-            return Ok(());
-        };
         let other = side.other();
         let only_source = || format!("`shunt recover {name} --authoritative source`");
-        let (cause, next) = match refusal {
+        match refusal {
             Refusal::OneLeg => (
                 "it has one leg, which counts as its source".to_owned(),
                 only_source(),
@@ -222,13 +123,12 @@ impl Recovery {
                     "`shunt recover {name} --authoritative {other}`; if you know better, add --against-record"
                 ),
             ),
-        };
-        Err(failure::refused(self.object(), cause, next))
+        }
     }
 
     fn plan(&self, damage: &str, known: &Known) -> Vec<String> {
         let (name, side) = (&self.row.name, self.params.side);
-        let (source, other) = self.legs(known);
+        let (source, other) = self.legs(known.has_both_legs());
         let why = match known.recorded() {
             Some(record) if record == side => {
                 "it was authoritative when the volume was last seen".to_owned()
@@ -261,43 +161,27 @@ impl Recovery {
         plan
     }
 
+    /// Whether the new map file has both legs of the pair.
+    fn has_both_legs(&self) -> bool {
+        let pair = self.pair.as_ref().map(|(_, pair)| pair.phase);
+        pair.is_some_and(has_both_legs)
+    }
+
     /// The legs of the new map file.
-    fn legs(&self, known: &Known) -> (LegRow, Option<LegRow>) {
+    fn legs(&self, has_both_legs: bool) -> (LegRow, Option<LegRow>) {
         match &self.pair {
-            Some((_, pair)) if known.has_both_legs() => {
-                (pair.source.clone(), Some(pair.target.clone()))
-            }
+            Some((_, pair)) if has_both_legs => (pair.source.clone(), Some(pair.target.clone())),
             Some(_) | None => (self.row.leg.clone(), None),
         }
     }
 
-    /// Records the phase that the route of the new map file will settle.
-    async fn intend(&self, damage: &str, known: &Known) -> Result<(), Failure> {
-        let (name, side) = (&self.row.name, self.params.side);
-        let event = HistoryEvent::RecoverBegun {
-            leg: side.into(),
-            cause: damage.to_owned(),
-        };
-        let session = self.pair.as_ref().map(|(key, _)| key.session.as_str());
-        let mut changes = vec![note(session, Some(name), event)];
-        let phase = known.intention(side).and_then(|entry| entry.phase());
-        if let (Some((key, _)), Some(phase)) = (&self.pair, phase) {
-            changes.push(Change::SetPair(key.clone(), PairField::Phase(phase)));
-        }
-        self.context.record(&self.object(), changes).await
-    }
-
-    async fn replace(&self, summary: Option<&MapSummary>, known: &Known) -> Result<(), Failure> {
-        let map = self.map();
-        let failed = |cause: String| {
-            let next = format!(
-                "correct the cause, then {}",
-                failure::recover_command(&self.row.name)
-            );
-            failure::failed(self.object(), cause, next)
-        };
-        set_aside(&map).map_err(failed)?;
-        let (source, target) = self.legs(known);
+    async fn format(
+        &self,
+        summary: Option<&MapSummary>,
+        side: Side,
+        has_both_legs: bool,
+    ) -> Result<(), String> {
+        let (source, target) = self.legs(has_both_legs);
         let size_bytes = self.row.size_bytes;
         let logical_block_bytes = self.row.logical_block_bytes;
         let descriptor = Descriptor {
@@ -311,10 +195,252 @@ impl Recovery {
             source: source.layout(size_bytes),
             target: target.map(|target| target.layout(size_bytes)),
         };
-        let program = &self.context.config.ublk_target;
-        process::format(program, &map, &descriptor, self.params.side)
-            .await
-            .map_err(failed)
+        process::format(
+            &self.context.config.ublk_target,
+            &self.map(),
+            &descriptor,
+            side,
+        )
+        .await
+    }
+}
+
+impl Performer for Performing {
+    async fn perform(&mut self, effects: Vec<Effect>) -> Result<Vec<CoreEvent>, Failure> {
+        let mut events = Vec::new();
+        for effect in effects {
+            let step = match effect {
+                Effect::Record(entries) => {
+                    self.record(&entries).await?;
+                    events.push(CoreEvent::Recorded);
+                    continue;
+                }
+                Effect::Volume(step) => step,
+                // A recovery has no other effects.
+                Effect::StopCopiers
+                | Effect::CheckTargets(_)
+                | Effect::CheckStanding(_)
+                | Effect::Pair(..)
+                | Effect::End(_) => continue,
+            };
+            events.push(match step {
+                VolumeStep::Examine => CoreEvent::Examined(self.examine().await),
+                VolumeStep::EndAttempts => {
+                    if let Some(handle) = &self.recovery.handle {
+                        handle.abandon().await;
+                    }
+                    CoreEvent::Volume(StepAnswer::Done)
+                }
+                VolumeStep::MakeMap {
+                    side,
+                    has_both_legs,
+                } => CoreEvent::Volume(self.make_map(side, has_both_legs).await),
+                VolumeStep::Serve => CoreEvent::Volume(self.serve().await),
+            });
+        }
+        Ok(events)
+    }
+}
+
+impl Performing {
+    /// Whether anything is left of the map file of a volume that is not served, and can be read.
+    async fn examine(&mut self) -> Examined {
+        let recovery = &self.recovery;
+        let status = format!(
+            "see `shunt status`, and `shunt history` for {}",
+            recovery.row.name
+        );
+        let view = recovery.handle.as_ref().map(VolumeHandle::view);
+        if view.as_ref().is_some_and(|view| view.connected) {
+            let cause = "it is being served: nothing is to be recovered";
+            self.failure = Some(failure::refused(recovery.object(), cause, status));
+            return Examined::Served;
+        }
+        let map = recovery.map();
+        match map.try_exists() {
+            Ok(true) => {}
+            Ok(false) => {
+                self.damage = format!("{} is missing", map.display());
+                return Examined::Nothing;
+            }
+            Err(error) => {
+                let cause = format!("{} cannot be examined: {error}", map.display());
+                self.failure = Some(failure::failed(recovery.object(), cause, status));
+                return Examined::Unknown;
+            }
+        }
+        match process::describe(&recovery.context.config.ublk_target, &map).await {
+            Err(DescribeError::Damaged(damage)) => {
+                self.damage = damage;
+                Examined::Nothing
+            }
+            Err(DescribeError::Unknown(cause)) => {
+                let cause = format!("whether its map file is damaged is not known: {cause}");
+                let next = "correct that, then the same command again";
+                self.failure = Some(failure::failed(recovery.object(), cause, next));
+                Examined::Unknown
+            }
+            Ok(summary) => self.judge(summary),
+        }
+    }
+
+    /// Judges a map file that can be read, at least in part.
+    fn judge(&mut self, summary: MapSummary) -> Examined {
+        let row = &self.recovery.row;
+        let Descriptor {
+            volume, volume_id, ..
+        } = &summary.descriptor;
+        let (is_ours, has_name) = (*volume_id == row.volume_id, *volume == row.name);
+        let found = Found::of(is_ours, has_name, summary.damage.is_some());
+        self.damage = match found {
+            Found::OfAnother => {
+                let map = self.recovery.map();
+                format!("{} is that of another volume, {volume}", map.display())
+            }
+            Found::Damaged | Found::OfNamesake | Found::Whole => {
+                summary.damage.clone().unwrap_or_default()
+            }
+        };
+        let has_recorded_legs = self.has_recorded_legs(&summary);
+        let route = summary.route.into();
+        self.summary = Some(summary).filter(|_| found != Found::OfAnother);
+        Examined::Readable {
+            found,
+            route,
+            has_recorded_legs,
+        }
+    }
+
+    /// Whether what can be read of the map file names the recorded legs.
+    fn has_recorded_legs(&self, summary: &MapSummary) -> bool {
+        let recovery = &self.recovery;
+        let (source, target) = recovery.legs(recovery.has_both_legs());
+        let truth = Truth::of_map(summary);
+        truth.is_single_on(&recovery.row.leg) || truth.is_of(&source, target.as_ref())
+    }
+
+    /// Records the phase that the route of the new map file will settle.
+    async fn record(&self, entries: &[Entry]) -> Result<(), Failure> {
+        let recovery = &self.recovery;
+        let event = HistoryEvent::RecoverBegun {
+            leg: recovery.params.side.into(),
+            cause: self.damage.clone(),
+        };
+        let session = recovery.pair.as_ref().map(|(key, _)| key.session.as_str());
+        let mut changes = vec![note(session, Some(&recovery.row.name), event)];
+        if let Some((key, _)) = &recovery.pair {
+            for entry in entries {
+                let phase = entry.phase().map(PairField::Phase);
+                let side = entry.authoritative().map(PairField::Authoritative);
+                let fields = phase.into_iter().chain(side);
+                changes.extend(fields.map(|field| Change::SetPair(key.clone(), field)));
+            }
+        }
+        let object = recovery.object();
+        recovery.context.record(&object, changes).await
+    }
+
+    /// Makes the new map file.
+    async fn make_map(&mut self, side: Side, has_both_legs: bool) -> StepAnswer {
+        let recovery = &self.recovery;
+        let made = match set_aside(&recovery.map()) {
+            Ok(()) => {
+                let summary = self.summary.as_ref();
+                let made = recovery.format(summary, side, has_both_legs).await;
+                made.map_err(|cause| (StepAnswer::Unknown, cause))
+            }
+            Err(cause) => Err((StepAnswer::Refused, cause)),
+        };
+        let Err((answer, cause)) = made else {
+            return StepAnswer::Done;
+        };
+        let next = format!(
+            "correct the cause, then {}",
+            failure::recover_command(&recovery.row.name)
+        );
+        self.failure = Some(failure::failed(recovery.object(), cause, next));
+        answer
+    }
+
+    /// Serves the volume. If there is no new map file, its supervisor alone is started.
+    async fn serve(&mut self) -> StepAnswer {
+        let recovery = &self.recovery;
+        let handle = supervise(
+            attach::setup(&recovery.context, &recovery.row),
+            recovery.context.events.clone(),
+        );
+        let supervised = Event::Supervised(handle.clone());
+        recovery.context.notify(supervised).await;
+        if self.failure.is_some() {
+            return StepAnswer::Refused;
+        }
+        let up = handle
+            .wait_for(START_MAX, |view| view.connected || view.failures > 0)
+            .await;
+        let problem = match up {
+            Ok(view) if view.connected => return StepAnswer::Done,
+            Ok(view) => view.problem.unwrap_or_default(),
+            Err(error) => error.to_string(),
+        };
+        let cause = format!("it has a new map file, but does not come up: {problem}");
+        let next = "correct the cause; it is restarted automatically";
+        self.failure = Some(failure::failed(recovery.object(), cause, next));
+        StepAnswer::Refused
+    }
+
+    /// What the operator reads.
+    fn answer(mut self, recover: &Recover, end: End) -> Answer {
+        let failure = match recover.refused() {
+            Some(why) => Some(self.refusal(why)),
+            None => self.failure.take(),
+        };
+        match (end, failure) {
+            (End::Refused | End::Failed, Some(failure)) => Err(failure),
+            (End::Done | End::Refused | End::Failed, _) => Ok(Done {
+                changed: !self.recovery.params.dry_run,
+                messages: self.recovery.plan(&self.damage, recover.known()),
+            }),
+        }
+    }
+
+    fn refusal(&mut self, why: NotRecovered) -> Failure {
+        let recovery = &self.recovery;
+        let map = recovery.map();
+        let map = map.display();
+        let (cause, next) = match why {
+            // The volume was detached and attached again since.
+            NotRecovered::OfNamesake => (
+                format!(
+                    "{map} is that of another volume of this name: the database is older than the map file"
+                ),
+                failure::other_volume_next(&recovery.row.name),
+            ),
+            NotRecovered::NotDamaged => {
+                if let Some(failure) = self.failure.take() {
+                    return failure;
+                }
+                let view = recovery.handle.as_ref().map(VolumeHandle::view);
+                let problem = view.and_then(|view| view.problem).unwrap_or_default();
+                (
+                    format!(
+                        "its map file is whole, and is not replaced; what keeps the volume down: {problem}"
+                    ),
+                    "correct that; the volume is restarted automatically".to_owned(),
+                )
+            }
+            NotRecovered::OtherLegs => {
+                let truth = self.summary.as_ref().map(Truth::of_map);
+                let truth = truth.map(|truth| truth.text()).unwrap_or_default();
+                (
+                    format!(
+                        "its map file says that it {truth}, which is not what is recorded: the database is older than the map file"
+                    ),
+                    history::REBUILD.to_owned(),
+                )
+            }
+            NotRecovered::Leg(refusal) => recovery.leg_refusal(refusal),
+        };
+        failure::refused(recovery.object(), cause, next)
     }
 }
 

@@ -26,6 +26,7 @@ use crate::daemon::failure::{self, Answer};
 use crate::daemon::handle::VolumeHandle;
 use crate::daemon::luns::checks::{Accepted, Used, check_target};
 use crate::daemon::luns::standing::{self, Place};
+use crate::daemon::perform::{self, Performer};
 use crate::history;
 use crate::store::{Change, PairField, PairKey, PairRow, SessionRow, VolumeRow};
 use steps::{OperationPair, Outcome};
@@ -55,6 +56,24 @@ pub(crate) struct Terms {
     pub(crate) used: Vec<Used>,
     /// For a start: how many pairs are copied at the same time.
     pub(crate) pairs_max: u32,
+}
+
+/// A verb that is being performed.
+struct Performing<'a> {
+    operation: &'a mut Operation,
+    terms: Terms,
+    report: Report,
+}
+
+impl Performer for Performing<'_> {
+    async fn perform(&mut self, effects: Vec<Effect>) -> Result<Vec<Event>, Failure> {
+        let Self {
+            operation,
+            terms,
+            report,
+        } = self;
+        operation.perform(effects, terms, report).await
+    }
 }
 
 impl Operation {
@@ -178,23 +197,16 @@ impl Operation {
         mut machine: core::Operation,
         terms: Terms,
     ) -> Answer {
-        let mut report = Report::new(verb, intent, terms.pairs_max);
-        let mut effects = machine.begin();
-        loop {
-            let end = effects.iter().find_map(|effect| match effect {
-                Effect::End(end) => Some(*end),
-                _ => None,
-            });
-            // No effect and no end would be an error of the machine.
-            if let Some(end) = end.or_else(|| effects.is_empty().then_some(core::End::Failed)) {
-                return report.answer(self, end);
-            }
-            let mut next = Vec::new();
-            for event in self.perform(effects, &terms, &mut report).await? {
-                next.extend(machine.apply(&event));
-            }
-            effects = next;
-        }
+        let mut performing = Performing {
+            report: Report::new(verb, intent, terms.pairs_max),
+            operation: self,
+            terms,
+        };
+        let end = perform::run(&mut machine, &mut performing).await?;
+        let Performing {
+            report, operation, ..
+        } = performing;
+        report.answer(operation, end)
     }
 
     /// Performs effects at the same time. Returns what they led to.
@@ -232,8 +244,8 @@ impl Operation {
                     events.push(Event::Recorded);
                 }
                 Effect::Pair(pair, step) => steps.push((pair, step)),
-                // `run` ends before.
-                Effect::End(_) => {}
+                // An operation ends before, and a session is not recovered.
+                Effect::End(_) | Effect::Volume(_) => {}
             }
         }
         events.extend(self.perform_steps(steps, terms, report).await?);

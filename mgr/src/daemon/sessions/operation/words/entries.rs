@@ -23,17 +23,17 @@ impl Report {
         let session = &operation.session;
         let pair = match entry {
             Entry::Paused(paused) => return self.paused(operation, paused),
-            Entry::SwitchByHand => {
-                return schedule::by_hand_from_now_on(session, self.verb);
-            }
+            Entry::SwitchByHand => return schedule::by_hand_from_now_on(session, self.verb),
             Entry::NextSplit => return schedule::after_split(session, self.copy_of_at_ms),
             Entry::Intended { pair, .. }
+            | Entry::Recovers { pair, .. }
             | Entry::Queued(pair)
             | Entry::Started(pair)
             | Entry::NotStarted(pair)
             | Entry::Unknown(pair)
             | Entry::Moved { pair, .. }
             | Entry::MovedBack { pair, .. }
+            | Entry::MovesBack { pair, .. }
             | Entry::NotMoved(pair)
             | Entry::Ended { pair, .. }
             | Entry::NotEnded { pair, .. }
@@ -52,9 +52,8 @@ impl Report {
         let set = |field| Change::SetPair(key.clone(), field);
         let mut changes = Vec::new();
         changes.extend(entry.phase().map(|phase| set(PairField::Phase(phase))));
-        let side = entry.authoritative();
-        changes.extend(side.map(|side| set(PairField::Authoritative(side))));
-        if let Some(side) = side {
+        if let Some(side) = entry.authoritative() {
+            changes.push(set(PairField::Authoritative(side)));
             let switched_ms = (side == Side::Target).then(now_ms);
             changes.push(set(PairField::Problem(None)));
             changes.push(set(PairField::Switched(switched_ms)));
@@ -110,7 +109,12 @@ impl Report {
             }
             Entry::Retried(_) => changes.push(set(PairField::Problem(None))),
             // Recorded above.
-            Entry::Paused(_) | Entry::SwitchByHand | Entry::NextSplit | Entry::Ended { .. } => {}
+            Entry::Paused(_)
+            | Entry::SwitchByHand
+            | Entry::NextSplit
+            | Entry::MovesBack { .. }
+            | Entry::Recovers { .. }
+            | Entry::Ended { .. } => {}
         }
         changes
     }
