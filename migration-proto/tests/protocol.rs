@@ -119,8 +119,8 @@ fn every_variant_is_among_the_messages_to_shuntd() {
     }
 }
 
-/// A request without an option, or with another one, is refused: so a change of these fields is a
-/// change of the protocol.
+/// A request without one of its options, or with an unknown option, is refused: so a change of
+/// these fields is a change of the protocol.
 #[test]
 fn every_option_and_limit_is_among_the_messages_to_shuntd() {
     let fields = |key: &str| -> BTreeSet<String> {

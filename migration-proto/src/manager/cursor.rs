@@ -18,8 +18,8 @@ pub struct Cursor {
     pub history: String,
     /// The number of the line, counted from 1; 0: before the first line.
     pub line: u64,
-    /// The moment of the line, in milliseconds since the Unix epoch; 0 before the first line. It
-    /// tells apart two lines with one number, which exist if an older database is put back.
+    /// The moment of the line, in milliseconds since the Unix epoch; 0 before the first line. Two
+    /// lines with one number differ in it; they exist if an older database is put back.
     pub at_ms: u64,
 }
 

@@ -63,7 +63,8 @@ pub enum SwitchPolicy {
     Manual,
     /// As soon as all pairs are in sync.
     WhenSynced,
-    /// As soon as all pairs are in sync, but not before this time, in milliseconds since the Unix epoch.
+    /// As soon as all pairs are in sync, but not before this time, in milliseconds since the Unix
+    /// epoch.
     #[serde(rename = "at_ms")]
     At(u64),
     /// As soon as all pairs are in sync after this event was signalled.

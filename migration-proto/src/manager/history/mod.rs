@@ -353,7 +353,8 @@ pub enum HistoryEvent {
         epoch: Option<u64>,
         /// How long requests were held, in microseconds; `null` if that is not known.
         held_us: Option<u64>,
-        /// How long `shunt plan` expected requests to be held, in microseconds; `null` without a plan.
+        /// How long `shunt plan` expected requests to be held, in microseconds; `null` without a
+        /// plan.
         expected_us: Option<u64>,
     },
     /// The role of a pair moved back, because another pair of the session did not follow.
@@ -456,8 +457,8 @@ pub enum HistoryEvent {
         hold_max_ms: u64,
         /// What applications write, in bytes a second.
         write_bytes_per_second: u64,
-        /// What applications wrote before writes were slowed, in bytes a second; `null` if they were
-        /// not.
+        /// What applications wrote before writes were slowed, in bytes a second; `null` if they
+        /// were not.
         unslowed_bytes_per_second: Option<u64>,
         /// What can be copied, in bytes a second.
         copy_bytes_per_second: u64,
@@ -491,7 +492,8 @@ pub enum HistoryEvent {
         lun: LunPaths,
         /// How the leg was made inaccessible.
         how: RetireHow,
-        /// With [`RetireHow::WipeSignatures`]: the number of blocks that were wiped; `null` otherwise.
+        /// With [`RetireHow::WipeSignatures`]: the number of blocks that were wiped; `null`
+        /// otherwise.
         blocks: Option<u64>,
     },
     /// A leg could not be made inaccessible.
