@@ -93,11 +93,8 @@ fn last_lines(
     session: Option<&str>,
     lines_max: u32,
 ) -> Result<Vec<Note>, StoreError> {
-    let mut query = connection.prepare(
-        "SELECT at_ms, session, volume, event, who, id FROM history
-         WHERE ?1 IS NULL OR session = ?1 ORDER BY id DESC LIMIT ?2",
-    )?;
-    let mut notes = notes(query.query(params![session, lines_max])?, name)?;
+    let mut query = connection.prepare(&select(session, "ORDER BY id DESC"))?;
+    let mut notes = notes(query.query(params![0, lines_max, session])?, name)?;
     notes.reverse();
     Ok(notes)
 }
@@ -109,14 +106,25 @@ fn lines_after(
     session: Option<&str>,
     lines_max: u32,
 ) -> Result<Vec<Note>, StoreError> {
-    let mut query = connection.prepare(
-        "SELECT at_ms, session, volume, event, who, id FROM history
-         WHERE id > ?1 AND (?2 IS NULL OR session = ?2) ORDER BY id LIMIT ?3",
-    )?;
+    let mut query = connection.prepare(&select(session, "ORDER BY id"))?;
     let line = integer(after.line);
     notes(
-        query.query(params![line, session, lines_max])?,
+        query.query(params![line, lines_max, session])?,
         &after.history,
+    )
+}
+
+/// The statement for at most `?2` lines after line `?1`; those of session `?3` if there is one.
+/// Without a session the text does not name it: SQLite would look for the session's lines among
+/// all lines, instead of in the index.
+pub(super) fn select(session: Option<&str>, order: &str) -> String {
+    let of_session = match session {
+        Some(_) => "session = ?3",
+        None => "?3 IS NULL",
+    };
+    format!(
+        "SELECT at_ms, session, volume, event, who, id FROM history
+         WHERE id > ?1 AND {of_session} {order} LIMIT ?2"
     )
 }
 

@@ -339,6 +339,22 @@ fn history_gives_the_last_lines_in_order_and_of_one_session() {
 }
 
 #[test]
+fn the_lines_of_a_session_are_found_without_reading_those_of_others() {
+    let (_directory, store) = opened();
+    for order in ["ORDER BY id", "ORDER BY id DESC"] {
+        let plan = format!(
+            "EXPLAIN QUERY PLAN {}",
+            super::history::select(Some("a"), order)
+        );
+        let plan: String = store
+            .connection
+            .query_row(&plan, rusqlite::params![0, 10, "a"], |row| row.get(3))
+            .unwrap();
+        assert!(plan.contains("history_session"), "{plan}");
+    }
+}
+
+#[test]
 fn the_history_continues_after_a_place_or_says_why_what_followed_is_not_known() {
     let (_directory, mut store) = opened();
     let begin = store.history_end().unwrap();

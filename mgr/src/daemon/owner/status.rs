@@ -189,7 +189,7 @@ impl Owner {
                 Ok(Err(lost)) => Response::Failed(failure::refused(
                     format!("cursor {after}"),
                     format!("what happened after it is not known: {lost}"),
-                    "`shunt events` for the current state and a new cursor; `shunt history` has what is kept",
+                    "`shunt events` for the current state and a new cursor; `shunt history` has the last lines",
                 )),
                 Err(error) => Response::Failed(failure::store("history", &error)),
             };
