@@ -5,6 +5,7 @@
 //! * [`store`]: the database of shuntd, in SQLite.
 //! * [`cli`]: `shunt`, the command line.
 //! * [`history`]: the sentences for the events of the history.
+//! * `options`: the table of the options of a session.
 //! * [`names`]: the rules for names of volumes and sessions.
 //! * [`moments`], [`units`]: times and numbers as people read and write them.
 //!
@@ -15,5 +16,6 @@ pub mod daemon;
 pub mod history;
 pub mod moments;
 pub mod names;
+mod options;
 pub mod store;
 pub mod units;

@@ -19,6 +19,8 @@ pub mod client;
 mod commands;
 pub mod documents;
 pub mod exit;
+#[cfg(test)]
+mod options_tests;
 mod output;
 pub mod problem;
 pub mod render;

@@ -8,8 +8,7 @@ use migration_proto::manager::{
 use migration_proto::route::Side;
 use nix::unistd::{Uid, User};
 
-use super::values;
-use super::when;
+use crate::options::forms;
 
 use crate::history;
 use crate::moments;
@@ -282,7 +281,7 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
                 SwitchPairs::Together => "",
                 SwitchPairs::Each => "each pair ",
             },
-            printable(&values::switch_policy_text(policy))
+            printable(&forms::switch_policy_text(policy))
         ),
     };
     let mode = match session.options.mode {
@@ -298,7 +297,7 @@ fn session_part(session: &SessionRecord, pairs: &[&PairRecord]) -> String {
     };
     let hours = match session.options.hours {
         hours if hours.is_always() => String::new(),
-        hours => format!(", copied {} only", when::hours_text(hours)),
+        hours => format!(", copied {} only", forms::hours_text(hours)),
     };
     let start = match session.options.start_at_ms {
         at_ms if at_ms != 0 && session.state == "setup" => {

@@ -12,8 +12,9 @@ use plotters::prelude::{
     RGBColor, SVGBackend, ShapeStyle, WHITE,
 };
 
-use super::{render, values};
+use super::render;
 use crate::moments;
+use crate::options::forms;
 use crate::units;
 
 const WIDTH: u32 = 920;
@@ -270,7 +271,7 @@ fn options(options: &SessionOptions) -> String {
         "mode {}, priority {}, switch {}",
         options.mode.name(),
         options.priority,
-        values::switch_policy_text(&options.switch)
+        forms::switch_policy_text(&options.switch)
     );
     if options.rate_bytes_per_second > 0 {
         let rate = units::rate(options.rate_bytes_per_second);

@@ -1,25 +1,29 @@
 //! A session as a file: `create -f` reads it, and `show` prints it with the current state.
 //!
-//! Both use the same format. `show` adds the state in tables named `status`, which `create`
-//! ignores, so `create` accepts the output of `show`.
+//! Both use the same format: the name, the options in the order of their table (`crate::options`),
+//! and the pairs. `show` adds the state in tables named `status`, which `create` ignores, so
+//! `create` accepts the output of `show`.
 
+use std::fmt::Formatter;
 use std::io::Read;
+use std::marker::PhantomData;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use migration_proto::luns::LunPaths;
 use migration_proto::manager::{
-    CutoverAction, CutoverOptions, Hours, JSON_SCHEMA, PRIORITY_DEFAULT, PRIORITY_MAX, PairRecord,
-    PairSpec, Record, Request, RetireHow, SessionMode, SessionOptions, SessionRecord, SwitchPairs,
-    SwitchPolicy, UnreadablePart, Verification, VerifyPolicy,
+    JSON_SCHEMA, PairRecord, PairSpec, Record, Request, SessionOptions, SessionRecord,
+    UnreadablePart, Verification,
 };
 use migration_proto::route::Side;
-use migration_proto::target::OnAuthoritativeFailure;
-use serde::de::{Error as _, IgnoredAny};
+use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::problem::Problem;
-use super::{render, values, when};
+use super::render;
 use crate::moments;
+use crate::options::{self, SessionOption};
 
 /// The largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -27,104 +31,119 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// The path that stands for standard input.
 const STANDARD_INPUT: &str = "-";
 
-/// The word for a rate without a limit.
-pub(super) const UNLIMITED: &str = "unlimited";
+/// The key of the name of the session.
+const SESSION: &str = "session";
 
-/// The word for no limit of the impact that the copy has on applications.
-pub(super) const NO_IMPACT_LIMIT: &str = "none";
+/// The key of the state of the session.
+const STATUS: &str = "status";
 
-/// The word for a copy that accepts no unreadable part of a source.
-pub(super) const NOTHING_ACCEPTED: &str = "none";
+/// The key of the pairs.
+const PAIR: &str = "pair";
+
+/// All keys of the file, for the message about an unknown one.
+static KEYS: LazyLock<Vec<&'static str>> = LazyLock::new(|| {
+    let options = options::with_keys().map(|(key, _)| key);
+    [SESSION]
+        .into_iter()
+        .chain(options)
+        .chain([STATUS, PAIR])
+        .collect()
+});
 
 /// A session in the file. `S` is the status of the session, `P` that of a pair.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Debug)]
 struct SessionFile<S, P> {
     session: String,
-    #[serde(default)]
-    overwrite: bool,
-    #[serde(default, skip_serializing_if = "is_false")]
-    accept_weak_identity: bool,
-    #[serde(default)]
-    detect_zeroes: bool,
-    #[serde(default)]
-    verify: VerifyPolicy,
-    #[serde(default)]
-    on_authoritative_failure: OnAuthoritativeFailure,
-    #[serde(default, serialize_with = "write_rate", deserialize_with = "read_rate")]
-    rate: u64,
-    #[serde(default = "priority_default", deserialize_with = "read_priority")]
-    priority: u8,
-    #[serde(
-        default,
-        serialize_with = "write_policy",
-        deserialize_with = "read_policy"
-    )]
-    switch: SwitchPolicy,
-    #[serde(
-        default,
-        serialize_with = "write_percent",
-        deserialize_with = "read_percent"
-    )]
-    max_latency_impact: u32,
-    #[serde(
-        default,
-        skip_serializing_if = "is_never",
-        serialize_with = "write_accepted",
-        deserialize_with = "read_accepted"
-    )]
-    accept_unreadable: u64,
-    #[serde(default)]
-    mode: SessionMode,
-    #[serde(
-        default,
-        skip_serializing_if = "is_never",
-        serialize_with = "write_every",
-        deserialize_with = "read_every"
-    )]
-    every: u64,
-    #[serde(
-        default,
-        skip_serializing_if = "is_always",
-        serialize_with = "write_hours",
-        deserialize_with = "read_hours"
-    )]
-    window_hours: Hours,
-    #[serde(
-        default,
-        skip_serializing_if = "is_never",
-        serialize_with = "write_start_at",
-        deserialize_with = "read_start_at"
-    )]
-    start_at: u64,
-    #[serde(
-        default,
-        skip_serializing_if = "is_never",
-        serialize_with = "write_every",
-        deserialize_with = "read_every"
-    )]
-    max_duration: u64,
-    #[serde(default)]
-    switch_pairs: SwitchPairs,
-    #[serde(default)]
-    cutover_action: CutoverAction,
-    #[serde(default = "attempts_default", deserialize_with = "read_attempts")]
-    attempts: u32,
-    #[serde(default = "cutover_duration_default")]
-    cutover_duration: u64,
-    #[serde(
-        default = "throttle_floor_default",
-        serialize_with = "write_rate",
-        deserialize_with = "read_floor"
-    )]
-    throttle_floor: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    retire: Option<RetireHow>,
-    // `Option::default` by name, so that serde does not demand `S: Default`.
-    #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
+    options: SessionOptions,
     status: Option<S>,
-    #[serde(rename = "pair")]
     pairs: Vec<PairEntry<P>>,
+}
+
+impl<S: Serialize, P: Serialize> Serialize for SessionFile<S, P> {
+    fn serialize<Z: Serializer>(&self, serializer: Z) -> Result<Z::Ok, Z::Error> {
+        let mut file = serializer.serialize_map(None)?;
+        file.serialize_entry(SESSION, &self.session)?;
+        for (key, option) in options::with_keys() {
+            if let Some(value) = (option.write)(&self.options) {
+                file.serialize_entry(key, &value)?;
+            }
+        }
+        if let Some(status) = &self.status {
+            file.serialize_entry(STATUS, status)?;
+        }
+        file.serialize_entry(PAIR, &self.pairs)?;
+        file.end()
+    }
+}
+
+impl<'de, S: Deserialize<'de>, P: Deserialize<'de>> Deserialize<'de> for SessionFile<S, P> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FileVisitor(PhantomData))
+    }
+}
+
+struct FileVisitor<S, P>(PhantomData<(S, P)>);
+
+impl<'de, S: Deserialize<'de>, P: Deserialize<'de>> Visitor<'de> for FileVisitor<S, P> {
+    type Value = SessionFile<S, P>;
+
+    fn expecting(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("a session")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut session, mut status, mut pairs) = (None, None, None);
+        let mut options = SessionOptions::default();
+        while let Some(key) = map.next_key::<Key>()? {
+            match key {
+                Key::Session => session = Some(map.next_value()?),
+                Key::Status => status = Some(map.next_value()?),
+                Key::Pairs => pairs = Some(map.next_value()?),
+                Key::Option(option) => map.next_value_seed(OptionValue(option, &mut options))?,
+            }
+        }
+        Ok(SessionFile {
+            session: session.ok_or_else(|| A::Error::missing_field(SESSION))?,
+            options,
+            status,
+            pairs: pairs.ok_or_else(|| A::Error::missing_field(PAIR))?,
+        })
+    }
+}
+
+/// A key of the file.
+enum Key {
+    Session,
+    Option(&'static SessionOption),
+    Status,
+    Pairs,
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let key = String::deserialize(deserializer)?;
+        match key.as_str() {
+            SESSION => Ok(Self::Session),
+            STATUS => Ok(Self::Status),
+            PAIR => Ok(Self::Pairs),
+            key => options::with_keys()
+                .find(|(known, _)| *known == key)
+                .map(|(_, option)| Self::Option(option))
+                .ok_or_else(|| D::Error::unknown_field(key, &KEYS)),
+        }
+    }
+}
+
+/// Reads the value of an option into the options.
+struct OptionValue<'a>(&'static SessionOption, &'a mut SessionOptions);
+
+impl<'de> DeserializeSeed<'de> for OptionValue<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        let value = toml::Value::deserialize(deserializer)?;
+        (self.0.read)(value, self.1).map_err(D::Error::custom)
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -170,127 +189,6 @@ struct PairStatus {
     unreadable: Vec<UnreadablePart>,
 }
 
-fn read_percent<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u32, D::Error> {
-    values::percent(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-// serde requires this signature.
-#[expect(clippy::trivially_copy_pass_by_ref)]
-fn write_percent<S: Serializer>(percent: &u32, serializer: S) -> Result<S::Ok, S::Error> {
-    match percent {
-        0 => serializer.serialize_str(NO_IMPACT_LIMIT),
-        percent => serializer.serialize_str(&format!("{percent}%")),
-    }
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref)]
-fn is_false(value: &bool) -> bool {
-    !value
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref)]
-fn is_never(seconds: &u64) -> bool {
-    *seconds == 0
-}
-
-fn read_every<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
-    when::every(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref)]
-fn write_every<S: Serializer>(seconds: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&format!("{seconds}s"))
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref)]
-fn is_always(hours: &Hours) -> bool {
-    hours.is_always()
-}
-
-fn read_hours<'a, D: Deserializer<'a>>(deserializer: D) -> Result<Hours, D::Error> {
-    when::hours(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref)]
-fn write_hours<S: Serializer>(hours: &Hours, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&when::hours_text(*hours))
-}
-
-fn read_start_at<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
-    when::start_at(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref)]
-fn write_start_at<S: Serializer>(at_ms: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&when::start_at_text(*at_ms))
-}
-
-fn attempts_default() -> u32 {
-    CutoverOptions::default().attempts
-}
-
-fn cutover_duration_default() -> u64 {
-    CutoverOptions::default().duration_seconds
-}
-
-fn throttle_floor_default() -> u64 {
-    CutoverOptions::default().floor_bytes_per_second
-}
-
-fn read_attempts<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u32, D::Error> {
-    let attempts = u32::deserialize(deserializer)?;
-    if attempts > 0 {
-        return Ok(attempts);
-    }
-    Err(D::Error::custom("there is at least 1 attempt"))
-}
-
-fn read_floor<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
-    values::floor(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-const fn priority_default() -> u8 {
-    PRIORITY_DEFAULT
-}
-
-fn read_priority<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u8, D::Error> {
-    let priority = u8::deserialize(deserializer)?;
-    if priority <= PRIORITY_MAX {
-        return Ok(priority);
-    }
-    let text = format!("{priority} is not within 0 to {PRIORITY_MAX}");
-    Err(D::Error::custom(text))
-}
-
-fn read_rate<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
-    values::rate(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-fn write_rate<S: Serializer>(bytes_per_second: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    match bytes_per_second {
-        0 => serializer.serialize_str(UNLIMITED),
-        rate => serializer.serialize_str(&rate.to_string()),
-    }
-}
-
-fn read_accepted<'a, D: Deserializer<'a>>(deserializer: D) -> Result<u64, D::Error> {
-    values::accepted(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-// serde requires this signature.
-#[expect(clippy::trivially_copy_pass_by_ref)]
-fn write_accepted<S: Serializer>(bytes: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&bytes.to_string())
-}
-
-fn read_policy<'a, D: Deserializer<'a>>(deserializer: D) -> Result<SwitchPolicy, D::Error> {
-    values::switch_policy(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-}
-
-fn write_policy<S: Serializer>(policy: &SwitchPolicy, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&values::switch_policy_text(policy))
-}
-
 fn read_target<'a, D: Deserializer<'a>>(deserializer: D) -> Result<LunPaths, D::Error> {
     let target = LunPaths::deserialize(deserializer)?;
     match target.paths().iter().find(|path| !path.is_absolute()) {
@@ -334,7 +232,7 @@ fn read(path: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-fn parse(text: &str) -> Result<Request, String> {
+pub(super) fn parse(text: &str) -> Result<Request, String> {
     let file: SessionFile<IgnoredAny, IgnoredAny> =
         toml::from_str(text).map_err(|error| located(text, &error))?;
     let pairs = file.pairs.into_iter().map(|pair| PairSpec {
@@ -344,31 +242,7 @@ fn parse(text: &str) -> Result<Request, String> {
     Ok(Request::Create {
         session: file.session,
         pairs: pairs.collect(),
-        options: SessionOptions {
-            overwrite: file.overwrite,
-            accept_weak_identity: file.accept_weak_identity,
-            detect_zeroes: file.detect_zeroes,
-            on_authoritative_failure: file.on_authoritative_failure,
-            verify: file.verify,
-            rate_bytes_per_second: file.rate,
-            priority: file.priority,
-            switch: file.switch,
-            max_latency_impact_percent: file.max_latency_impact,
-            accept_unreadable_bytes: file.accept_unreadable,
-            mode: file.mode,
-            every_seconds: file.every,
-            hours: file.window_hours,
-            start_at_ms: file.start_at,
-            max_duration_seconds: file.max_duration,
-            switch_pairs: file.switch_pairs,
-            cutover: CutoverOptions {
-                action: file.cutover_action,
-                attempts: file.attempts,
-                duration_seconds: file.cutover_duration,
-                floor_bytes_per_second: file.throttle_floor,
-            },
-            retire: file.retire,
-        },
+        options: file.options,
     })
 }
 
@@ -392,27 +266,7 @@ fn located(text: &str, error: &toml::de::Error) -> String {
 pub(super) fn show(session: &SessionRecord, records: &[Record]) -> String {
     let file = SessionFile {
         session: session.session.clone(),
-        overwrite: session.options.overwrite,
-        accept_weak_identity: session.options.accept_weak_identity,
-        detect_zeroes: session.options.detect_zeroes,
-        verify: session.options.verify,
-        on_authoritative_failure: session.options.on_authoritative_failure,
-        rate: session.options.rate_bytes_per_second,
-        priority: session.options.priority,
-        switch: session.options.switch.clone(),
-        max_latency_impact: session.options.max_latency_impact_percent,
-        accept_unreadable: session.options.accept_unreadable_bytes,
-        mode: session.options.mode,
-        every: session.options.every_seconds,
-        window_hours: session.options.hours,
-        start_at: session.options.start_at_ms,
-        max_duration: session.options.max_duration_seconds,
-        switch_pairs: session.options.switch_pairs,
-        cutover_action: session.options.cutover.action,
-        attempts: session.options.cutover.attempts,
-        cutover_duration: session.options.cutover.duration_seconds,
-        throttle_floor: session.options.cutover.floor_bytes_per_second,
-        retire: session.options.retire,
+        options: session.options.clone(),
         status: Some(SessionStatus {
             schema: JSON_SCHEMA,
             id: session.id.clone(),
@@ -451,6 +305,10 @@ fn pair_entry(pair: &PairRecord) -> PairEntry<PairStatus> {
 
 #[cfg(test)]
 mod tests {
+    use migration_proto::manager::{
+        CutoverAction, CutoverOptions, Hours, SessionMode, SwitchPairs, SwitchPolicy, VerifyPolicy,
+    };
+
     use super::*;
 
     const WHOLE: &str = r#"

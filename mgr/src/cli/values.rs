@@ -1,16 +1,11 @@
-//! Parsers for values on the command line and in session files: paths, rates, shares, times.
+//! Parsers for values on the command line: paths, pairs, times. Those for the options of a session
+//! are in [`options::forms`](crate::options::forms).
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use migration_proto::luns::LunPaths;
-use migration_proto::manager::{PairSpec, SwitchPolicy};
-
-use super::session_file::{NO_IMPACT_LIMIT, NOTHING_ACCEPTED, UNLIMITED};
-use crate::moments;
-
-/// The lowest rate that can be given, in bytes a second.
-const RATE_MIN: u64 = 1 << 10;
+use migration_proto::manager::PairSpec;
 
 /// The longest time that can be given, in seconds: some 136 years.
 const SECONDS_MAX: f64 = u32::MAX as f64;
@@ -56,70 +51,6 @@ pub(super) fn pair(text: &str) -> Result<PairSpec, String> {
     }
 }
 
-/// Reads a rate in bytes a second; 0 stands for unlimited.
-pub(super) fn rate(text: &str) -> Result<u64, String> {
-    if text == UNLIMITED {
-        return Ok(0);
-    }
-    let wrong = "not a number of bytes such as 100MiB, at least 1KiB, or unlimited";
-    let bytes = parse_size::parse_size(text).map_err(|_| wrong.to_owned())?;
-    if bytes < RATE_MIN {
-        return Err(wrong.to_owned());
-    }
-    Ok(bytes)
-}
-
-/// Reads the lowest rate of a throttle, in bytes a second; it cannot be unlimited.
-pub(super) fn floor(text: &str) -> Result<u64, String> {
-    match rate(text) {
-        Ok(0) | Err(_) => Err("not a number of bytes such as 4MiB, at least 1KiB".to_owned()),
-        floor => floor,
-    }
-}
-
-/// Reads how many bytes of a source may be unreadable; 0 stands for none.
-pub(super) fn accepted(text: &str) -> Result<u64, String> {
-    if text == NOTHING_ACCEPTED {
-        return Ok(0);
-    }
-    parse_size::parse_size(text)
-        .map_err(|_| "not a number of bytes such as 1MiB, or none".to_owned())
-}
-
-/// Reads a share such as `20%`; 0 stands for none.
-pub(super) fn percent(text: &str) -> Result<u32, String> {
-    if text == NO_IMPACT_LIMIT {
-        return Ok(0);
-    }
-    let number = text.trim_end_matches('%').trim_end().parse();
-    let wrong = "not a share such as 20%, from 1% to 1000%, or none";
-    number
-        .ok()
-        .filter(|percent| (1..=1000).contains(percent))
-        .ok_or_else(|| wrong.to_owned())
-}
-
-/// Reads when a session is switched.
-pub(super) fn switch_policy(text: &str) -> Result<SwitchPolicy, String> {
-    match text.split_once(':') {
-        None if text == "manual" => Ok(SwitchPolicy::Manual),
-        None if text == "when-synced" => Ok(SwitchPolicy::WhenSynced),
-        Some(("at", time)) => moments::parse(time).map(SwitchPolicy::At),
-        Some(("event", name)) if !name.is_empty() => Ok(SwitchPolicy::OnEvent(name.to_owned())),
-        _ => Err("not manual, when-synced, at:TIME or event:NAME".to_owned()),
-    }
-}
-
-/// The text that [`switch_policy`] reads.
-pub(super) fn switch_policy_text(policy: &SwitchPolicy) -> String {
-    match policy {
-        SwitchPolicy::Manual => "manual".to_owned(),
-        SwitchPolicy::WhenSynced => "when-synced".to_owned(),
-        SwitchPolicy::At(at_ms) => format!("at:{}", moments::text(at_ms / 1000)),
-        SwitchPolicy::OnEvent(event) => format!("event:{event}"),
-    }
-}
-
 pub(super) fn timeout(text: &str) -> Result<Duration, String> {
     seconds(text).ok_or_else(|| format!("not a number of seconds from 0 to {SECONDS_MAX}"))
 }
@@ -152,33 +83,6 @@ mod tests {
         );
         for wrong in ["db", "db:", ":/dev/sdc", ":"] {
             pair(wrong).unwrap_err();
-        }
-    }
-
-    #[test]
-    fn a_rate_has_a_unit_and_is_not_nothing() {
-        assert_eq!(rate("100MiB"), Ok(100 << 20));
-        assert_eq!(rate("5 MB"), Ok(5_000_000));
-        assert_eq!(rate("65536"), Ok(65_536));
-        assert_eq!(rate("unlimited"), Ok(0));
-        for wrong in ["0", "1", "-1MiB", "fast", "", "1Xi"] {
-            rate(wrong).unwrap_err();
-        }
-    }
-
-    #[test]
-    fn a_policy_is_read_as_it_is_shown() {
-        for text in [
-            "manual",
-            "when-synced",
-            "event:backup-done",
-            "at:2030-01-02 03:04:05Z",
-        ] {
-            let policy = switch_policy(text).unwrap();
-            assert_eq!(switch_policy_text(&policy), text);
-        }
-        for wrong in ["", "at", "at:", "at:soon", "event:", "later", "manual:x"] {
-            switch_policy(wrong).unwrap_err();
         }
     }
 

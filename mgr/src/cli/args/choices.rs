@@ -2,11 +2,11 @@
 
 use clap::{Args, ValueEnum};
 use migration_proto::manager::{
-    CutoverAction, CutoverOptions, RetireHow, SessionLimits, SessionMode, VerifyPolicy,
+    CutoverAction, RetireHow, SessionLimits, SessionMode, VerifyPolicy,
 };
 use migration_proto::target::OnAuthoritativeFailure;
 
-use crate::cli::values::floor;
+use crate::options::forms::floor;
 
 /// What to do when the authoritative LUN fails.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -98,22 +98,6 @@ impl CutoverChoice {
             cutover_duration_seconds: self.cutover_duration,
             throttle_floor_bytes_per_second: self.throttle_floor,
             ..SessionLimits::default()
-        }
-    }
-
-    pub(in crate::cli) fn mode(&self) -> SessionMode {
-        self.limits().mode.unwrap_or_default()
-    }
-
-    pub(in crate::cli) fn options(&self) -> CutoverOptions {
-        let default = CutoverOptions::default();
-        CutoverOptions {
-            action: self.limits().cutover_action.unwrap_or(default.action),
-            attempts: self.attempts.unwrap_or(default.attempts),
-            duration_seconds: self.cutover_duration.unwrap_or(default.duration_seconds),
-            floor_bytes_per_second: self
-                .throttle_floor
-                .unwrap_or(default.floor_bytes_per_second),
         }
     }
 }

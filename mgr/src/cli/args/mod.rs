@@ -12,7 +12,7 @@ pub use choices::{CutoverChoice, Mode, OnFailure, OnMisfit, RetireMethod, Verify
 pub use course::{CourseCommand, PauseLimit};
 pub use end::{EndCommand, Leg};
 pub use record::RecordCommand;
-pub use session::SessionCommand;
+pub use session::{CreateOptions, SessionCommand, SetOptions};
 pub use show::ShowCommand;
 pub use volume::VolumeCommand;
 

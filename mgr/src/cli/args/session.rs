@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::{Subcommand, ValueHint};
-use migration_proto::manager::{PairSpec, SwitchPolicy};
+use clap::{Args, Subcommand, ValueHint};
+use migration_proto::manager::{PairSpec, SessionLimits, SessionOptions, SwitchPolicy};
 
 use super::choices::{CutoverChoice, OnFailure, RetireMethod, VerifyLevel};
-use crate::cli::values::{accepted, pair, percent, rate, switch_policy};
+use crate::cli::values::pair;
 use crate::cli::when::ScheduleOptions;
+use crate::options;
+use crate::options::forms::{accepted, percent, rate, switch_policy};
 
 /// A command that describes a session, starts it, or changes its limits.
 #[derive(Debug, Subcommand)]
@@ -50,56 +52,11 @@ FILE:
         pairs: Vec<PairSpec>,
         /// Read the session from this file, in the format that show prints; - is standard input
         #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath,
-              conflicts_with_all = ["session", "pairs", "overwrite", "accept_weak_identity", "detect_zeroes", "verify",
-                                    "on_authoritative_failure", "rate", "priority", "switch", "mode", "every", "window_hours", "start_at", "max_duration", "switch_pairs",
-                                    "max_latency_impact", "accept_unreadable", "retire", "cutover_action", "attempts", "cutover_duration", "throttle_floor"])]
+              conflicts_with_all = ["session", "pairs"].into_iter().chain(options::ids()))]
         file: Option<PathBuf>,
-        /// Accept targets that hold a file system, a partition table or other data: what they hold
-        /// is lost
-        #[arg(long)]
-        overwrite: bool,
-        /// Accept targets that only their size distinguishes from others; see attach
-        #[arg(long)]
-        accept_weak_identity: bool,
-        /// Look for zeroes while copying, and deallocate them on targets that can do so
-        #[arg(long)]
-        detect_zeroes: bool,
-        /// How a copy is verified
-        #[arg(long, value_enum, value_name = "PROOF", default_value_t)]
-        verify: VerifyLevel,
-        /// What to do when the authoritative LUN fails to write while both are equal
-        #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
-        on_authoritative_failure: OnFailure,
-        /// The highest rate of the session's copy, in bytes a second, such as 100MiB, or unlimited
-        /// [default: unlimited]
-        #[arg(long, value_name = "BYTES", value_parser = rate)]
-        rate: Option<u64>,
-        /// The order in which queued pairs begin, 100 first [default: 50]
-        #[arg(long, value_name = "0-100", value_parser = clap::value_parser!(u8).range(0..=100))]
-        priority: Option<u8>,
-        /// When the session is switched, or with --mode copy split, but not before it is in sync:
-        /// manual, when-synced, at:TIME or event:NAME [default: manual]
-        #[arg(long, value_name = "WHEN", value_parser = switch_policy)]
-        switch: Option<SwitchPolicy>,
-        /// How the source is made inaccessible as soon as the session is committed [default: not at
-        /// all]
-        #[arg(long, value_enum, value_name = "HOW", requires = "session")]
-        retire: Option<RetireMethod>,
-        /// How much the copy may increase the latency of applications (99th percentile), such as
-        /// 20%, or none for no limit
-        #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
-        max_latency_impact: Option<u32>,
-        /// Continue the copy past blocks that cannot be read, up to this amount of each source,
-        /// such as 1MiB: they become zeroes on the target, and are listed in status, show and
-        /// report [default: none]
-        #[arg(long, value_name = "BYTES", value_parser = accepted, requires = "session")]
-        accept_unreadable: Option<u64>,
-        /// The copy mode and the cutover
+        /// The options of the session
         #[command(flatten)]
-        cutover: CutoverChoice,
-        /// The times of the session
-        #[command(flatten)]
-        when: ScheduleOptions,
+        options: CreateOptions,
     },
     /// Check everything that create would check, and estimate the times of copy and switch
     ///
@@ -160,34 +117,9 @@ FILE:
         /// The session
         #[arg(required_unless_present = "max_pairs")]
         session: Option<String>,
-        /// The highest rate of the session's copy, in bytes a second, such as 100MiB, or unlimited
-        #[arg(long, value_name = "BYTES", value_parser = rate, requires = "session")]
-        rate: Option<u64>,
-        /// The order in which queued pairs begin, 100 first
-        #[arg(long, value_name = "0-100", requires = "session", value_parser = clap::value_parser!(u8).range(0..=100))]
-        priority: Option<u8>,
-        /// What to do when the authoritative LUN fails to write while both are equal
-        #[arg(long, value_enum, value_name = "WHAT", requires = "session")]
-        on_authoritative_failure: Option<OnFailure>,
-        /// When the session is switched, or with --mode copy split, but not before it is in sync:
-        /// manual, when-synced, at:TIME or event:NAME
-        #[arg(long, value_name = "WHEN", requires = "session", value_parser = switch_policy)]
-        switch: Option<SwitchPolicy>,
-        /// How much the copy may increase the latency of applications (99th percentile), such as
-        /// 20%, or none for no limit
-        #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
-        max_latency_impact: Option<u32>,
-        /// Continue the copy past blocks that cannot be read, up to this amount of each source,
-        /// such as 1MiB, or none: they become zeroes on the target, and are listed in status, show
-        /// and report
-        #[arg(long, value_name = "BYTES", value_parser = accepted, requires = "session")]
-        accept_unreadable: Option<u64>,
-        /// The copy mode and the cutover
+        /// The limits of the session
         #[command(flatten)]
-        cutover: CutoverChoice,
-        /// The times of the session
-        #[command(flatten)]
-        when: ScheduleOptions,
+        limits: SetOptions,
         /// The highest number of pairs that are copied at the same time, over all sessions; 4 until
         /// it is set
         #[arg(long, value_name = "NUMBER", conflicts_with = "session")]
@@ -204,4 +136,128 @@ FILE:
         #[arg(value_name = "NAME")]
         event: String,
     },
+}
+
+/// The options of a new session.
+#[derive(Debug, Clone, Args)]
+pub struct CreateOptions {
+    /// Accept targets that hold a file system, a partition table or other data: what they hold
+    /// is lost
+    #[arg(long)]
+    overwrite: bool,
+    /// Accept targets that only their size distinguishes from others; see attach
+    #[arg(long)]
+    accept_weak_identity: bool,
+    /// Look for zeroes while copying, and deallocate them on targets that can do so
+    #[arg(long)]
+    detect_zeroes: bool,
+    /// How a copy is verified
+    #[arg(long, value_enum, value_name = "PROOF", default_value_t)]
+    verify: VerifyLevel,
+    /// What to do when the authoritative LUN fails to write while both are equal
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
+    on_authoritative_failure: OnFailure,
+    /// The highest rate of the session's copy, in bytes a second, such as 100MiB, or unlimited
+    /// [default: unlimited]
+    #[arg(long, value_name = "BYTES", value_parser = rate)]
+    rate: Option<u64>,
+    /// The order in which queued pairs begin, 100 first [default: 50]
+    #[arg(long, value_name = "0-100", value_parser = clap::value_parser!(u8).range(0..=100))]
+    priority: Option<u8>,
+    /// When the session is switched, or with --mode copy split, but not before it is in sync:
+    /// manual, when-synced, at:TIME or event:NAME [default: manual]
+    #[arg(long, value_name = "WHEN", value_parser = switch_policy)]
+    switch: Option<SwitchPolicy>,
+    /// How the source is made inaccessible as soon as the session is committed [default: not at
+    /// all]
+    #[arg(long, value_enum, value_name = "HOW", requires = "session")]
+    retire: Option<RetireMethod>,
+    /// How much the copy may increase the latency of applications (99th percentile), such as
+    /// 20%, or none for no limit
+    #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
+    max_latency_impact: Option<u32>,
+    /// Continue the copy past blocks that cannot be read, up to this amount of each source,
+    /// such as 1MiB: they become zeroes on the target, and are listed in status, show and
+    /// report [default: none]
+    #[arg(long, value_name = "BYTES", value_parser = accepted, requires = "session")]
+    accept_unreadable: Option<u64>,
+    /// The copy mode and the cutover
+    #[command(flatten)]
+    cutover: CutoverChoice,
+    /// The times of the session
+    #[command(flatten)]
+    when: ScheduleOptions,
+}
+
+impl CreateOptions {
+    /// The options of the session: the defaults, with the options that are given.
+    pub(in crate::cli) fn into_options(self) -> SessionOptions {
+        let limits = SessionLimits {
+            rate_bytes_per_second: self.rate,
+            priority: self.priority,
+            on_authoritative_failure: Some(self.on_authoritative_failure.into()),
+            switch: self.switch,
+            max_latency_impact_percent: self.max_latency_impact,
+            accept_unreadable_bytes: self.accept_unreadable,
+            ..self.when.limits(self.cutover.limits())
+        };
+        let mut options = SessionOptions {
+            overwrite: self.overwrite,
+            accept_weak_identity: self.accept_weak_identity,
+            detect_zeroes: self.detect_zeroes,
+            verify: self.verify.into(),
+            retire: self.retire.map(Into::into),
+            ..SessionOptions::default()
+        };
+        options::apply(&limits, &mut options);
+        options
+    }
+}
+
+/// The limits of a session that can be changed.
+#[derive(Debug, Clone, Args)]
+pub struct SetOptions {
+    /// The highest rate of the session's copy, in bytes a second, such as 100MiB, or unlimited
+    #[arg(long, value_name = "BYTES", value_parser = rate, requires = "session")]
+    rate: Option<u64>,
+    /// The order in which queued pairs begin, 100 first
+    #[arg(long, value_name = "0-100", requires = "session", value_parser = clap::value_parser!(u8).range(0..=100))]
+    priority: Option<u8>,
+    /// What to do when the authoritative LUN fails to write while both are equal
+    #[arg(long, value_enum, value_name = "WHAT", requires = "session")]
+    on_authoritative_failure: Option<OnFailure>,
+    /// When the session is switched, or with --mode copy split, but not before it is in sync:
+    /// manual, when-synced, at:TIME or event:NAME
+    #[arg(long, value_name = "WHEN", requires = "session", value_parser = switch_policy)]
+    switch: Option<SwitchPolicy>,
+    /// How much the copy may increase the latency of applications (99th percentile), such as
+    /// 20%, or none for no limit
+    #[arg(long, value_name = "PERCENT", value_parser = percent, requires = "session")]
+    max_latency_impact: Option<u32>,
+    /// Continue the copy past blocks that cannot be read, up to this amount of each source,
+    /// such as 1MiB, or none: they become zeroes on the target, and are listed in status, show
+    /// and report
+    #[arg(long, value_name = "BYTES", value_parser = accepted, requires = "session")]
+    accept_unreadable: Option<u64>,
+    /// The copy mode and the cutover
+    #[command(flatten)]
+    cutover: CutoverChoice,
+    /// The times of the session
+    #[command(flatten)]
+    when: ScheduleOptions,
+}
+
+impl SetOptions {
+    /// The limits that are given.
+    pub(in crate::cli) fn into_limits(self) -> SessionLimits {
+        SessionLimits {
+            rate_bytes_per_second: self.rate,
+            priority: self.priority,
+            on_authoritative_failure: self.on_authoritative_failure.map(Into::into),
+            switch: self.switch,
+            max_latency_impact_percent: self.max_latency_impact,
+            accept_unreadable_bytes: self.accept_unreadable,
+            ..self.when.limits(self.cutover.limits())
+        }
+    }
 }

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use migration_proto::manager::{
-    PRIORITY_DEFAULT, PairSpec, Record, Request, SessionLimits, SessionOptions,
-};
+use migration_proto::manager::{PairSpec, Record, Request, SessionOptions};
 
 use super::{change, shuntd};
 use crate::cli::args::{Global, SessionCommand};
@@ -20,19 +18,7 @@ pub(super) fn run(global: &Global, command: SessionCommand) -> Result<(), Stop> 
             session,
             pairs,
             file,
-            overwrite,
-            accept_weak_identity,
-            detect_zeroes,
-            verify,
-            on_authoritative_failure,
-            rate,
-            priority,
-            switch,
-            retire,
-            max_latency_impact,
-            accept_unreadable,
-            cutover,
-            when,
+            options,
         } => {
             if let Some(file) = file {
                 return change(global, &session_file::request(&file)?);
@@ -40,26 +26,7 @@ pub(super) fn run(global: &Global, command: SessionCommand) -> Result<(), Stop> 
             let request = Request::Create {
                 session: session.expect("clap asks for it if there is no file"),
                 pairs,
-                options: SessionOptions {
-                    overwrite,
-                    accept_weak_identity,
-                    detect_zeroes,
-                    on_authoritative_failure: on_authoritative_failure.into(),
-                    verify: verify.into(),
-                    rate_bytes_per_second: rate.unwrap_or(0),
-                    priority: priority.unwrap_or(PRIORITY_DEFAULT),
-                    switch: switch.unwrap_or_default(),
-                    max_latency_impact_percent: max_latency_impact.unwrap_or(0),
-                    accept_unreadable_bytes: accept_unreadable.unwrap_or(0),
-                    mode: cutover.mode(),
-                    every_seconds: when.every.unwrap_or(0),
-                    hours: when.window_hours.unwrap_or_default(),
-                    start_at_ms: when.start_at.unwrap_or(0),
-                    max_duration_seconds: when.max_duration.unwrap_or(0),
-                    switch_pairs: when.switch_pairs.map(Into::into).unwrap_or_default(),
-                    cutover: cutover.options(),
-                    retire: retire.map(Into::into),
-                },
+                options: options.into_options(),
             };
             change(global, &request)
         }
@@ -80,30 +47,10 @@ pub(super) fn run(global: &Global, command: SessionCommand) -> Result<(), Stop> 
         SessionCommand::Start { session } => change(global, &Request::Start { session }),
         SessionCommand::Set {
             session,
-            rate,
-            priority,
-            on_authoritative_failure,
-            switch,
-            max_latency_impact,
-            accept_unreadable,
-            cutover,
-            when,
+            limits,
             max_pairs,
         } => {
-            let limits = SessionLimits {
-                rate_bytes_per_second: rate,
-                priority,
-                on_authoritative_failure: on_authoritative_failure.map(Into::into),
-                switch,
-                max_latency_impact_percent: max_latency_impact,
-                accept_unreadable_bytes: accept_unreadable,
-                every_seconds: when.every,
-                hours: when.window_hours,
-                start_at_ms: when.start_at,
-                max_duration_seconds: when.max_duration,
-                switch_pairs: when.switch_pairs.map(Into::into),
-                ..cutover.limits()
-            };
+            let limits = limits.into_limits();
             let request = match (session, max_pairs) {
                 (Some(session), _) => Request::SetSession { session, limits },
                 (None, Some(pairs_max)) => Request::SetHost { pairs_max },
