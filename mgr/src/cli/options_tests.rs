@@ -10,7 +10,7 @@ use migration_proto::manager::{
 use migration_proto::target::OnAuthoritativeFailure;
 
 use super::args::{Arguments, Command, SessionCommand};
-use super::session_file::{self, Format};
+use super::session_file;
 use crate::history;
 use crate::options::forms::FileValue;
 use crate::options::{self, SessionOption, Setting, TABLE};
@@ -98,9 +98,9 @@ fn shown(options: SessionOptions) -> String {
         allowed: Vec::new(),
         options,
         cutover: None,
-        created_at: 0,
+        created_at_ms: 0,
     };
-    session_file::show(&session, &[], Format::Toml)
+    session_file::show(&session, &[])
 }
 
 #[test]
