@@ -41,6 +41,18 @@ pub enum MapFileError {
         /// What is wrong.
         source: MapError,
     },
+    /// Another release wrote the file. It may be whole, so it is not damaged.
+    #[error(
+        "map file {path} is of format version {version}, this program knows {known}; nothing is served; install the \
+         release that knows version {version}",
+        known = map::FORMAT_VERSION
+    )]
+    OtherVersion {
+        /// The file.
+        path: PathBuf,
+        /// The version of its format.
+        version: u32,
+    },
     /// The file ends before all that it should hold.
     #[error(
         "map file {path} is damaged: it is cut off before byte {offset}; nothing is served until the operator says which \
@@ -74,6 +86,16 @@ pub enum MapFileError {
         /// The file.
         path: PathBuf,
     },
+}
+
+impl MapFileError {
+    fn of_contents(path: &Path, source: MapError) -> Self {
+        let path = path.to_owned();
+        match source {
+            MapError::Version(version) => Self::OtherVersion { path, version },
+            source => Self::Damaged { path, source },
+        }
+    }
 }
 
 /// A map file that is locked by this process and was read.
@@ -324,10 +346,7 @@ pub struct Contents {
 /// # Errors
 /// [`MapFileError`]
 pub fn read(file: &impl FileExt, path: &Path) -> Result<Contents, MapFileError> {
-    let damaged = |source| MapFileError::Damaged {
-        path: path.to_owned(),
-        source,
-    };
+    let damaged = |source| MapFileError::of_contents(path, source);
     let (chosen, descriptor) = read_role(file, path)?;
     let record = &chosen.record;
     let read_area = |area| -> Result<Vec<u64>, MapFileError> {
@@ -400,16 +419,12 @@ pub fn write_custody(
     file.write_all_at(&custody.encode(&record.volume_id), map::CUSTODY_OFFSET)
 }
 
-/// Reads the role record that holds, and the descriptor that it names.
 /// Reads the role record that holds and the descriptor, whatever the rest of the map file is.
 ///
 /// # Errors
 /// [`MapFileError`], if there is no role or no descriptor.
 pub fn read_role(file: &impl FileExt, path: &Path) -> Result<(Chosen, Descriptor), MapFileError> {
-    let damaged = |source| MapFileError::Damaged {
-        path: path.to_owned(),
-        source,
-    };
+    let damaged = |source| MapFileError::of_contents(path, source);
     let slots = [
         sector_at(file, path, map::ROLE_OFFSETS[0])?,
         sector_at(file, path, map::ROLE_OFFSETS[1])?,

@@ -86,7 +86,7 @@ struct Pair {
     known: bool,
     /// The target bears the mark that it is no copy.
     marked: bool,
-    /// Somebody else has written to the target since it was detached.
+    /// Another program has written to the target since it was detached.
     written: bool,
     map: Map,
 }

@@ -49,7 +49,7 @@ enum Doing {
 pub(crate) struct TargetTruth {
     /// It bears the mark that it is no copy.
     marked: bool,
-    /// Somebody else may have written to it since it was detached.
+    /// Another program may have written to it since it was detached.
     written: bool,
 }
 
@@ -231,7 +231,7 @@ impl World {
                 ..
             } => assert!(
                 !truth.written || status.route != Route::Split,
-                "what somebody else wrote to the target stays there: {row:?}"
+                "what another program wrote to the target stays there: {row:?}"
             ),
             Step::SetRoute { .. }
             | Step::Inspect(_)

@@ -403,7 +403,8 @@ impl World {
         }
     }
 
-    /// Notes that the only pair of the session is switched, whoever dies before that is recorded.
+    /// Notes that the only pair of the session is switched, even if a process dies before
+    /// that is recorded.
     fn note_switch(&mut self) {
         let ([site], [row]) = (&mut self.sites[..], &self.daemon.store.pairs[..]) else {
             return;

@@ -400,6 +400,15 @@ fn another_version_is_refused_by_its_number() {
             .stdout
             .contains("role 0       refused: it is of format version 9")
     );
+    // Not damaged: it may be whole for the release that wrote it.
+    let described = map_file::describe(&map.path());
+    assert!(
+        matches!(
+            described,
+            Err(map_file::MapFileError::OtherVersion { version: 9, .. })
+        ),
+        "{described:?}"
+    );
 }
 
 #[test]

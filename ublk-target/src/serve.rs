@@ -546,7 +546,8 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
             ExitCode::from(EXIT_MAP_DAMAGED)
         }
         Some(Error::OtherVolume { .. }) => ExitCode::from(EXIT_OTHER_VOLUME),
-        Some(Error::Io { .. }) | None => ExitCode::FAILURE,
+        // A map file of another release is not damaged: `shunt recover` must not replace it.
+        Some(Error::OtherVersion { .. } | Error::Io { .. }) | None => ExitCode::FAILURE,
     }
 }
 
@@ -575,4 +576,26 @@ pub fn describe(map: &Path, mut output: impl std::io::Write) -> anyhow::Result<(
     };
     serde_json::to_writer(&mut output, &summary)?;
     Ok(writeln!(output)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use map_file::MapFileError;
+    use migration_core::map::MapError;
+
+    use super::*;
+
+    #[test]
+    fn shuntd_learns_that_a_map_file_is_damaged_and_may_be_replaced_only_if_it_is() {
+        let exit_code = |error: MapFileError| format!("{:?}", exit_code(&error.into()));
+        let damaged = format!("{:?}", ExitCode::from(EXIT_MAP_DAMAGED));
+        let path = PathBuf::from("db.map");
+        let source = MapError::NoRole;
+        let error = MapFileError::Damaged { path, source };
+        assert_eq!(exit_code(error), damaged);
+        let path = PathBuf::from("db.map");
+        let error = MapFileError::OtherVersion { path, version: 3 };
+        assert!(error.to_string().contains("install the release"), "{error}");
+        assert_ne!(exit_code(error), damaged);
+    }
 }

@@ -27,7 +27,7 @@ pub enum Rule {
     RetiredAfterRecord,
     /// A target is marked as no copy before everything is copied to it.
     NewMirrorIsMarked,
-    /// A target that somebody may have written to is copied from scratch.
+    /// A target that another program may have written to is copied from scratch.
     DoubtfulTargetIsCopiedAgain,
     /// A copy counts if all volumes held requests at the same time.
     CopyIsOfOneInstant,

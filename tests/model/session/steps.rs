@@ -76,7 +76,7 @@ impl World {
             Step::SetRoute {
                 route: Route::Mirrored { .. },
                 ..
-            } if pair.written => Some("what somebody else wrote to a target stays there"),
+            } if pair.written => Some("what another program wrote to a target stays there"),
             Step::Retire if pair.phase != Phase::Committed => {
                 Some("a source is made inaccessible before the commit is recorded")
             }
