@@ -8,7 +8,7 @@
 
 use std::{fmt::Debug, os::unix::fs::FileExt, path::Path};
 
-use map_file::MapFile;
+use map_store::MapFile;
 use migration_core::{
     map::{self, Area, BitmapSector, RoleRecord, SECTOR_BYTES},
     route::{Route, Side},
@@ -117,7 +117,7 @@ pub fn any_descriptor(bytes: &[u8]) {
         let text = serde_json::to_vec(&descriptor).expect("what was read can be written");
         let again: Descriptor = serde_json::from_slice(&text).expect("what was written");
         assert_eq!(again, descriptor);
-        let _ = map_file::parse_volume_id(&descriptor.volume_id);
+        let _ = map_store::parse_volume_id(&descriptor.volume_id);
         let extents = descriptor.source.extents.iter();
         let sum: u128 = extents.map(|extent| u128::from(extent.length_bytes)).sum();
         assert_eq!(
@@ -135,6 +135,7 @@ fn role(route: Route) -> RoleRecord {
         descriptor_bytes: DESCRIPTOR.len() as u32,
         descriptor_crc: map::checksum(DESCRIPTOR),
         volume_id: VOLUME_ID,
+        block: map::BlockSize::Bytes512,
         geometry: Geometry::for_size(8 << 20).expect("a geometry"),
     }
 }

@@ -7,7 +7,7 @@ use std::ffi::{CString, c_int, c_uint};
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -125,6 +125,14 @@ pub(crate) fn direct_io_alignment_bytes(fd: BorrowedFd<'_>) -> io::Result<Option
     // SAFETY: zeroed before and filled by the kernel; every bit pattern is valid.
     let status = unsafe { status.assume_init() };
     Ok((status.stx_mask & libc::STATX_DIOALIGN != 0).then_some(status.stx_dio_offset_align))
+}
+
+/// The logical block size of the storage below a regular file, in bytes: 512 if it is not known.
+#[must_use]
+pub fn file_block_bytes(file: &std::fs::File) -> u32 {
+    // Old kernels reject the query.
+    let alignment_bytes = direct_io_alignment_bytes(file.as_fd()).ok().flatten();
+    alignment_bytes.unwrap_or(0).max(512)
 }
 
 /// The kind and the numbers of the file to which a path leads.

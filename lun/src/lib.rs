@@ -63,6 +63,7 @@ pub use contents::{Filled, Unrecognised};
 pub use finding::Finding;
 pub use identity::{Difference, FileId, Identity, Kind, Mismatch};
 pub use inspect::{Inspection, inspect, inspect_target, overwrite_word, volumes_beneath};
+pub use kernel::file_block_bytes;
 pub use names::{is_kernel_name, stable_name};
 pub use open::{Lun, OpenError, OpenOptions};
 pub use openers::{Opener, openers};

@@ -1,7 +1,8 @@
 //! The format of the map file: bytes only, no file.
 //!
-//! Everything is little-endian. A sector is 512 bytes, the unit that storage writes whole or not at
-//! all. `docs/formats.md` describes the same for people, with the crash argument.
+//! Everything is little-endian. A sector is 512 bytes with a checksum of its own. Sectors are written
+//! in blocks of one or eight ([`BlockSize`]); the layout serves both, because every part begins at a
+//! multiple of 4096. `docs/formats.md` describes the same for people, with the crash argument.
 //!
 //! | offset | length | what |
 //! |---|---|---|
@@ -22,10 +23,10 @@ use crate::{
     units::{Epoch, Geometry},
 };
 
-/// The unit of writing, in bytes.
+/// The unit that has a checksum, in bytes.
 pub const SECTOR_BYTES: usize = 512;
 /// The version of this format.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 /// Where the role slots are, in bytes.
 pub const ROLE_OFFSETS: [u64; 2] = [0, 4096];
 /// Where the sector is that says who holds the legs, in bytes.
@@ -49,6 +50,53 @@ const CRC32C: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
 #[must_use]
 pub fn checksum(bytes: &[u8]) -> u32 {
     CRC32C.checksum(bytes)
+}
+
+/// The unit of writing. The storage below writes a block of this size whole or not at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum BlockSize {
+    /// One sector.
+    Bytes512,
+    /// Eight sectors, for storage that has no smaller logical blocks.
+    Bytes4096,
+}
+
+impl BlockSize {
+    /// The largest block, in bytes. Every part of the file begins at a multiple of it.
+    pub const BYTES_MAX: usize = 4096;
+
+    /// The size for a file on storage with this logical block size, in bytes. Larger blocks than
+    /// those of this format are read, changed and written by the file system.
+    #[must_use]
+    pub const fn of_file_on(logical_block_bytes: u32) -> Self {
+        match logical_block_bytes {
+            0..=512 => Self::Bytes512,
+            513.. => Self::Bytes4096,
+        }
+    }
+
+    /// The length of a block, in bytes.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::Bytes512 => SECTOR_BYTES,
+            Self::Bytes4096 => Self::BYTES_MAX,
+        }
+    }
+
+    /// The number of sectors in a block.
+    #[must_use]
+    pub const fn sectors(self) -> usize {
+        self.bytes() / SECTOR_BYTES
+    }
+
+    /// A block that has one sector at its beginning, and zeroes after it.
+    #[must_use]
+    pub fn holding(self, sector: &[u8; SECTOR_BYTES]) -> Vec<u8> {
+        let mut block = sector.to_vec();
+        block.resize(self.bytes(), 0);
+        block
+    }
 }
 
 /// One of the two bitmaps.
@@ -76,7 +124,7 @@ pub const fn bitmap_sectors(geometry: Geometry) -> usize {
 }
 
 const fn bitmap_bytes(geometry: Geometry) -> u64 {
-    ((bitmap_sectors(geometry) * SECTOR_BYTES) as u64).next_multiple_of(4096)
+    ((bitmap_sectors(geometry) * SECTOR_BYTES) as u64).next_multiple_of(BlockSize::BYTES_MAX as u64)
 }
 
 /// The length of the whole file, in bytes.
@@ -167,6 +215,8 @@ pub struct RoleRecord {
     pub descriptor_crc: u32,
     /// The volume's UUID.
     pub volume_id: [u8; 16],
+    /// The unit in which the file is written.
+    pub block: BlockSize,
     /// The sizes.
     pub geometry: Geometry,
 }
@@ -239,6 +289,7 @@ impl RoleRecord {
         sector[25] = self.descriptor_slot;
         sector[28..32].copy_from_slice(&self.descriptor_bytes.to_le_bytes());
         sector[32..36].copy_from_slice(&self.descriptor_crc.to_le_bytes());
+        sector[36..40].copy_from_slice(&(self.block.bytes() as u32).to_le_bytes());
         sector[40..56].copy_from_slice(&self.volume_id);
         sector[56..64].copy_from_slice(&self.geometry.size_bytes().to_le_bytes());
         sector[64..72].copy_from_slice(&self.geometry.region_bytes().to_le_bytes());
@@ -290,6 +341,11 @@ impl RoleRecord {
             descriptor_bytes,
             descriptor_crc: u32_at(sector, 32),
             volume_id,
+            block: match u32_at(sector, 36) {
+                512 => BlockSize::Bytes512,
+                4096 => BlockSize::Bytes4096,
+                _ => return Err(MapError::Field("block size")),
+            },
             geometry: Geometry::new(u64_at(sector, 56), u64_at(sector, 64))
                 .map_err(|_| MapError::Field("geometry"))?,
         };
@@ -323,6 +379,7 @@ impl RoleRecord {
                 stale_slot: Some(0),
             }),
             (Some(a), Some(b)) if a.volume_id != b.volume_id => Err(MapError::Field("volume id")),
+            (Some(a), Some(b)) if a.block != b.block => Err(MapError::Field("block size")),
             (Some(a), Some(b)) if a.epoch == b.epoch && a != b => Err(MapError::Field("epoch")),
             (Some(a), Some(b)) if a.epoch.0.abs_diff(b.epoch.0) > 1 => {
                 Err(MapError::Field("epoch"))
@@ -365,7 +422,8 @@ pub struct Chosen {
 }
 
 /// The parts of a new map file, as offset and bytes: the role record (both slots) and the
-/// descriptor in slot 0. The rest of the file's [`file_bytes`] is zero.
+/// descriptor in slot 0. The rest of the file's [`file_bytes`] is zero, so whole blocks can be
+/// written.
 #[must_use]
 pub fn initial_parts(record: &RoleRecord, descriptor: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let sector = record.encode();
@@ -402,6 +460,7 @@ mod tests {
             descriptor_bytes: 77,
             descriptor_crc: 0x1234_5678,
             volume_id: *b"0123456789abcdef",
+            block: BlockSize::Bytes512,
             geometry: Geometry::for_size(10 << 30).unwrap(),
         }
     }
@@ -422,15 +481,20 @@ mod tests {
             SOURCE,
             TARGET,
         ] {
-            let before = record(7, route);
-            assert_eq!(RoleRecord::decode(&before.encode()), Ok(Some(before)));
+            for block in [BlockSize::Bytes512, BlockSize::Bytes4096] {
+                let before = RoleRecord {
+                    block,
+                    ..record(7, route)
+                };
+                assert_eq!(RoleRecord::decode(&before.encode()), Ok(Some(before)));
+            }
         }
     }
 
     #[test]
     fn the_format_has_not_changed() {
         // Golden values: a change here is a new FORMAT_VERSION.
-        assert_eq!(checksum(&record(7, TARGET).encode()), 0xd09d_25cd);
+        assert_eq!(checksum(&record(7, TARGET).encode()), 0xfaed_2e74);
         let words: Vec<u64> = (0..SECTOR_WORDS as u64).collect();
         let sector = BitmapSector {
             area: Area::Intent,
@@ -474,6 +538,14 @@ mod tests {
             RoleRecord::choose([&a.encode(), &far.encode()]),
             Err(MapError::Field("epoch"))
         );
+        let other_block = RoleRecord {
+            block: BlockSize::Bytes4096,
+            ..record(8, SOURCE)
+        };
+        assert_eq!(
+            RoleRecord::choose([&a.encode(), &other_block.encode()]),
+            Err(MapError::Field("block size"))
+        );
     }
 
     #[test]
@@ -502,6 +574,14 @@ mod tests {
                 dirty_end <= intent && intent_end <= file_bytes(geometry),
                 "{size}"
             );
+            // A block of either size holds sectors of one part only.
+            let begins = [ROLE_OFFSETS, DESCRIPTOR_OFFSETS, [CUSTODY_OFFSET, intent]].concat();
+            for begin in begins
+                .into_iter()
+                .chain([BITMAP_OFFSET, file_bytes(geometry)])
+            {
+                assert_eq!(begin % BlockSize::BYTES_MAX as u64, 0, "{size}");
+            }
         }
     }
 

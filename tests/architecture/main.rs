@@ -57,7 +57,7 @@ fn dependencies_point_in_one_direction() {
         ("migration-core", &[]),
         ("lun", &[]),
         ("migration-proto", &["migration-core", "lun"]),
-        ("map-file", &["migration-core", "migration-proto", "lun"]),
+        ("map-store", &["migration-core", "migration-proto", "lun"]),
         (
             "ublk-target",
             &[
@@ -66,7 +66,7 @@ fn dependencies_point_in_one_direction() {
                 "migration-proto",
                 "lun",
                 "leg",
-                "map-file",
+                "map-store",
             ],
         ),
         ("leg", &["migration-core", "migration-proto", "lun"]),
@@ -87,14 +87,14 @@ fn dependencies_point_in_one_direction() {
                 "migration-core",
                 "migration-proto",
                 "lun",
-                "map-file",
+                "map-store",
                 "copier",
                 "schema-check",
             ],
         ),
         (
             "tools",
-            &["migration-core", "migration-proto", "lun", "map-file"],
+            &["migration-core", "migration-proto", "lun", "map-store"],
         ),
         (
             "tests",
@@ -102,7 +102,7 @@ fn dependencies_point_in_one_direction() {
                 "migration-core",
                 "migration-proto",
                 "lun",
-                "map-file",
+                "map-store",
                 "seeded-core",
                 "schema-check",
                 "copier",
@@ -113,7 +113,7 @@ fn dependencies_point_in_one_direction() {
         ("schema-check", &[]),
         (
             "fuzz",
-            &["migration-core", "migration-proto", "lun", "map-file"],
+            &["migration-core", "migration-proto", "lun", "map-store"],
         ),
     ]);
     for (package, named) in arrows() {

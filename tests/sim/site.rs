@@ -10,10 +10,10 @@ mod names;
 
 use std::collections::BTreeSet;
 
-use map_file::Contents;
+use map_store::Contents;
 use migration_core::{
     custody::{Claim, Takeover},
-    map::{self, RoleRecord},
+    map::{self, BlockSize, RoleRecord},
     route::{Route, Side},
     units::{Epoch, Geometry},
     volume::{Call, CopyMode, Effect, Errno, OnAuthoritativeFailure, Reply, Volume},
@@ -159,7 +159,7 @@ pub(crate) fn geometry() -> Geometry {
 /// A new map file. `source` and `target`: the LUNs of the legs.
 fn new_map(number: usize, route: Route, source: usize, target: Option<usize>) -> MapDisk {
     let id = format!("00000000-0000-4000-8000-{number:012x}");
-    let volume_id = map_file::parse_volume_id(&id).expect("a UUID");
+    let volume_id = map_store::parse_volume_id(&id).expect("a UUID");
     let descriptor = Descriptor {
         volume: format!("v{number}"),
         volume_id: id,
@@ -177,6 +177,7 @@ fn new_map(number: usize, route: Route, source: usize, target: Option<usize>) ->
         descriptor_bytes: bytes.len() as u32,
         descriptor_crc: map::checksum(&bytes),
         volume_id,
+        block: [BlockSize::Bytes512, BlockSize::Bytes4096][number % 2],
         geometry: geometry(),
     };
     let map = MapDisk::default();

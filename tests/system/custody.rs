@@ -10,7 +10,7 @@ const REFUSED: i32 = 3;
 fn in_sync_and_unmarked(host: &Host, source: &str, target: &str) {
     host.bring_into_sync("db", source, target, "move");
     wait_until("no region is marked", || {
-        let map = map_file::MapFile::open_read_only(&host.map("db"));
+        let map = map_store::MapFile::open_read_only(&host.map("db"));
         map.is_ok_and(|map| map.dirty.iter().chain(&map.intent).all(|word| *word == 0))
     });
 }

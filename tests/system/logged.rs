@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use map_file::MapFile;
+use map_store::MapFile;
 use migration_core::route::Side;
 use tests::{
     host::Host,

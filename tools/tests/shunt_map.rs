@@ -16,7 +16,7 @@ use std::{
 use common::{Ended, json_lines, run};
 use lun::{Identity, Kind};
 use migration_core::{
-    map::{self, Area, BitmapSector, MapError, RoleRecord, SECTOR_WORDS},
+    map::{self, Area, BitmapSector, BlockSize, MapError, RoleRecord, SECTOR_WORDS},
     route::{Route, Side},
     units::{Epoch, Geometry},
 };
@@ -74,8 +74,14 @@ impl Map {
             directory,
             descriptor: serde_json::to_vec(&descriptor).unwrap(),
         };
-        map_file::format(&map.path(), &descriptor, Side::Source).unwrap();
+        map_store::format(&map.path(), &descriptor, Side::Source).unwrap();
         map
+    }
+
+    /// As the file was created: it depends on the file system.
+    fn block(&self) -> BlockSize {
+        let map = map_store::MapFile::open_read_only(&self.path());
+        map.unwrap().chosen.record.block
     }
 
     /// A map file with a mirror leg, and regions 0, 1, 4 and 4999 dirty.
@@ -108,7 +114,8 @@ impl Map {
             descriptor_slot: 0,
             descriptor_bytes: self.descriptor.len() as u32,
             descriptor_crc: map::checksum(&self.descriptor),
-            volume_id: map_file::parse_volume_id(VOLUME_ID).unwrap(),
+            volume_id: map_store::parse_volume_id(VOLUME_ID).unwrap(),
+            block: self.block(),
             geometry: Geometry::for_size(SIZE).unwrap(),
         }
     }
@@ -401,11 +408,11 @@ fn another_version_is_refused_by_its_number() {
             .contains("role 0       refused: it is of format version 9")
     );
     // Not damaged: it may be whole for the release that wrote it.
-    let described = map_file::describe(&map.path());
+    let described = map_store::describe(&map.path());
     assert!(
         matches!(
             described,
-            Err(map_file::MapFileError::OtherVersion { version: 9, .. })
+            Err(map_store::MapFileError::OtherVersion { version: 9, .. })
         ),
         "{described:?}"
     );

@@ -15,7 +15,7 @@ use std::{
 use anyhow::Context;
 use leg::OpenLeg;
 use lun::{Lun, OpenError, OpenOptions};
-use map_file::MapFile;
+use map_store::MapFile;
 use migration_core::{
     custody::{BootId, Claim, Custody, Found, LegState, Legs, Released, Takeover, take_over},
     route::Side,
@@ -194,7 +194,7 @@ fn leg_state(leg: &OpenLeg) -> Option<LegState> {
 
 fn boot_id() -> Option<BootId> {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    map_file::parse_volume_id(text.trim()).ok().map(BootId)
+    map_store::parse_volume_id(text.trim()).ok().map(BootId)
 }
 
 fn new_claim() -> io::Result<Claim> {

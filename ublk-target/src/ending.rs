@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use leg::OpenLeg;
-use map_file::MapFile;
+use map_store::MapFile;
 use nix::{
     errno::Errno,
     sys::signal::{SigSet, Signal},

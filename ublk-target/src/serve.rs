@@ -26,7 +26,7 @@ use std::{
 
 use anyhow::{Context, anyhow, bail};
 use leg::OpenLeg;
-use map_file::MapFile;
+use map_store::MapFile;
 use migration_core::route::Side;
 use migration_proto::{
     chain,
@@ -539,7 +539,7 @@ fn become_io_flusher() {
 /// Maps an error to the exit status by which shuntd knows that a restart will not help.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    use map_file::MapFileError as Error;
+    use map_store::MapFileError as Error;
     match error.downcast_ref::<Error>() {
         Some(Error::Locked { .. }) => ExitCode::from(EXIT_LOCKED),
         Some(Error::Damaged { .. } | Error::Truncated { .. } | Error::Descriptor { .. }) => {
@@ -558,7 +558,7 @@ pub fn exit_code(error: &anyhow::Error) -> ExitCode {
 pub fn format(map: &Path, descriptor: impl std::io::Read, leg: Side) -> anyhow::Result<()> {
     let descriptor: Descriptor =
         serde_json::from_reader(descriptor).context("the descriptor on standard input")?;
-    Ok(map_file::format(map, &descriptor, leg)?)
+    Ok(map_store::format(map, &descriptor, leg)?)
 }
 
 /// Prints the contents of a map file as JSON.
@@ -567,7 +567,7 @@ pub fn format(map: &Path, descriptor: impl std::io::Read, leg: Side) -> anyhow::
 /// The map file cannot be read, it has no valid role record or descriptor, or the output cannot be
 /// written.
 pub fn describe(map: &Path, mut output: impl std::io::Write) -> anyhow::Result<()> {
-    let found = map_file::describe(map)?;
+    let found = map_store::describe(map)?;
     let summary = MapSummary {
         epoch: found.record.epoch.0,
         route: found.record.route.into(),
@@ -580,7 +580,7 @@ pub fn describe(map: &Path, mut output: impl std::io::Write) -> anyhow::Result<(
 
 #[cfg(test)]
 mod tests {
-    use map_file::MapFileError;
+    use map_store::MapFileError;
     use migration_core::map::MapError;
 
     use super::*;

@@ -201,17 +201,13 @@ pub(super) fn file_identity(file: &File, direct: bool, path: &Path) -> Result<Id
     let metadata = file
         .metadata()
         .map_err(|source| other(path, "stat", source))?;
-    // Queried also without O_DIRECT: the identity must not depend on how the file was opened. Old
-    // kernels reject the query.
-    let alignment_bytes = kernel::direct_io_alignment_bytes(file.as_fd())
-        .ok()
-        .flatten();
-    if direct && alignment_bytes == Some(0) {
+    if direct && matches!(kernel::direct_io_alignment_bytes(file.as_fd()), Ok(Some(0))) {
         return Err(OpenError::DirectUnsupported {
             path: path.to_owned(),
         });
     }
-    let logical_block_bytes = alignment_bytes.unwrap_or(0).max(SECTOR_BYTES);
+    // Queried also without O_DIRECT: the identity must not depend on how the file was opened.
+    let logical_block_bytes = kernel::file_block_bytes(file);
     check_geometry(path, metadata.len(), logical_block_bytes)?;
     Ok(Identity {
         kind: Kind::RegularFile,

@@ -19,12 +19,13 @@ use alloc::vec::Vec;
 use super::{Effect, Flush, FlushId, Flushed, IoResult, Rule, Volume};
 use crate::{
     bits::Bits,
-    map::{self, Area, BitmapSector, SECTOR_WORDS},
+    map::{self, Area, BitmapSector, BlockSize, RoleRecord, SECTOR_WORDS},
     route::Side,
-    units::{Geometry, Range, RegionIndex, Time},
+    units::{Range, RegionIndex, Time},
 };
 
-/// The most sectors of one batch.
+/// The most sectors of one batch. A batch has whole blocks: at most one of each bitmap, its last, has
+/// fewer sectors than the others.
 pub const MAP_BATCH_SECTORS_MAX: usize = 16;
 
 /// The interval between sweeps of copied regions, in nanoseconds. After a crash, what was copied
@@ -50,6 +51,7 @@ pub(super) struct Intent {
     recent: Bits,
     stale_dirty_sectors: Bits,
     stale_intent_sectors: Bits,
+    block: BlockSize,
     batch: Vec<BitmapSector>,
     /// A write to the map file failed; the next attempt waits for the next tick.
     hold_off: bool,
@@ -71,7 +73,8 @@ struct Sweep {
 }
 
 impl Intent {
-    pub(super) fn load(geometry: Geometry, dirty: &[u64], intent: &[u64]) -> Self {
+    pub(super) fn load(record: &RoleRecord, dirty: &[u64], intent: &[u64]) -> Self {
+        let geometry = record.geometry;
         let regions = || Bits::new(geometry.regions(), SECTOR_WORDS);
         let sectors = || Bits::new(map::bitmap_sectors(geometry), 1);
         let mut new = Self {
@@ -83,6 +86,7 @@ impl Intent {
             recent: regions(),
             stale_dirty_sectors: sectors(),
             stale_intent_sectors: sectors(),
+            block: record.block,
             batch: Vec::with_capacity(MAP_BATCH_SECTORS_MAX),
             hold_off: false,
             sweep: None,
@@ -208,29 +212,34 @@ impl Intent {
 
     /// Fills the next batch, if there is something to write and no batch is being written. Returns
     /// whether there is a batch to write.
+    ///
+    /// All sectors of a block are written together. Those that have not changed may be written with
+    /// them: what the bitmaps say in memory may always be on disk.
     fn next_batch(&mut self) -> bool {
         if self.hold_off || !self.batch.is_empty() {
             return false;
         }
+        let sectors = self.cover.words().len() / SECTOR_WORDS;
         for (area, stale) in [
             (Area::Intent, &mut self.stale_intent_sectors),
             (Area::Dirty, &mut self.stale_dirty_sectors),
         ] {
-            while self.batch.len() < MAP_BATCH_SECTORS_MAX {
-                let Some(sector) = stale.next_from(0) else {
+            while let Some(RegionIndex(sector)) = stale.next_from(0) {
+                let block = sector / self.block.sectors() * self.block.sectors();
+                let end = sectors.min(block + self.block.sectors());
+                if self.batch.len() + (end - block) > MAP_BATCH_SECTORS_MAX {
                     break;
-                };
-                stale.remove(sector);
-                let sector = BitmapSector {
-                    area,
-                    index: sector.0,
-                };
-                self.batch.push(sector);
-                if area == Area::Intent {
-                    for word in sector.words() {
-                        let pending = self.pending.words()[word];
-                        self.issued.set_word(word, pending);
-                        self.pending.set_word(word, 0);
+                }
+                for index in block..end {
+                    stale.remove(RegionIndex(index));
+                    let sector = BitmapSector { area, index };
+                    self.batch.push(sector);
+                    if area == Area::Intent {
+                        for word in sector.words() {
+                            let pending = self.pending.words()[word];
+                            self.issued.set_word(word, pending);
+                            self.pending.set_word(word, 0);
+                        }
                     }
                 }
             }

@@ -354,7 +354,7 @@ impl Volume {
         dirty: &[u64],
         intent: &[u64],
     ) -> Self {
-        let intent = intent::Intent::load(record.geometry, dirty, intent);
+        let intent = intent::Intent::load(&record, dirty, intent);
         let regions = record
             .route
             .has_map()

@@ -11,7 +11,11 @@ mod split;
 mod tracking;
 
 use super::*;
-use crate::{map, route::Route, units::RegionIndex};
+use crate::{
+    map::{self, Area, BitmapSector, BlockSize},
+    route::Route,
+    units::RegionIndex,
+};
 
 const REGION: u64 = 64 << 10;
 const BLOCK: u64 = 32 << 10;
@@ -40,6 +44,7 @@ fn mirrored(authoritative: Side) -> RoleRecord {
         descriptor_bytes: 0,
         descriptor_crc: 0,
         volume_id: *b"a volume's name.",
+        block: BlockSize::Bytes512,
         geometry: geometry(),
     }
 }

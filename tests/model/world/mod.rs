@@ -6,7 +6,7 @@ mod effects;
 mod media;
 
 use seeded_core::{
-    map::RoleRecord,
+    map::{BlockSize, RoleRecord},
     route::{Route, Side},
     units::{Epoch, Geometry, RegionIndex, Time},
     volume::{Call, Config, CopierId, Effect, FlushId, IoResult, Place, Timer, Volume},
@@ -200,6 +200,7 @@ impl World {
             descriptor_bytes: 0,
             descriptor_crc: 0,
             volume_id: VOLUME_ID,
+            block: BlockSize::Bytes512,
             geometry: geometry.expect("a geometry"),
         };
         let map = MapFile {

@@ -1,6 +1,6 @@
 //! The custody of the legs: who holds them, and what others write to them meanwhile.
 
-use map_file::Contents;
+use map_store::Contents;
 use migration_core::{
     custody::{self, BootId, Claim, Custody, Doubt, Found, LegState, Legs, Released, Takeover},
     route::{Route, Side},
@@ -28,7 +28,7 @@ impl Site {
         let new = Claim(self.next_claim);
         let takeover = custody::take_over(record.route, missing, &found, new);
         if let Some(doubt) = takeover.doubt {
-            map_file::make_all_dirty(&self.map, &record, &mut contents.dirty)?;
+            map_store::make_all_dirty(&self.map, &record, &mut contents.dirty)?;
             self.note(match doubt {
                 Doubt::NoRecord | Doubt::NotCounted(_) => "doubts of other kinds",
                 Doubt::ClaimLapsed => "doubts because a claim lapsed",
@@ -37,7 +37,7 @@ impl Site {
             });
         }
         if takeover.is_new {
-            map_file::write_custody(&self.map, &record, &Custody::Held(takeover.claim))?;
+            map_store::write_custody(&self.map, &record, &Custody::Held(takeover.claim))?;
         }
         Ok(takeover)
     }
@@ -75,7 +75,7 @@ impl Site {
         }
         let boot = BootId([self.boot; 16]);
         let released = Custody::Released(Released { boot, legs });
-        map_file::write_custody(&self.map, &record, &released).expect("the map file lives");
+        map_store::write_custody(&self.map, &record, &released).expect("the map file lives");
         self.kill();
         self.held = None;
         self.note("clean ends of ublk-target");

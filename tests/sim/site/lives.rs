@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use map_file::{Contents, MapFileError};
+use map_store::{Contents, MapFileError};
 use migration_core::{
     map::{self, MapError},
     route::Route,
@@ -71,7 +71,7 @@ impl Site {
         if self.ghosts.iter().any(|ghost| ghost.io.lun().is_none()) {
             return Start::Waits;
         }
-        let mut contents = match map_file::read(&self.map, Path::new("map")) {
+        let mut contents = match map_store::read(&self.map, Path::new("map")) {
             Ok(contents) => contents,
             Err(error) => return self.refused(&error),
         };
@@ -93,7 +93,7 @@ impl Site {
             let kept = if writes < 2 { kept } else { 0 };
             self.map.dies_after(Some((writes, kept)));
         }
-        let settled = map_file::settle_role(&self.map, &mut contents.chosen);
+        let settled = map_store::settle_role(&self.map, &mut contents.chosen);
         let taken = settled.and_then(|()| self.take_over(&mut contents));
         self.map.dies_after(None);
         let Ok(takeover) = taken else {
@@ -187,7 +187,7 @@ impl Site {
 
     /// The route and the authoritative LUN that a process that starts now will find.
     pub(crate) fn durable_route(&self) -> Result<(Route, usize), MapFileError> {
-        let contents = map_file::read(&self.map, Path::new("map"))?;
+        let contents = map_store::read(&self.map, Path::new("map"))?;
         let route = contents.chosen.record.route;
         Ok((route, lun_of(&contents.descriptor, route.authoritative())))
     }
@@ -195,7 +195,7 @@ impl Site {
     /// The route and the authoritative LUN, whatever is left of the map file.
     pub(crate) fn true_route(&self) -> (Route, usize) {
         self.lost.unwrap_or_else(|| {
-            let role = map_file::read_role(&self.map, Path::new("map"));
+            let role = map_store::read_role(&self.map, Path::new("map"));
             let (chosen, descriptor) = role.expect("the role can be read");
             let route = chosen.record.route;
             (route, lun_of(&descriptor, route.authoritative()))

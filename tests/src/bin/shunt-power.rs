@@ -15,7 +15,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
-use map_file::MapFile;
+use map_store::MapFile;
 use migration_core::route::Route;
 use migration_proto::target::{Request, Response, Status};
 use tests::{

@@ -1,7 +1,6 @@
 //! The completions of the ring: each becomes an event for the volume.
 
 use migration_core::{
-    map::SECTOR_BYTES,
     route::Side,
     units::{Range, Tag},
     volume::{Errno, FlushId, IoResult, Op, Place, Request},
@@ -29,7 +28,8 @@ impl Engine {
                 } else {
                     "second-role-slot-durable"
                 });
-                let result = io_result(result, SECTOR_BYTES as u32);
+                let bytes = self.volume.record().block.bytes();
+                let result = io_result(result, bytes as u32);
                 self.volume
                     .role_written(self.now(), slot, result, &mut self.effects);
             }

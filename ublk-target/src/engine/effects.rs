@@ -48,8 +48,8 @@ impl Engine {
             Effect::WriteMap => self.write_map(),
             Effect::WriteDescriptor { slot } => self.write_descriptor(slot),
             Effect::WriteRole { record, slot } => {
-                *self.role_buffer = record.encode();
-                let (data, length) = (self.role_buffer.as_ptr(), SECTOR_BYTES as u32);
+                self.role_buffer[..SECTOR_BYTES].copy_from_slice(&record.encode());
+                let (data, length) = (self.role_buffer.as_ptr(), record.block.bytes() as u32);
                 let is_new = record.epoch != self.volume.record().epoch;
                 crash_point::here(if is_new {
                     "role-before"
@@ -138,31 +138,35 @@ impl Engine {
         }
     }
 
-    /// Writes the current batch; adjacent sectors are joined into one write.
+    /// Writes the current batch in whole blocks; adjacent sectors are joined into one write.
     fn write_map(&mut self) {
         crash_point::here("map-before");
-        let geometry = self.volume.geometry();
+        let record = self.volume.record();
+        let (geometry, block_bytes) = (record.geometry, record.block.bytes());
         let batch: &[BitmapSector] = self.volume.map_batch();
         let mut writes = [(0, 0, 0); super::MAP_BATCH_SECTORS_MAX];
-        let mut count = 0;
-        for (index, sector) in batch.iter().enumerate() {
-            let at = index * SECTOR_BYTES;
-            let bytes = self.volume.encode_sector(*sector);
-            self.map_buffer[at..at + SECTOR_BYTES].copy_from_slice(&bytes);
+        let (mut count, mut end) = (0, 0);
+        for sector in batch {
             let offset = sector.offset(geometry);
             match writes[..count].last_mut() {
                 Some((_, length, start)) if *start + *length as u64 == offset => {
                     *length += SECTOR_BYTES
                 }
                 Some(_) | None => {
-                    writes[count] = (at, SECTOR_BYTES, offset);
+                    end = pad(&mut *self.map_buffer, end, block_bytes);
+                    writes[count] = (end, SECTOR_BYTES, offset);
                     count += 1;
                 }
             }
+            let bytes = self.volume.encode_sector(*sector);
+            self.map_buffer[end..end + SECTOR_BYTES].copy_from_slice(&bytes);
+            end += SECTOR_BYTES;
         }
+        pad(&mut *self.map_buffer, end, block_bytes);
         self.map_writes_pending = count;
         for (at, length, offset) in writes[..count].iter().copied() {
-            let (data, length) = (self.map_buffer[at..].as_ptr(), length as u32);
+            let length = length.next_multiple_of(block_bytes) as u32;
+            let data = self.map_buffer[at..].as_ptr();
             self.write_to_map(data, length, offset, Token::Map(length));
         }
     }
@@ -177,6 +181,9 @@ impl Engine {
                 .descriptor_written(now, result, &mut self.effects);
         };
         self.descriptor_buffer = core::mem::take(&mut new.bytes);
+        let block_bytes = self.volume.record().block.bytes();
+        let padded = self.descriptor_buffer.len().next_multiple_of(block_bytes);
+        self.descriptor_buffer.resize(padded, 0);
         let (data, length) = (
             self.descriptor_buffer.as_ptr(),
             self.descriptor_buffer.len() as u32,
@@ -277,4 +284,11 @@ impl Engine {
             .name("close".to_owned())
             .spawn(close);
     }
+}
+
+/// Writes zeroes from `end` to the end of the block; returns that.
+fn pad(buffer: &mut [u8], end: usize, block_bytes: usize) -> usize {
+    let padded = end.next_multiple_of(block_bytes);
+    buffer[end..padded].fill(0);
+    padded
 }

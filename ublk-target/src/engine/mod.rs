@@ -32,7 +32,7 @@ use leg::OpenLeg;
 use migration_core::{
     custody::Doubt,
     latency::Latencies,
-    map::{RoleRecord, SECTOR_BYTES},
+    map::{BlockSize, RoleRecord, SECTOR_BYTES},
     route::Side,
     units::{Range, Tag, Time},
     volume::{self, Config, Effect, FlushId, IoResult, Op, Volume},
@@ -53,6 +53,8 @@ use crate::ublk::{self, IoDescriptors, IoSlot};
 
 /// The most sectors of one batch.
 const MAP_BATCH_SECTORS_MAX: usize = volume::MAP_BATCH_SECTORS_MAX;
+/// The last block of each bitmap may have fewer sectors than the others, and zeroes after them.
+const MAP_BUFFER_BYTES: usize = MAP_BATCH_SECTORS_MAX * SECTOR_BYTES + 2 * BlockSize::BYTES_MAX;
 
 /// The most writes to the mirror leg that are in flight at the same time: a usual queue depth of a
 /// LUN. Each needs a buffer of its own if its request was answered before.
@@ -89,7 +91,7 @@ pub struct Parts {
     /// The shape of the device.
     pub shape: Shape,
     /// The map file, locked and read.
-    pub map: map_file::MapFile,
+    pub map: map_store::MapFile,
     /// The source leg, if the route uses it.
     pub source: Option<OpenLeg>,
     /// The target leg, if the route uses it.
@@ -175,8 +177,9 @@ pub struct Engine {
     // Dropped first: the kernel may use the memory of the fields below until then.
     ring: Ring,
     buffers: Buffers,
-    map_buffer: Box<[u8; MAP_BATCH_SECTORS_MAX * SECTOR_BYTES]>,
-    role_buffer: Box<[u8; SECTOR_BYTES]>,
+    map_buffer: Box<[u8; MAP_BUFFER_BYTES]>,
+    /// A block; only its first sector is ever changed.
+    role_buffer: Box<[u8; BlockSize::BYTES_MAX]>,
     wake_buffer: Box<[u8; 8]>,
     /// The descriptor that is being written or was written last. It stays here because the change
     /// to which it belongs may end before the kernel has read it. The volume writes one descriptor
@@ -279,8 +282,8 @@ impl Engine {
         Ok(Self {
             ring,
             buffers,
-            map_buffer: Box::new([0; MAP_BATCH_SECTORS_MAX * SECTOR_BYTES]),
-            role_buffer: Box::new([0; SECTOR_BYTES]),
+            map_buffer: Box::new([0; MAP_BUFFER_BYTES]),
+            role_buffer: Box::new([0; BlockSize::BYTES_MAX]),
             wake_buffer: Box::new([0; 8]),
             descriptor_buffer: Vec::new(),
             new_mirror: None,

@@ -210,3 +210,58 @@ fn a_copier_that_is_connected_through_a_switch_has_to_present_itself_again() {
         }]
     );
 }
+
+#[test]
+fn the_sectors_of_a_block_are_written_together() {
+    // With blocks of eight sectors, the last block of each bitmap has three.
+    const SECTORS: usize = 11;
+    let sector = |area, index| BitmapSector { area, index };
+    let size_bytes = (SECTORS * map::SECTOR_REGIONS) as u64 * REGION;
+    let record = RoleRecord {
+        block: BlockSize::Bytes4096,
+        geometry: Geometry::new(size_bytes, REGION).unwrap(),
+        ..mirrored(Side::Source)
+    };
+    let none = vec![0; SECTORS * map::SECTOR_WORDS];
+    let mut volume = Volume::load(&CONFIG, record, None, &none, &none);
+    let range = |sector| {
+        record
+            .geometry
+            .range(RegionIndex(sector * map::SECTOR_REGIONS))
+    };
+    let mut effects = Vec::new();
+    let last: Vec<_> = (8..11).map(|index| sector(Area::Intent, index)).collect();
+    let whole: Vec<_> = (0..11).map(|index| sector(Area::Intent, index)).collect();
+
+    volume.mark_intent(range(9));
+    volume.write_map(&mut effects);
+    assert_eq!(volume.map_batch(), last);
+    // It waits for the batch that is being written; that fails, and is written again with it.
+    volume.mark_intent(range(0));
+    volume.map_written(Time(1), Err(Errno(5)), &mut effects);
+    volume.tick(Time(2), &mut effects);
+    assert_eq!(volume.map_batch(), whole);
+    let written = volume.encode_sector(sector(Area::Intent, 9));
+    let words = sector(Area::Intent, 9).decode(&record.volume_id, &written);
+    assert_eq!(words.map(|words| words[0]), Ok(1));
+    volume.map_written(Time(3), Ok(()), &mut effects);
+    assert!(volume.is_map_written());
+    for sector in [0, 9] {
+        assert!(
+            volume
+                .intent
+                .is_covered(RegionIndex(sector * map::SECTOR_REGIONS))
+        );
+    }
+
+    // Two whole blocks are the most of a batch; a block is never divided.
+    volume.intent.fill_dirty();
+    let mut batches = Vec::new();
+    volume.write_map(&mut effects);
+    while !volume.map_batch().is_empty() {
+        batches.push(volume.map_batch().to_vec());
+        volume.map_written(Time(4), Ok(()), &mut effects);
+    }
+    let dirty: Vec<_> = (0..11).map(|index| sector(Area::Dirty, index)).collect();
+    assert_eq!(batches, [whole, dirty]);
+}

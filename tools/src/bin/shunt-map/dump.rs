@@ -85,11 +85,12 @@ fn holds(survey: &Survey, record: &RoleRecord) -> bool {
 fn geometry_text(record: &RoleRecord) -> String {
     let geometry = record.geometry;
     format!(
-        "{} ({} bytes), {} regions of {}",
+        "{} ({} bytes), {} regions of {}, written in blocks of {} bytes",
         size_text(geometry.size_bytes()),
         geometry.size_bytes(),
         geometry.regions(),
-        size_text(geometry.region_bytes())
+        size_text(geometry.region_bytes()),
+        record.block.bytes()
     )
 }
 
@@ -189,6 +190,7 @@ pub(crate) fn json(survey: &Survey) -> String {
             "size_bytes": geometry.size_bytes(),
             "region_bytes": geometry.region_bytes(),
             "regions": geometry.regions(),
+            "block_bytes": chosen.record.block.bytes(),
         }));
     }
     records.extend(

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use map_file::MapFile;
+use map_store::MapFile;
 use migration_core::{
     map::{self, Area, BitmapSector, Chosen, MapError, RoleRecord, SECTOR_BYTES, SECTOR_REGIONS},
     units::RegionIndex,
