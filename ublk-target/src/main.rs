@@ -4,6 +4,11 @@ use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use migration_core::route::Side;
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 use ublk_target::{
     custody::{Inherited, InheritedArgument},
     serve::{self, Options},
@@ -80,12 +85,14 @@ impl From<Leg> for Side {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("SHUNT_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = std::env::var("SHUNT_LOG").ok();
+    let filter = filter.and_then(|text| text.parse::<Targets>().ok());
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(LevelFilter::TRACE)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        .finish()
+        .with(filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO)))
         .init();
     let outcome = match arguments.command {
         Command::Format { map, leg } => serve::format(&map, std::io::stdin().lock(), leg.into()),

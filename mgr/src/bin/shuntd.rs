@@ -9,7 +9,9 @@ use clap::Parser;
 use mgr::daemon::{self, Config};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The program that serves a volume.
 const UBLK_TARGET: &str = "ublk-target";
@@ -39,11 +41,14 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("SHUNT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = std::env::var("SHUNT_LOG").ok();
+    let filter = filter.and_then(|text| text.parse::<Targets>().ok());
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_max_level(LevelFilter::TRACE)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        .finish()
+        .with(filter.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO)))
         .init();
     match start(arguments) {
         Ok(()) => ExitCode::SUCCESS,

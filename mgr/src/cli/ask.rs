@@ -96,8 +96,11 @@ pub struct Poll {
     shuntd: Shuntd,
     request: Request,
     absence_max: Duration,
-    /// When shuntd last answered. Before its first answer, its absence is a problem immediately.
-    answered_at: Option<Instant>,
+    /// Before the first answer of shuntd, its absence is a problem immediately.
+    has_answered: bool,
+    /// When shuntd was first found absent since its last answer. Not when it last answered: the
+    /// reader of the events may have been slow.
+    absent_since: Option<Instant>,
 }
 
 impl Poll {
@@ -108,7 +111,8 @@ impl Poll {
             shuntd,
             request: Request::Status { session },
             absence_max,
-            answered_at: None,
+            has_answered: false,
+            absent_since: None,
         }
     }
 
@@ -191,7 +195,8 @@ impl Poll {
         let limit = limit.min(self.shuntd.limits.for_request(request));
         match self.shuntd.exchange(request, limit) {
             Ok(response) => {
-                self.answered_at = Some(Instant::now());
+                self.has_answered = true;
+                self.absent_since = None;
                 without_failure(response).map(Some)
             }
             Err(trouble) if trouble.is_absence() && self.may_be_absent() => Ok(None),
@@ -199,9 +204,9 @@ impl Poll {
         }
     }
 
-    fn may_be_absent(&self) -> bool {
-        self.answered_at
-            .is_some_and(|moment| moment.elapsed() < self.absence_max)
+    fn may_be_absent(&mut self) -> bool {
+        let since = *self.absent_since.get_or_insert_with(Instant::now);
+        self.has_answered && since.elapsed() < self.absence_max
     }
 }
 
@@ -261,7 +266,7 @@ fn exchange_problem(error: &ExchangeError, request: &Request) -> Problem {
         Subject::Session(session) => format!("shunt status {session}"),
         Subject::Volume(_) | Subject::Everything => "shunt status".to_owned(),
     };
-    let unknown = if is_question(request) {
+    let unknown = if request.is_question() {
         ""
     } else {
         "; it is not known whether the command was carried out"
@@ -315,17 +320,6 @@ pub fn wrong_answer() -> Problem {
         "shuntd",
         "gave an answer of the wrong kind",
         "install shunt and shuntd from one release, then shunt status",
-    )
-}
-
-const fn is_question(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::Status { .. }
-            | Request::History { .. }
-            | Request::Samples { .. }
-            | Request::Plan { .. }
-            | Request::Events { .. }
     )
 }
 

@@ -184,6 +184,21 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// Whether the request changes nothing, so that it can be sent again.
+    #[must_use]
+    pub const fn is_question(&self) -> bool {
+        matches!(
+            self,
+            Self::Status { .. }
+                | Self::History { .. }
+                | Self::Samples { .. }
+                | Self::Plan { .. }
+                | Self::Events { .. }
+        )
+    }
+}
+
 /// How long the answer to [`Request::Events`] may take while there is no event, in milliseconds.
 pub const EVENTS_WAIT_MS: u64 = 10_000;
 

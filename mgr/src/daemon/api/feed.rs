@@ -11,6 +11,7 @@ use migration_proto::manager::{Cursor, EventRecord, Record, Request, Response};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use super::page;
 use crate::daemon::clock::steady_ms;
 use crate::store::PairKey;
 
@@ -86,9 +87,9 @@ impl Feed {
         self.lock().cursor.clone()
     }
 
-    /// The events from number `after` on, the number of the next event, and the place in the
-    /// history after the last one. `None` if some of these events are no longer kept, or never
-    /// existed.
+    /// The events from number `after` on that fit into one answer, the number of the event after
+    /// them, and the place in the history before it. `None` if some of these events are no longer
+    /// kept, or never existed.
     fn since(&self, after: u64, session: Option<&str>) -> Option<(u64, Cursor, Vec<Record>)> {
         let kept = self.lock();
         let missing = kept.next.checked_sub(after)?;
@@ -96,15 +97,19 @@ impl Feed {
             .events
             .len()
             .checked_sub(usize::try_from(missing).ok()?)?;
-        let records = kept
-            .events
-            .iter()
-            .skip(first)
-            .filter(|event| session.is_none() || event.session.as_deref() == session)
-            .cloned()
-            .map(Record::Event)
-            .collect();
-        Some((kept.next, kept.cursor.clone(), records))
+        let mut room = page::Room::default();
+        let (mut records, mut next, mut cursor) = (Vec::new(), after, None);
+        for event in kept.events.range(first..) {
+            if session.is_none() || event.session.as_deref() == session {
+                if !room.take(event) {
+                    break;
+                }
+                records.push(Record::Event(event.clone()));
+            }
+            (next, cursor) = (next + 1, Some(&event.cursor));
+        }
+        let cursor = cursor.unwrap_or(&kept.cursor).clone();
+        Some((next, cursor, records))
     }
 
     /// Waits for events from number `after` on, until `limit`.
@@ -157,6 +162,7 @@ pub(crate) const fn waits(request: &Request) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use migration_proto::frame::FRAME_BYTES_MAX;
     use migration_proto::manager::{HistoryEvent, JSON_SCHEMA};
 
     use super::*;
@@ -208,6 +214,38 @@ mod tests {
         assert_eq!(feed.since(begin + 1, None), None);
         let (_, _, records) = feed.since(begin + 2, None).unwrap();
         assert_eq!(records.len(), KEPT_MAX);
+    }
+
+    #[test]
+    fn events_that_do_not_fit_into_one_answer_are_in_the_next() {
+        let feed = Feed::new(place(3));
+        let begin = feed.next();
+        for line in 0..5 {
+            for session in ["s2", "s1"] {
+                feed.push(EventRecord {
+                    cursor: place(line),
+                    ..event(session, &"x".repeat(300_000))
+                });
+            }
+        }
+        let mut lines = Vec::new();
+        let mut after = begin;
+        while let (next, cursor, records) = feed.since(after, Some("s1")).unwrap()
+            && !records.is_empty()
+        {
+            assert!(serde_json::to_vec(&records).unwrap().len() < FRAME_BYTES_MAX);
+            for record in records {
+                let Record::Event(event) = record else {
+                    panic!("{record:?}")
+                };
+                lines.push(event.cursor.line);
+            }
+            assert!(cursor.line >= *lines.last().unwrap());
+            assert!(cursor.line <= lines.last().unwrap() + 1);
+            after = next;
+        }
+        assert_eq!(lines, [0, 1, 2, 3, 4]);
+        assert_eq!(after, begin + 10);
     }
 
     #[tokio::test]

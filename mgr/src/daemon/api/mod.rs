@@ -4,6 +4,7 @@
 pub(super) mod deferred;
 pub(super) mod feed;
 pub(super) mod listening;
+pub(super) mod page;
 pub(super) mod records;
 pub(super) mod refusal;
 pub(super) mod socket;

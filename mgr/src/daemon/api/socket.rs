@@ -196,15 +196,23 @@ async fn converse(
         if !feed::waits(&request) {
             seat.places(Places::became_busy);
         }
+        // A question can be asked again: a client that waits for news does so when shuntd is back,
+        // if the connection ends without an answer.
+        let is_question = request.is_question();
         let (reply, answer) = oneshot::channel();
         let call = Call {
             request,
             who,
             reply,
         };
-        let response = match calls.send(call).await {
-            Ok(()) => answer.await.unwrap_or_else(|_| ending()),
-            Err(_) => ending(),
+        let answered = match calls.send(call).await {
+            Ok(()) => answer.await.ok(),
+            Err(_) => None,
+        };
+        let response = match answered {
+            Some(response) => response,
+            None if is_question => return Ok(()),
+            None => ending(),
         };
         match send(&mut stream, &response).await {
             Err(FrameError::TooLarge(bytes)) => send(&mut stream, &too_large(bytes)).await?,
@@ -284,4 +292,38 @@ fn ending() -> Response {
             .to_owned(),
         next: "start shuntd, then see `shunt status`".to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a client gets for a request to a shuntd that ends before it answers.
+    async fn at_the_end(request: &Request) -> Result<Response, FrameError> {
+        let (mut client, stream) = UnixStream::pair().unwrap();
+        let (calls, mut called) = mpsc::channel(1);
+        let seat = Seats::default().admit().unwrap();
+        let admission = Admission { root_only: false };
+        tokio::spawn(async move { converse(stream, calls, admission, &seat).await });
+        link::write(&mut client, &Hello::current()).await.unwrap();
+        let _: Welcome = link::read(&mut client).await.unwrap();
+        link::write(&mut client, request).await.unwrap();
+        drop(called.recv().await.unwrap());
+        link::read(&mut client).await
+    }
+
+    #[tokio::test]
+    async fn a_question_to_a_shuntd_that_ends_can_be_asked_again() {
+        let events = Request::Events {
+            session: None,
+            after: Some(7),
+        };
+        let answer = at_the_end(&events).await;
+        assert!(matches!(answer, Err(FrameError::Closed)), "{answer:?}");
+        let session = "s1".to_owned();
+        match at_the_end(&Request::Commit { session }).await {
+            Ok(Response::Failed(failure)) => assert!(failure.cause.contains("ending")),
+            other => panic!("{other:?}"),
+        }
+    }
 }

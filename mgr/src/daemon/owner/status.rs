@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use super::Owner;
 use super::concern::Concern;
 use crate::daemon::api::feed::Watched;
-use crate::daemon::api::records;
+use crate::daemon::api::{page, records};
 use crate::daemon::context::now_ms;
 use crate::daemon::copies::gauge;
 use crate::daemon::event::Event;
@@ -158,12 +158,11 @@ impl Owner {
                 (Ok(notes), Some(name)) if notes.is_empty() && !known => {
                     Response::Failed(failure::no_session(&name))
                 }
-                (Ok(notes), _) => Response::Records {
-                    records: notes
-                        .into_iter()
-                        .map(|note| Record::Event(records::event(note, &end)))
-                        .collect(),
-                },
+                (Ok(notes), _) => {
+                    let notes = notes.into_iter();
+                    let events = notes.map(|note| records::event(note, &end)).collect();
+                    records_of(page::last(events))
+                }
                 (Err(error), _) => Response::Failed(failure::store("history", &error)),
             };
             // The client may have disconnected.
@@ -180,12 +179,11 @@ impl Owner {
                 store.history_after(&place, session.as_deref(), HISTORY_LINES_AFTER_MAX)
             });
             let response = match notes.await {
-                Ok(Ok(notes)) => Response::Records {
-                    records: notes
-                        .into_iter()
-                        .map(|note| Record::Event(records::event(note, &after)))
-                        .collect(),
-                },
+                Ok(Ok(notes)) => {
+                    let notes = notes.into_iter();
+                    let events = notes.map(|note| records::event(note, &after)).collect();
+                    records_of(page::first(events))
+                }
                 Ok(Err(lost)) => Response::Failed(failure::refused(
                     format!("cursor {after}"),
                     format!("what happened after it is not known: {lost}"),
@@ -287,5 +285,11 @@ impl Owner {
             Some(row) => gauge::send_samples(&self.context, row, reply),
             None => Self::refuse(reply, failure::no_session(session)),
         }
+    }
+}
+
+fn records_of(events: Vec<EventRecord>) -> Response {
+    Response::Records {
+        records: events.into_iter().map(Record::Event).collect(),
     }
 }
