@@ -1,8 +1,9 @@
 //! The format of the map file: bytes only, no file.
 //!
-//! Everything is little-endian. A sector is 512 bytes with a checksum of its own. Sectors are written
-//! in blocks of one or eight ([`BlockSize`]); the layout serves both, because every part begins at a
-//! multiple of 4096. `docs/formats.md` describes the same for people, with the crash argument.
+//! Everything is little-endian. A sector is 512 bytes with a checksum of its own. Sectors are
+//! written in blocks of one or eight ([`BlockSize`]); the layout serves both, because every part
+//! begins at a multiple of 4096. `docs/formats.md` describes the same for people, with the crash
+//! argument.
 //!
 //! | offset | length | what |
 //! |---|---|---|

@@ -24,8 +24,8 @@ use crate::{
     units::{Range, RegionIndex, Time},
 };
 
-/// The most sectors of one batch. A batch has whole blocks: at most one of each bitmap, its last, has
-/// fewer sectors than the others.
+/// The most sectors of one batch. A batch has whole blocks: at most one of each bitmap, its last,
+/// has fewer sectors than the others.
 pub const MAP_BATCH_SECTORS_MAX: usize = 16;
 
 /// The interval between sweeps of copied regions, in nanoseconds. After a crash, what was copied
