@@ -129,7 +129,7 @@ pub(crate) fn direct_io_alignment_bytes(fd: BorrowedFd<'_>) -> io::Result<Option
 
 /// The logical block size of the storage below a regular file, in bytes: 512 if it is not known.
 #[must_use]
-pub fn file_block_bytes(file: &std::fs::File) -> u32 {
+pub fn file_block_bytes(file: &File) -> u32 {
     // Old kernels reject the query.
     let alignment_bytes = direct_io_alignment_bytes(file.as_fd()).ok().flatten();
     alignment_bytes.unwrap_or(0).max(512)
